@@ -1,0 +1,463 @@
+//! The path from one record to the sealed root of its block (0907).
+//!
+//! ```text
+//! 0907  01 record hash
+//!       0911 metarecord             if the record is one
+//!       then step by step, from the leaf to the root:
+//!       02 { 01 correction  02 sibling }   the running hash is the left child
+//!       03 { 01 correction  02 sibling }   it is the right child
+//! ```
+//!
+//! A step takes the level from `l` to `l + correction + 1`, which goes into the
+//! hash; a correction of 0 is left out. The first sibling is the mask.
+
+use super::{
+    builder::BuildError,
+    hashing::{Kind, Leaves, parent_level},
+    lines::Lines,
+    reader::{Block, Metarecord, encode_metarecord, expect, unflagged},
+    tag,
+};
+use crate::{
+    chain::{self, LevelOverflow, Link, Sibling, Side},
+    error::{DecodeError, DecodeErrorKind, EncodeError},
+    hash::{Algorithm, Imprint, hash, node},
+    tlv::{Element, Tag, Writer},
+    tree::level_for,
+};
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// One step of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Which child of the parent the running hash is.
+    pub side: Side,
+    /// How many levels are skipped.
+    pub correction: u8,
+    /// The other child.
+    pub sibling: Imprint,
+}
+
+/// The path from a record to the root of its block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordChain {
+    record: Imprint,
+    metarecord: Option<Vec<u8>>,
+    steps: Vec<Step>,
+    root: Imprint,
+    level: u8,
+}
+
+/// Why steps make no path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ProofError {
+    /// The first step does not join the record with its mask, at level 1 and
+    /// on the side that tells lines from metarecords. Without this rule, an
+    /// inner node could be passed off as a line.
+    #[error("the first step does not make a leaf")]
+    NoLeaf,
+    /// The levels pass 255.
+    #[error(transparent)]
+    LevelOverflow(#[from] LevelOverflow),
+}
+
+impl RecordChain {
+    /// The longest path accepted: levels rise with each step and end at 255.
+    pub const MAX_STEPS: usize = 255;
+
+    /// A path from `record` along `steps`; for a metarecord also its bytes.
+    ///
+    /// # Errors
+    /// [`ProofError`].
+    pub fn new(
+        record: Imprint,
+        metarecord: Option<Vec<u8>>,
+        steps: Vec<Step>,
+    ) -> Result<Self, ProofError> {
+        let mask_side = if metarecord.is_some() {
+            Side::Left
+        } else {
+            Side::Right
+        };
+        if !steps
+            .first()
+            .is_some_and(|step| step.correction == 0 && step.side == mask_side)
+        {
+            return Err(ProofError::NoLeaf);
+        }
+        let (root, level) = chain::climb(record.algorithm(), record, 0, &links(&steps))?;
+        Ok(Self {
+            record,
+            metarecord,
+            steps,
+            root,
+            level,
+        })
+    }
+
+    /// Hash of the line, or of the metarecord.
+    #[must_use]
+    pub fn record(&self) -> Imprint {
+        self.record
+    }
+
+    /// The metarecord's bytes, an 0911, if the record is one.
+    #[must_use]
+    pub fn metarecord(&self) -> Option<&[u8]> {
+        self.metarecord.as_deref()
+    }
+
+    /// The steps, from the leaf to the root.
+    #[must_use]
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// The steps as links of an aggregation chain that starts at level 0.
+    #[must_use]
+    pub fn links(&self) -> Vec<Link> {
+        links(&self.steps)
+    }
+
+    /// The root that the steps lead to, and its level. All of them hash by the
+    /// algorithm of the record hash.
+    #[must_use]
+    pub fn root(&self) -> (Imprint, u8) {
+        (self.root, self.level)
+    }
+
+    /// Whether this is the path of a line with these bytes.
+    #[must_use]
+    pub fn is_of_line(&self, line: &[u8]) -> bool {
+        self.metarecord.is_none() && hash(self.record.algorithm(), &[line]) == self.record
+    }
+
+    /// The bytes of the 0907.
+    ///
+    /// # Errors
+    /// If the path does not fit into an element.
+    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        let mut writer = Writer::new();
+        writer.nested(tag::RECORD_CHAIN, |w| {
+            w.imprint(1, &self.record)
+                .raw(self.metarecord().unwrap_or_default())
+                .each(&self.steps, |w, step| {
+                    w.nested(tag_of(step.side), |w| {
+                        let correction = (step.correction > 0).then_some(step.correction.into());
+                        w.optional_integer(1, correction).imprint(2, &step.sibling)
+                    });
+                })
+        });
+        writer.finish()
+    }
+
+    /// Reads an 0907.
+    ///
+    /// # Errors
+    /// What is malformed, and where. A metarecord that does not have the hash
+    /// stored with it is a [`DecodeErrorKind::Conflict`].
+    pub fn decode(element: &Element<'_>) -> Result<Self, DecodeError> {
+        expect(element, tag::RECORD_CHAIN)?;
+        let (mut record, mut metarecord) = (None, None);
+        let mut steps = Vec::new();
+        for child in element.children() {
+            let child = child?;
+            match child.tag {
+                1 => child.fill(&mut record, child.imprint()?)?,
+                2 | 3 if steps.len() == Self::MAX_STEPS => {
+                    return Err(child.error(DecodeErrorKind::TooMany(child.tag)));
+                }
+                2 | 3 => steps.push(Step::decode(&child)?),
+                tag::METARECORD => {
+                    Metarecord::decode(&child)?;
+                    child.fill(&mut metarecord, child)?;
+                }
+                _ => child.ignore()?,
+            }
+            unflagged(&child, &[1, 2, 3])?;
+        }
+        let record: Imprint = element.require(record, 1)?;
+        if let Some(metarecord) = metarecord
+            && hash(record.algorithm(), &[metarecord.raw]) != record
+        {
+            return Err(metarecord.error(DecodeErrorKind::Conflict(tag::METARECORD)));
+        }
+        Self::new(
+            record,
+            metarecord.map(|element| element.raw.to_vec()),
+            steps,
+        )
+        .map_err(|error| match error {
+            ProofError::NoLeaf => element.error(DecodeErrorKind::Malformed(
+                "path: its first step makes no leaf",
+            )),
+            ProofError::LevelOverflow(_) => element.error(DecodeErrorKind::Range),
+        })
+    }
+}
+
+impl Step {
+    fn decode(element: &Element<'_>) -> Result<Self, DecodeError> {
+        let (mut correction, mut sibling) = (None, None);
+        for child in element.children() {
+            let child = child?;
+            match child.tag {
+                1 => child.fill(&mut correction, child.byte()?)?,
+                2 => child.fill(&mut sibling, child.imprint()?)?,
+                _ => child.ignore()?,
+            }
+            unflagged(&child, &[1, 2])?;
+        }
+        Ok(Self {
+            side: if element.tag == tag_of(Side::Left) {
+                Side::Left
+            } else {
+                Side::Right
+            },
+            correction: correction.unwrap_or(0),
+            sibling: element.require(sibling, 2)?,
+        })
+    }
+}
+
+fn links(steps: &[Step]) -> Vec<Link> {
+    let link = |step: &Step| Link {
+        side: step.side,
+        correction: step.correction,
+        sibling: Sibling::Imprint(step.sibling),
+    };
+    steps.iter().map(link).collect()
+}
+
+fn tag_of(side: Side) -> Tag {
+    match side {
+        Side::Left => 2,
+        Side::Right => 3,
+    }
+}
+
+/// One block's whole tree, to take the paths of many records from it: O(log n)
+/// each. Keeps about three imprints per record.
+#[derive(Clone, Debug)]
+pub struct BlockTree {
+    /// Makes masks and leaves.
+    leaves: Leaves,
+    previous_leaf: Imprint,
+    records: Vec<Imprint>,
+    metarecords: BTreeMap<usize, Vec<u8>>,
+    /// `levels[j]` holds the roots of all complete subtrees over `2^j` leaves.
+    levels: Vec<Vec<Imprint>>,
+}
+
+impl BlockTree {
+    /// An empty tree that starts as the block with this header does.
+    #[must_use]
+    pub fn new(algorithm: Algorithm, iv: &[u8], previous_leaf: Imprint) -> Self {
+        Self {
+            leaves: Leaves::new(algorithm, iv, previous_leaf),
+            previous_leaf,
+            records: Vec::new(),
+            metarecords: BTreeMap::new(),
+            levels: vec![Vec::new()],
+        }
+    }
+
+    /// The tree of `block` over its lines, of which [`Block::line_count`] are
+    /// taken. Whether its root is the sealed one is for the caller to compare,
+    /// or for [`super::verify_block`]. `None` if there are too few lines.
+    pub fn of_block(block: &Block<'_>, lines: &mut Lines<'_>) -> Option<Self> {
+        let header = &block.header;
+        let mut tree = Self::new(header.algorithm, header.iv, header.previous_leaf);
+        let mut metarecords = block.metarecords().peekable();
+        for index in 0..block.seal.count {
+            match metarecords.next_if(|metarecord| metarecord.index == index) {
+                Some(metarecord) => tree.encoded_metarecord(metarecord.bytes.to_vec()),
+                None => tree.record_line(lines.next()?),
+            }
+        }
+        Some(tree)
+    }
+
+    /// Adds a line, given without its line end.
+    pub fn record_line(&mut self, line: &[u8]) {
+        let record = hash(self.leaves.algorithm(), &[line]);
+        self.insert(Kind::Line, record);
+    }
+
+    /// Adds a line by its hash.
+    ///
+    /// # Errors
+    /// [`BuildError::Algorithm`] if it is not by the block's algorithm.
+    pub fn record(&mut self, record: Imprint) -> Result<(), BuildError> {
+        BuildError::unless_by(self.leaves.algorithm(), &record)?;
+        self.insert(Kind::Line, record);
+        Ok(())
+    }
+
+    /// Adds a metarecord.
+    ///
+    /// # Errors
+    /// If it does not fit into an element.
+    pub fn metarecord(&mut self, key: &str, value: &str) -> Result<(), EncodeError> {
+        let encoded = encode_metarecord(self.count(), key, value)?;
+        self.encoded_metarecord(encoded);
+        Ok(())
+    }
+
+    /// Number of records, metarecords included.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// The record that line `line` is, both counted from 0: metarecords are
+    /// records without a line.
+    #[must_use]
+    pub fn record_of_line(&self, line: u64) -> u64 {
+        self.metarecords.keys().fold(line, |record, &metarecord| {
+            // Keys ascend: once one lies beyond the record, so do all others.
+            record + u64::from(metarecord as u64 <= record)
+        })
+    }
+
+    /// The root and its level, or `None` without any record.
+    #[must_use]
+    pub fn root(&self) -> Option<(Imprint, u8)> {
+        let root = self.merged_below(self.levels.len())?;
+        Some((root, level_for(self.count())))
+    }
+
+    /// The path of record `index`, counted from 0, metarecords included.
+    #[must_use]
+    pub fn chain(&self, index: u64) -> Option<RecordChain> {
+        let index = usize::try_from(index)
+            .ok()
+            .filter(|&index| index < self.records.len())?;
+        let mut steps = vec![self.mask_step(index)];
+        let slot = self.steps_within_subtree(index, &mut steps);
+        self.steps_across_subtrees(slot, &mut steps);
+        let metarecord = self.metarecords.get(&index).cloned();
+        Some(
+            RecordChain::new(self.records[index], metarecord, steps)
+                .expect("a tree over at most 2^64 records is less than 67 levels high"),
+        )
+    }
+
+    fn encoded_metarecord(&mut self, encoded: Vec<u8>) {
+        let record = hash(self.leaves.algorithm(), &[&encoded]);
+        self.metarecords.insert(self.records.len(), encoded);
+        self.insert(Kind::Metarecord, record);
+    }
+
+    fn insert(&mut self, kind: Kind, record: Imprint) {
+        self.records.push(record);
+        let mut top = self.leaves.push(kind, &record);
+        for slot in 0.. {
+            if slot == self.levels.len() {
+                self.levels.push(Vec::new());
+            }
+            let level = &mut self.levels[slot];
+            level.push(top);
+            let &[.., left, right] = level.as_slice() else {
+                return;
+            };
+            if level.len() % 2 == 1 {
+                return;
+            }
+            top = self.parent(slot, &left, &right);
+        }
+    }
+
+    fn mask_step(&self, index: usize) -> Step {
+        let previous = match index {
+            0 => &self.previous_leaf,
+            _ => &self.levels[0][index - 1],
+        };
+        let side = if self.metarecords.contains_key(&index) {
+            Side::Left
+        } else {
+            Side::Right
+        };
+        Step {
+            side,
+            correction: 0,
+            sibling: self.leaves.mask_after(previous),
+        }
+    }
+
+    /// Climbs to the root of the complete subtree that holds leaf `index`;
+    /// returns its slot.
+    fn steps_within_subtree(&self, index: usize, steps: &mut Vec<Step>) -> usize {
+        let mut slot = 0;
+        while let Some(&sibling) = self.levels[slot].get(index >> slot ^ 1) {
+            let side = if index >> slot & 1 == 0 {
+                Side::Left
+            } else {
+                Side::Right
+            };
+            steps.push(Step {
+                side,
+                correction: 0,
+                sibling,
+            });
+            slot += 1;
+        }
+        slot
+    }
+
+    /// Climbs from the subtree in `slot` to the root of the block: first the
+    /// smaller subtrees join it on the right, then each larger one on the left.
+    fn steps_across_subtrees(&self, slot: usize, steps: &mut Vec<Step>) {
+        let mut level = slot + 1;
+        if let Some(sibling) = self.merged_below(slot) {
+            steps.push(Step {
+                side: Side::Left,
+                correction: 0,
+                sibling,
+            });
+            level += 1;
+        }
+        for larger in slot + 1..self.levels.len() {
+            if let Some(&sibling) = self.subtree(larger) {
+                let parent = usize::from(parent_level(larger));
+                // Levels stay below 67.
+                let correction = (parent - level - 1) as u8;
+                steps.push(Step {
+                    side: Side::Right,
+                    correction,
+                    sibling,
+                });
+                level = parent;
+            }
+        }
+    }
+
+    /// The subtrees in slots below `slot`, merged; `None` if there are none.
+    fn merged_below(&self, slot: usize) -> Option<Imprint> {
+        (0..slot)
+            .filter_map(|slot| Some((slot, self.subtree(slot)?)))
+            .fold(None, |smaller, (slot, subtree)| match smaller {
+                None => Some(*subtree),
+                Some(smaller) => Some(self.parent(slot, subtree, &smaller)),
+            })
+    }
+
+    /// The subtree in `slot` that has no parent yet.
+    fn subtree(&self, slot: usize) -> Option<&Imprint> {
+        self.levels[slot]
+            .last()
+            .filter(|_| self.levels[slot].len() % 2 == 1)
+    }
+
+    fn parent(&self, slot: usize, left: &Imprint, right: &Imprint) -> Imprint {
+        let algorithm = self.leaves.algorithm();
+        node(
+            algorithm,
+            left.as_bytes(),
+            right.as_bytes(),
+            parent_level(slot),
+        )
+    }
+}

@@ -1,0 +1,41 @@
+//! What several test binaries need. Each uses a part of it.
+#![allow(dead_code, reason = "every test binary compiles its own copy")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+
+use pitser_ksi::pki::{PkiError, RsaSigner};
+
+pub(crate) fn testdata(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../testdata/ksi")
+        .join(path)
+}
+
+pub(crate) fn read(path: &str) -> Vec<u8> {
+    std::fs::read(testdata(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+pub(crate) fn text(path: &str) -> String {
+    String::from_utf8(read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// A key of `testdata/ksi/keys`.
+pub(crate) fn key(name: &str) -> RsaSigner {
+    RsaSigner::from_pkcs8_pem(&text(&format!("keys/{name}.pem"))).unwrap()
+}
+
+/// "ok", or the name of the error's variant: what most of these tests compare.
+pub(crate) fn outcome(result: Result<(), PkiError>) -> String {
+    match result {
+        Ok(()) => "ok".to_owned(),
+        Err(error) => {
+            let debug = format!("{error:?}");
+            debug
+                .split(['(', ' ', '{'])
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        }
+    }
+}
