@@ -1,0 +1,155 @@
+//! A log's side of the exchange: getting its heads cosigned.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use pitser_tlog::checkpoint::Checkpoint;
+use pitser_tlog::error::DecodeError;
+use pitser_tlog::merkle::{Nodes, consistency_proof};
+use pitser_tlog::note::{Note, SignatureLine, VerifierKey};
+use pitser_tlog::witness_protocol::{AddCheckpoint, Refusal};
+use thiserror::Error;
+
+/// Something that answers `add-checkpoint`: a witness in this process, or one
+/// behind a socket. May block; call it off the runtime's threads.
+pub trait Cosign: Send + Sync {
+    /// Answers the body of a request (c2sp.org/tlog-witness).
+    ///
+    /// # Errors
+    /// [`Refusal`]: why nothing was cosigned, and whose move is next.
+    fn add_checkpoint(&self, body: &[u8]) -> Result<Vec<SignatureLine>, Refusal>;
+}
+
+impl<W: Cosign + ?Sized> Cosign for Arc<W> {
+    fn add_checkpoint(&self, body: &[u8]) -> Result<Vec<SignatureLine>, Refusal> {
+        (**self).add_checkpoint(body)
+    }
+}
+
+/// A witness as one log knows it.
+pub struct Peer {
+    witness: Box<dyn Cosign>,
+    key: VerifierKey,
+    /// The size that the witness is believed to hold for this log; it corrects us.
+    held_size: u64,
+}
+
+impl Peer {
+    /// A witness and the key that its cosignatures must verify under.
+    ///
+    /// What it holds need not be remembered: it is asked for with the first head.
+    pub fn new(witness: Box<dyn Cosign>, key: VerifierKey) -> Self {
+        Self {
+            witness,
+            key,
+            held_size: 0,
+        }
+    }
+
+    /// The witness's key.
+    pub fn key(&self) -> &VerifierKey {
+        &self.key
+    }
+
+    /// Gets `head` cosigned, proving consistency from `nodes`.
+    ///
+    /// The cosignature has been verified; add it to the note.
+    ///
+    /// # Errors
+    /// [`SubmitError`]. [`Forked`](SubmitError::Forked) and
+    /// [`Ahead`](SubmitError::Ahead) contradict the log itself.
+    pub fn cosign<N>(&mut self, nodes: &N, head: &Note) -> Result<SignatureLine, SubmitError>
+    where
+        N: Nodes + ?Sized,
+        N::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let size = Checkpoint::parse(head.text())?.size();
+        let believed = self.held_size.min(size);
+        match self.ask(nodes, head, believed, size) {
+            // The witness corrects us.
+            Err(SubmitError::Refused(Refusal::Conflict { size: held })) => {
+                self.ask(nodes, head, held, size)
+            }
+            answer => answer,
+        }
+    }
+
+    fn ask<N>(
+        &mut self,
+        nodes: &N,
+        head: &Note,
+        old_size: u64,
+        size: u64,
+    ) -> Result<SignatureLine, SubmitError>
+    where
+        N: Nodes + ?Sized,
+        N::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let proof = consistency_proof(nodes, old_size, size);
+        let request = AddCheckpoint {
+            old_size,
+            proof: proof.map_err(|error| SubmitError::Nodes(error.into()))?,
+            head: head.clone(),
+        };
+        let answer = self.witness.add_checkpoint(request.to_string().as_bytes());
+        let lines = answer.map_err(|refusal| judge(refusal, old_size, size))?;
+        let valid = |line: &SignatureLine| self.key.verify(head.text(), line).is_ok();
+        let line = lines.into_iter().find(valid);
+        let line = line.ok_or(SubmitError::NoCosignature)?;
+        self.held_size = size;
+        Ok(line)
+    }
+}
+
+/// What a refusal says about a log that proved `size` leaves from `old_size`.
+fn judge(refusal: Refusal, old_size: u64, size: u64) -> SubmitError {
+    match refusal {
+        Refusal::Inconsistent => SubmitError::Forked { size: old_size },
+        // It refuses the very size that it holds: it holds another root.
+        Refusal::Conflict { size: held } if held == old_size => SubmitError::Forked { size: held },
+        Refusal::Conflict { size: held } if held > size => SubmitError::Ahead { size: held },
+        refusal => SubmitError::Refused(refusal),
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("key", &self.key)
+            .field("held_size", &self.held_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a head was not cosigned.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The log as it is now does not continue the head of `size` leaves that
+    /// the witness holds.
+    #[error("the log does not continue the {size} leaves that the witness holds")]
+    Forked {
+        /// Leaves of the head that contradicts the log.
+        size: u64,
+    },
+    /// The witness holds a larger head: the log has been rewound, or a newer
+    /// head was submitted by somebody else with its key.
+    #[error("the witness already holds {size} leaves")]
+    Ahead {
+        /// Leaves of the head that the witness holds.
+        size: u64,
+    },
+    /// The witness refused for another reason.
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
+    /// The witness answered without a valid cosignature by its key.
+    #[error("no valid cosignature in the answer")]
+    NoCosignature,
+    /// What was to be cosigned is no checkpoint.
+    #[error("not a checkpoint: {0}")]
+    NotACheckpoint(#[from] DecodeError),
+    /// The log could not read its own nodes.
+    #[error("nodes: {0}")]
+    Nodes(#[source] Box<dyn Error + Send + Sync>),
+}
