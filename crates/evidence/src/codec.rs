@@ -1,0 +1,228 @@
+//! Canonical JSON (RFC 8785) and the text forms of bytes inside it.
+//!
+//! Everything Pitser hashes or signs as JSON is read strictly: a document is
+//! accepted only if writing it again gives the very same bytes. Duplicate and
+//! unknown members, other orders, other escapes, white space, fractions and
+//! integers beyond 2^53 - 1 are therefore all refused.
+
+use data_encoding::{BASE64, HEXLOWER};
+use pitser_ksi::hash::Imprint;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+
+/// The largest integer that every JSON reader keeps exactly (RFC 8785 §3.2.2.3).
+pub const MAX_INTEGER: u64 = (1 << 53) - 1;
+
+/// Why bytes are not a canonical document.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// Not JSON, or not of the expected shape; says where.
+    #[error("{0}")]
+    Syntax(String),
+    /// Well-formed, but not written canonically: first difference at this byte.
+    #[error("not canonical JSON (RFC 8785): differs at byte {at}")]
+    NotCanonical {
+        /// Offset of the first byte that canonical writing would change.
+        at: usize,
+    },
+    /// A member breaks a rule of the format.
+    #[error("{0}")]
+    Rule(String),
+}
+
+/// Writes `value` as canonical JSON.
+///
+/// Types in this crate declare their members in RFC 8785 order and hold only
+/// strings, integers, booleans, arrays and objects, for which compact
+/// `serde_json` output *is* the canonical form; tests compare it with an
+/// independent canonicaliser.
+pub fn to_canonical<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our types have string keys and no failing serialisers")
+}
+
+/// Reads a canonical document.
+///
+/// # Errors
+/// [`CodecError::Syntax`] or [`CodecError::NotCanonical`], with the place.
+pub fn from_canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let value: T = serde_json::from_slice(bytes).map_err(|e| CodecError::Syntax(e.to_string()))?;
+    let again = to_canonical(&value);
+    if again == bytes {
+        return Ok(value);
+    }
+    let at = again
+        .iter()
+        .zip(bytes)
+        .position(|(a, b)| a != b)
+        .unwrap_or_else(|| again.len().min(bytes.len()));
+    Err(CodecError::NotCanonical { at })
+}
+
+/// An integer no larger than [`MAX_INTEGER`].
+///
+/// # Errors
+/// [`CodecError::Rule`] naming the member.
+pub fn bounded(member: &str, value: u64) -> Result<(), CodecError> {
+    if value > MAX_INTEGER {
+        return Err(CodecError::Rule(format!("{member} is larger than 2^53 - 1")));
+    }
+    Ok(())
+}
+
+/// 32 bytes, written as 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes32(pub [u8; 32]);
+
+impl fmt::Display for Bytes32 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Bytes32 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for Bytes32 {
+    type Err = CodecError;
+    fn from_str(text: &str) -> Result<Self, CodecError> {
+        let bytes = HEXLOWER
+            .decode(text.as_bytes())
+            .map_err(|e| CodecError::Rule(format!("not lower-case hexadecimal: {e}")))?;
+        let array = bytes
+            .try_into()
+            .map_err(|_| CodecError::Rule("not 32 bytes of hexadecimal".into()))?;
+        Ok(Self(array))
+    }
+}
+
+impl Serialize for Bytes32 {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes32 {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// An imprint, written as hexadecimal of algorithm id and digest (`01…`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Digest(pub Imprint);
+
+impl Digest {
+    /// The default hash of `parts`, joined: SHA-256.
+    pub fn of(parts: &[&[u8]]) -> Self {
+        Self(pitser_ksi::hash::hash(pitser_ksi::hash::Algorithm::Sha256, parts))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&HEXLOWER.encode(self.0.as_bytes()))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for Digest {
+    type Err = CodecError;
+    fn from_str(text: &str) -> Result<Self, CodecError> {
+        let bytes = HEXLOWER
+            .decode(text.as_bytes())
+            .map_err(|e| CodecError::Rule(format!("not lower-case hexadecimal: {e}")))?;
+        Imprint::from_bytes(&bytes)
+            .map(Self)
+            .map_err(|e| CodecError::Rule(format!("not an imprint: {e}")))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Any bytes, written as padded standard base64.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Blob(pub Vec<u8>);
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blob({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&BASE64.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        BASE64
+            .decode(text.as_bytes())
+            .map(Self)
+            .map_err(|e| D::Error::custom(format!("not base64: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Doc {
+        a: String,
+        b: u64,
+    }
+
+    #[track_caller]
+    fn refused(text: &str) {
+        assert!(from_canonical::<Doc>(text.as_bytes()).is_err(), "{text}");
+    }
+
+    #[test]
+    fn reads_only_what_it_writes() {
+        let doc = Doc { a: "õ\n\u{7f}/".into(), b: 7 };
+        let bytes = to_canonical(&doc);
+        assert_eq!(bytes, "{\"a\":\"õ\\n\u{7f}/\",\"b\":7}".as_bytes());
+        assert_eq!(from_canonical::<Doc>(&bytes), Ok(doc));
+        refused(r#"{"b":7,"a":""}"#);
+        refused(r#"{"a":"","b":7} "#);
+        refused(r#"{"a":"","b":7.0}"#);
+        refused(r#"{"a":"","a":"","b":7}"#);
+        refused(r#"{"a":"","b":7,"c":1}"#);
+        refused(r#"{"a":"\u0041","b":7}"#);
+    }
+
+    #[test]
+    fn hexadecimal_is_strict() {
+        let text = "00".repeat(32);
+        assert!(text.parse::<Bytes32>().is_ok());
+        assert!(text.to_uppercase().parse::<Bytes32>().is_ok());
+        assert!("AA".repeat(32).parse::<Bytes32>().is_err());
+        assert!("00".repeat(31).parse::<Bytes32>().is_err());
+        assert!("0100".parse::<Digest>().is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! The evidence file: everything an outsider needs about one patient
+//! (docs/spec/35-evidence.md).
+//!
+//! One canonical JSON object and a line feed. Trail lines stand in it as
+//! objects; since both are canonical, their bytes are those of the trail.
+//! Nothing in the file is trusted: each statement either follows from the
+//! verifier's anchors or is checked against one that does, and the whole is
+//! signed with the trail's own key, so that no byte is without meaning.
+
+use crate::codec::{Blob, Bytes32, CodecError, bounded, from_canonical, to_canonical};
+use crate::line::Line;
+use crate::map::Path;
+use serde::{Deserialize, Serialize};
+
+/// The format that this module writes.
+pub const FORMAT: &str = "pitser-evidence/1";
+
+/// Longest evidence file read, in bytes: 256 MiB.
+pub const MAX_FILE: usize = 256 << 20;
+
+/// A whole evidence file. Members stand in canonical order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    /// The auditor's signed statement on the head, as a note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
+    /// The blocks that the lines and the map's root stand in, by number.
+    pub blocks: Vec<BlockProof>,
+    /// `pitser-evidence/1`.
+    pub format: String,
+    /// Line 0 of the trail.
+    pub genesis: Line,
+    /// The cosigned head, as a note.
+    pub head: String,
+    /// The patient's lines and those of the pseudo-patients, by `seq`.
+    pub lines: Vec<LineProof>,
+    /// That these are all.
+    pub map: MapProof,
+    /// Name of the trail.
+    pub origin: String,
+    /// A publications file, to be checked against the verifier's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publications: Option<Blob>,
+    /// Signature line of the trail's key over all the rest.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub signature: String,
+    /// Whom the evidence is about.
+    pub subject: Subject,
+}
+
+/// One block: its log entry, the entry's place in the log, and its seal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockProof {
+    /// Block number.
+    pub block: u64,
+    /// The log entry.
+    pub leaf: Blob,
+    /// Inclusion proof under the head, bottom-up.
+    pub path: Vec<Bytes32>,
+    /// The KSI-compatible signature, if it has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Blob>,
+}
+
+/// One line with its place in its block and what of it is disclosed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LineProof {
+    /// Block number.
+    pub block: u64,
+    /// Record chain (RECSIG12 element 0907).
+    pub chain: Blob,
+    /// The line.
+    pub line: Line,
+    /// What the line's commitments hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<Opening>,
+}
+
+/// Disclosed contents of a line's commitments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opening {
+    /// All columns of the row, in the table's order; hidden ones as a hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<OpenColumn>>,
+    /// The person behind the actor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub person: Option<OpenPerson>,
+    /// The raw message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw: Option<OpenRaw>,
+}
+
+/// One column: hidden (only its leaf), or open with nonce and value.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenColumn {
+    /// The value where it is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Blob>,
+    /// Leaf of a column that is not disclosed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<Bytes32>,
+    /// Column name.
+    pub name: String,
+    /// Its nonce.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Bytes32>,
+    /// The engine's canonical value; absent with `bytes` absent is NULL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+impl OpenColumn {
+    /// A disclosed column.
+    pub fn open(name: &str, nonce: Bytes32, value: Option<&[u8]>) -> Self {
+        let text = value.and_then(|v| std::str::from_utf8(v).ok()).map(str::to_owned);
+        let bytes = if text.is_none() { value.map(|v| Blob(v.to_vec())) } else { None };
+        Self { bytes, hidden: None, name: name.to_owned(), nonce: Some(nonce), value: text }
+    }
+
+    /// The disclosed bytes, `None` for NULL.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match (&self.value, &self.bytes) {
+            (Some(text), _) => Some(text.as_bytes()),
+            (None, Some(bytes)) => Some(&bytes.0),
+            (None, None) => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for OpenColumn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "OpenColumn({}, {} bytes)", self.name, self.bytes().map_or(0, <[u8]>::len))
+    }
+}
+
+/// The person behind an actor, disclosed.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenPerson {
+    /// Nonce of the commitment.
+    pub nonce: Bytes32,
+    /// Name or personal code, as it was reported.
+    pub value: String,
+}
+
+impl std::fmt::Debug for OpenPerson {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "OpenPerson({} bytes)", self.value.len())
+    }
+}
+
+/// A raw message, disclosed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenRaw {
+    /// The message.
+    pub bytes: Blob,
+    /// Nonce of the commitment.
+    pub nonce: Bytes32,
+}
+
+/// The lists of the patient and of the two pseudo-patients in the map.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapProof {
+    /// Block whose log entry holds the map's root: the last one under the head.
+    pub block: u64,
+    /// The list `*many`.
+    pub many: MapEntry,
+    /// The subject's list.
+    pub patient: MapEntry,
+    /// The list `*unknown`.
+    pub unknown: MapEntry,
+}
+
+/// A leaf of the map, or its absence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapEntry {
+    /// The leaf's value; absent if the map has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaf: Option<Blob>,
+    /// Its path under the root.
+    pub path: Path,
+}
+
+/// The subject, opened: identifier and proof of the pseudonym.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subject {
+    /// The patient's identifier in the database.
+    pub id: String,
+    /// VRF proof that the pseudonym belongs to it, 80 bytes.
+    pub proof: Blob,
+}
+
+impl std::fmt::Debug for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Subject(private)")
+    }
+}
+
+impl Evidence {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Anything that [`Evidence::encode`] would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        if bytes.len() > MAX_FILE {
+            return Err(CodecError::Rule(format!("evidence file longer than {MAX_FILE} bytes")));
+        }
+        let body = bytes
+            .strip_suffix(b"\n")
+            .ok_or_else(|| CodecError::Rule("the file does not end in a line feed: it is truncated".into()))?;
+        let evidence: Self = from_canonical(body)?;
+        if evidence.format != FORMAT {
+            return Err(CodecError::Rule(format!(
+                "format {:?} is not {FORMAT}: a newer Pitser wrote it",
+                evidence.format
+            )));
+        }
+        evidence.genesis.check()?;
+        for proof in &evidence.lines {
+            proof.line.check()?;
+            bounded("block", proof.block)?;
+        }
+        Ok(evidence)
+    }
+
+    /// The file's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = to_canonical(self);
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// The note text that the trail's key signs: the digest of everything
+    /// but the signature.
+    pub fn signed_text(&self) -> String {
+        let unsigned = Self { signature: String::new(), ..self.clone() };
+        let digest = crate::codec::Digest::of(&[&to_canonical(&unsigned)]);
+        format!("{FORMAT}\n{}\n{digest}\n", self.origin)
+    }
+}

@@ -1,0 +1,564 @@
+//! The trail line: one event on one record or patient (docs/spec/30-trail.md).
+//!
+//! A line is one canonical JSON object (RFC 8785) and a line feed. Its bytes
+//! without the line feed are what is hashed, so this module never "repairs":
+//! it reads exactly what it would write.
+//!
+//! No member holds a column value or an identifier in clear. Table and column
+//! names, database role, application and client stand in clear.
+
+use crate::codec::{Bytes32, CodecError, Digest, bounded, from_canonical, to_canonical};
+use crate::finding::Code;
+use serde::{Deserialize, Serialize};
+
+/// The version that this module writes.
+pub const VERSION: u8 = 1;
+
+/// Longest line read or written, in bytes without the line feed.
+pub const MAX_LINE: usize = 1 << 20;
+
+/// One trail line. Members stand in canonical order; do not reorder them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// Who did it, and how far that is proved; absent if nobody is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
+    /// When, by the engine's clock: RFC 3339, UTC, six fractional digits.
+    pub at: Timestamp,
+    /// Body of [`Op::Checkpoint`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Box<Checkpoint>>,
+    /// Names of the columns that changed; for a finding, those that differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<String>>,
+    /// Body of [`Op::Ddl`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ddl: Option<Ddl>,
+    /// The `seq` of the first line of this event.
+    pub event: u64,
+    /// Body of [`Op::Finding`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<Finding>,
+    /// Body of [`Op::Gap`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<Gap>,
+    /// Body of [`Op::Genesis`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub genesis: Option<Box<Genesis>>,
+    /// HMAC of the record's key under its table's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Bytes32>,
+    /// `true` on every line of an event but its last: recovery after a crash
+    /// keeps whole events only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub more: Option<bool>,
+    /// What happened.
+    pub op: Op,
+    /// Whose record it is, as a pseudonym.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patient: Option<Patient>,
+    /// The previous line of this patient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patient_prev: Option<Prev>,
+    /// Place in the source: outbox id, commit LSN and ordinal, or event hash.
+    pub pos: String,
+    /// The previous line of this record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prev: Option<Prev>,
+    /// Purpose of use, as the application stated it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<String>,
+    /// Salted commitment to the raw message that this line was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw: Option<Digest>,
+    /// Commitment to the whole row after the event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<Digest>,
+    /// Position in the trail, from 0 without gaps.
+    pub seq: u64,
+    /// The configured input that reported the event.
+    pub source: String,
+    /// Table or resource type, in clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// The engine's transaction number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx: Option<u64>,
+    /// Format version, 1.
+    pub v: u8,
+}
+
+impl Line {
+    /// A line with only what every line has.
+    pub fn new(op: Op, seq: u64, at: Timestamp, source: &str, pos: &str) -> Self {
+        Self {
+            actor: None,
+            at,
+            checkpoint: None,
+            columns: None,
+            ddl: None,
+            event: seq,
+            finding: None,
+            gap: None,
+            genesis: None,
+            key: None,
+            more: None,
+            op,
+            patient: None,
+            patient_prev: None,
+            pos: pos.to_owned(),
+            prev: None,
+            purpose: None,
+            raw: None,
+            row: None,
+            seq,
+            source: source.to_owned(),
+            table: None,
+            tx: None,
+            v: VERSION,
+        }
+    }
+
+    /// Reads one line, without its line feed.
+    ///
+    /// # Errors
+    /// Anything that [`Line::encode`] would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        if bytes.len() > MAX_LINE {
+            return Err(CodecError::Rule(format!("line longer than {MAX_LINE} bytes")));
+        }
+        let line: Self = from_canonical(bytes)?;
+        line.check()?;
+        Ok(line)
+    }
+
+    /// The bytes that are hashed: canonical JSON without a line feed.
+    pub fn encode(&self) -> Vec<u8> {
+        to_canonical(self)
+    }
+
+    /// The record hash of `line_bytes`: SHA-256 of the bytes without line feed.
+    pub fn hash(line_bytes: &[u8]) -> Digest {
+        Digest::of(&[line_bytes])
+    }
+
+    /// Checks the rules between members (docs/spec/30-trail.md §3).
+    ///
+    /// # Errors
+    /// [`CodecError::Rule`] naming the first rule broken.
+    pub fn check(&self) -> Result<(), CodecError> {
+        let rule = |ok: bool, text: &str| {
+            if ok { Ok(()) } else { Err(CodecError::Rule(text.to_owned())) }
+        };
+        rule(self.v == VERSION, "line version is not 1: a newer Pitser wrote it")?;
+        for (name, value) in [("seq", self.seq), ("event", self.event), ("tx", self.tx.unwrap_or(0))] {
+            bounded(name, value)?;
+        }
+        rule(self.event <= self.seq, "event is later than seq")?;
+        rule(self.more != Some(false), "more is true or absent")?;
+        rule(self.genesis.is_some() == (self.op == Op::Genesis), "genesis body and op disagree")?;
+        rule((self.seq == 0) == (self.op == Op::Genesis), "genesis is line 0, and only that")?;
+        rule(self.checkpoint.is_some() == (self.op == Op::Checkpoint), "checkpoint body and op disagree")?;
+        rule(self.finding.is_some() == (self.op == Op::Finding), "finding body and op disagree")?;
+        rule(self.gap.is_some() == (self.op == Op::Gap), "gap body and op disagree")?;
+        rule(self.ddl.is_some() == (self.op == Op::Ddl), "ddl body and op disagree")?;
+        rule(self.key.is_none() || self.table.is_some(), "key without table")?;
+        rule(self.prev.is_none() || self.key.is_some(), "prev without key")?;
+        rule(self.patient_prev.is_none() || self.patient.is_some(), "patient_prev without patient")?;
+        rule(self.row.is_some() == self.op.commits_row(), "row commitment and op disagree")?;
+        rule(!self.op.needs_key() || self.key.is_some(), "op needs a key")?;
+        for prev in [self.prev, self.patient_prev].into_iter().flatten() {
+            rule(prev.seq < self.seq, "prev does not point back")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a line reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Op {
+    /// First line of a trail.
+    Genesis,
+    /// A row that was there when capture began.
+    Baseline,
+    /// All rows that were there have their baseline line.
+    Live,
+    /// A new row.
+    Create,
+    /// A row or its data was read.
+    Read,
+    /// A changed row.
+    Update,
+    /// A deleted row.
+    Delete,
+    /// A record moved to or from this patient.
+    Relink,
+    /// The schema changed.
+    Ddl,
+    /// Capture did not see everything.
+    Gap,
+    /// Something is wrong.
+    Finding,
+    /// Last line of a block.
+    Checkpoint,
+}
+
+impl Op {
+    /// Lines of this kind carry the commitment of the row as it now is.
+    pub fn commits_row(self) -> bool {
+        matches!(self, Self::Baseline | Self::Create | Self::Update)
+    }
+
+    /// Lines of this kind are always about one record.
+    pub fn needs_key(self) -> bool {
+        self.commits_row() || matches!(self, Self::Delete | Self::Relink)
+    }
+
+    /// The word in the line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Genesis => "genesis",
+            Self::Baseline => "baseline",
+            Self::Live => "live",
+            Self::Create => "create",
+            Self::Read => "read",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::Relink => "relink",
+            Self::Ddl => "ddl",
+            Self::Gap => "gap",
+            Self::Finding => "finding",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// Who did it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Actor {
+    /// Application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// How far the person is proved.
+    pub binding: Binding,
+    /// Client address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// Commitment to the person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub person: Option<Digest>,
+    /// Database role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+}
+
+/// How an actor is bound to an event; never upgraded afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Binding {
+    /// Signed by the person.
+    A,
+    /// Personal certificate or token, verified by the engine or by us.
+    B,
+    /// Asserted by the application.
+    C,
+    /// Database role only.
+    D,
+    /// Unknown.
+    E,
+}
+
+/// A pointer to an earlier line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prev {
+    /// Hash of that line.
+    pub hash: Digest,
+    /// Its `seq`.
+    pub seq: u64,
+}
+
+/// Body of the first line: what the trail is, and the keys that stay fixed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Genesis {
+    /// Verifier key of the trail's log, as a C2SP note key.
+    pub log_key: String,
+    /// Name of the trail, `<organisation>/<source>`.
+    pub origin: String,
+    /// Head of the trail that this one continues, or `none`.
+    pub predecessor: String,
+    /// Random number, so that no two trails share a genesis.
+    pub salt: Bytes32,
+    /// The database's own identity.
+    pub system: String,
+    /// Guarded tables, ordered by name.
+    pub tables: Vec<TableGenesis>,
+    /// The database's timeline.
+    pub timeline: u32,
+    /// What is known not to be covered, in clear.
+    pub uncovered: Vec<String>,
+    /// Public key of the pseudonym function (RFC 9381).
+    pub vrf_key: Bytes32,
+}
+
+/// One guarded table, as the genesis line fixes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableGenesis {
+    /// Columns, in the table's order.
+    pub columns: Vec<String>,
+    /// Columns of the primary key, in key order.
+    pub key: Vec<String>,
+    /// Table name.
+    pub name: String,
+    /// How a row's patient is found, or `none`.
+    pub patient: String,
+    /// Commitment to the table's HMAC key.
+    pub table_key: Digest,
+}
+
+/// Body of a block's last line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Block number, from 0; also the index of its leaf in the log.
+    pub block: u64,
+    /// Lines in the block, this one included.
+    pub count: u64,
+    /// `seq` of the block's first line.
+    pub first: u64,
+    /// Newest quorum-cosigned head: SHA-256 of its note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Digest>,
+    /// Root of the map over all lines before this one.
+    pub map: Digest,
+    /// The last line that the map's root covers.
+    pub map_seq: u64,
+    /// SHA-256 of the table-to-patient mapping.
+    pub mapping: Digest,
+    /// Name of the trail.
+    pub origin: String,
+    /// The source's position that is covered.
+    pub pos: String,
+    /// Newest seal that was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<SealRef>,
+    /// The database's own identity.
+    pub system: String,
+    /// The database's timeline.
+    pub timeline: u32,
+}
+
+/// Names an earlier seal, so that a block cannot have been prepared before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealRef {
+    /// Block that it seals.
+    pub block: u64,
+    /// SHA-256 of the signature's bytes.
+    pub hash: Digest,
+}
+
+/// Body of a finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    /// The line that is concerned, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<u64>,
+    /// What is wrong.
+    pub code: Code,
+    /// One sentence without names, keys or values.
+    pub text: String,
+}
+
+/// Body of a gap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    /// Last position that was seen.
+    pub from: String,
+    /// Next position that was seen.
+    pub to: String,
+}
+
+/// Body of a schema change: hashes of the catalogue fingerprint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ddl {
+    /// Fingerprint afterwards.
+    pub after: Digest,
+    /// Fingerprint before; absent when capture begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Digest>,
+}
+
+/// A patient's pseudonym, or one of the two pseudo-patients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Patient {
+    /// First half of the VRF output over the patient's identifier.
+    Pseudonym(Bytes32),
+    /// Reads of more patients than the configured number.
+    Many,
+    /// Reads whose patients cannot be determined.
+    Unknown,
+}
+
+impl std::fmt::Display for Patient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pseudonym(bytes) => bytes.fmt(f),
+            Self::Many => f.write_str("*many"),
+            Self::Unknown => f.write_str("*unknown"),
+        }
+    }
+}
+
+impl std::str::FromStr for Patient {
+    type Err = CodecError;
+    fn from_str(text: &str) -> Result<Self, CodecError> {
+        match text {
+            "*many" => Ok(Self::Many),
+            "*unknown" => Ok(Self::Unknown),
+            hex => hex.parse().map(Self::Pseudonym),
+        }
+    }
+}
+
+impl Serialize for Patient {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Patient {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// An instant in the one spelling that lines use: `2026-03-14T09:26:53.589793Z`.
+///
+/// Instants in this spelling sort like their text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Timestamp(String);
+
+impl Timestamp {
+    /// From microseconds since 1970.
+    ///
+    /// # Errors
+    /// Instants outside the years 1970 to 9999.
+    pub fn from_micros(micros: u64) -> Result<Self, CodecError> {
+        i64::try_from(micros)
+            .ok()
+            .and_then(|us| jiff::Timestamp::from_microsecond(us).ok())
+            .map(|t| Self(format!("{t:.6}")))
+            .ok_or_else(|| CodecError::Rule("instant outside the years 1970 to 9999".into()))
+    }
+
+    /// Microseconds since 1970.
+    pub fn micros(&self) -> u64 {
+        self.0
+            .parse::<jiff::Timestamp>()
+            .ok()
+            .and_then(|t| u64::try_from(t.as_microsecond()).ok())
+            .expect("checked by every constructor")
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl std::str::FromStr for Timestamp {
+    type Err = CodecError;
+    fn from_str(text: &str) -> Result<Self, CodecError> {
+        let wrong = || CodecError::Rule("instant is not like 2026-03-14T09:26:53.589793Z".into());
+        let instant: jiff::Timestamp = text.parse().map_err(|_| wrong())?;
+        let micros = u64::try_from(instant.as_microsecond()).map_err(|_| wrong())?;
+        let canonical = Self::from_micros(micros)?;
+        if canonical.0 == text { Ok(canonical) } else { Err(wrong()) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Line {
+        let at = "2026-03-14T09:26:53.589793Z".parse().unwrap();
+        let mut line = Line::new(Op::Update, 12, at, "ehr", "841");
+        line.table = Some("observation".into());
+        line.key = Some(Bytes32([7; 32]));
+        line.row = Some(Digest::of(&[b"row"]));
+        line.columns = Some(vec!["status".into(), "väärtus\u{1}".into()]);
+        line.patient = Some(Patient::Pseudonym(Bytes32([9; 32])));
+        line.actor = Some(Actor {
+            app: Some("ehr \"7\"".into()),
+            binding: Binding::C,
+            client: None,
+            person: Some(Digest::of(&[b"p"])),
+            role: None,
+        });
+        line.prev = Some(Prev { hash: Digest::of(&[b"x"]), seq: 3 });
+        line.tx = Some(840);
+        line
+    }
+
+    #[test]
+    fn is_canonical_by_an_independent_canonicaliser() {
+        let bytes = sample().encode();
+        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(serde_json_canonicalizer::to_vec(&value).unwrap(), bytes);
+        assert_eq!(Line::decode(&bytes), Ok(sample()));
+    }
+
+    #[track_caller]
+    fn refused(change: impl FnOnce(&mut Line), part: &str) {
+        let mut line = sample();
+        change(&mut line);
+        let error = Line::decode(&line.encode()).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+
+    #[test]
+    fn rules_between_members() {
+        refused(|l| l.v = 2, "version");
+        refused(|l| l.event = 13, "event");
+        refused(|l| l.table = None, "key without table");
+        refused(|l| l.row = None, "row commitment");
+        refused(|l| l.op = Op::Read, "row commitment");
+        refused(|l| l.op = Op::Gap, "gap body");
+        refused(|l| l.prev = Some(Prev { hash: Digest::of(&[]), seq: 12 }), "point back");
+        refused(|l| l.tx = Some(1 << 53), "2^53");
+    }
+
+    #[test]
+    fn instants_have_one_spelling() {
+        assert!("2026-03-14T09:26:53.589793Z".parse::<Timestamp>().is_ok());
+        for wrong in ["2026-03-14T09:26:53Z", "2026-03-14T09:26:53.589Z", "2026-03-14t09:26:53.589793Z",
+                      "2026-03-14T09:26:53.589793+00:00", "2026-02-30T00:00:00.000000Z", ""] {
+            assert!(wrong.parse::<Timestamp>().is_err(), "{wrong}");
+        }
+        let t = Timestamp::from_micros(1_773_480_413_589_793).unwrap();
+        assert_eq!((t.as_str(), t.micros()), ("2026-03-14T09:26:53.589793Z", 1_773_480_413_589_793));
+    }
+}

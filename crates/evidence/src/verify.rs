@@ -1,0 +1,507 @@
+//! Judging an evidence file against a verifier's own anchors
+//! (docs/spec/35-evidence.md §4).
+//!
+//! The examination runs in a fixed order and stops at the first contradiction.
+//! What is merely missing (an anchor, a publication, an auditor) is noted and
+//! makes the verdict `unconfirmed`.
+
+use crate::anchors::{Anchors, KeyAnchor};
+use crate::audit::Statement;
+use crate::block::LogLeaf;
+use crate::codec::Digest;
+use crate::commit::{column_leaf, commit_person, commit_raw, patient_alpha, row_root};
+use crate::file::{BlockProof, Evidence, LineProof, MapEntry};
+use crate::finding::Code;
+use crate::line::{Genesis, Line, Patient};
+use crate::map::{Leaf, LeafKind, patient_map_key};
+use crate::seal::{self, Seal, SealKeys};
+use crate::vrf::PublicKey;
+use pitser_ksi::logsig::RecordChain;
+use pitser_ksi::time::Second;
+use pitser_ksi::tlv::Element;
+use pitser_tlog::checkpoint::{Checkpoint, verify_quorum};
+use pitser_tlog::merkle;
+use pitser_tlog::note::{Note, SignatureLine, VerifierKey};
+use std::collections::BTreeMap;
+
+/// What an examination came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything that is claimed follows from the anchors.
+    Intact,
+    /// Nothing contradicts the claims; something needed to confirm them is missing.
+    Unconfirmed,
+    /// A claim is contradicted.
+    Broken(Code),
+}
+
+impl Verdict {
+    /// `intact`, `unconfirmed` or `broken`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Intact => "intact",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Broken(_) => "broken",
+        }
+    }
+}
+
+/// How one step of the examination ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepState {
+    /// Follows from the anchors.
+    Matches,
+    /// Not contradicted, and not confirmed.
+    Waiting,
+    /// Contradicted.
+    Broken,
+}
+
+/// One step, as a person reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// One word.
+    pub name: &'static str,
+    /// How it ended.
+    pub state: StepState,
+    /// What was seen.
+    pub text: String,
+}
+
+/// The examination of one evidence file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The outcome.
+    pub verdict: Verdict,
+    /// The steps in their order; the last one broken if the verdict is.
+    pub steps: Vec<Step>,
+}
+
+/// Judges `evidence`. Without anchors the best verdict is `unconfirmed`.
+///
+/// `at` is the instant of the judgement; certificates are judged by it.
+pub fn verify(evidence: &Evidence, anchors: Option<&Anchors>, at: Second) -> Report {
+    let mut examination = Examination { evidence, anchors, at, steps: Vec::new() };
+    let verdict = match examination.run() {
+        Err(Contradiction { name, code, text }) => {
+            examination.note(name, StepState::Broken, format!("{code} {text}"));
+            Verdict::Broken(code)
+        }
+        Ok(()) if examination.steps.iter().all(|s| s.state == StepState::Matches) => Verdict::Intact,
+        Ok(()) => Verdict::Unconfirmed,
+    };
+    Report { verdict, steps: examination.steps }
+}
+
+struct Contradiction {
+    name: &'static str,
+    code: Code,
+    text: String,
+}
+
+fn broken(name: &'static str, code: Code, text: impl Into<String>) -> Contradiction {
+    Contradiction { name, code, text: text.into() }
+}
+
+struct Examination<'a> {
+    evidence: &'a Evidence,
+    anchors: Option<&'a Anchors>,
+    at: Second,
+    steps: Vec<Step>,
+}
+
+struct Head {
+    size: u64,
+    root: merkle::Hash,
+}
+
+impl<'a> Examination<'a> {
+    fn run(&mut self) -> Result<(), Contradiction> {
+        let genesis = self.genesis_body()?;
+        let log_key = self.file(genesis)?;
+        self.genesis()?;
+        let head = self.head(&log_key)?;
+        let blocks = self.blocks(&head)?;
+        self.lines(&blocks)?;
+        let subject = self.subject(genesis)?;
+        let map_root = self.complete(&head, &blocks, subject)?;
+        self.audit(&head, map_root)?;
+        self.openings()
+    }
+
+    fn note(&mut self, name: &'static str, state: StepState, text: impl Into<String>) {
+        self.steps.push(Step { name, state, text: text.into() });
+    }
+
+    fn genesis_body(&self) -> Result<&'a Genesis, Contradiction> {
+        let genesis = self.evidence.genesis.genesis.as_deref();
+        genesis
+            .filter(|g| g.origin == self.evidence.origin)
+            .ok_or_else(|| broken("file", Code::EvidenceAltered, "it does not begin with its trail's genesis line"))
+    }
+
+    /// The trail's own key signed the file as it is.
+    fn file(&mut self, genesis: &Genesis) -> Result<VerifierKey, Contradiction> {
+        let altered = |text: String| broken("file", Code::EvidenceAltered, text);
+        let key: VerifierKey =
+            genesis.log_key.parse().map_err(|e| altered(format!("the genesis line's log key is unusable: {e}")))?;
+        if key.name() != genesis.origin {
+            return Err(altered("the log key in the genesis line bears another trail's name".into()));
+        }
+        let line = SignatureLine::parse(&self.evidence.signature)
+            .map_err(|e| altered(format!("its signature line is unreadable: {e}")))?;
+        if !key.made(&line) || key.verify(&self.evidence.signed_text(), &line).is_err() {
+            return Err(altered("it was changed after the trail's key signed it".into()));
+        }
+        let count = self.evidence.lines.len();
+        self.note("file", StepState::Matches, format!("{count} lines, signed by {}", key.name()));
+        Ok(key)
+    }
+
+    fn genesis(&mut self) -> Result<(), Contradiction> {
+        let hash = Line::hash(&self.evidence.genesis.encode());
+        let Some(anchors) = self.anchors else {
+            self.note("genesis", StepState::Waiting, format!("{hash}: no anchors file to compare it with"));
+            return Ok(());
+        };
+        let mut known = anchors.trails.iter().filter(|t| t.origin == self.evidence.origin).peekable();
+        if known.peek().is_none() {
+            let text = format!("your anchors do not know the trail {}", self.evidence.origin);
+            self.note("genesis", StepState::Waiting, text);
+        } else if known.any(|t| t.genesis == hash) {
+            self.note("genesis", StepState::Matches, hash.to_string());
+        } else {
+            return Err(broken(
+                "genesis",
+                Code::TrailForked,
+                format!("this trail of that name began with {hash}, the one in your anchors did not"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The head is the trail's, and a quorum of witnesses cosigned it.
+    fn head(&mut self, log_key: &VerifierKey) -> Result<Head, Contradiction> {
+        let forked = |text: String| broken("head", Code::TrailForked, text);
+        let note = Note::parse(self.evidence.head.as_bytes()).map_err(|e| forked(format!("unreadable: {e}")))?;
+        let checkpoint = Checkpoint::open(&note, log_key.name(), log_key)
+            .map_err(|e| forked(format!("not signed by the trail's key: {e}")))?;
+        let head = Head { size: checkpoint.size(), root: *checkpoint.root() };
+        if head.size == 0 {
+            return Err(forked("it covers no block".into()));
+        }
+        let quorum = self.anchors.map_or(0, |a| a.witness_quorum as usize);
+        if quorum == 0 {
+            let text = format!("{} blocks; no witness of yours to confirm it", head.size);
+            self.note("head", StepState::Waiting, text);
+            return Ok(head);
+        }
+        let trusted = self.trusted_at(&note);
+        match verify_quorum(&note, log_key, &trusted, quorum) {
+            Ok(seen) => {
+                let text = format!(
+                    "{} blocks, cosigned by {} at {}",
+                    head.size,
+                    seen.witnesses.join(", "),
+                    Second(seen.cosigned_at)
+                );
+                self.note("head", StepState::Matches, text);
+            }
+            Err(pitser_tlog::checkpoint::QuorumError::TooFew { found, required }) => {
+                let text = format!("{} blocks; {found} of {required} required witnesses cosigned", head.size);
+                self.note("head", StepState::Waiting, text);
+            }
+            Err(e) => return Err(forked(e.to_string())),
+        }
+        Ok(head)
+    }
+
+    /// Witness keys whose validity covers what they cosigned. A key with a bad
+    /// signature stays in, so that the quorum check reports it.
+    fn trusted_at(&self, note: &Note) -> Vec<VerifierKey> {
+        let covers = |witness: &&KeyAnchor| {
+            note.cosigned_at(&witness.key).map_or(true, |time| witness.covers(Second(time)))
+        };
+        let witnesses = self.anchors.iter().flat_map(|a| &a.witnesses);
+        witnesses.filter(covers).map(|w| w.key.clone()).collect()
+    }
+
+    /// Every block stands in the log where it says, and its seal holds.
+    fn blocks(&mut self, head: &Head) -> Result<BTreeMap<u64, LogLeaf>, Contradiction> {
+        let keys = SealKeys::new(self.anchors, self.evidence.publications.as_ref().map(|b| b.0.as_slice()), self.at);
+        let mut blocks = BTreeMap::new();
+        let mut seals = SealSummary::default();
+        let mut previous: Option<(u64, Second)> = None;
+        for proof in &self.evidence.blocks {
+            if previous.is_some_and(|(number, _)| number >= proof.block) {
+                return Err(broken("log", Code::BlockMissing, "blocks are not in order"));
+            }
+            let leaf = self.in_log(proof, head)?;
+            let seal = match &proof.seal {
+                None => Seal::Waiting("no seal has come yet".into()),
+                Some(bytes) => seal::check(&bytes.0, leaf.root.0, leaf.level, &keys),
+            };
+            let at = seals.add(proof.block, &seal)?;
+            if let (Some((_, before)), Some(at)) = (previous, at)
+                && at < before
+            {
+                let text = format!("block {} was sealed before the block it follows", proof.block);
+                return Err(broken("seals", Code::SealInvalid, text));
+            }
+            previous = Some((proof.block, at.or(previous.map(|p| p.1)).unwrap_or_default()));
+            blocks.insert(proof.block, leaf);
+        }
+        let text = format!("{} blocks stand in the log of {}", blocks.len(), head.size);
+        self.note("log", StepState::Matches, text);
+        seals.note(self);
+        Ok(blocks)
+    }
+
+    fn in_log(&self, proof: &BlockProof, head: &Head) -> Result<LogLeaf, Contradiction> {
+        let missing = |text: String| broken("log", Code::BlockMissing, format!("block {}: {text}", proof.block));
+        let leaf = LogLeaf::decode(&proof.leaf.0).map_err(|e| missing(e.to_string()))?;
+        if leaf.origin != self.evidence.origin || leaf.block != proof.block {
+            return Err(missing("its log entry is another block's".into()));
+        }
+        let path: Vec<_> = proof.path.iter().map(|b| b.0).collect();
+        merkle::verify_inclusion(
+            merkle::leaf_hash(&proof.leaf.0),
+            proof.block,
+            head.size,
+            &path,
+            &head.root,
+        )
+        .map_err(|e| missing(format!("not under the cosigned head: {e}")))?;
+        Ok(leaf)
+    }
+
+    /// Every line stands in its block.
+    fn lines(&mut self, blocks: &BTreeMap<u64, LogLeaf>) -> Result<(), Contradiction> {
+        let altered = |seq: u64, text: String| broken("lines", Code::LineAltered, format!("line {seq}: {text}"));
+        let mut previous = None;
+        for proof in &self.evidence.lines {
+            let seq = proof.line.seq;
+            if previous.is_some_and(|p| p >= seq) {
+                return Err(altered(seq, "lines are not in order".into()));
+            }
+            previous = Some(seq);
+            let leaf = blocks
+                .get(&proof.block)
+                .ok_or_else(|| altered(seq, format!("its block {} is not in the file", proof.block)))?;
+            let last = leaf.first_seq.saturating_add(leaf.count);
+            if !(leaf.first_seq..last).contains(&seq) {
+                return Err(altered(seq, format!("block {} does not cover it", proof.block)));
+            }
+            let chain = Element::single(&proof.chain.0)
+                .and_then(|element| RecordChain::decode(&element))
+                .map_err(|e| altered(seq, format!("its chain: {e}")))?;
+            if !chain.is_of_line(&proof.line.encode()) {
+                return Err(altered(seq, "its text does not hash to what was sealed".into()));
+            }
+            if chain.root() != (leaf.root.0, leaf.level) {
+                return Err(altered(seq, "its chain does not lead to its block's root".into()));
+            }
+        }
+        let text = format!("{} lines hash to the roots of their blocks", self.evidence.lines.len());
+        self.note("lines", StepState::Matches, text);
+        Ok(())
+    }
+
+    /// The pseudonym in the lines is the named person's, and only one exists.
+    fn subject(&mut self, genesis: &Genesis) -> Result<Patient, Contradiction> {
+        let mismatch = |text: &str| broken("subject", Code::SubjectMismatch, text);
+        let subject = &self.evidence.subject;
+        let proof = subject.proof.0.as_slice().try_into().map_err(|_| mismatch("its proof is not 80 bytes"))?;
+        let alpha = patient_alpha(&self.evidence.origin, &subject.id);
+        let pseudonym = PublicKey(genesis.vrf_key.0)
+            .verify(&alpha, proof)
+            .ok_or_else(|| mismatch("the pseudonym is not that of the named identifier"))?;
+        let patient = Patient::Pseudonym(crate::codec::Bytes32(pseudonym));
+        let allowed = [Some(patient), Some(Patient::Many), Some(Patient::Unknown)];
+        if self.evidence.lines.iter().any(|l| !allowed.contains(&l.line.patient)) {
+            return Err(mismatch("it shows a line that is not the subject's"));
+        }
+        self.note("subject", StepState::Matches, "the pseudonym is that of the named identifier");
+        Ok(patient)
+    }
+
+    /// The lines are all there are, by the map under the head.
+    fn complete(
+        &mut self,
+        head: &Head,
+        blocks: &BTreeMap<u64, LogLeaf>,
+        subject: Patient,
+    ) -> Result<Digest, Contradiction> {
+        let missing = |text: String| broken("complete", Code::BlockMissing, text);
+        let map = &self.evidence.map;
+        if map.block + 1 != head.size {
+            return Err(missing("the map is not that of the head".into()));
+        }
+        let last = blocks.get(&map.block).ok_or_else(|| missing("the head's last block is not in the file".into()))?;
+        let lists = [(subject, &map.patient), (Patient::Many, &map.many), (Patient::Unknown, &map.unknown)];
+        let mut counts = Vec::new();
+        for (patient, entry) in lists {
+            let lines: Vec<_> = self.evidence.lines.iter().filter(|l| l.line.patient == Some(patient)).collect();
+            check_list(&patient, entry, &lines, last.map).map_err(|text| missing(text.into()))?;
+            counts.push(lines.len());
+        }
+        let text = format!(
+            "the map lists {} lines of the subject, {} of *many and {} of *unknown: all are here",
+            counts[0], counts[1], counts[2]
+        );
+        self.note("complete", StepState::Matches, text);
+        Ok(last.map)
+    }
+
+    /// Somebody else replayed the trail and found this log and this map.
+    fn audit(&mut self, head: &Head, map_root: Digest) -> Result<(), Contradiction> {
+        let Some(note) = &self.evidence.audit else {
+            self.note("audit", StepState::Waiting, "no auditor's statement: completeness is the operator's word");
+            return Ok(());
+        };
+        let forked = |text: String| broken("audit", Code::TrailForked, text);
+        let note = Note::parse(note.as_bytes()).map_err(|e| forked(format!("unreadable statement: {e}")))?;
+        let statement = Statement::parse(note.text()).map_err(|e| forked(e.to_string()))?;
+        let same = statement.origin == self.evidence.origin
+            && statement.block == self.evidence.map.block
+            && statement.size == head.size
+            && statement.log_root == head.root
+            && statement.map_root == map_root;
+        if !same {
+            return Err(forked("the auditor's statement is about another head".into()));
+        }
+        let auditors = self.anchors.iter().flat_map(|a| &a.auditors);
+        let trusted = auditors.filter(|a| a.covers(statement.made_at)).find(|a| note.verify(&a.key).is_ok());
+        match trusted {
+            Some(auditor) => {
+                let text = format!("{} replayed every line up to {}", auditor.key.name(), statement.made_at);
+                self.note("audit", StepState::Matches, text);
+            }
+            None => self.note("audit", StepState::Waiting, "no auditor of yours signed: completeness is the operator's word"),
+        }
+        Ok(())
+    }
+
+    /// What is disclosed is what was committed to.
+    fn openings(&mut self) -> Result<(), Contradiction> {
+        let mut opened = 0;
+        for proof in &self.evidence.lines {
+            opened += check_opening(proof).map_err(|what| {
+                broken("values", Code::OpeningInvalid, format!("line {}: {what}", proof.line.seq))
+            })?;
+        }
+        self.note("values", StepState::Matches, format!("{opened} disclosed values open their commitments"));
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct SealSummary {
+    published: u64,
+    keyed: u64,
+    last_at: Option<Second>,
+    waiting: Option<(u64, String)>,
+}
+
+impl SealSummary {
+    /// Counts a seal; gives its time where it has one.
+    fn add(&mut self, block: u64, seal: &Seal) -> Result<Option<Second>, Contradiction> {
+        let at = match seal {
+            Seal::Published { at } => {
+                self.published += 1;
+                Some(*at)
+            }
+            Seal::Keyed { at } => {
+                self.keyed += 1;
+                Some(*at)
+            }
+            Seal::Waiting(why) => {
+                self.waiting.get_or_insert_with(|| (block, why.clone()));
+                None
+            }
+            Seal::Broken(why) => {
+                return Err(broken("seals", Code::SealInvalid, format!("block {block}: {why}")));
+            }
+        };
+        self.last_at = at.or(self.last_at);
+        Ok(at)
+    }
+
+    fn note(self, examination: &mut Examination<'_>) {
+        match self.waiting {
+            Some((block, why)) => examination.note("seals", StepState::Waiting, format!("block {block}: {why}")),
+            None => {
+                let until = self.last_at.unwrap_or_default();
+                let text = match self.keyed {
+                    0 => format!("{} seals up to {until}, by publications of yours", self.published),
+                    keyed => format!(
+                        "{} seals up to {until}, {keyed} of them by the authority's key until the next publication",
+                        self.published + keyed
+                    ),
+                };
+                examination.note("seals", StepState::Matches, text);
+            }
+        }
+    }
+}
+
+fn check_list(patient: &Patient, entry: &MapEntry, lines: &[&LineProof], root: Digest) -> Result<(), &'static str> {
+    let root: [u8; 32] = root.0.digest().try_into().map_err(|_| "the map's root is not SHA-256")?;
+    let value = entry.leaf.as_ref().map(|b| b.0.as_slice());
+    if !entry.path.shows(&root, &patient_map_key(patient), value) {
+        return Err("the map does not hold this list");
+    }
+    let Some(value) = value else {
+        return if lines.is_empty() { Ok(()) } else { Err("the map holds no such list") };
+    };
+    let leaf = Leaf::decode(value).map_err(|_| "the list's leaf is unreadable")?;
+    let mut before = None;
+    for proof in lines {
+        if proof.line.patient_prev != before {
+            return Err("a line between two others is left out");
+        }
+        let hash = Line::hash(&proof.line.encode());
+        before = Some(crate::line::Prev { hash, seq: proof.line.seq });
+    }
+    let last = Some(crate::line::Prev { hash: leaf.last_hash, seq: leaf.last_seq });
+    if leaf.kind != LeafKind::Patient || leaf.count != lines.len() as u64 || before != last {
+        return Err("lines at the end are left out");
+    }
+    Ok(())
+}
+
+fn check_opening(proof: &LineProof) -> Result<u64, &'static str> {
+    let Some(open) = &proof.open else { return Ok(0) };
+    let line = &proof.line;
+    let mut opened = 0;
+    if let Some(columns) = &open.columns {
+        let mut leaves = Vec::with_capacity(columns.len());
+        for column in columns {
+            leaves.push(match (&column.hidden, &column.nonce) {
+                (Some(leaf), None) if column.bytes().is_none() => leaf.0,
+                (None, Some(nonce)) if column.value.is_none() || column.bytes.is_none() => {
+                    opened += 1;
+                    column_leaf(nonce, &column.name, column.bytes())
+                }
+                _ => return Err("a column is neither open nor hidden"),
+            });
+        }
+        if line.row != Some(row_root(&leaves)) {
+            return Err("the row's columns are not those that were sealed");
+        }
+    }
+    if let Some(person) = &open.person {
+        let sealed = line.actor.as_ref().and_then(|a| a.person);
+        if sealed != Some(commit_person(&person.nonce, &person.value)) {
+            return Err("the person is not the one that was sealed");
+        }
+        opened += 1;
+    }
+    if let Some(raw) = &open.raw {
+        if line.raw != Some(commit_raw(&raw.nonce, &raw.bytes.0)) {
+            return Err("the message is not the one that was sealed");
+        }
+        opened += 1;
+    }
+    Ok(opened)
+}
