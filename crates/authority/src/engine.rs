@@ -1,0 +1,245 @@
+//! The round loop: wakes at each second's boundary, closes what has ended, makes
+//! it durable, then answers. Nothing is answered that is not in the calendar.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pitser_ksi::error::EncodeError;
+use pitser_ksi::hash::Imprint;
+use pitser_ksi::pdu::Status;
+use pitser_ksi::pki::{self, SignError, Signer};
+use pitser_ksi::publication::{AuthenticationRecord, PublicationData, SignatureData};
+use pitser_ksi::time::Second;
+use pitser_ksi::tlv::Writer;
+use tokio::sync::watch;
+
+use crate::authority::RoundReport;
+use crate::calendar::{Calendar, CalendarError, zero_leaf};
+use crate::clock::{Clock, Micros};
+use crate::identity::Identity;
+use crate::pace::{ClockFault, Pace};
+use crate::publications::Publications;
+use crate::round::{Closed, Request, Sealed};
+use crate::service::{Service, Ticket, stopping};
+
+pub(crate) struct Engine {
+    pub(crate) service: Arc<Service>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) pace: Pace,
+    pub(crate) press: Press,
+    /// The newest second that is closed.
+    pub(crate) closed: Second,
+    pub(crate) publications: Arc<Publications>,
+    /// 0: only on demand.
+    pub(crate) publish_every_s: u64,
+    /// When the schedule asks for the next publication.
+    pub(crate) publish_at: Second,
+    pub(crate) reports: watch::Sender<RoundReport>,
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// Why rounds have ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Stopped {
+    /// The clock cannot be believed.
+    #[error(transparent)]
+    Clock(#[from] ClockFault),
+    /// The calendar could not be written; what it holds now is not known.
+    #[error("{0}; start again to find out what was stored")]
+    Calendar(#[from] CalendarError),
+    /// The runtime ended, or a task failed.
+    #[error("rounds were interrupted by the end of the program")]
+    Interrupted,
+}
+
+impl Engine {
+    /// Runs until told to stop, then closes the last round; or until a fault.
+    pub(crate) async fn run(mut self) -> Result<(), Stopped> {
+        let outcome = self.rounds().await;
+        let reason = match &outcome {
+            Ok(()) => "the service is shutting down".to_owned(),
+            Err(fault) => fault.to_string(),
+        };
+        // From here on no request is accepted; those that wait are told.
+        fail_all(self.service.close(reason.clone()), &reason);
+        outcome
+    }
+
+    async fn rounds(&mut self) -> Result<(), Stopped> {
+        loop {
+            let stopped = *self.stop.borrow();
+            if stopped && self.service.waiting() == 0 {
+                return Ok(());
+            }
+            let asleep = self.clock.now();
+            self.pace.falls_asleep(asleep)?;
+            let due = Micros::boundary(self.closed.plus(1));
+            tokio::select! {
+                () = self.clock.wait_until(due) => {}
+                // With nothing to answer there is no boundary to wait for.
+                () = stopping(&mut self.stop), if !stopped => continue,
+            }
+            let now = self.clock.now();
+            self.pace.woke(asleep, due, now)?;
+            if now < due {
+                continue;
+            }
+            for round in self.service.close_rounds(now) {
+                self.seal(round).await?;
+            }
+            self.fill(now.ended()).await?;
+            self.publish_if_due().await;
+        }
+    }
+
+    /// Makes one round durable and answers its requests.
+    async fn seal(&mut self, round: Closed<Ticket>) -> Result<(), Stopped> {
+        let (second, press) = (round.second, self.press.clone());
+        let requests = on_disk(move || press.seal(round)).await??;
+        self.report(second, requests);
+        Ok(())
+    }
+
+    /// Makes the seconds up to `until` durable that had no requests.
+    async fn fill(&mut self, until: Second) -> Result<(), Stopped> {
+        if until > self.closed {
+            let press = self.press.clone();
+            on_disk(move || press.append(until, zero_leaf())).await??;
+            self.report(until, 0);
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, second: Second, requests: usize) {
+        self.closed = second;
+        self.reports.send_replace(RoundReport { second, requests });
+    }
+
+    /// Publishes when a multiple of the period has passed. A failure is logged
+    /// and tried again a period later: signing goes on without publications.
+    async fn publish_if_due(&mut self) {
+        if self.publish_every_s == 0 || self.closed < self.publish_at {
+            return;
+        }
+        self.publish_at = next_multiple(self.closed, self.publish_every_s);
+        let (publications, now) = (Arc::clone(&self.publications), self.closed);
+        match on_disk(move || publications.publish(now)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => tracing::error!(error = %e, "publishing failed"),
+            Err(e) => tracing::error!(error = %e, "publishing failed"),
+        }
+    }
+}
+
+/// Turns closed rounds into answers, off the runtime's threads.
+#[derive(Clone)]
+pub(crate) struct Press {
+    /// Locked for one append; by the round loop's work alone.
+    pub(crate) calendar: Arc<Mutex<Calendar>>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) machine_id: Arc<str>,
+}
+
+impl Press {
+    /// Returns how many requests were signed. Every request has been answered.
+    fn seal(&self, round: Closed<Ticket>) -> Result<usize, Stopped> {
+        let second = round.second;
+        let sealed = match round.seal(&self.machine_id) {
+            Ok(sealed) => sealed,
+            // This round is lost, the calendar is sound: tell its callers, go on.
+            Err((round, full)) => {
+                tracing::error!(%second, error = %full, "a round could not be built");
+                fail_all(round.requests, &full.to_string());
+                self.append(second, zero_leaf())?;
+                return Ok(0);
+            }
+        };
+        if let Err(e) = self.append(second, sealed.root()) {
+            fail_all(sealed.into_requests(), &e.to_string());
+            return Err(e);
+        }
+        match self.calendar_part(second) {
+            Ok(calendar_part) => Ok(answer_all(sealed, &calendar_part)),
+            // The root is stored, so the round cannot be done again.
+            Err(e) => {
+                tracing::error!(%second, error = %e, "a round could not be signed");
+                fail_all(sealed.into_requests(), &e.to_string());
+                Ok(0)
+            }
+        }
+    }
+
+    fn append(&self, second: Second, root: Imprint) -> Result<(), Stopped> {
+        Ok(lock(&self.calendar).append(second, root)?)
+    }
+
+    /// The calendar chain of `second` to itself, and the authentication of its
+    /// root: the same for all requests of a round.
+    fn calendar_part(&self, second: Second) -> Result<Vec<u8>, PartError> {
+        let reader = lock(&self.calendar).reader();
+        let chain = reader.chain(second, second)?;
+        let data = PublicationData {
+            time: second,
+            imprint: chain.output(),
+        };
+        let value = self
+            .identity
+            .signer
+            .sign_sha256_rsa(&AuthenticationRecord::message(&data))?;
+        let signature = SignatureData {
+            oid: pki::SHA256_WITH_RSA.to_owned(),
+            value,
+            certificate_id: self.identity.certificate.id().to_vec(),
+            repository: None,
+        };
+        let mut writer = Writer::new();
+        chain.write(&mut writer);
+        AuthenticationRecord::new(data, signature).write(&mut writer);
+        Ok(writer.finish()?)
+    }
+}
+
+/// Why a root that is in the calendar could not be signed.
+#[derive(Debug, thiserror::Error)]
+enum PartError {
+    #[error(transparent)]
+    Calendar(#[from] CalendarError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+fn answer_all(sealed: Sealed<Ticket>, calendar_part: &[u8]) -> usize {
+    let count = sealed.len();
+    for (request, chain) in sealed.into_answers() {
+        request.ticket.sign(&chain, calendar_part);
+    }
+    count
+}
+
+fn fail_all(requests: Vec<Request<Ticket>>, reason: &str) {
+    for request in requests {
+        request.ticket.refuse(Status::INTERNAL_ERROR, reason);
+    }
+}
+
+/// Runs what waits for the disk, or computes long.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Stopped> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Stopped::Interrupted)
+}
+
+/// The calendar refuses to go on after a failed write by itself, so a panic
+/// while it was locked hides nothing.
+fn lock(calendar: &Mutex<Calendar>) -> MutexGuard<'_, Calendar> {
+    calendar.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The first multiple of `period_s` after `at`.
+pub(crate) fn next_multiple(at: Second, period_s: u64) -> Second {
+    Second((at.0 / period_s + 1).saturating_mul(period_s))
+}

@@ -1,0 +1,191 @@
+//! Who the authority is, in three files.
+//!
+//! | file              | content                                               |
+//! |-------------------|-------------------------------------------------------|
+//! | `signing-key.pem` | RSA key, PKCS#8, readable by the owner alone          |
+//! | `certificate.pem` | its self-signed certificate                           |
+//! | `constraint`      | one line, what verifiers demand of the subject, e.g.  |
+//! |                   | `email=publications@example.org`                      |
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use data_encoding::BASE64;
+use pitser_ksi::pki::{self, Certificate, Constraint, PkiError, RsaSigner, Subject, Validity};
+use pitser_ksi::time::Second;
+use rand_core::{OsRng, RngCore};
+
+use crate::durable::{write_durably, write_secret_durably};
+
+const KEY_FILE: &str = "signing-key.pem";
+const CERTIFICATE_FILE: &str = "certificate.pem";
+const CONSTRAINT_FILE: &str = "constraint";
+const KEY_BITS: usize = 2048;
+/// Validity of a new certificate. A publication outlives it by design.
+const VALIDITY_S: u64 = 10 * 365 * 86_400;
+
+pub(crate) struct Identity {
+    pub(crate) signer: RsaSigner,
+    pub(crate) certificate: Certificate,
+    pub(crate) certificate_pem: String,
+    pub(crate) constraint: String,
+}
+
+impl Identity {
+    /// Makes a key and a certificate valid from `from` on; takes about a second.
+    pub(crate) fn create(dir: &Path, subject: &Subject, from: Second) -> Result<(), IdentityError> {
+        let signer = RsaSigner::generate(&mut OsRng, KEY_BITS)?;
+        let validity = Validity {
+            from,
+            until: from.plus(VALIDITY_S),
+        };
+        let der = pki::self_signed(subject, validity, &new_serial(), &signer)?;
+        let key = dir.join(KEY_FILE);
+        write_secret_durably(&key, signer.to_pkcs8_pem()?.as_bytes())
+            .map_err(io_error("write", &key))?;
+        let certificate = dir.join(CERTIFICATE_FILE);
+        write_durably(&certificate, to_pem(&der).as_bytes())
+            .map_err(io_error("write", &certificate))?;
+        let constraint = dir.join(CONSTRAINT_FILE);
+        write_durably(
+            &constraint,
+            format!("{}\n", constraint_on(subject)).as_bytes(),
+        )
+        .map_err(io_error("write", &constraint))
+    }
+
+    pub(crate) fn open(dir: &Path) -> Result<Self, IdentityError> {
+        let key = dir.join(KEY_FILE);
+        let certificate = dir.join(CERTIFICATE_FILE);
+        let mode = fs::metadata(&key)
+            .map_err(io_error("read", &key))?
+            .permissions()
+            .mode();
+        if mode & 0o077 != 0 {
+            return Err(IdentityError::Exposed { path: key });
+        }
+        let key_pem = read(&key)?;
+        let certificate_pem = read(&certificate)?;
+        let constraint = read(&dir.join(CONSTRAINT_FILE))?.trim().to_owned();
+        let certificate = Certificate::from_pem(&certificate_pem)?;
+        if !constraint.parse::<Constraint>()?.is_met_by(&certificate) {
+            return Err(IdentityError::OtherSubject { constraint });
+        }
+        Ok(Self {
+            signer: RsaSigner::from_pkcs8_pem(&key_pem)?,
+            certificate,
+            certificate_pem,
+            constraint,
+        })
+    }
+
+    /// Refuses to sign what no verifier would accept.
+    pub(crate) fn check_valid(&self, now: Second) -> Result<(), IdentityError> {
+        if self.certificate.is_valid_at(now) {
+            return Ok(());
+        }
+        Err(IdentityError::NotValid {
+            now,
+            from: self.certificate.valid_from(),
+            until: self.certificate.valid_until(),
+        })
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("subject", &self.certificate.subject())
+            .finish()
+    }
+}
+
+/// Why the key or certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// Others than the owner can read the key.
+    #[error("{} can be read by others; chmod 600 it, and consider the key known", path.display())]
+    Exposed {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// The certificate is for a time that is not now.
+    #[error("the certificate is valid from {from} to {until}, and it is {now}")]
+    NotValid {
+        /// What the clock shows.
+        now: Second,
+        /// The certificate's first second.
+        from: Second,
+        /// Its last second.
+        until: Second,
+    },
+    /// Somebody exchanged one of the files.
+    #[error("the certificate's subject does not match {constraint}; restore all identity files")]
+    OtherSubject {
+        /// What was demanded.
+        constraint: String,
+    },
+    /// Key or certificate is malformed, or could not be made.
+    #[error("signing key or certificate: {0}")]
+    Pki(#[from] PkiError),
+}
+
+/// The field of the subject that verifiers are to pin.
+fn constraint_on(subject: &Subject) -> String {
+    let fields = [
+        ("email", &subject.email),
+        ("CN", &subject.common_name),
+        ("O", &subject.organization),
+        ("C", &subject.country),
+    ];
+    let field = fields.into_iter().find(|(_, value)| !value.is_empty());
+    field
+        .map(|(name, value)| format!("{name}={value}"))
+        .unwrap_or_default()
+}
+
+fn read(path: &Path) -> Result<String, IdentityError> {
+    fs::read_to_string(path).map_err(io_error("read", path))
+}
+
+/// 16 random bytes, positive.
+fn new_serial() -> [u8; 16] {
+    let mut serial = [0; 16];
+    OsRng.fill_bytes(&mut serial);
+    serial[0] = serial[0] & 0x3f | 0x40;
+    serial
+}
+
+fn to_pem(der: &[u8]) -> String {
+    let text = BASE64.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
+    let path = path.to_owned();
+    move |source| IdentityError::Io {
+        action,
+        path,
+        source,
+    }
+}

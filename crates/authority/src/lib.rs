@@ -1,0 +1,57 @@
+//! The timestamping service: signs what it is asked to within a second, keeps the
+//! calendar, extends signatures to later seconds, and publishes.
+//!
+//! In scope: aggregation rounds ([`round`]), the calendar on disk ([`calendar`]),
+//! the service protocol over TCP and HTTP, the signing key, the publications file.
+//! Elsewhere: formats and hash chains (`ksi`), asking for signatures (`client`),
+//! configuration files and the machine's clock (`cli`), rows and trails (never
+//! heard of here).
+//!
+//! Time is an argument: a [`Clock`] says what time it is and wakes the rounds.
+//! Nothing is answered before its second is on stable storage, no second is
+//! written twice, and a clock that contradicts itself or the calendar stops the
+//! rounds (`CLK-01`).
+//!
+//! ```text
+//! data folder
+//!   calendar/          one leaf a second (docs/spec/20-calendar.md)
+//!   publications.bin   the publications file
+//!   signing-key.pem    RSA key, mode 0600
+//!   certificate.pem    its self-signed certificate: what verifiers trust
+//!   constraint         what verifiers demand of the certificate's subject
+//! ```
+//!
+//! ```no_run
+//! # async fn example(clock: impl pitser_authority::Clock) -> Result<(), Box<dyn std::error::Error>> {
+//! use pitser_authority::{Authority, Config, Second, Subject, User};
+//! let subject = Subject { email: "publications@example.org".into(), ..Subject::default() };
+//! Authority::init("data".as_ref(), Second(1_773_480_413), &subject)?;
+//! let config = Config::new("data").with_user(User::new("anon", "anon"));
+//! let authority = Authority::start(config, clock).await?;
+//! println!("ksi+tcp://anon:anon@{}", authority.tcp_address());
+//! authority.shutdown().await?;
+//! # Ok(()) }
+//! ```
+
+mod authority;
+pub mod calendar;
+mod clock;
+mod config;
+mod durable;
+mod engine;
+mod identity;
+mod pace;
+mod publications;
+pub mod round;
+mod service;
+
+pub use authority::{Authority, AuthorityError, AuthorityHandle, RoundReport};
+pub use clock::{Clock, ManualClock, Micros};
+pub use config::{Config, Limits, MAX_LEVEL, Secret, User};
+pub use engine::Stopped;
+pub use identity::IdentityError;
+pub use pace::ClockFault;
+pub use pitser_ksi::pki::Subject;
+pub use pitser_ksi::time::Second;
+pub use publications::{PublicationsError, Published};
+pub use service::UserError;

@@ -1,0 +1,209 @@
+//! Publishing: the calendar's root at one second, for the world to see.
+//!
+//! `publications.bin` holds every publication there ever was. It is replaced as
+//! a whole and durably, so a reader has the old file or the new one.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use pitser_ksi::error::DecodeError;
+use pitser_ksi::publication::PublicationData;
+use pitser_ksi::publications_file::{BuildError, Contents, PublicationsFile};
+use pitser_ksi::time::Second;
+
+use crate::calendar::{CalendarError, CalendarReader};
+use crate::durable::write_durably;
+use crate::identity::Identity;
+
+const FILE: &str = "publications.bin";
+
+/// A publication that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The second and the calendar's root there.
+    pub data: PublicationData,
+    /// The same as a publication code, to be printed.
+    pub code: String,
+    /// False if this second was published before.
+    pub is_new: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Publications {
+    path: PathBuf,
+    calendar: CalendarReader,
+    identity: Arc<Identity>,
+    /// Held while a file is made and stored: publications come one by one.
+    newest: Mutex<PublicationsFile>,
+    /// The bytes of `newest`, for those who only want to read them.
+    bytes: RwLock<Arc<[u8]>>,
+}
+
+impl Publications {
+    /// Writes a file with the certificate and no publications.
+    pub(crate) fn create(
+        dir: &Path,
+        identity: &Identity,
+        now: Second,
+    ) -> Result<(), PublicationsError> {
+        let contents = Contents {
+            created_at: now,
+            certificates: vec![identity.certificate.der().to_vec()],
+            ..Contents::default()
+        };
+        store(&dir.join(FILE), &build(&contents, identity)?)
+    }
+
+    /// Reads the file, and refuses one that the calendar contradicts.
+    pub(crate) fn open(
+        dir: &Path,
+        calendar: CalendarReader,
+        identity: Arc<Identity>,
+    ) -> Result<Self, PublicationsError> {
+        let path = dir.join(FILE);
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        let file =
+            PublicationsFile::decode(&bytes).map_err(|source| PublicationsError::Malformed {
+                path: path.clone(),
+                source,
+            })?;
+        if let Some(latest) = file.latest() {
+            agree(&calendar, &latest.data)?;
+        }
+        Ok(Self {
+            path,
+            calendar,
+            identity,
+            newest: Mutex::new(file),
+            bytes: RwLock::new(bytes.into()),
+        })
+    }
+
+    pub(crate) fn file(&self) -> Arc<[u8]> {
+        Arc::clone(&self.bytes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Publishes the calendar's newest second. Blocks on the disk.
+    pub(crate) fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let head = self.calendar.head().ok_or(PublicationsError::Empty)?;
+        let data = PublicationData {
+            time: head,
+            imprint: self.calendar.root_at(head)?,
+        };
+        let published = Published {
+            data,
+            code: data.to_code(),
+            is_new: true,
+        };
+        if newest.at_time(head).is_some() {
+            return Ok(Published {
+                is_new: false,
+                ..published
+            });
+        }
+        let file = build(&self.with(&newest, data, now), &self.identity)?;
+        store(&self.path, &file)?;
+        *self.bytes.write().unwrap_or_else(PoisonError::into_inner) = file.encode().into();
+        *newest = file;
+        tracing::info!(second = %data.time, code = published.code, "published");
+        Ok(published)
+    }
+
+    /// What the next file says: all that `file` says, and one publication more.
+    fn with(&self, file: &PublicationsFile, data: PublicationData, now: Second) -> Contents {
+        let mut certificates: Vec<Vec<u8>> = file
+            .certificates()
+            .iter()
+            .map(|record| record.der.clone())
+            .collect();
+        let own = self.identity.certificate.der();
+        if !certificates.iter().any(|der| der == own) {
+            certificates.push(own.to_vec());
+        }
+        let mut publications = file.publications().to_vec();
+        publications.push(data.into());
+        Contents {
+            created_at: now,
+            repository: file.repository().map(str::to_owned),
+            certificates,
+            publications,
+        }
+    }
+}
+
+/// Why there is no new publication, or none at all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublicationsError {
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// The stored file cannot be read.
+    #[error("{} is damaged ({source}); restore it from a copy", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: DecodeError,
+    },
+    /// The new file cannot be made.
+    #[error("cannot make the publications file: {0}")]
+    Build(#[from] BuildError),
+    /// The calendar could not be read.
+    #[error(transparent)]
+    Calendar(#[from] CalendarError),
+    /// What the world was shown is not what the calendar says.
+    #[error(
+        "the calendar does not lead to its own publication of {published}: it was restored \
+         from an old copy, or altered; do not sign with it, restore a newer one"
+    )]
+    Contradiction {
+        /// The second of the publication.
+        published: Second,
+    },
+    /// There is no second to publish yet.
+    #[error("the calendar has no second yet; publish after the first round")]
+    Empty,
+    /// The runtime ended.
+    #[error("publishing was interrupted by the end of the program")]
+    Interrupted,
+}
+
+fn agree(calendar: &CalendarReader, data: &PublicationData) -> Result<(), PublicationsError> {
+    match calendar.root_at(data.time) {
+        Ok(root) if root == data.imprint => Ok(()),
+        Ok(_) | Err(CalendarError::Beyond { .. } | CalendarError::BeforeGenesis { .. }) => {
+            Err(PublicationsError::Contradiction {
+                published: data.time,
+            })
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn build(contents: &Contents, identity: &Identity) -> Result<PublicationsFile, BuildError> {
+    PublicationsFile::build(contents, identity.certificate.der(), &identity.signer)
+}
+
+fn store(path: &Path, file: &PublicationsFile) -> Result<(), PublicationsError> {
+    write_durably(path, file.encode()).map_err(io_error("write", path))
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PublicationsError {
+    let path = path.to_owned();
+    move |source| PublicationsError::Io {
+        action,
+        path,
+        source,
+    }
+}

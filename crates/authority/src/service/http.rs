@@ -1,0 +1,199 @@
+//! PDUs as POST on any path, and what the authority shows by GET.
+//!
+//! | request                 | answer                                             |
+//! |-------------------------|----------------------------------------------------|
+//! | POST any path, one PDU  | one PDU, `application/ksi-response`                |
+//! | GET `/publications.bin` | the publications file                              |
+//! | GET `/health`           | 200, or 503 when it does not sign; one line of text |
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, HttpBody, to_bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::Listener;
+use pitser_ksi::tlv;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::{Service, stopping};
+
+/// Serves connections until `stop` turns true, then until all are answered.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let listener = Bounded {
+        listener,
+        places: Arc::new(Semaphore::new(service.limits.connections)),
+        idle: service.limits.idle,
+    };
+    let pdus = post(answer_pdu);
+    let routes = Router::new()
+        .route("/publications.bin", get(publications).merge(pdus.clone()))
+        .route("/health", get(health).merge(pdus.clone()))
+        .fallback_service(pdus.with_state(Arc::clone(&service)))
+        .with_state(service);
+    let served = axum::serve(listener, routes)
+        .with_graceful_shutdown(async move { stopping(&mut stop).await })
+        .await;
+    if let Err(e) = served {
+        tracing::error!(error = %e, "the HTTP listener failed");
+    }
+}
+
+async fn answer_pdu(State(service): State<Arc<Service>>, body: Body) -> Response {
+    if body.size_hint().lower() > tlv::MAX as u64 {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
+    let (answers, mut queue) = mpsc::channel(1);
+    let Ok(slot) = answers.reserve_owned().await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let status = match tokio::time::timeout(service.limits.idle, to_bytes(body, tlv::MAX)).await {
+        Ok(Ok(frame)) => {
+            service.handle(&frame, slot);
+            StatusCode::OK
+        }
+        Ok(Err(_)) => {
+            service.refuse_garbage(slot);
+            StatusCode::PAYLOAD_TOO_LARGE
+        }
+        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
+    };
+    match queue.recv().await {
+        Some(answer) => (
+            status,
+            [(header::CONTENT_TYPE, "application/ksi-response")],
+            answer,
+        )
+            .into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn publications(State(service): State<Arc<Service>>) -> Response {
+    let file = service.publications_file();
+    (
+        [(header::CONTENT_TYPE, "application/octet-stream")],
+        Vec::from(&*file),
+    )
+        .into_response()
+}
+
+async fn health(State(service): State<Arc<Service>>) -> Response {
+    match service.health() {
+        Ok(text) => (StatusCode::OK, text).into_response(),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
+    }
+}
+
+/// A listener that accepts so many connections at a time and cuts idle ones.
+struct Bounded {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    idle: Duration,
+}
+
+impl Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        loop {
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+                std::future::pending::<()>().await;
+                continue;
+            };
+            // axum's own accept waits out the errors of single peers.
+            let (stream, peer) = Listener::accept(&mut self.listener).await;
+            let connection = Connection {
+                stream,
+                idle: self.idle,
+                timer: Box::pin(sleep(self.idle)),
+                _place: place,
+            };
+            return (connection, peer);
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection whose reads fail after it was silent for `idle`.
+struct Connection {
+    stream: TcpStream,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn stir(&mut self) {
+        self.timer.as_mut().reset(Instant::now() + self.idle);
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(read) => {
+                self.stir();
+                Poll::Ready(read)
+            }
+            Poll::Pending => {
+                ready!(self.timer.as_mut().poll(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stir();
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stir();
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
