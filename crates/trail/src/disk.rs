@@ -1,0 +1,155 @@
+//! The few things that files must do here: append and be durable, be replaced
+//! whole or not at all, and keep secrets from other users of the machine.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A failed operation on a file, with its path and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {what}: {source}{}", path.display(), hint(source))]
+pub struct DiskError {
+    /// The file.
+    pub path: PathBuf,
+    /// What was tried.
+    pub what: &'static str,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl DiskError {
+    /// True if the disk or the user's quota is full.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        )
+    }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ". Free some space: nothing is lost, capture waits and goes on by itself"
+        }
+        io::ErrorKind::PermissionDenied => ". The user that runs pitser must own its data folder",
+        _ => "",
+    }
+}
+
+/// Adds path and attempt to an I/O error.
+pub trait At<T> {
+    /// Names what was tried on which file.
+    ///
+    /// # Errors
+    /// The given error, if there is one.
+    fn at(self, path: &Path, what: &'static str) -> Result<T, DiskError>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, path: &Path, what: &'static str) -> Result<T, DiskError> {
+        self.map_err(|source| DiskError { path: path.to_owned(), what, source })
+    }
+}
+
+/// A file that only grows. Bytes are durable once [`AppendFile::append`] returns.
+#[derive(Debug)]
+pub struct AppendFile {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl AppendFile {
+    /// Opens `path`, creating it durably with `magic` if it is not there.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn open(path: &Path, magic: &[u8]) -> Result<Self, DiskError> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .mode(0o600)
+            .open(path)
+            .at(path, "cannot open")?;
+        let len = file.metadata().at(path, "cannot look at")?.len();
+        let mut this = Self { path: path.to_owned(), file, len };
+        if len < magic.len() as u64 {
+            this.truncate(0)?;
+            this.append(magic)?;
+            sync_dir(path)?;
+        }
+        Ok(this)
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// True if nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends `bytes`; once `Ok`, they survive power loss.
+    ///
+    /// # Errors
+    /// [`DiskError`]; the end of the file is then unknown until it is reopened.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all(bytes).at(&self.path, "cannot write")?;
+        self.file.sync_data().at(&self.path, "cannot make durable")?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Cuts the file to `len` bytes, durably.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn truncate(&mut self, len: u64) -> Result<(), DiskError> {
+        self.file.set_len(len).at(&self.path, "cannot shorten")?;
+        self.file.sync_all().at(&self.path, "cannot make durable")?;
+        self.len = len;
+        Ok(())
+    }
+}
+
+/// Replaces `path` by `bytes`, wholly or not at all, durably.
+///
+/// # Errors
+/// [`DiskError`]; the old content is then still there.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&temporary)
+        .at(&temporary, "cannot create")?;
+    file.write_all(bytes).at(&temporary, "cannot write")?;
+    file.sync_all().at(&temporary, "cannot make durable")?;
+    std::fs::rename(&temporary, path).at(path, "cannot replace")?;
+    sync_dir(path)
+}
+
+/// Makes the directory entry of `path` durable.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    File::open(dir).and_then(|d| d.sync_all()).at(dir, "cannot make durable")
+}
+
+/// Creates a folder that only its owner may enter.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn private_dir(path: &Path) -> Result<(), DiskError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at(path, "cannot create")
+}

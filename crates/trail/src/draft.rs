@@ -1,0 +1,121 @@
+//! A line before it is committed: what happened, in clear, on its way into the
+//! vault and, as commitments and pseudonyms, into the trail.
+
+use pitser_evidence::line::{Binding, Ddl, Finding, Gap, Op, Timestamp};
+use std::fmt;
+
+/// One line to be. Everything in clear here; `Debug` shows none of it.
+#[derive(Clone)]
+pub struct Draft {
+    /// What happened.
+    pub op: Op,
+    /// When, by the engine's clock.
+    pub at: Timestamp,
+    /// The input that reports it.
+    pub source: String,
+    /// Place in that input.
+    pub pos: String,
+    /// The engine's transaction number.
+    pub tx: Option<u64>,
+    /// Table or resource type.
+    pub table: Option<String>,
+    /// Canonical values of the record's key columns.
+    pub key: Option<Vec<Vec<u8>>>,
+    /// Whose record it is.
+    pub patient: Option<PatientId>,
+    /// Who did it.
+    pub actor: Option<DraftActor>,
+    /// Purpose of use.
+    pub purpose: Option<String>,
+    /// Names of the columns that changed.
+    pub columns: Option<Vec<String>>,
+    /// The whole row afterwards: column names and canonical values.
+    pub row: Option<Vec<(String, Option<Vec<u8>>)>>,
+    /// The raw message.
+    pub raw: Option<Vec<u8>>,
+    /// What else the operation needs.
+    pub body: Body,
+}
+
+impl Draft {
+    /// A draft with only what every line has.
+    pub fn new(op: Op, at: Timestamp, source: &str, pos: &str) -> Self {
+        Self {
+            op,
+            at,
+            source: source.to_owned(),
+            pos: pos.to_owned(),
+            tx: None,
+            table: None,
+            key: None,
+            patient: None,
+            actor: None,
+            purpose: None,
+            columns: None,
+            row: None,
+            raw: None,
+            body: Body::None,
+        }
+    }
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Draft({} of {:?} from {})", self.op.as_str(), self.table, self.source)
+    }
+}
+
+/// What some operations carry besides.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Nothing.
+    None,
+    /// Something is wrong.
+    Finding(Finding),
+    /// Capture did not see everything.
+    Gap(Gap),
+    /// The schema changed.
+    Ddl(Ddl),
+}
+
+/// Whose record a line is about, in clear.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PatientId {
+    /// The patient's identifier in the database.
+    Id(String),
+    /// More patients than are listed one by one.
+    Many,
+    /// Cannot be determined.
+    Unknown,
+}
+
+impl fmt::Debug for PatientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Id(_) => "Id(private)",
+            Self::Many => "Many",
+            Self::Unknown => "Unknown",
+        })
+    }
+}
+
+/// Who did it, in clear.
+#[derive(Clone)]
+pub struct DraftActor {
+    /// Application.
+    pub app: Option<String>,
+    /// How far the person is proved.
+    pub binding: Binding,
+    /// Client address.
+    pub client: Option<String>,
+    /// The person; goes to the vault.
+    pub person: Option<String>,
+    /// Database role.
+    pub role: Option<String>,
+}
+
+impl fmt::Debug for DraftActor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DraftActor(app {:?}, role {:?}, binding {:?})", self.app, self.role, self.binding)
+    }
+}

@@ -1,0 +1,344 @@
+//! Histories and evidence files, made from a trail's files beside its writer.
+
+use crate::keys::{KeyError, Keys};
+use crate::layout::Layout;
+use crate::read::{self, BlockInfo, ReadError, View};
+use crate::vault::{Content, Vault, VaultError};
+use pitser_evidence::codec::{Blob, Bytes32};
+use pitser_evidence::commit::{Key, LineNonce};
+use pitser_evidence::file::{
+    BlockProof, Evidence, FORMAT, LineProof, MapEntry, MapProof, OpenColumn, OpenPerson, OpenRaw, Opening, Subject,
+};
+use pitser_evidence::line::{Line, Patient};
+use pitser_ksi::logsig::{BlockTree, Lines, read_block};
+use pitser_ksi::time::Second;
+use pitser_tlog::checkpoint::Checkpoint as Head;
+use pitser_tlog::note::Note;
+use std::collections::BTreeMap;
+
+/// Why nothing could be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The trail cannot be read to its end.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The vault cannot be read.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// Keys cannot be had.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// No line is about the patient.
+    #[error("the trail has no line about this patient. Is the identifier spelled as in the database?")]
+    UnknownPatient,
+    /// No line is about the record.
+    #[error("the trail has no line about this record of table {0}. Is the key spelled as in the database?")]
+    UnknownRecord(String),
+    /// There is no cosigned head yet.
+    #[error("no head of this trail has been cosigned yet: evidence needs one. Wait a few seconds, or check the witnesses")]
+    NoHead,
+    /// A line does not stand where the trail says.
+    #[error("line {0} cannot be read")]
+    Line(u64),
+}
+
+/// One line of a history.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The line.
+    pub line: Line,
+    /// What it commits to, if the vault still opens it.
+    pub content: Option<Content>,
+    /// Its block; `None` while the block is open.
+    pub block: Option<u64>,
+    /// When the block was sealed.
+    pub sealed_at: Option<Second>,
+    /// True if a publication covers the seal.
+    pub published: bool,
+    /// True if a quorum-cosigned head covers the block.
+    pub witnessed: bool,
+}
+
+/// A trail opened for reading, with the keys that open its contents.
+#[derive(Debug)]
+pub struct Exporter {
+    layout: Layout,
+    keys: Keys,
+    vault: Vault,
+    view: View,
+    head: Option<(Note, Head)>,
+}
+
+impl Exporter {
+    /// Reads the whole trail.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn open(layout: Layout) -> Result<Self, ExportError> {
+        Self::read(layout, false)
+    }
+
+    /// Reads the trail up to its newest cosigned head: evidence is as of then.
+    ///
+    /// # Errors
+    /// [`ExportError::NoHead`] before the first one.
+    pub fn open_at_head(layout: Layout) -> Result<Self, ExportError> {
+        Self::read(layout, true)
+    }
+
+    fn read(layout: Layout, at_head: bool) -> Result<Self, ExportError> {
+        let keys = Keys::open(&layout)?;
+        let head = std::fs::read(layout.head()).ok().and_then(|bytes| {
+            let note = Note::parse(&bytes).ok()?;
+            let head = Head::open(&note, keys.origin(), &keys.log().verifier()).ok()?;
+            Some((note, head))
+        });
+        let until = match (&head, at_head) {
+            (Some((_, head)), true) => Some(head.size()),
+            (None, true) => return Err(ExportError::NoHead),
+            (_, false) => None,
+        };
+        let view = read::read(&layout, until, |_, _| {})?;
+        let vault = Vault::open_read_only(&layout.vault(), keys.master())?;
+        Ok(Self { layout, keys, vault, view, head })
+    }
+
+    /// The trail as recomputed.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// All lines about a patient, oldest first.
+    ///
+    /// # Errors
+    /// [`ExportError::UnknownPatient`] and whatever keeps them from being read.
+    pub fn patient_history(&mut self, identifier: &str) -> Result<Vec<Entry>, ExportError> {
+        let patient = self.keys.pseudonym(identifier);
+        let last = self.view.state.patient(&patient).ok_or(ExportError::UnknownPatient)?.last_seq;
+        self.history(last, |line| line.patient_prev.map(|p| p.seq))
+    }
+
+    /// All lines about a record, oldest first. `cells` are its key's canonical values.
+    ///
+    /// # Errors
+    /// [`ExportError::UnknownRecord`] and whatever keeps them from being read.
+    pub fn record_history(&mut self, table: &str, cells: &[Vec<u8>]) -> Result<Vec<Entry>, ExportError> {
+        let key = pitser_evidence::commit::record_key(&self.keys.table(table), cells.iter().map(Vec::as_slice));
+        let record = self.view.state.record(table, &key);
+        let last = record.ok_or_else(|| ExportError::UnknownRecord(table.to_owned()))?.leaf.last_seq;
+        self.history(last, |line| line.prev.map(|p| p.seq))
+    }
+
+    fn history(&mut self, last: u64, before: impl Fn(&Line) -> Option<u64>) -> Result<Vec<Entry>, ExportError> {
+        let mut entries = Vec::new();
+        let mut next = Some(last);
+        while let Some(seq) = next {
+            let (line, _) = self.line(seq)?;
+            next = before(&line);
+            let content = self.vault.get(seq)?.map(|(_, content)| content);
+            entries.push(self.entry(line, content));
+        }
+        entries.reverse();
+        Ok(entries)
+    }
+
+    fn entry(&self, line: Line, content: Option<Content>) -> Entry {
+        let block = self.block_of(line.seq);
+        let covered = self.head.as_ref().map_or(0, |(_, head)| head.size());
+        let published = block.and_then(|b| b.seal.as_deref()).is_some_and(|seal| {
+            pitser_ksi::signature::Signature::decode(seal).is_ok_and(|s| s.publication().is_some())
+        });
+        Entry {
+            line,
+            content,
+            block: block.map(|b| b.leaf.block),
+            sealed_at: block.and_then(|b| b.sealed_at),
+            published,
+            witnessed: block.is_some_and(|b| b.leaf.block < covered),
+        }
+    }
+
+    fn block_of(&self, seq: u64) -> Option<&BlockInfo> {
+        let index = self.view.blocks.partition_point(|b| b.leaf.first_seq <= seq).checked_sub(1)?;
+        let block = &self.view.blocks[index];
+        (seq < block.leaf.first_seq + block.leaf.count).then_some(block)
+    }
+
+    fn line(&self, seq: u64) -> Result<(Line, Vec<u8>), ExportError> {
+        let place = usize::try_from(seq).ok().and_then(|seq| self.view.places.get(seq));
+        let place = place.ok_or(ExportError::Line(seq))?;
+        let bytes = read::read_line(&self.layout, *place).map_err(ReadError::from)?;
+        let line = Line::decode(&bytes).map_err(|_| ExportError::Line(seq))?;
+        Ok((line, bytes))
+    }
+
+    /// The evidence on one patient as of the newest cosigned head.
+    ///
+    /// `seal_of` may replace a block's signature by an extended one; `audit`
+    /// and `publications` are put in as they are.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn evidence(
+        &mut self,
+        identifier: &str,
+        audit: Option<String>,
+        publications: Option<Vec<u8>>,
+        mut seal_of: impl FnMut(u64, &[u8]) -> Vec<u8>,
+    ) -> Result<Evidence, ExportError> {
+        let (note, size) = match &self.head {
+            Some((note, head)) => (note.to_string(), head.size()),
+            None => return Err(ExportError::NoHead),
+        };
+        let last_block = size.checked_sub(1).ok_or(ExportError::NoHead)?;
+        let subject = self.keys.pseudonym(identifier);
+        if self.view.state.patient(&subject).is_none() {
+            return Err(ExportError::UnknownPatient);
+        }
+        let lines = self.lines_of(&[subject, Patient::Many, Patient::Unknown])?;
+        let mut by_block: BTreeMap<u64, Vec<(Line, Option<Opening>)>> = BTreeMap::new();
+        for line in lines {
+            let block = self.block_of(line.seq).ok_or(ExportError::Line(line.seq))?.leaf.block;
+            let opening = self.opening(&line, subject)?;
+            by_block.entry(block).or_default().push((line, opening));
+        }
+        by_block.entry(last_block).or_default();
+        let mut blocks = Vec::new();
+        let mut proofs = Vec::new();
+        for (block, lines) in by_block {
+            blocks.push(self.block_proof(block, size, &mut seal_of)?);
+            proofs.extend(self.line_proofs(block, lines)?);
+        }
+        let mut evidence = Evidence {
+            audit,
+            blocks,
+            format: FORMAT.into(),
+            genesis: self.line(0)?.0,
+            head: note,
+            lines: proofs,
+            map: MapProof {
+                block: last_block,
+                many: self.map_entry(&Patient::Many),
+                patient: self.map_entry(&subject),
+                unknown: self.map_entry(&Patient::Unknown),
+            },
+            origin: self.keys.origin().to_owned(),
+            publications: publications.map(Blob),
+            signature: String::new(),
+            subject: Subject {
+                id: identifier.to_owned(),
+                proof: Blob(self.keys.prove_pseudonym(identifier).to_vec()),
+            },
+        };
+        evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
+        Ok(evidence)
+    }
+
+    fn lines_of(&self, patients: &[Patient]) -> Result<Vec<Line>, ExportError> {
+        let mut lines = Vec::new();
+        for patient in patients {
+            let mut next = self.view.state.patient(patient).map(|leaf| leaf.last_seq);
+            while let Some(seq) = next {
+                let (line, _) = self.line(seq)?;
+                next = line.patient_prev.map(|p| p.seq);
+                lines.push(line);
+            }
+        }
+        lines.sort_by_key(|line| line.seq);
+        Ok(lines)
+    }
+
+    /// What of a line is disclosed to its subject: all of the subject's own;
+    /// of the pseudo-patients' lines only who acted.
+    fn opening(&mut self, line: &Line, subject: Patient) -> Result<Option<Opening>, ExportError> {
+        let own = line.patient == Some(subject);
+        let alone = own && line.raw.is_some() && self.event_is_about(line, subject)?;
+        let Some((key, content)) = self.vault.get(line.seq)? else { return Ok(None) };
+        let nonce = self.nonce(&key, line.seq);
+        let columns = content.row.filter(|_| own).map(|row| {
+            row.iter()
+                .map(|(name, value)| OpenColumn::open(name, nonce.column(name), value.as_ref().map(|v| v.0.as_slice())))
+                .collect()
+        });
+        let opening = Opening {
+            columns,
+            person: content.person.map(|value| OpenPerson { nonce: nonce.person(), value }),
+            raw: content.raw.filter(|_| alone).map(|bytes| OpenRaw { bytes, nonce: nonce.raw() }),
+        };
+        let empty = opening.columns.is_none() && opening.person.is_none() && opening.raw.is_none();
+        Ok((!empty).then_some(opening))
+    }
+
+    /// True if no line of the event is about anyone else.
+    fn event_is_about(&self, line: &Line, subject: Patient) -> Result<bool, ExportError> {
+        for seq in line.event.. {
+            let (other, _) = self.line(seq)?;
+            if other.event != line.event || other.patient != Some(subject) {
+                return Ok(false);
+            }
+            if other.more.is_none() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    fn nonce(&self, key: &Key, seq: u64) -> LineNonce {
+        let timeline = self.view.state.genesis().map_or(1, |g| g.timeline);
+        LineNonce::new(key, self.keys.origin(), timeline, seq)
+    }
+
+    fn block_proof(
+        &self,
+        block: u64,
+        size: u64,
+        seal_of: &mut impl FnMut(u64, &[u8]) -> Vec<u8>,
+    ) -> Result<BlockProof, ExportError> {
+        let info = self.block(block)?;
+        let path = self.view.log.inclusion_proof(block, size).map_err(|_| ExportError::NoHead)?;
+        Ok(BlockProof {
+            block,
+            leaf: Blob(info.leaf.encode()),
+            path: path.into_iter().map(Bytes32).collect(),
+            seal: info.seal.as_ref().map(|seal| Blob(seal_of(block, seal))),
+        })
+    }
+
+    fn line_proofs(&self, block: u64, lines: Vec<(Line, Option<Opening>)>) -> Result<Vec<LineProof>, ExportError> {
+        if lines.is_empty() {
+            return Ok(Vec::new());
+        }
+        let info = self.block(block)?;
+        let first = info.leaf.first_seq;
+        let mut text = Vec::new();
+        for seq in first..first + info.leaf.count {
+            text.extend(self.line(seq)?.1);
+            text.push(b'\n');
+        }
+        let parsed = read_block(&info.logsig, 0).ok().flatten().ok_or(ExportError::Line(first))?;
+        let tree = BlockTree::of_block(&parsed, &mut Lines::new(&text)).ok_or(ExportError::Line(first))?;
+        lines
+            .into_iter()
+            .map(|(line, open)| {
+                let unreadable = || ExportError::Line(line.seq);
+                let chain = tree.chain(line.seq - first).ok_or_else(unreadable)?;
+                let chain = Blob(chain.encode().map_err(|_| unreadable())?);
+                Ok(LineProof { block, chain, line, open })
+            })
+            .collect()
+    }
+
+    fn block(&self, block: u64) -> Result<&BlockInfo, ExportError> {
+        usize::try_from(block).ok().and_then(|b| self.view.blocks.get(b)).ok_or(ExportError::NoHead)
+    }
+
+    fn map_entry(&mut self, patient: &Patient) -> MapEntry {
+        let leaf = self.view.state.patient(patient).map(|leaf| Blob(leaf.encode()));
+        MapEntry { leaf, path: self.view.state.prove_patient(patient) }
+    }
+}

@@ -1,0 +1,162 @@
+//! A trail's secret keys at rest, and the pseudonyms they make.
+
+use crate::disk::{self, At, DiskError};
+use crate::layout::Layout;
+use pitser_evidence::codec::Bytes32;
+use pitser_evidence::commit::{Key, patient_alpha};
+use pitser_evidence::line::Patient;
+use pitser_evidence::vrf;
+use pitser_tlog::note::SigningKey;
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+/// Everything secret about one trail, the vault's master key included.
+pub struct Keys {
+    origin: String,
+    log: SigningKey,
+    vrf: vrf::SecretKey,
+    master: Key,
+    tables: BTreeMap<String, Key>,
+    inputs: Key,
+    pseudonyms: RefCell<HashMap<String, Patient>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    version: u8,
+    origin: String,
+    log_seed: Bytes32,
+    vrf_seed: Bytes32,
+    inputs: Bytes32,
+    tables: BTreeMap<String, Bytes32>,
+}
+
+/// Why keys cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A file is not what it should be. Its content is never shown.
+    #[error("{0}: not a key file of this trail. Restore it from your backup of the keys: without it nothing sealed can be opened")]
+    Unreadable(std::path::PathBuf),
+    /// The system has no random numbers.
+    #[error("the system gave no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+impl Keys {
+    /// Makes new keys for the trail `origin` and stores them durably.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn create(layout: &Layout, origin: &str, tables: &[String]) -> Result<Self, KeyError> {
+        let mut keyed = BTreeMap::new();
+        for table in tables {
+            keyed.insert(table.clone(), Bytes32(random()?));
+        }
+        let stored = Stored {
+            version: 1,
+            origin: origin.to_owned(),
+            log_seed: Bytes32(random()?),
+            vrf_seed: Bytes32(random()?),
+            inputs: Bytes32(random()?),
+            tables: keyed,
+        };
+        let json = serde_json::to_vec_pretty(&stored).expect("strings and maps with string keys");
+        disk::replace(&layout.vault_key(), format!("{}\n", Bytes32(random()?)).as_bytes())?;
+        disk::replace(&layout.keys(), &json)?;
+        Self::open(layout)
+    }
+
+    /// Reads the keys of a trail.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn open(layout: &Layout) -> Result<Self, KeyError> {
+        let (path, master_path) = (layout.keys(), layout.vault_key());
+        let unreadable = || KeyError::Unreadable(path.clone());
+        let json = std::fs::read(&path).at(&path, "cannot read")?;
+        let stored: Stored = serde_json::from_slice(&json).map_err(|_| unreadable())?;
+        let master = std::fs::read_to_string(&master_path).at(&master_path, "cannot read")?;
+        let master: Bytes32 = master.trim_end().parse().map_err(|_| KeyError::Unreadable(master_path))?;
+        Ok(Self {
+            log: SigningKey::from_seed(&stored.origin, &stored.log_seed.0).map_err(|_| unreadable())?,
+            vrf: vrf::SecretKey::from_seed(&stored.vrf_seed.0),
+            master: Key::new(master.0),
+            tables: stored.tables.into_iter().map(|(name, key)| (name, Key::new(key.0))).collect(),
+            inputs: Key::new(stored.inputs.0),
+            origin: stored.origin,
+            pseudonyms: RefCell::default(),
+        })
+    }
+
+    /// Name of the trail.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The key that signs heads and evidence files.
+    pub fn log(&self) -> &SigningKey {
+        &self.log
+    }
+
+    /// The public half of the pseudonym key.
+    pub fn vrf_public(&self) -> vrf::PublicKey {
+        self.vrf.public()
+    }
+
+    /// The vault's master key.
+    pub fn master(&self) -> &Key {
+        &self.master
+    }
+
+    /// The HMAC key of a table. Resources that no guarded table holds, but
+    /// that audit events may name, get keys derived from the inputs' key.
+    pub fn table(&self, table: &str) -> Key {
+        match self.tables.get(table) {
+            Some(key) => key.clone(),
+            None => Key::new(self.inputs.derive(&[b"table\0", table.as_bytes()])),
+        }
+    }
+
+    /// Stable opaque name of a raw message from an input, for `pos`.
+    pub fn message_id(&self, source: &str, raw: &[u8]) -> Bytes32 {
+        Bytes32(self.inputs.derive(&[b"message\0", source.as_bytes(), b"\0", raw]))
+    }
+
+    /// The pseudonym of a patient identifier. Computed once, then remembered.
+    pub fn pseudonym(&self, identifier: &str) -> Patient {
+        if let Some(known) = self.pseudonyms.borrow().get(identifier) {
+            return *known;
+        }
+        let (pseudonym, _) = self.vrf.prove(&patient_alpha(&self.origin, identifier));
+        let patient = Patient::Pseudonym(Bytes32(pseudonym));
+        self.pseudonyms.borrow_mut().insert(identifier.to_owned(), patient);
+        patient
+    }
+
+    /// The proof that a pseudonym belongs to an identifier.
+    pub fn prove_pseudonym(&self, identifier: &str) -> [u8; vrf::PROOF_LEN] {
+        self.vrf.prove(&patient_alpha(&self.origin, identifier)).1
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys(of {})", self.origin)
+    }
+}
+
+/// Fresh random bytes from the system.
+///
+/// # Errors
+/// [`KeyError::Random`].
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], KeyError> {
+    let mut bytes = [0; N];
+    getrandom::getrandom(&mut bytes).map_err(KeyError::Random)?;
+    Ok(bytes)
+}

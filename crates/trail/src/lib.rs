@@ -1,0 +1,28 @@
+//! A source's trail on disk: segments of lines, blocks and their seals, the
+//! vault, recovery after a crash, and what is exported for outsiders.
+//!
+//! In scope: the files of one trail directory ([`layout`]), their single
+//! writer ([`Trail`]), the reader that recomputes everything ([`read`]), keys
+//! at rest ([`keys`]), the vault ([`vault`]), evidence files ([`export`]).
+//! Elsewhere: formats (`evidence`), sockets (signatures and cosignatures are
+//! handed in), what happened in a database (`capture`). Time is an argument.
+//!
+//! The order of every write is: vault, lines, block, seal. Each is on disk
+//! before the next begins, so a crash leaves at most an unfinished end, which
+//! [`Trail::open`] cuts off or completes. ARCHITECTURE.md has the table.
+
+pub mod disk;
+pub mod draft;
+pub mod export;
+pub mod keys;
+pub mod layout;
+pub mod read;
+pub mod vault;
+mod write;
+
+pub use draft::{Body, Draft, DraftActor, PatientId};
+pub use keys::Keys;
+pub use layout::Layout;
+pub use read::{BlockInfo, Damage, ReadError, View, read};
+pub use vault::{Content, Vault};
+pub use write::{BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, TableDraft, Trail, TrailError};
