@@ -1,0 +1,120 @@
+//! What an operator decides about a guarded source.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One `[[source]]` of `pitser.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Name of the source; the last part of the trail's origin.
+    pub name: String,
+    /// Which engine: `sqlite`.
+    pub kind: Kind,
+    /// Where the database is; for SQLite the path of its file.
+    pub url: String,
+    /// Tables to guard; `*` stands for any characters.
+    pub tables: Vec<String>,
+    /// Tables to leave out although `tables` names them.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// How the patient of a row is found: a column, or `column -> table.column`.
+    #[serde(default)]
+    pub patient: BTreeMap<String, String>,
+    /// FHIR resource types and the tables that hold them, for audit events.
+    #[serde(default)]
+    pub resources: BTreeMap<String, String>,
+}
+
+/// The engine of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// An SQLite database file on this machine.
+    Sqlite,
+}
+
+/// How a guardian works; the same for all its sources.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// The organisation; the first part of each trail's origin.
+    pub organisation: String,
+    /// The folder of trails, one below it for each source.
+    pub data: PathBuf,
+    /// A block closes this long before the second ends, in milliseconds.
+    pub close_before_ms: u64,
+    /// A block closes after this many seconds even without lines.
+    pub heartbeat_s: u64,
+    /// Live rows are compared this often, in seconds; 0: only on demand.
+    pub scan_every_s: u64,
+    /// Heads are cosigned this often, in seconds.
+    pub cosign_every_s: u64,
+    /// Witnesses that must have cosigned before a head counts.
+    pub witness_quorum: usize,
+    /// A block that waits longer for its seal is `SEAL-01`, in seconds.
+    pub seal_alarm_s: u64,
+    /// An event on more patients than this goes to the list `*many`.
+    pub many_patients: usize,
+    /// Segments are closed beyond this size, in bytes.
+    pub segment_bytes_max: u64,
+}
+
+impl Tuning {
+    /// The defaults for trails under `data`.
+    pub fn new(organisation: impl Into<String>, data: impl Into<PathBuf>) -> Self {
+        Self {
+            organisation: organisation.into(),
+            data: data.into(),
+            close_before_ms: 80,
+            heartbeat_s: 60,
+            scan_every_s: 60,
+            cosign_every_s: 10,
+            witness_quorum: 0,
+            seal_alarm_s: 300,
+            many_patients: 10,
+            segment_bytes_max: 64 << 20,
+        }
+    }
+
+    /// Name of a source's trail.
+    pub fn origin(&self, source: &Source) -> String {
+        format!("{}/{}", self.organisation, source.name)
+    }
+
+    /// Folder of a source's trail.
+    pub fn layout(&self, source: &Source) -> pitser_trail::Layout {
+        pitser_trail::Layout::new(self.data.join(&source.name))
+    }
+}
+
+/// True if `name` fits `pattern`, in which `*` stands for any characters.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, rest)) => name.strip_prefix(head).is_some_and(|tail| {
+            (0..=tail.len()).any(|at| tail.is_char_boundary(at) && matches(rest, &tail[at..]))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, fits) in [
+            ("observation", "observation", true),
+            ("observation", "observations", false),
+            ("*", "anything", true),
+            ("gnuhealth_*", "gnuhealth_patient", true),
+            ("*_history", "party_history", true),
+            ("*_history", "party_history_2", false),
+            ("a*b*c", "aXbYbZc", true),
+            ("õ*", "õunad", true),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! A source's runtime: takes what happened, writes the trail, has it sealed
+//! and cosigned, looks again at the live rows; and the auditor's replay.
+//!
+//! In scope: one guarded source from its configuration ([`config`]) to its
+//! running [`Guardian`]; preparing a database ([`init`]); the independent
+//! replay of a whole trail ([`audit`]).
+//! Elsewhere: reading databases (`capture`), files (`trail`), comparing rows
+//! (`monitor`), pages and APIs (`web`), clocks (`cli` hands one in).
+//!
+//! One thread owns the source and the trail; everything else reaches it as a
+//! command and waits for the answer.
+
+pub mod audit;
+pub mod config;
+pub mod init;
+mod patients;
+mod runtime;
+mod sealer;
+mod status;
+mod translate;
+
+pub use runtime::{Guardian, Handle, Parts, ScanSummary, StartError, SubmitError};
+pub use status::{BlockStatus, FindingStatus, SourceState, Status};
+
+use std::sync::Arc;
+
+/// Tells the time in microseconds since 1970; only the binary has a real one.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;

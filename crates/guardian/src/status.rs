@@ -1,0 +1,110 @@
+//! What a guardian shows of itself. Names are in clear: for those who run it.
+
+use serde::Serialize;
+
+/// One source, as `guard status --json` and the status page show it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Status {
+    /// Configured name.
+    pub name: String,
+    /// Name of the trail.
+    pub origin: String,
+    /// How it is going.
+    pub state: SourceState,
+    /// Why, if it is not `guarding`.
+    pub trouble: Option<String>,
+    /// The source's position that the trail covers.
+    pub position: String,
+    /// Lines about records, reads and findings (checkpoints not counted).
+    pub events: u64,
+    /// All lines.
+    pub lines: u64,
+    /// Closed blocks.
+    pub blocks: u64,
+    /// Blocks that wait for their seal.
+    pub unsealed: u64,
+    /// When the newest sealed block was sealed (RFC 3339).
+    pub sealed_up_to: Option<String>,
+    /// When the last complete scan ended (RFC 3339).
+    pub verified_up_to: Option<String>,
+    /// Rows that it compared.
+    pub rows_verified: u64,
+    /// Blocks under the newest cosigned head.
+    pub witnessed: u64,
+    /// When that head was cosigned (RFC 3339).
+    pub witnessed_at: Option<String>,
+    /// Patients with a list in the map.
+    pub patients: u64,
+    /// Hash of the genesis line.
+    pub genesis: String,
+    /// Milliseconds from a change to its seal, of the newest blocks.
+    pub seal_latency_ms: Option<Latency>,
+    /// The newest blocks, newest first.
+    pub recent: Vec<BlockStatus>,
+    /// Everything that was found, oldest first.
+    pub findings: Vec<FindingStatus>,
+}
+
+/// How a source is going.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceState {
+    /// Not there yet.
+    #[default]
+    Starting,
+    /// Rows that were there before are being written.
+    Baseline,
+    /// All is well.
+    Guarding,
+    /// The database cannot be reached; capture goes on when it can.
+    DatabaseUnavailable,
+    /// The trail cannot be written; capture goes on when it can.
+    TrailUnavailable,
+    /// The trail was damaged: a person must look.
+    Damaged,
+    /// Stopped.
+    Stopped,
+}
+
+/// How long it takes from a change to its seal.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Latency {
+    /// Half of the events are faster, in milliseconds.
+    pub p50: u64,
+    /// All but one in a hundred are faster, in milliseconds.
+    pub p99: u64,
+}
+
+/// One block on the status page.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockStatus {
+    /// Its number.
+    pub block: u64,
+    /// Lines in it.
+    pub lines: u64,
+    /// When it was sealed (RFC 3339); `None` while it waits.
+    pub sealed_at: Option<String>,
+}
+
+/// One finding, as scripts read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FindingStatus {
+    /// Stable code.
+    pub code: String,
+    /// Table, if it concerns one.
+    pub table: Option<String>,
+    /// Key of the record, in clear.
+    pub key: Option<String>,
+    /// Columns that differ or changed.
+    pub columns: Vec<String>,
+    /// When it was found (RFC 3339).
+    pub at: String,
+    /// The same, in microseconds since 1970.
+    pub found_at_us: u64,
+    /// One sentence.
+    pub text: String,
+    /// False once a later scan no longer finds it.
+    pub open: bool,
+    /// Its own line in the trail.
+    pub line: Option<u64>,
+}

@@ -1,0 +1,13 @@
+//! Is the database still what the trail says? Live rows against the map,
+//! and the findings and incidents that come of it.
+//!
+//! In scope: comparing a snapshot of the guarded tables with the state of the
+//! trail, naming rows and columns that differ, keeping track of what is open.
+//! Elsewhere: when to look (`guardian`), whom to tell (`web`, `cli`), reading
+//! rows (`capture`), opening commitments (`trail`). This crate reads no clock.
+
+mod finding;
+mod scan;
+
+pub use finding::{Finding, Incident, Incidents, key_cells, key_of, show_key};
+pub use scan::{ScanError, ScanReport, differing, scan};
