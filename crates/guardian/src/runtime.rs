@@ -516,6 +516,8 @@ impl Session {
     fn command(&mut self, worker: &mut Worker, command: Command) -> Result<(), Ended> {
         match command {
             Command::Submit { raw, reply } => {
+                // What was committed before the event was sent comes before it.
+                self.capture(worker)?;
                 let taken = self.submit(worker, &raw);
                 let (answer, failed) = match taken {
                     Ok(answer) => (answer, None),
@@ -761,9 +763,8 @@ impl Session {
         drop(snapshot);
         let live = Draft::new(Op::Live, self.now(worker), &worker.parts.source.name, &self.genesis_position.to_string());
         self.append(worker, vec![live])?;
-        self.close(worker)?;
         self.live = true;
-        Ok(())
+        self.close(worker)
     }
 
     fn baseline_rows(
@@ -886,8 +887,10 @@ impl Session {
             body: Body::Ddl(Ddl { after: hash, before }),
             ..Draft::new(Op::Ddl, at.clone(), &parts.source.name, &self.position.to_string())
         }];
-        for drift in &drifts {
-            self.scan_due = true;
+        self.scan_due |= !drifts.is_empty();
+        // An untouched-looking schema with a new version: another table's DDL,
+        // or a trigger dropped and put back. Only the rows can tell.
+        for drift in drifts.iter().filter(|drift| !matches!(drift, Drift::Touched { .. })) {
             let finding = Finding::general(drift_code(drift), drift.to_string());
             if self.incidents.note(finding.clone(), (parts.clock)()) {
                 tracing::warn!(code = %finding.code, "{}", finding.text);

@@ -154,10 +154,9 @@ impl Pending {
     }
 }
 
-/// A begin row together with its end row: what lies between them is attributed.
+/// A begin row that has an end row: what lies between them is attributed.
 struct Bracket {
     begin: u64,
-    end: u64,
     actor: Actor,
     purpose: Option<String>,
 }
@@ -177,10 +176,8 @@ impl Bracket {
                 };
                 let [actor, app, role, client, purpose] =
                     [2, 3, 4, 5, 6].map(|column| optional_text(row, column));
-                let end = Self::end(db, begin)?.filter(|end| *end > at);
-                Ok(end.map(|end| Self {
+                Ok(Self::is_closed(db, begin)?.then(|| Self {
                     begin,
-                    end,
                     actor: asserted(actor, app, role, client),
                     purpose,
                 }))
@@ -189,20 +186,18 @@ impl Bracket {
         }
     }
 
-    /// Where the bracket of this begin row ends. All rows of a transaction
-    /// appear at once, so a begin row whose next mark is not an end row was
-    /// committed without one, and vouches for nothing.
-    fn end(db: &Connection, begin: u64) -> Result<Option<u64>, SqliteError> {
-        let next: Option<(i64, String)> = db
+    /// All rows of a transaction appear at once, so a begin row whose next
+    /// mark is not an end row was committed without one, and vouches for
+    /// nothing.
+    fn is_closed(db: &Connection, begin: u64) -> Result<bool, SqliteError> {
+        let next: Option<String> = db
             .query_row(
-                "SELECT id, kind FROM pitser_outbox WHERE id > ?1 AND kind IN ('begin', 'end') ORDER BY id LIMIT 1",
+                "SELECT kind FROM pitser_outbox WHERE id > ?1 AND kind IN ('begin', 'end') ORDER BY id LIMIT 1",
                 [signed(begin)],
-                |row| Ok((row.get(0)?, row.get(1)?)),
+                |row| row.get(0),
             )
             .optional()?;
-        Ok(next
-            .filter(|(_, kind)| kind == "end")
-            .and_then(|(id, _)| u64::try_from(id).ok()))
+        Ok(next.is_some_and(|kind| kind == "end"))
     }
 }
 
@@ -356,7 +351,7 @@ impl<'a> Reader<'a> {
             _ => return Err("a kind of event that no trigger of ours writes"),
         };
         let image = new.as_ref().or(old.as_ref()).ok_or("no image")?;
-        let bracket = self.bracket.as_ref().filter(|bracket| pos < bracket.end);
+        let bracket = self.bracket.as_ref();
         Ok(Change {
             pos,
             tx: bracket.map_or(pos, |bracket| bracket.begin),

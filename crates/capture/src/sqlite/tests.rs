@@ -228,6 +228,27 @@ fn ignored_insert_leaves_nothing_even_later() {
 }
 
 #[test]
+fn notes_do_not_pile_up() {
+    let mut world = World::new(PATIENT, &["patient"]);
+    let ten = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10)
+         INSERT OR IGNORE INTO patient SELECT i, i, 'x' FROM n";
+    let notes = |world: &World| -> u16 {
+        world
+            .app
+            .query_row("SELECT count(*) FROM pitser_notes_patient", [], |row| {
+                row.get(0)
+            })
+            .unwrap()
+    };
+    world.run(ten);
+    assert_eq!(notes(&world), 0);
+    world.run(ten);
+    assert_eq!(notes(&world), 1, "of the last row alone");
+    world.source.ack(10).unwrap();
+    assert_eq!(notes(&world), 0);
+}
+
+#[test]
 fn upsert_that_updates() {
     check(
         "INSERT INTO patient VALUES(1, 'a', 'x');
@@ -1091,7 +1112,7 @@ fn edited_file_shows_in_a_scan() {
     world.run("INSERT INTO patient VALUES(1, 'a', 'penicillin allergy')");
     let version = world.source.data_version().unwrap();
     let mut file = std::fs::read(&world.path).unwrap();
-    // The last occurrence may be the outbox's; those are hexadecimal.
+    // The outbox holds the text too, but in hexadecimal.
     let at = file
         .windows(10)
         .position(|window| window == b"penicillin")
@@ -1107,6 +1128,40 @@ fn edited_file_shows_in_a_scan() {
     assert_eq!(row.get("name"), Some(&text("no-drug-at allergy")));
     assert_eq!(
         world.live("patient").values().next().unwrap()[2],
+        text("no-drug-at allergy")
+    );
+}
+
+/// An index that holds every column is smaller, and SQLite would scan it
+/// instead: an edit of the table's own page would go unnoticed.
+#[test]
+fn scan_reads_the_table_and_not_an_index_that_covers_it() {
+    let world = World::new(
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, note TEXT, wide VARCHAR(4000) AS (note));
+         CREATE INDEX covering ON t(note)",
+        &["t"],
+    );
+    world.run("INSERT INTO t(k, note) VALUES(1, 'penicillin allergy')");
+    let number = |sql: &str| {
+        usize::from(
+            world
+                .app
+                .query_row(sql, [], |row| row.get::<_, u16>(0))
+                .unwrap(),
+        )
+    };
+    let page = number("SELECT pageno FROM dbstat WHERE name = 't'");
+    let page_size = number("PRAGMA page_size");
+    let mut file = std::fs::read(&world.path).unwrap();
+    let table = &mut file[(page - 1) * page_size..page * page_size];
+    let at = table
+        .windows(10)
+        .position(|window| window == b"penicillin")
+        .unwrap();
+    table[at..at + 10].copy_from_slice(b"no-drug-at");
+    std::fs::write(&world.path, file).unwrap();
+    assert_eq!(
+        world.live("t").values().next().unwrap()[1],
         text("no-drug-at allergy")
     );
 }

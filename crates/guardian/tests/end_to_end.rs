@@ -1,0 +1,357 @@
+//! One small guarded database from its first row to a verified evidence file,
+//! with a real authority, a real witness and real files.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
+
+use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
+use pitser_client::{Client, Endpoint};
+use pitser_evidence::anchors::{AuthorityAnchor, KeyAnchor, PublicationAnchor, TrailAnchor};
+use pitser_evidence::{Anchors, Evidence, StepState, Verdict, verify};
+use pitser_guardian::config::{Kind, Source, Tuning};
+use pitser_guardian::{Clock, Guardian, Handle, Parts, SourceState, StartError, audit, init};
+use pitser_ksi::pki::Subject;
+use pitser_ksi::publication::PublicationData;
+use pitser_ksi::publications_file::PublicationsFile;
+use pitser_ksi::time::Second;
+use pitser_tlog::note::{CosigningKey, Note, SigningKey, VerifierKey};
+use pitser_trail::export::Exporter;
+use pitser_witness::{ClockedWitness, Log, MemoryStore, Peer, Witness};
+use rusqlite::Connection;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+#[allow(clippy::disallowed_methods, reason = "a test is where the clock comes from")]
+fn micros() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+}
+
+fn clock() -> Clock {
+    Arc::new(micros)
+}
+
+fn second() -> Second {
+    Second(micros() / 1_000_000)
+}
+
+const SCHEMA: &str = "
+    PRAGMA journal_mode=WAL;
+    CREATE TABLE patient (id TEXT PRIMARY KEY NOT NULL, name TEXT);
+    CREATE TABLE observation (id TEXT PRIMARY KEY NOT NULL, patient TEXT, value TEXT);
+    CREATE TABLE result (id INTEGER PRIMARY KEY, observation TEXT, note TEXT);
+    INSERT INTO patient VALUES ('pt-1', 'Mari'), ('pt-2', 'Jaan');
+    INSERT INTO observation VALUES ('obs-1', 'pt-1', '120 mmHg'), ('obs-2', 'pt-2', '80 mmHg');
+    INSERT INTO result VALUES (1, 'obs-1', 'normal'), (2, 'obs-2', NULL);";
+
+struct Site {
+    dir: tempfile::TempDir,
+    source: Source,
+    tuning: Tuning,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("hospital.db");
+        Connection::open(&database).unwrap().execute_batch(SCHEMA).unwrap();
+        let path = |table: &str, path: &str| (table.to_owned(), path.to_owned());
+        let source = Source {
+            name: "hospital".into(),
+            kind: Kind::Sqlite,
+            url: database.display().to_string(),
+            tables: vec!["*".into()],
+            exclude: vec![],
+            patient: [path("patient", "id"), path("observation", "patient"), path("result", "observation -> observation.id")]
+                .into(),
+            resources: [path("Observation", "observation")].into(),
+        };
+        let tuning = Tuning {
+            scan_every_s: 0,
+            cosign_every_s: 1,
+            witness_quorum: 1,
+            ..Tuning::new("test.example", dir.path().join("guard"))
+        };
+        Self { dir, source, tuning }
+    }
+
+    fn database(&self) -> Connection {
+        Connection::open(&self.source.url).unwrap()
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(&self.source.url)
+    }
+
+    fn witness(&self) -> (Peer, VerifierKey) {
+        let keys = pitser_trail::Keys::open(&self.tuning.layout(&self.source)).unwrap();
+        let key = CosigningKey::from_seed("witness.example", &[7; 32]).unwrap();
+        let mut witness = Witness::new(key, MemoryStore::default());
+        witness.add_log(Log::new(keys.log().verifier()));
+        let verifier = witness.verifier();
+        (Peer::new(Box::new(ClockedWitness::new(witness, || second().0)), verifier.clone()), verifier)
+    }
+
+    fn start(&self, client: Option<Client>) -> (Handle, VerifierKey) {
+        let (peer, witness) = self.witness();
+        let parts = Parts {
+            source: self.source.clone(),
+            tuning: self.tuning.clone(),
+            client,
+            witnesses: vec![peer],
+            clock: clock(),
+        };
+        (Guardian::start(parts).unwrap(), witness)
+    }
+}
+
+async fn authority(dir: &Path) -> (AuthorityHandle, Client) {
+    let subject = Subject { email: "publications@test.example".into(), ..Subject::default() };
+    Authority::init(dir, second(), &subject).unwrap();
+    let config = Config { publish_every_s: 0, ..Config::new(dir) }.with_user(User::new("test", b"test".as_slice()));
+    let authority = Authority::start(config, || Micros(micros())).await.unwrap();
+    let uri = format!("ksi+tcp://test:test@{}", authority.tcp_address());
+    let client = Client::connect(Endpoint::parse(&uri).unwrap()).await.unwrap();
+    (authority, client)
+}
+
+async fn status_with(guardian: &Handle, what: &str, wanted: impl FnMut(&pitser_guardian::Status) -> bool) {
+    let limit = Duration::from_secs(30);
+    let seen = tokio::time::timeout(limit, guardian.wait_for(wanted)).await;
+    assert!(matches!(seen, Ok(Some(_))), "not within {limit:?}: {what}; {:?}", guardian.status());
+}
+
+const CHANGES: &str = "
+    BEGIN;
+    INSERT INTO pitser_begin (actor, app, purpose) VALUES ('EE38001085718', 'ward', 'TREAT');
+    UPDATE observation SET value = '130 mmHg' WHERE id = 'obs-1';
+    INSERT INTO result VALUES (3, 'obs-1', 'high');
+    UPDATE observation SET patient = 'pt-1' WHERE id = 'obs-2';
+    INSERT INTO pitser_end DEFAULT VALUES;
+    COMMIT;";
+
+const READ: &str = r#"{"resourceType":"AuditEvent","type":{"code":"rest"},"action":"R","recorded":"2026-03-14T09:26:53Z",
+    "agent":[{"who":{"identifier":{"value":"EE47101010033"}},"requestor":true}],"source":{"observer":{"display":"ehr"}},
+    "entity":[{"what":{"reference":"Observation/obs-1"},"type":{"code":"2"}},{"what":{"reference":"Patient/pt-1"},"type":{"code":"1"},"role":{"code":"1"}}]}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_the_first_row_to_a_verified_evidence_file() {
+    let site = Site::new();
+    let (authority, client) = authority(&site.dir.path().join("authority")).await;
+    let genesis = init::install(&site.source, &site.tuning, micros()).unwrap().genesis.unwrap();
+    let (guardian, witness) = site.start(Some(client.clone()));
+    guardian.settle().await.unwrap();
+
+    site.database().execute_batch(CHANGES).unwrap();
+    let receipt = guardian.submit(READ.into()).await.unwrap();
+    assert!(!receipt.known && receipt.lines == 1, "{receipt:?}");
+    assert!(guardian.submit(READ.into()).await.unwrap().known, "the same bytes are one event");
+    guardian.settle().await.unwrap();
+    assert_eq!(guardian.scan().await.unwrap().findings, []);
+    assert_eq!(guardian.status().findings, []);
+
+    // One digit in the file, past every trigger; then a plain DELETE.
+    let db = site.database();
+    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap();
+    let mut bytes = std::fs::read(site.path()).unwrap();
+    let at = bytes.windows(8).position(|w| w == b"130 mmHg").unwrap();
+    bytes[at] = b'9';
+    std::fs::write(site.path(), &bytes).unwrap();
+    let scan = guardian.scan().await.unwrap();
+    let found: Vec<_> = scan.findings.iter().map(|f| (f.code.as_str(), f.key.as_deref(), f.columns.clone())).collect();
+    assert_eq!(found, [("ROW-01", Some("obs-1"), vec!["value".to_owned()])]);
+    site.database().execute("DELETE FROM result WHERE id = 2", []).unwrap();
+    status_with(&guardian, "ACT-01", |s| s.findings.iter().any(|f| f.code == "ACT-01" && f.key.as_deref() == Some("2"))).await;
+    guardian.settle().await.unwrap();
+
+    let code = authority.publish().await.unwrap().code;
+    let evidence = export(&site, &client, &authority, &witness, &genesis, "pt-1").await;
+    let anchors = Anchors {
+        version: 1,
+        witness_quorum: 1,
+        trails: vec![TrailAnchor { origin: "test.example/hospital".into(), genesis: genesis.parse().unwrap() }],
+        publications: vec![PublicationAnchor { code: PublicationData::from_code(&code).unwrap() }],
+        authorities: vec![AuthorityAnchor {
+            certificate: authority.certificate_pem().to_owned(),
+            constraints: vec![authority.constraint().to_owned()],
+        }],
+        witnesses: vec![KeyAnchor::new(witness)],
+        auditors: vec![KeyAnchor::new(auditor().verifier())],
+    };
+    let bytes = evidence.encode();
+    let evidence = Evidence::decode(&bytes).unwrap();
+    let report = verify(&evidence, Some(&anchors), second());
+    assert_eq!(report.verdict, Verdict::Intact, "{report:#?}");
+    let ops: Vec<_> = evidence.lines.iter().map(|l| l.line.op.as_str()).collect();
+    let expected = "baseline baseline baseline update create relink update read finding delete finding";
+    assert_eq!(ops.join(" "), expected, "obs-2 and what points at it are pt-1's in the end");
+
+    let text = String::from_utf8(bytes.clone()).unwrap();
+    for other in ["Jaan", "pt-2"] {
+        // pt-2 stands only where obs-2 moved away from it, in pt-1's own row.
+        assert!(!text.contains("Jaan"), "{other}");
+    }
+    let without = verify(&evidence, None, second());
+    assert_eq!(without.verdict, Verdict::Unconfirmed, "{without:#?}");
+    let round_trip = Anchors::from_toml(&anchors.to_toml()).unwrap();
+    assert_eq!(round_trip, anchors);
+    let mut fork = anchors.clone();
+    fork.trails[0].genesis = pitser_evidence::codec::Digest::of(&[b"another"]);
+    assert!(matches!(verify(&evidence, Some(&fork), second()).verdict, Verdict::Broken(_)));
+    let mut unaudited = anchors.clone();
+    unaudited.auditors.clear();
+    let report = verify(&evidence, Some(&unaudited), second());
+    assert_eq!(report.verdict, Verdict::Unconfirmed);
+    let waiting: Vec<_> = report.steps.iter().filter(|s| s.state == StepState::Waiting).map(|s| s.name).collect();
+    assert_eq!(waiting, ["audit"]);
+
+    guardian.stop().await;
+    authority.shutdown().await.unwrap();
+}
+
+fn auditor() -> SigningKey {
+    SigningKey::from_seed("auditor.example", &[9; 32]).unwrap()
+}
+
+async fn export(
+    site: &Site,
+    client: &Client,
+    authority: &AuthorityHandle,
+    witness: &VerifierKey,
+    genesis: &str,
+    patient: &str,
+) -> Evidence {
+    let layout = site.tuning.layout(&site.source);
+    let head = Note::parse(&std::fs::read(layout.head()).unwrap()).unwrap();
+    let known = audit::Known {
+        origin: site.tuning.origin(&site.source),
+        genesis: genesis.parse().unwrap(),
+        witnesses: vec![witness.clone()],
+        quorum: 1,
+    };
+    let statement = audit::replay(&layout, &head, &known, &auditor(), second()).unwrap();
+    let file = PublicationsFile::decode(&authority.publications_file()).unwrap();
+    let record = file.latest().unwrap();
+    let mut exporter = Exporter::open_at_head(layout).unwrap();
+    let mut extended = std::collections::HashMap::new();
+    for block in &exporter.view().blocks {
+        let seal = pitser_ksi::Signature::decode(block.seal.as_ref().unwrap()).unwrap();
+        let longer = client.extend(&seal, Some(record.data.time), Some(record)).await.unwrap();
+        extended.insert(block.leaf.block, longer.encode());
+    }
+    exporter
+        .evidence(patient, Some(statement.to_string()), Some(authority.publications_file().to_vec()), |block, _| {
+            extended[&block].clone()
+        })
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trail_goes_on_while_the_authority_is_down_and_after_a_restart() {
+    let site = Site::new();
+    init::install(&site.source, &site.tuning, micros()).unwrap();
+    // A port that nobody listens on.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = Client::new(Endpoint::parse(&format!("ksi+tcp://test:test@{free}")).unwrap(), Default::default());
+    let (guardian, _) = site.start(Some(nobody));
+    site.database().execute_batch(CHANGES).unwrap();
+    status_with(&guardian, "unsealed blocks and a reason", |s| {
+        s.blocks >= 2 && s.unsealed == s.blocks && s.trouble.as_deref().is_some_and(|t| t.contains("sealed in order"))
+    })
+    .await;
+    guardian.stop().await;
+    status_with(&guardian, "stopped", |s| s.state == SourceState::Stopped).await;
+
+    let (authority, client) = authority(&site.dir.path().join("authority")).await;
+    let (guardian, _) = site.start(Some(client));
+    let blocks = guardian.settle().await.unwrap();
+    let status = guardian.status();
+    assert!(blocks >= 2 && status.unsealed == 0, "{status:?}");
+    assert_eq!(guardian.scan().await.unwrap().findings, []);
+    assert_eq!(status.findings, [], "a restart is no finding");
+    guardian.stop().await;
+    authority.shutdown().await.unwrap();
+    let view = pitser_trail::read(&site.tuning.layout(&site.source), None, |_, _| {}).unwrap();
+    assert!(view.blocks.iter().all(|b| b.seal.is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
+    let site = Site::new();
+    init::install(&site.source, &site.tuning, micros()).unwrap();
+    let (guardian, _) = site.start(None);
+    status_with(&guardian, "the baseline", |s| s.state == SourceState::Guarding).await;
+    let db = site.database();
+    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap();
+    drop(db);
+    let mut bytes = std::fs::read(site.path()).unwrap();
+    let at = bytes.windows(8).position(|w| w == b"120 mmHg").unwrap();
+    bytes[at] = b'9';
+    std::fs::write(site.path(), &bytes).unwrap();
+    site.database()
+        .execute_batch(
+            "BEGIN; INSERT INTO pitser_begin (actor) VALUES ('x'); \
+             UPDATE observation SET value = '121 mmHg' WHERE id = 'obs-1'; \
+             INSERT INTO pitser_end DEFAULT VALUES; COMMIT;",
+        )
+        .unwrap();
+    status_with(&guardian, "ROW-01", |s| s.findings.iter().any(|f| f.code == "ROW-01" && f.columns == ["value"])).await;
+    guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_triggers_missing_and_unknown_rows_are_found() {
+    let site = Site::new();
+    init::install(&site.source, &site.tuning, micros()).unwrap();
+    let (guardian, _) = site.start(None);
+    status_with(&guardian, "the baseline", |s| s.state == SourceState::Guarding).await;
+    let db = site.database();
+    let triggers: Vec<String> = db
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'observation'")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert!(!triggers.is_empty());
+    for trigger in triggers {
+        db.execute_batch(&format!("DROP TRIGGER \"{trigger}\"")).unwrap();
+    }
+    db.execute_batch("DELETE FROM observation WHERE id = 'obs-1'; INSERT INTO observation VALUES ('obs-9', 'pt-1', 'x');").unwrap();
+    for code in ["CAP-03", "ROW-02", "ROW-03"] {
+        status_with(&guardian, code, |s| s.findings.iter().any(|f| f.code == code)).await;
+    }
+    let keys: Vec<_> = guardian.status().findings.into_iter().filter(|f| f.code.starts_with("ROW")).map(|f| (f.code, f.key)).collect();
+    assert_eq!(keys, [("ROW-03".to_owned(), Some("obs-9".to_owned())), ("ROW-02".to_owned(), Some("obs-1".to_owned()))]);
+    guardian.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_before_the_start_is_said_with_a_remedy() {
+    let mut site = Site::new();
+    let told = |error: &dyn std::error::Error, part: &str| assert!(error.to_string().contains(part), "{error}");
+    let parts = |site: &Site| Parts {
+        source: site.source.clone(),
+        tuning: site.tuning.clone(),
+        client: None,
+        witnesses: vec![],
+        clock: clock(),
+    };
+    let error = Guardian::start(parts(&site)).unwrap_err();
+    assert!(matches!(error, StartError::Init(init::InitError::NotInitialised(_))));
+    told(&error, "pitser guard init");
+
+    site.source.tables = vec!["nothing_*".into()];
+    told(&init::install(&site.source, &site.tuning, 0).unwrap_err(), "no table");
+    site.source.tables = vec!["*".into()];
+    site.source.patient.insert("observation".into(), "pasient".into());
+    told(&init::install(&site.source, &site.tuning, 0).unwrap_err(), "no column pasient");
+    site.source.patient.insert("observation".into(), "patient".into());
+    site.database().execute_batch("CREATE TABLE notes (text TEXT)").unwrap();
+    told(&init::install(&site.source, &site.tuning, 0).unwrap_err(), "primary key");
+    site.source.exclude = vec!["notes".into()];
+    init::install(&site.source, &site.tuning, micros()).unwrap();
+    std::fs::remove_file(&site.source.url).unwrap();
+    let error = Guardian::start(parts(&site)).unwrap_err();
+    told(&error, "hospital.db");
+    assert!(!site.path().exists(), "a database that is not there must not be made");
+}
