@@ -4,10 +4,11 @@
 //! hashes: one for each metadata link, one for each inner node.
 
 use std::hint::black_box;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pitser_authority::Micros;
-use pitser_authority::round::{Request, Rounds};
+use pitser_authority::round::{Request, Rounds, Sealed};
 use pitser_ksi::pdu::{
     AggregationResponse, AggregationResponsePayload, Header, SignResult, Status,
 };
@@ -30,31 +31,40 @@ fn main() {
         }
     });
     let sealing = best(|| drop(black_box(seal())));
-    let answering = best(|| {
-        for (request, chain) in seal().into_answers() {
-            let mut signature = Writer::new();
-            chain.write(&mut signature);
-            signature.raw(&CALENDAR_PART);
-            let result = SignResult {
-                request_id: request.ticket,
-                status: Status::OK,
-                message: None,
-                signature: signature.finish().expect("a signature is short"),
-            };
-            let payload = AggregationResponsePayload::Result(result);
-            let pdu = AggregationResponse::new(Header::new("anon"), payload);
-            black_box(
-                pdu.encode(b"anon", Algorithm::Sha256)
-                    .expect("an answer is short"),
-            );
-        }
+    let answering = best(|| answer(seal()));
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let answering_together = best(|| {
+        thread::scope(|scope| {
+            for part in seal().split((REQUESTS as usize).div_ceil(cores)) {
+                scope.spawn(|| answer(part));
+            }
+        });
     });
     report("plain SHA-256, 2 hashes a request", floor, floor);
     report("seal a round", sealing, floor);
-    report("seal a round and answer it", answering, floor);
+    report("seal and answer it on one core", answering, floor);
+    report("seal and answer it on all cores", answering_together, floor);
 }
 
-fn seal() -> pitser_authority::round::Sealed<u64> {
+fn answer(round: Sealed<u64>) {
+    for (request, chain) in round.into_answers() {
+        let mut signature = Writer::new();
+        chain.write(&mut signature);
+        signature.raw(&CALENDAR_PART);
+        let result = SignResult {
+            request_id: request.ticket,
+            status: Status::OK,
+            message: None,
+            signature: signature.finish().expect("a signature is short"),
+        };
+        let payload = AggregationResponsePayload::Result(result);
+        let pdu = AggregationResponse::new(Header::new("anon"), payload);
+        let bytes = pdu.encode(b"anon", Algorithm::Sha256);
+        black_box(bytes.expect("an answer is short"));
+    }
+}
+
+fn seal() -> Sealed<u64> {
     let mut rounds = Rounds::after(Second(0), REQUESTS as usize);
     for number in 0..REQUESTS {
         let request = Request {

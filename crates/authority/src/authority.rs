@@ -34,10 +34,11 @@ impl Authority {
     /// Nothing in an existing data folder is changed.
     ///
     /// # Errors
-    /// [`AuthorityError`]; a calendar in `dir` is [`CalendarError::Exists`].
+    /// [`AuthorityError`]; a key in `dir` is [`IdentityError::Exists`], a calendar
+    /// [`CalendarError::Exists`].
     pub fn init(dir: &Path, genesis: Second, subject: &Subject) -> Result<(), AuthorityError> {
-        let calendar = dir.join(CALENDAR);
-        Calendar::create(&calendar, genesis)?;
+        Identity::refuse_existing(dir)?;
+        Calendar::create(&dir.join(CALENDAR), genesis)?;
         Identity::create(dir, subject, genesis)?;
         let identity = Identity::open(dir)?;
         Publications::create(dir, &identity, genesis)?;

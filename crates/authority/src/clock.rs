@@ -34,6 +34,12 @@ impl Micros {
         Second(self.0.div_ceil(MICROS_PER_SECOND))
     }
 
+    /// This instant moved forward.
+    pub fn plus(self, by: Duration) -> Self {
+        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(micros))
+    }
+
     /// How long it is from `earlier` to here; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
@@ -98,9 +104,7 @@ impl ManualClock {
 
     /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
-        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
-        self.0
-            .send_modify(|now| now.0 = now.0.saturating_add(micros));
+        self.0.send_modify(|now| *now = now.plus(by));
     }
 }
 

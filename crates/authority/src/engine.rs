@@ -2,6 +2,7 @@
 //! it durable, then answers. Nothing is answered that is not in the calendar.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use pitser_ksi::error::EncodeError;
 use pitser_ksi::hash::Imprint;
@@ -11,11 +12,12 @@ use pitser_ksi::publication::{AuthenticationRecord, PublicationData, SignatureDa
 use pitser_ksi::time::Second;
 use pitser_ksi::tlv::Writer;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::authority::RoundReport;
 use crate::calendar::{Calendar, CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
-use crate::identity::Identity;
+use crate::identity::{Identity, IdentityError};
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publications;
 use crate::round::{Closed, Request, Sealed};
@@ -66,13 +68,13 @@ impl Engine {
     }
 
     async fn rounds(&mut self) -> Result<(), Stopped> {
+        let mut woke_at = Instant::now();
         loop {
             let stopped = *self.stop.borrow();
             if stopped && self.service.waiting() == 0 {
                 return Ok(());
             }
-            let asleep = self.clock.now();
-            self.pace.falls_asleep(asleep)?;
+            self.pace.falls_asleep(self.clock.now())?;
             let due = Micros::boundary(self.closed.plus(1));
             tokio::select! {
                 () = self.clock.wait_until(due) => {}
@@ -80,7 +82,8 @@ impl Engine {
                 () = stopping(&mut self.stop), if !stopped => continue,
             }
             let now = self.clock.now();
-            self.pace.woke(asleep, due, now)?;
+            self.pace.woke(due, woke_at.elapsed(), now)?;
+            woke_at = Instant::now();
             if now < due {
                 continue;
             }
@@ -176,6 +179,7 @@ impl Press {
     /// The calendar chain of `second` to itself, and the authentication of its
     /// root: the same for all requests of a round.
     fn calendar_part(&self, second: Second) -> Result<Vec<u8>, PartError> {
+        self.identity.check_valid(second)?;
         let reader = lock(&self.calendar).reader();
         let chain = reader.chain(second, second)?;
         let data = PublicationData {
@@ -203,6 +207,8 @@ impl Press {
 #[derive(Debug, thiserror::Error)]
 enum PartError {
     #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
     Calendar(#[from] CalendarError),
     #[error(transparent)]
     Sign(#[from] SignError),
@@ -210,11 +216,23 @@ enum PartError {
     Encode(#[from] EncodeError),
 }
 
+/// Answers every request, on as many threads as the machine has cores: encoding
+/// and authenticating an answer costs five times its share of the tree.
 fn answer_all(sealed: Sealed<Ticket>, calendar_part: &[u8]) -> usize {
     let count = sealed.len();
-    for (request, chain) in sealed.into_answers() {
-        request.ticket.sign(&chain, calendar_part);
-    }
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let answer = |part: Sealed<Ticket>| {
+        part.into_answers()
+            .for_each(|(request, chain)| request.ticket.sign(&chain, calendar_part));
+    };
+    thread::scope(|scope| {
+        let mut parts = sealed.split(count.div_ceil(cores).max(WORTH_A_THREAD));
+        let last = parts.pop();
+        for part in parts {
+            scope.spawn(|| answer(part));
+        }
+        last.map(answer);
+    });
     count
 }
 
@@ -243,3 +261,6 @@ fn lock(calendar: &Mutex<Calendar>) -> MutexGuard<'_, Calendar> {
 pub(crate) fn next_multiple(at: Second, period_s: u64) -> Second {
     Second((at.0 / period_s + 1).saturating_mul(period_s))
 }
+
+/// Answers that take longer than starting a thread, by far.
+const WORTH_A_THREAD: usize = 2048;

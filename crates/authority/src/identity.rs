@@ -37,6 +37,7 @@ pub(crate) struct Identity {
 impl Identity {
     /// Makes a key and a certificate valid from `from` on; takes about a second.
     pub(crate) fn create(dir: &Path, subject: &Subject, from: Second) -> Result<(), IdentityError> {
+        Self::refuse_existing(dir)?;
         let signer = RsaSigner::generate(&mut OsRng, KEY_BITS)?;
         let validity = Validity {
             from,
@@ -55,6 +56,16 @@ impl Identity {
             format!("{}\n", constraint_on(subject)).as_bytes(),
         )
         .map_err(io_error("write", &constraint))
+    }
+
+    /// Fails if there is a key: it is never overwritten.
+    pub(crate) fn refuse_existing(dir: &Path) -> Result<(), IdentityError> {
+        let path = dir.join(KEY_FILE);
+        if path.exists() {
+            Err(IdentityError::Exists { path })
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn open(dir: &Path) -> Result<Self, IdentityError> {
@@ -116,6 +127,12 @@ pub enum IdentityError {
         path: PathBuf,
         /// Its answer.
         source: io::Error,
+    },
+    /// `create` found a key, and does not throw keys away.
+    #[error("{} exists; choose another folder, or move it away first", path.display())]
+    Exists {
+        /// The key file.
+        path: PathBuf,
     },
     /// Others than the owner can read the key.
     #[error("{} can be read by others; chmod 600 it, and consider the key known", path.display())]

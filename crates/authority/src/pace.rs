@@ -46,17 +46,18 @@ impl Pace {
         Ok(())
     }
 
-    /// The loop slept from `asleep` until `due`, and it is now `now`.
+    /// The loop slept until `due` and it is now `now`; `elapsed` is how long, by a
+    /// stopwatch, it is since it woke before.
     ///
-    /// What was late because the loop was busy does not count as a jump.
+    /// What is late because the loop was busy does not count as a jump.
     pub(crate) fn woke(
         &mut self,
-        asleep: Micros,
         due: Micros,
+        elapsed: Duration,
         now: Micros,
     ) -> Result<(), ClockFault> {
         self.falls_asleep(now)?;
-        let expected = due.max(asleep);
+        let expected = due.max(self.seen.plus(elapsed));
         if now.since(expected) > self.max_jump {
             return Err(ClockFault::Jumped {
                 from: expected,
@@ -86,13 +87,13 @@ impl Pace {
 pub enum ClockFault {
     /// At the start: the calendar is ahead.
     #[error(
-        "CLK-01: the clock shows {now}, but the calendar already has second {head}; \
+        "CLK-01: the clock shows {now}, but the calendar is at {head} already; \
          set the clock right and start again"
     )]
     BehindHead {
         /// What the clock shows.
         now: Micros,
-        /// The calendar's newest second.
+        /// The calendar's newest second, or the one before its genesis.
         head: Second,
     },
     /// While running: backwards.
@@ -141,32 +142,43 @@ mod tests {
         Pace::start(s(100), Second(100), Duration::from_secs(5), 60).unwrap()
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn goes_on_while_the_clock_is_steady() {
         let mut pace = pace();
         for t in 101..200 {
-            assert_eq!(
-                pace.woke(s(t - 1), s(t), Micros(t * 1_000_000 + 900)),
-                Ok(())
-            );
+            assert_eq!(pace.woke(s(t), SECOND, s(t).plus(SECOND / 1000)), Ok(()));
         }
     }
 
     #[test]
     fn a_busy_loop_is_no_jump() {
-        assert_eq!(pace().woke(s(120), s(101), s(120)), Ok(()));
+        assert_eq!(pace().woke(s(101), SECOND * 20, s(120)), Ok(()));
+    }
+
+    #[test]
+    fn a_jump_while_the_loop_is_busy_is_one() {
+        let fault = pace().woke(s(101), SECOND * 3, s(120));
+        assert_eq!(
+            fault,
+            Err(ClockFault::Jumped {
+                from: s(103),
+                to: s(120)
+            })
+        );
     }
 
     #[test]
     fn small_steps_are_forgiven() {
         let mut pace = pace();
-        assert_eq!(pace.woke(s(100), s(101), s(106)), Ok(()));
-        assert_eq!(pace.woke(s(106), s(107), s(101)), Ok(()));
+        assert_eq!(pace.woke(s(101), SECOND, s(106)), Ok(()));
+        assert_eq!(pace.woke(s(107), SECOND, s(101)), Ok(()));
     }
 
     #[test]
     fn a_jump_stops() {
-        let fault = pace().woke(s(100), s(101), s(107));
+        let fault = pace().woke(s(101), SECOND, s(107));
         assert_eq!(
             fault,
             Err(ClockFault::Jumped {
@@ -179,8 +191,20 @@ mod tests {
     #[test]
     fn going_back_stops_even_in_small_steps() {
         let mut pace = pace();
-        assert_eq!(pace.woke(s(100), s(101), s(97)), Ok(()));
-        let fault = pace.woke(s(97), s(101), s(94));
+        assert_eq!(pace.woke(s(101), SECOND, s(97)), Ok(()));
+        let fault = pace.woke(s(101), SECOND, s(94));
+        assert_eq!(
+            fault,
+            Err(ClockFault::WentBack {
+                from: s(100),
+                to: s(94)
+            })
+        );
+    }
+
+    #[test]
+    fn going_back_is_noticed_before_it_makes_the_loop_oversleep() {
+        let fault = pace().falls_asleep(s(94));
         assert_eq!(
             fault,
             Err(ClockFault::WentBack {
@@ -200,7 +224,7 @@ mod tests {
     fn neither_the_start_nor_a_busy_loop_hides_an_outage() {
         let started = Pace::start(s(1000), Second(100), Duration::ZERO, 60);
         assert!(matches!(started, Err(ClockFault::Outage { .. })));
-        let woke = pace().woke(s(1000), s(101), s(1000));
+        let woke = pace().woke(s(101), SECOND * 900, s(1000));
         assert!(matches!(woke, Err(ClockFault::Outage { .. })));
     }
 }

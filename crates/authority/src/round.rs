@@ -75,7 +75,8 @@ impl<T> Closed<T> {
         match tree.finish() {
             Some(tree) => Ok(Sealed {
                 second: self.second,
-                tree,
+                tree: Arc::new(tree),
+                first: 0,
                 requests: self.requests,
             }),
             None => Err((self, TreeFull)),
@@ -83,11 +84,13 @@ impl<T> Closed<T> {
     }
 }
 
-/// A round whose root is known.
+/// A round whose root is known, or a part of one.
 #[derive(Debug)]
 pub struct Sealed<T> {
     second: Second,
-    tree: Tree,
+    tree: Arc<Tree>,
+    /// The number of the first of `requests` within the round.
+    first: usize,
     requests: Vec<Request<T>>,
 }
 
@@ -97,7 +100,7 @@ impl<T> Sealed<T> {
         self.tree.root()
     }
 
-    /// Requests in the round.
+    /// Requests in this part of the round.
     pub fn len(&self) -> usize {
         self.requests.len()
     }
@@ -107,26 +110,41 @@ impl<T> Sealed<T> {
         self.requests.is_empty()
     }
 
+    /// The same in parts of `size` requests, to be answered side by side.
+    pub fn split(mut self, size: usize) -> Vec<Self> {
+        let mut parts = Vec::new();
+        while self.requests.len() > size {
+            let rest = self.requests.split_off(size);
+            let requests = std::mem::replace(&mut self.requests, rest);
+            parts.push(Self {
+                tree: Arc::clone(&self.tree),
+                requests,
+                ..self
+            });
+            self.first += size;
+        }
+        parts.push(self);
+        parts
+    }
+
     /// Each request with its chain to the root, in order of arrival. The chain's
     /// levels count from the request's level (spec service §3.9).
     pub fn into_answers(self) -> impl Iterator<Item = (Request<T>, AggregationChain)> {
         let (second, tree) = (self.second, self.tree);
-        self.requests
-            .into_iter()
-            .enumerate()
-            .map(move |(number, request)| {
-                let links = tree.links(number);
-                let shape = shape(&links).expect("a tree is at most as high as a shape is long");
-                let chain = AggregationChain {
-                    aggregation_time: second,
-                    index: vec![shape],
-                    input_data: None,
-                    input: request.input,
-                    algorithm: tree.algorithm(),
-                    links,
-                };
-                (request, chain)
-            })
+        let numbered = (self.first..).zip(self.requests);
+        numbered.map(move |(number, request)| {
+            let links = tree.links(number);
+            let shape = shape(&links).expect("a tree is at most as high as a shape is long");
+            let chain = AggregationChain {
+                aggregation_time: second,
+                index: vec![shape],
+                input_data: None,
+                input: request.input,
+                algorithm: tree.algorithm(),
+                links,
+            };
+            (request, chain)
+        })
     }
 
     /// The requests, to be refused.
@@ -291,7 +309,11 @@ mod tests {
             let closed = rounds.close(Micros(1_000_000)).remove(0);
             let sealed = closed.seal("m").unwrap();
             let root = sealed.root();
-            for (number, (request, chain)) in sealed.into_answers().enumerate() {
+            let parts = sealed.split(30);
+            let mut answers = parts.into_iter().flat_map(Sealed::into_answers);
+            for number in 0..count {
+                let (request, chain) = answers.next().unwrap();
+                assert_eq!(request.ticket, number);
                 assert_eq!(chain.input, request.input);
                 assert_eq!(
                     chain.output(request.level).unwrap().0,
@@ -301,6 +323,7 @@ mod tests {
                 assert_eq!(chain.index, [shape(&chain.links).unwrap()]);
                 assert_eq!(chain.links[0].sibling.client_id().as_deref(), Some("anon"));
             }
+            assert!(answers.next().is_none());
         }
     }
 

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{GENESIS, World, config, document, init, tick};
@@ -34,6 +36,38 @@ async fn an_hour_of_seconds_with_and_without_requests() {
     for signature in signatures {
         client.extend(&signature, None, None).await.unwrap();
     }
+}
+
+/// On the runtime's own timer, which jumps to the next deadline when all is quiet.
+#[tokio::test(start_paused = true)]
+async fn a_round_closes_on_the_boundary_without_busy_waiting() {
+    let dir = TempDir::new().unwrap();
+    init(&dir);
+    let (start, looked) = (tokio::time::Instant::now(), Arc::new(AtomicUsize::new(0)));
+    let looks = Arc::clone(&looked);
+    let clock = move || {
+        looks.fetch_add(1, Ordering::Relaxed);
+        Micros::boundary(GENESIS).plus(Duration::from_millis(300) + start.elapsed())
+    };
+    let authority = Authority::start(config(&dir), clock).await.unwrap();
+    let mut rounds = authority.rounds();
+    for second in 1..=60 {
+        let round = *rounds
+            .wait_for(|round| round.second > GENESIS.plus(second - 1))
+            .await
+            .unwrap();
+        assert_eq!(round.second, GENESIS.plus(second));
+        let late = start.elapsed() + Duration::from_millis(300) - Duration::from_secs(second);
+        assert!(
+            late < Duration::from_millis(5),
+            "second {second} closed {late:?} late"
+        );
+    }
+    let looked = looked.load(Ordering::Relaxed);
+    assert!(
+        looked < 60 * 6,
+        "the clock was looked at {looked} times in a minute"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +180,7 @@ async fn a_clock_behind_the_calendar_is_not_started() {
 async fn publishes_on_schedule() {
     let dir = TempDir::new().unwrap();
     init(&dir);
-    let clock = std::sync::Arc::new(ManualClock::new(Micros::boundary(GENESIS)));
+    let clock = Arc::new(ManualClock::new(Micros::boundary(GENESIS)));
     let config = Config {
         publish_every_s: 10,
         ..config(&dir)
@@ -227,9 +261,6 @@ async fn start_errors_say_what_to_do() {
         .unwrap_err();
     assert!(error.to_string().contains("listed twice"), "{error}");
 
-    let error = Authority::init(dir.path(), Second(1), &Subject::default()).unwrap_err();
-    assert!(matches!(error, AuthorityError::Calendar(_)), "{error}");
-
     let key = dir.path().join("signing-key.pem");
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -237,4 +268,26 @@ async fn start_errors_say_what_to_do() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("chmod 600"), "{error}");
+}
+
+#[test]
+fn setting_up_twice_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    init(&dir);
+    let key = || std::fs::read(dir.path().join("signing-key.pem")).unwrap();
+    let before = key();
+    let again = || Authority::init(dir.path(), Second(1), &Subject::default()).unwrap_err();
+    assert!(
+        again().to_string().contains("choose another folder"),
+        "{}",
+        again()
+    );
+    std::fs::rename(dir.path().join("calendar"), dir.path().join("away")).unwrap();
+    assert!(
+        again().to_string().contains("choose another folder"),
+        "{}",
+        again()
+    );
+    assert_eq!(key(), before);
+    assert!(!dir.path().join("calendar").exists());
 }

@@ -616,6 +616,7 @@ impl Trail {
         let first_waiting = self.unsealed.front().map(|b| b.block);
         for number in 0..self.files.number {
             if self.layout.logsig(number).exists() {
+                remove_parts(&self.layout, number)?;
                 continue;
             }
             let end = self.end_block(number)?;
@@ -758,9 +759,18 @@ fn finish_segment(layout: &Layout, number: u32) -> Result<(), TrailError> {
         })
     })?;
     disk::replace(&layout.logsig(number), &integrated.bytes)?;
-    let parts = layout.parts(number);
-    std::fs::remove_dir_all(&parts).at(&parts, "cannot remove")?;
+    remove_parts(layout, number)?;
     Ok(())
+}
+
+/// Removes the parts that a segment's log signature has replaced.
+fn remove_parts(layout: &Layout, number: u32) -> Result<(), DiskError> {
+    use crate::disk::At;
+    let parts = layout.parts(number);
+    match std::fs::remove_dir_all(&parts) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.at(&parts, "cannot remove"),
+    }
 }
 
 fn take_lock(layout: &Layout) -> Result<File, TrailError> {

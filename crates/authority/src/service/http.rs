@@ -133,7 +133,7 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection whose reads fail after it was silent for `idle`.
+/// A connection that fails when no byte could be read or written for `idle`.
 struct Connection {
     stream: TcpStream,
     idle: Duration,
@@ -142,8 +142,18 @@ struct Connection {
 }
 
 impl Connection {
-    fn stir(&mut self) {
-        self.timer.as_mut().reset(Instant::now() + self.idle);
+    /// Starts the time anew after progress; otherwise fails when it is over.
+    fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.timer.as_mut().reset(Instant::now() + self.idle);
+            return outcome;
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -153,16 +163,8 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
-            Poll::Ready(read) => {
-                self.stir();
-                Poll::Ready(read)
-            }
-            Poll::Pending => {
-                ready!(self.timer.as_mut().poll(cx));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
-        }
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.watch(cx, read)
     }
 }
 
@@ -172,8 +174,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.stir();
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -189,8 +191,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stir();
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

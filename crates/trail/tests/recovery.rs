@@ -1,0 +1,308 @@
+//! A writer can die at any instruction. These tests stop it at every byte of
+//! every file, open the trail again, and want whole events, no more, no less.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
+
+use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
+use pitser_client::{Client, Endpoint};
+use pitser_evidence::Code;
+use pitser_evidence::codec::Digest;
+use pitser_evidence::line::{Op, Timestamp};
+use pitser_ksi::pki::Subject;
+use pitser_trail::{Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, TableDraft, Trail, TrailError, read};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+#[allow(clippy::disallowed_methods, reason = "a test is where the clock comes from")]
+fn micros() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+}
+
+fn at(second: u64) -> Timestamp {
+    Timestamp::from_micros((1_773_480_413 + second) * 1_000_000).unwrap()
+}
+
+fn create(dir: &Path) -> Trail {
+    let table = TableDraft {
+        name: "observation".into(),
+        columns: vec!["id".into(), "value".into()],
+        key: vec!["id".into()],
+        patient: "patient".into(),
+    };
+    let genesis = GenesisDraft {
+        at: at(0),
+        system: "5e55".into(),
+        timeline: 1,
+        pos: "0".into(),
+        source: "ehr".into(),
+        tables: vec![table],
+        uncovered: vec![],
+    };
+    Trail::create(Layout::new(dir), "test.example/hospital", &genesis).unwrap()
+}
+
+fn reopen(dir: &Path) -> Result<(Trail, Recovery), TrailError> {
+    Trail::open(Layout::new(dir), |(), _| {}).map(|(trail, (), recovery)| (trail, recovery))
+}
+
+fn change(op: Op, pos: u64, id: &str, patient: &str, value: &str) -> Draft {
+    Draft {
+        table: Some("observation".into()),
+        key: Some(vec![format!("t{id}").into_bytes()]),
+        patient: Some(PatientId::Id(patient.into())),
+        row: op.commits_row().then(|| {
+            vec![("id".into(), Some(format!("t{id}").into_bytes())), ("value".into(), Some(value.as_bytes().to_vec()))]
+        }),
+        ..Draft::new(op, at(pos), "ehr", &pos.to_string())
+    }
+}
+
+/// Events 1 to 4; the third has three lines.
+fn events() -> Vec<Vec<Draft>> {
+    vec![
+        vec![change(Op::Create, 1, "obs-1", "pt-1", "t120")],
+        vec![change(Op::Create, 2, "obs-2", "pt-2", "t80")],
+        vec![
+            change(Op::Relink, 3, "obs-2", "pt-2", ""),
+            change(Op::Relink, 3, "obs-2", "pt-1", ""),
+            change(Op::Update, 3, "obs-2", "pt-1", "t80"),
+        ],
+        vec![change(Op::Update, 4, "obs-1", "pt-1", "t121")],
+    ]
+}
+
+fn close(trail: &mut Trail) -> pitser_trail::BlockSummary {
+    trail.close_block(at(9), "4", Digest::of(&[b"mapping"]), "Block closed due to time limit.").unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn cut(path: &Path, len: u64) {
+    std::fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
+}
+
+/// Opens a copy of `dir` after `damage` was done to it.
+fn after(dir: &Path, damage: impl FnOnce(&Layout)) -> (tempfile::TempDir, Result<(Trail, Recovery), TrailError>) {
+    let copied = tempfile::tempdir().unwrap();
+    copy(dir, copied.path());
+    damage(&Layout::new(copied.path()));
+    let opened = reopen(copied.path());
+    (copied, opened)
+}
+
+/// Whatever happened before: the trail takes what is missing and verifies.
+fn goes_on(dir: &Path, mut trail: Trail, from_event: usize) {
+    for event in events().into_iter().skip(from_event) {
+        trail.append(event).unwrap();
+    }
+    trail.commit().unwrap();
+    close(&mut trail);
+    drop(trail);
+    let mut positions = Vec::new();
+    let view = read(&Layout::new(dir), None, |line, _| positions.push(line.pos.clone())).unwrap();
+    assert!(view.tail.is_empty());
+    let expected = ["0", "1", "2", "3", "3", "3", "4"];
+    positions.retain(|p| p != "9");
+    let told: Vec<_> = positions.iter().map(String::as_str).collect();
+    assert_eq!(told.iter().filter(|p| **p != "4").copied().collect::<Vec<_>>(), expected[..6]);
+}
+
+#[test]
+fn lines_cut_at_every_byte_leave_whole_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    let mut ends = vec![std::fs::metadata(Layout::new(dir.path()).segment(0)).unwrap().len()];
+    for event in events() {
+        trail.append(event).unwrap();
+        trail.commit().unwrap();
+        ends.push(std::fs::metadata(Layout::new(dir.path()).segment(0)).unwrap().len());
+    }
+    drop(trail);
+    let (first, last) = (ends[0], *ends.last().unwrap());
+    // Every byte around the ends, and a stride in between, to keep this short.
+    let near = |len: u64| ends.iter().any(|end| end.abs_diff(len) <= 2);
+    for len in (first..=last).filter(|len| near(*len) || len % 37 == 0) {
+        let whole = ends.iter().filter(|end| **end <= len).count() - 1;
+        let (copied, opened) = after(dir.path(), |layout| cut(&layout.segment(0), len));
+        let (trail, recovery) = opened.unwrap();
+        let lines = [1, 2, 3, 6, 7][whole];
+        assert_eq!(trail.state().next_seq(), lines, "cut at {len}");
+        assert_eq!(recovery != Recovery::default(), !ends.contains(&len), "cut at {len}: {recovery:?}");
+        goes_on(copied.path(), trail, whole);
+    }
+}
+
+#[test]
+fn a_block_cut_at_every_byte_is_built_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    close(&mut trail);
+    let blocks = Layout::new(dir.path()).blocks(0);
+    let before = std::fs::metadata(&blocks).unwrap().len();
+    for event in events() {
+        trail.append(event).unwrap();
+    }
+    trail.commit().unwrap();
+    close(&mut trail);
+    let root = trail.log().root();
+    drop(trail);
+    let end = std::fs::metadata(&blocks).unwrap().len();
+    for len in (before..end).filter(|len| len % 13 == 0 || *len < before + 3 || *len > end - 3) {
+        let (copied, opened) = after(dir.path(), |layout| cut(&layout.blocks(0), len));
+        let (trail, recovery) = opened.unwrap();
+        assert!(recovery.rebuilt_block, "cut at {len}");
+        assert_eq!(trail.blocks(), 2);
+        assert_ne!(trail.log().root(), root, "a block that was never sealed gets a new random seed");
+        drop(trail);
+        read(&Layout::new(copied.path()), None, |_, _| {}).unwrap();
+    }
+}
+
+async fn authority(dir: &Path) -> (AuthorityHandle, Client) {
+    let subject = Subject { email: "publications@test.example".into(), ..Subject::default() };
+    Authority::init(dir, Micros(micros()).ended(), &subject).unwrap();
+    let config = Config::new(dir).with_user(User::new("test", b"test".as_slice()));
+    let authority = Authority::start(config, || Micros(micros())).await.unwrap();
+    let uri = format!("ksi+tcp://test:test@{}", authority.tcp_address());
+    let client = Client::connect(Endpoint::parse(&uri).unwrap()).await.unwrap();
+    (authority, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, client) = authority(&dir.path().join("authority")).await;
+    let dir = dir.path().join("trail");
+    std::fs::create_dir(&dir).unwrap();
+    let layout = Layout::new(&dir);
+    let mut trail = create(&dir);
+    trail.set_segment_bytes_max(1);
+    let mut signed = Vec::new();
+    for event in events() {
+        trail.append(event).unwrap();
+        let block = close(&mut trail);
+        signed.push((block.block, client.sign(block.root, block.level).await.unwrap().encode()));
+    }
+    assert!(matches!(trail.add_seal(1, &signed[1].1), Err(TrailError::SealOrder { expected: 0, got: 1 })));
+    trail.add_seal(0, &signed[0].1).unwrap();
+    assert!(layout.logsig(0).exists() && !layout.parts(0).exists(), "a sealed segment is one file");
+    drop(trail);
+
+    let (mut trail, recovery) = reopen(&dir).unwrap();
+    assert_eq!(recovery, Recovery::default());
+    assert_eq!(trail.unsealed().map(|b| b.block).collect::<Vec<_>>(), [1, 2, 3]);
+    trail.add_seal(1, &signed[1].1).unwrap();
+    trail.add_seal(2, &signed[2].1).unwrap();
+    trail.set_segment_bytes_max(1 << 20);
+    let block = {
+        trail.append(vec![change(Op::Delete, 5, "obs-2", "pt-1", "")]).unwrap();
+        trail.add_seal(3, &signed[3].1).unwrap();
+        close(&mut trail)
+    };
+    let seal = client.sign(block.root, block.level).await.unwrap().encode();
+    trail.add_seal(block.block, &seal).unwrap();
+    drop(trail);
+
+    let open = 4;
+    let end = std::fs::metadata(layout.seals(open)).unwrap().len();
+    for len in (8..end).filter(|len| len % 101 == 0 || *len < 12 || *len > end - 3) {
+        let (copied, opened) = after(&dir, |layout| cut(&layout.seals(open), len));
+        let (mut trail, _) = opened.unwrap();
+        assert_eq!(trail.unsealed().map(|b| b.block).collect::<Vec<_>>(), [4], "cut at {len}");
+        trail.add_seal(4, &seal).unwrap();
+        drop(trail);
+        let view = read(&Layout::new(copied.path()), None, |_, _| {}).unwrap();
+        assert!(view.blocks.iter().all(|b| b.seal.is_some()));
+    }
+
+    // The crash between putting the joined file in place and removing the parts.
+    let (copied, opened) = after(&dir, |layout| {
+        std::fs::create_dir(layout.parts(0)).unwrap();
+        std::fs::write(layout.blocks(0), b"LOG12BLK").unwrap();
+    });
+    drop(opened.unwrap());
+    assert!(!Layout::new(copied.path()).parts(0).exists());
+
+    // A seal of another block is noticed.
+    let (_copied, opened) = after(&dir, |layout| {
+        let mut bytes = std::fs::read(layout.seals(open)).unwrap();
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        std::fs::write(layout.seals(open), bytes).unwrap();
+    });
+    assert!(matches!(opened, Err(TrailError::Read(ReadError::Damaged(_)))), "{opened:?}");
+    authority.shutdown().await.unwrap();
+}
+
+#[test]
+fn what_was_altered_after_sealing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    for event in events() {
+        trail.append(event).unwrap();
+    }
+    close(&mut trail);
+    trail.append(vec![change(Op::Delete, 5, "obs-2", "pt-1", "")]).unwrap();
+    close(&mut trail);
+    drop(trail);
+    let lines = std::fs::read(Layout::new(dir.path()).segment(0)).unwrap();
+    let check = |expected: Code, line: Option<u64>, damage: &dyn Fn(&Layout)| {
+        let (_copied, opened) = after(dir.path(), damage);
+        match opened {
+            Err(TrailError::Read(ReadError::Damaged(found))) => {
+                assert_eq!((found.code, found.line), (expected, line), "{found}");
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    // One letter of line 2.
+    let at = lines.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(1).unwrap().0 + 20;
+    check(Code::LineAltered, Some(2), &|layout| {
+        let mut lines = lines.clone();
+        lines[at] ^= 1;
+        std::fs::write(layout.segment(0), lines).unwrap();
+    });
+    // Line 2 is gone.
+    check(Code::LineAltered, Some(2), &|layout| {
+        let kept: Vec<_> = lines.split_inclusive(|b| *b == b'\n').enumerate().filter(|(n, _)| *n != 2).map(|(_, l)| l).collect();
+        std::fs::write(layout.segment(0), kept.concat()).unwrap();
+    });
+    // The end is gone, and the blocks remember it.
+    check(Code::TrailShort, None, &|layout| cut(&layout.segment(0), lines.len() as u64 - 1));
+    // The first block is gone.
+    check(Code::BlockMissing, None, &|layout| {
+        let blocks = std::fs::read(layout.blocks(0)).unwrap();
+        let first = pitser_ksi::logsig::read_block(&blocks[8..], 8).unwrap().unwrap().bytes.len();
+        std::fs::write(layout.blocks(0), [&blocks[..8], &blocks[8 + first..]].concat()).unwrap();
+    });
+}
+
+#[test]
+fn one_writer_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let trail = create(dir.path());
+    assert!(matches!(reopen(dir.path()), Err(TrailError::Locked(_))));
+    drop(trail);
+    reopen(dir.path()).unwrap();
+    let again = GenesisDraft {
+        at: at(0),
+        system: String::new(),
+        timeline: 1,
+        pos: String::new(),
+        source: String::new(),
+        tables: vec![],
+        uncovered: vec![],
+    };
+    assert!(matches!(Trail::create(Layout::new(dir.path()), "o/s", &again), Err(TrailError::Exists(_))));
+}
