@@ -85,6 +85,7 @@ pub fn replay(
     };
     let statement = Statement {
         origin: known.origin.clone(),
+        genesis: view.genesis_hash,
         block: last.leaf.block,
         size: checkpoint.size(),
         log_root: view.log.root(),

@@ -19,8 +19,8 @@ mod sealer;
 mod status;
 mod translate;
 
-pub use runtime::{Guardian, Handle, Parts, ScanSummary, StartError, SubmitError};
-pub use status::{BlockStatus, FindingStatus, SourceState, Status};
+pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
+pub use status::{BlockStatus, FindingStatus, Latency, SourceState, Status};
 
 use std::sync::Arc;
 

@@ -12,11 +12,11 @@ use pitser_capture::fhir::{self, FhirError};
 use pitser_capture::sqlite::{Drift, Fingerprint, SqliteError, SqliteSource};
 use pitser_client::Client;
 use pitser_evidence::Code;
-use pitser_evidence::codec::Digest;
+use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::{LineNonce, commit_row};
 use pitser_evidence::line::{Ddl, Finding as LineFinding, Gap, Line, Op, Patient, Timestamp};
 use pitser_ksi::time::Second;
-use pitser_monitor::{Finding, Incidents, ScanError, key_cells};
+use pitser_monitor::{Expected, Finding, Incidents, Look, ScanTable, Touched, key_cells};
 use pitser_trail::{Body, Draft, PatientId, Trail, TrailError};
 use pitser_witness::{Peer, SubmitError as CosignError};
 use std::collections::{HashSet, VecDeque};
@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// How often the database is asked whether anything was committed.
 const POLL: Duration = Duration::from_millis(20);
 /// Outbox rows taken at a time.
-const BATCH: usize = 1000;
+const BATCH: usize = 200;
 /// Rows of a baseline written before they are made durable.
 const BASELINE_CHUNK: usize = 500;
 /// Lines after which a block is closed without waiting for the second's end.
@@ -106,6 +106,10 @@ enum Command {
     Scan { reply: oneshot::Sender<Result<ScanSummary, String>> },
     Settle { reply: oneshot::Sender<Result<u64, String>> },
     Seal(Outcome),
+    /// A pass wants to know what the trail expects of these records.
+    Expect { pass: u64, table: String, records: Vec<Bytes32>, reply: Sender<Vec<Expected>> },
+    /// A pass has ended.
+    Looked { pass: u64, seen: Result<Option<Look>, SqliteError> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -136,7 +140,7 @@ impl Guardian {
             }));
             wanted
         });
-        let mut worker = Worker { parts, seals, inbox, publish, delayed: None, uncosigned: None };
+        let mut worker = Worker { parts, commands: commands.clone(), pass: 0, seals, inbox, publish, delayed: None, uncosigned: None };
         let session = Session::open(&mut worker)?;
         std::thread::Builder::new()
             .name(format!("guard-{}", worker.parts.source.name))
@@ -211,6 +215,10 @@ impl Handle {
 /// What outlives a session: the thread's own things.
 struct Worker {
     parts: Parts,
+    /// For threads that report back.
+    commands: Sender<Command>,
+    /// Number of the newest pass over the live rows.
+    pass: u64,
     seals: Option<mpsc::UnboundedSender<Wanted>>,
     inbox: Receiver<Command>,
     publish: watch::Sender<Status>,
@@ -276,7 +284,7 @@ impl Worker {
                 Ok(Command::Submit { reply, .. }) => drop(reply.send(Err(SubmitError::Unavailable(trouble())))),
                 Ok(Command::Scan { reply }) => drop(reply.send(Err(trouble()))),
                 Ok(Command::Settle { reply }) => drop(reply.send(Err(trouble()))),
-                Ok(Command::Seal(_)) => {}
+                Ok(Command::Seal(_) | Command::Expect { .. } | Command::Looked { .. }) => {}
                 Ok(Command::Stop { reply }) => {
                     let _ = reply.send(());
                     return true;
@@ -346,6 +354,8 @@ struct Session {
     live: bool,
     events: u64,
     data_version: i64,
+    /// The last poll gave something: there may be more.
+    more: bool,
     /// When lines of the blocks that wait for a seal were committed, per block.
     waiting: VecDeque<(u64, Vec<u64>)>,
     open_times: Vec<u64>,
@@ -353,8 +363,26 @@ struct Session {
     recent: VecDeque<BlockStatus>,
     settling: Vec<(u64, oneshot::Sender<Result<u64, String>>)>,
     closed_at: u64,
+    /// How long closing a block took lately, in microseconds.
+    closing_us: u64,
+    /// The outbox can be emptied up to here.
+    ack_due: Option<u64>,
     scan_due: bool,
+    scanning: Option<Pass>,
+    /// Who waits for the pass after the one under way.
+    scan_replies: Vec<ScanReply>,
     next: Due,
+}
+
+type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;
+
+/// A pass over the live rows that is under way on its own thread.
+struct Pass {
+    number: u64,
+    touched: Touched,
+    replies: Vec<ScanReply>,
+    /// What it saw, while the trail has not reached its position yet.
+    seen: Option<Look>,
 }
 
 /// When regular work is due, in microseconds since 1970.
@@ -385,6 +413,7 @@ impl Session {
             mapping: Digest::of(&[patients.mapping().as_bytes()]),
             fingerprint: source.fingerprint()?,
             data_version: i64::MIN,
+            more: false,
             incidents: incidents(&mut trail, &collected.findings)?,
             messages: collected.messages,
             position: collected.position,
@@ -397,7 +426,11 @@ impl Session {
             recent: VecDeque::new(),
             settling: Vec::new(),
             closed_at: now,
+            closing_us: 0,
+            ack_due: None,
             scan_due: collected.live,
+            scanning: None,
+            scan_replies: Vec::new(),
             next: Due { close: 0, scan: 0, fingerprint: now + SECOND_US, cosign: now },
             source,
             trail,
@@ -454,7 +487,7 @@ impl Session {
     fn turn(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let now = (worker.parts.clock)();
         let due = self.next.close.saturating_sub(now);
-        let wait = POLL.min(Duration::from_micros(due));
+        let wait = if self.more { Duration::ZERO } else { POLL.min(Duration::from_micros(due)) };
         match worker.inbox.recv_timeout(wait) {
             Ok(command) => {
                 self.command(worker, command)?;
@@ -469,6 +502,16 @@ impl Session {
         self.regular(worker)
     }
 
+    /// Takes everything that was committed so far, however much it is.
+    fn capture_all(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        self.capture(worker)?;
+        while self.more {
+            self.capture(worker)?;
+            self.regular(worker)?;
+        }
+        Ok(())
+    }
+
     fn regular(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let tuning = worker.parts.tuning.clone();
         let now = (worker.parts.clock)();
@@ -477,14 +520,13 @@ impl Session {
             let parts = &worker.parts;
             self.compare_fingerprint(parts, None)?;
         }
-        if self.scan_due || now >= self.next.scan {
+        if self.scanning.is_none() && (self.scan_due || now >= self.next.scan || !self.scan_replies.is_empty()) {
             self.scan_due = false;
             self.next.scan = self.scan_time(&tuning, now);
-            if let Err(error) = self.scan(worker) {
-                tracing::warn!(error, "scan failed");
-                worker.publish.send_modify(|s| s.trouble = Some(error));
-            }
+            self.start_scan(worker)?;
         }
+        self.finish_scan(worker)?;
+        self.acknowledge()?;
         let full = self.trail.open_lines() >= BLOCK_LINES;
         if full || now >= self.next.close {
             self.next.close = self.close_time(&tuning, now);
@@ -501,8 +543,11 @@ impl Session {
     }
 
     /// The next instant just before a second ends.
+    ///
+    /// Early enough for the block to reach the authority in this second, by
+    /// how long closing took lately.
     fn close_time(&self, tuning: &Tuning, now: u64) -> u64 {
-        let before = tuning.close_before_ms.min(900) * 1000;
+        let before = (tuning.close_before_ms * 1000).max(self.closing_us * 2).min(SECOND_US / 2);
         (now + before) / SECOND_US * SECOND_US + SECOND_US - before
     }
 
@@ -517,7 +562,7 @@ impl Session {
         match command {
             Command::Submit { raw, reply } => {
                 // What was committed before the event was sent comes before it.
-                self.capture(worker)?;
+                self.capture_all(worker)?;
                 let taken = self.submit(worker, &raw);
                 let (answer, failed) = match taken {
                     Ok(answer) => (answer, None),
@@ -527,13 +572,28 @@ impl Session {
                 failed.map_or(Ok(()), |error| Err(error.into()))
             }
             Command::Scan { reply } => {
-                self.capture(worker)?;
-                let summary = self.scan(worker);
-                let _ = reply.send(summary);
+                self.scan_replies.push(reply);
+                Ok(())
+            }
+            Command::Expect { pass, table, records, reply } => {
+                if self.scanning.as_ref().is_some_and(|p| p.number == pass) {
+                    let mut expected = Vec::with_capacity(records.len());
+                    for record in &records {
+                        expected.push(pitser_monitor::expected(&mut self.trail, &table, record).map_err(TrailError::from)?);
+                    }
+                    // A pass that was given up does not wait for the answer.
+                    let _ = reply.send(expected);
+                }
+                Ok(())
+            }
+            Command::Looked { pass, seen } => {
+                if self.scanning.as_ref().is_some_and(|p| p.number == pass) {
+                    self.looked(worker, seen);
+                }
                 Ok(())
             }
             Command::Settle { reply } => {
-                self.capture(worker)?;
+                self.capture_all(worker)?;
                 if self.trail.open_lines() > 0 {
                     self.close(worker)?;
                 }
@@ -542,7 +602,7 @@ impl Session {
             }
             Command::Seal(outcome) => self.seal(worker, outcome),
             Command::Stop { reply } => {
-                let stopped = self.capture(worker).and_then(|()| match self.trail.open_lines() {
+                let stopped = self.capture_all(worker).and_then(|()| match self.trail.open_lines() {
                     0 => Ok(()),
                     _ => self.close(worker),
                 });
@@ -554,33 +614,26 @@ impl Session {
 
     // --- what happened -----------------------------------------------------
 
-    /// Takes everything that was committed, makes it durable.
+    /// Takes the next batch of what was committed, and makes it durable.
     fn capture(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let version = match self.source.data_version() {
             Err(SqliteError::Locked { .. }) => return Ok(()),
             other => other?,
         };
-        if version == self.data_version {
+        if version == self.data_version && !self.more {
             return Ok(());
         }
-        loop {
-            let steps = match self.source.poll(self.position, BATCH) {
-                Err(SqliteError::Locked { .. }) => return Ok(()),
-                other => other?,
-            };
-            if steps.is_empty() {
-                self.data_version = version;
-                break;
-            }
-            for step in steps {
-                self.step(worker, step)?;
-            }
-            self.trail.commit()?;
-            self.show(worker);
-            if self.trail.open_lines() >= BLOCK_LINES {
-                self.close(worker)?;
-            }
+        let steps = match self.source.poll(self.position, BATCH) {
+            Err(SqliteError::Locked { .. }) => return Ok(()),
+            other => other?,
+        };
+        self.data_version = version;
+        self.more = !steps.is_empty();
+        for step in steps {
+            self.step(worker, step)?;
         }
+        self.trail.commit()?;
+        self.show(worker);
         Ok(())
     }
 
@@ -624,7 +677,7 @@ impl Session {
             }
         }
         let Some(line) = drafts.last().cloned() else { return Ok(()) };
-        let seq = self.append(worker, drafts)?;
+        let seq = self.append(drafts)?;
         self.open_times.push(line.at.micros());
         if change.actor.is_none() {
             let about = self.trail.state().next_seq() - 1;
@@ -677,12 +730,19 @@ impl Session {
             ..Draft::new(Op::Gap, at, &worker.parts.source.name, &to.saturating_sub(1).max(from).to_string())
         };
         self.scan_due = true;
-        self.append(worker, vec![draft])?;
+        self.append(vec![draft])?;
         Ok(())
     }
 
-    fn append(&mut self, _worker: &Worker, drafts: Vec<Draft>) -> Result<u64, Ended> {
+    fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, Ended> {
         self.events += drafts.len() as u64;
+        if let Some(pass) = &mut self.scanning {
+            for draft in drafts.iter().filter(|d| d.op.needs_key()) {
+                if let (Some(table), Some(key)) = (&draft.table, &draft.key) {
+                    pass.touched.insert(table, self.trail.record_key(Some(table), key));
+                }
+            }
+        }
         Ok(self.trail.append(drafts)?)
     }
 
@@ -762,7 +822,7 @@ impl Session {
         }
         drop(snapshot);
         let live = Draft::new(Op::Live, self.now(worker), &worker.parts.source.name, &self.genesis_position.to_string());
-        self.append(worker, vec![live])?;
+        self.append(vec![live])?;
         self.live = true;
         self.close(worker)
     }
@@ -787,7 +847,7 @@ impl Session {
                 continue;
             }
             let draft = translate::baseline(table, &key, &row, at, self.genesis_position, &name, &self.patients);
-            self.append(worker, vec![draft])?;
+            self.append(vec![draft])?;
         }
         self.trail.commit()?;
         if self.trail.open_lines() >= BLOCK_LINES {
@@ -821,7 +881,7 @@ impl Session {
             body: Body::Finding(LineFinding { about: finding.about, code: finding.code, text: finding.text.clone() }),
             ..Draft::new(Op::Finding, self.now(worker), "guardian", &self.position.to_string())
         };
-        let seq = self.append(worker, vec![draft])?;
+        let seq = self.append(vec![draft])?;
         self.incidents.written(&finding, seq);
         self.open_times.push(found_at);
         Ok(())
@@ -835,31 +895,103 @@ impl Session {
         }
     }
 
-    fn scan(&mut self, worker: &mut Worker) -> Result<ScanSummary, String> {
-        let report = pitser_monitor::scan(&self.source, &mut self.trail, self.position).map_err(|e| match e {
-            ScanError::Database(SqliteError::Damaged { .. }) => {
-                format!("{e}. The database file itself is damaged: restore the table from a backup and scan again")
+    /// Sends a pass over the live rows on its way, on a thread of its own.
+    fn start_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let snapshot = match self.source.snapshot() {
+            Err(SqliteError::Locked { .. }) => {
+                self.scan_due = true;
+                return Ok(());
             }
-            other => other.to_string(),
-        })?;
-        if !report.complete {
-            self.scan_due = true;
-            return Err("changes arrived that the outbox does not tell: capture first, then scan again".into());
+            other => other?,
+        };
+        worker.pass += 1;
+        let pass = worker.pass;
+        let tables: Vec<ScanTable> = self
+            .source
+            .tables()
+            .map(|name| ScanTable { name: name.to_owned(), key: self.trail.keys().table(name) })
+            .collect();
+        let commands = worker.commands.clone();
+        let look = move || {
+            let seen = pitser_monitor::look(&snapshot, &tables, |table, records| {
+                let (reply, answer) = channel();
+                let ask = Command::Expect { pass, table: table.to_owned(), records: records.to_vec(), reply };
+                commands.send(ask).ok()?;
+                answer.recv().ok()
+            });
+            // Without a guardian nobody is waiting.
+            let _ = commands.send(Command::Looked { pass, seen });
+        };
+        std::thread::Builder::new()
+            .name(format!("scan-{}", worker.parts.source.name))
+            .spawn(look)
+            .map_err(StartError::Thread)?;
+        let replies = std::mem::take(&mut self.scan_replies);
+        self.scanning = Some(Pass { number: pass, touched: Touched::default(), replies, seen: None });
+        Ok(())
+    }
+
+    fn looked(&mut self, worker: &Worker, seen: Result<Option<Look>, SqliteError>) {
+        let trouble = match seen {
+            Ok(Some(look)) => {
+                if let Some(pass) = &mut self.scanning {
+                    pass.seen = Some(look);
+                }
+                return;
+            }
+            Ok(None) => "the scan was given up".to_owned(),
+            Err(error @ SqliteError::Damaged { .. }) => {
+                format!("{error}. The database file itself is damaged: restore the table from a backup and scan again")
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(error = %trouble, "scan failed");
+        worker.publish.send_modify(|s| s.trouble = Some(trouble.clone()));
+        for reply in self.scanning.take().into_iter().flat_map(|pass| pass.replies) {
+            let _ = reply.send(Err(trouble.clone()));
         }
-        for finding in &report.findings {
-            self.finding(worker, finding.clone()).map_err(|_| "the trail cannot be written")?;
+    }
+
+    /// Judges a pass once everything that it can have seen is in the trail.
+    fn finish_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let reached = self.position;
+        let complete = |pass: &mut Pass| pass.seen.as_ref().is_some_and(|look| look.position <= reached);
+        let Some(mut pass) = self.scanning.take_if(complete) else { return Ok(()) };
+        let Some(look) = pass.seen.take() else { return Ok(()) };
+        let rows = look.rows;
+        let findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched).map_err(TrailError::from)?;
+        for finding in &findings {
+            self.finding(worker, finding.clone())?;
         }
-        self.trail.commit().map_err(|e| e.to_string())?;
-        self.incidents.settle(&report.findings);
+        self.trail.commit()?;
+        self.incidents.settle(&findings);
         let now = (worker.parts.clock)();
         worker.publish.send_modify(|s| {
             s.verified_up_to = Some(Second(now / SECOND_US).to_string());
-            s.rows_verified = report.rows;
+            s.rows_verified = rows;
         });
         self.show(worker);
         let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown].map(Code::as_str);
-        let findings = self.findings().into_iter().filter(|f| f.open && codes.contains(&f.code.as_str())).collect();
-        Ok(ScanSummary { rows: report.rows, findings })
+        let open: Vec<_> = self.findings().into_iter().filter(|f| f.open && codes.contains(&f.code.as_str())).collect();
+        for reply in pass.replies {
+            let _ = reply.send(Ok(ScanSummary { rows, findings: open.clone() }));
+        }
+        Ok(())
+    }
+
+    /// Empties the outbox up to where the last checkpoint line reaches, when
+    /// there is nothing better to do and nobody else is writing.
+    fn acknowledge(&mut self) -> Result<(), Ended> {
+        if self.more {
+            return Ok(());
+        }
+        let Some(upto) = self.ack_due else { return Ok(()) };
+        match self.source.ack(upto) {
+            Ok(()) => self.ack_due = None,
+            Err(SqliteError::Locked { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// Notices when capture was weakened, or the schema changed. `sealed` is
@@ -914,6 +1046,7 @@ impl Session {
     // --- blocks, seals, heads ----------------------------------------------
 
     fn close(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let began = (worker.parts.clock)();
         let at = self.now(worker);
         let reason = "Block closed due to time limit.";
         let block = self.trail.close_block(at, &self.position.to_string(), self.mapping, reason)?;
@@ -926,11 +1059,9 @@ impl Session {
             let _ = seals.send(Wanted { block: block.block, root: block.root, level: block.level });
         }
         // The checkpoint line holds the position: from here on it survives.
-        match self.source.ack(self.position) {
-            Ok(()) => {}
-            Err(SqliteError::Locked { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.ack_due = Some(self.position);
+        let took = (worker.parts.clock)().saturating_sub(began);
+        self.closing_us = took.max(self.closing_us - self.closing_us / 8);
         self.show(worker);
         Ok(())
     }

@@ -82,6 +82,18 @@ impl Site {
         PathBuf::from(&self.source.url)
     }
 
+    /// Changes one byte of the database file, past the engine: the first of `value`.
+    fn edit_file(&self, value: &[u8]) {
+        use std::os::unix::fs::FileExt;
+        let db = self.database();
+        db.busy_timeout(Duration::from_secs(10)).unwrap();
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap();
+        drop(db);
+        let bytes = std::fs::read(self.path()).unwrap();
+        let at = bytes.windows(value.len()).position(|w| w == value).unwrap();
+        std::fs::File::options().write(true).open(self.path()).unwrap().write_all_at(b"9", at as u64).unwrap();
+    }
+
     fn witness(&self) -> (Peer, VerifierKey) {
         let keys = pitser_trail::Keys::open(&self.tuning.layout(&self.source)).unwrap();
         let key = CosigningKey::from_seed("witness.example", &[7; 32]).unwrap();
@@ -150,12 +162,7 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
     assert_eq!(guardian.status().findings, []);
 
     // One digit in the file, past every trigger; then a plain DELETE.
-    let db = site.database();
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap();
-    let mut bytes = std::fs::read(site.path()).unwrap();
-    let at = bytes.windows(8).position(|w| w == b"130 mmHg").unwrap();
-    bytes[at] = b'9';
-    std::fs::write(site.path(), &bytes).unwrap();
+    site.edit_file(b"130 mmHg");
     let scan = guardian.scan().await.unwrap();
     let found: Vec<_> = scan.findings.iter().map(|f| (f.code.as_str(), f.key.as_deref(), f.columns.clone())).collect();
     assert_eq!(found, [("ROW-01", Some("obs-1"), vec!["value".to_owned()])]);
@@ -280,13 +287,7 @@ async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
     init::install(&site.source, &site.tuning, micros()).unwrap();
     let (guardian, _) = site.start(None);
     status_with(&guardian, "the baseline", |s| s.state == SourceState::Guarding).await;
-    let db = site.database();
-    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap();
-    drop(db);
-    let mut bytes = std::fs::read(site.path()).unwrap();
-    let at = bytes.windows(8).position(|w| w == b"120 mmHg").unwrap();
-    bytes[at] = b'9';
-    std::fs::write(site.path(), &bytes).unwrap();
+    site.edit_file(b"120 mmHg");
     site.database()
         .execute_batch(
             "BEGIN; INSERT INTO pitser_begin (actor) VALUES ('x'); \

@@ -1,137 +1,220 @@
-//! One full pass over the guarded tables.
+//! One full pass over the guarded tables, in two halves.
+//!
+//! [`look`] runs on a thread of its own: it reads a snapshot, hashes every row
+//! and keeps what does not match. [`judge`] runs where the trail is: it drops
+//! what changed while the pass was under way (each such change was compared
+//! with its seal when it was captured) and names what is left.
 
 use crate::finding::{Finding, key_cells, key_of};
-use pitser_capture::sqlite::{SqliteError, SqliteSource};
+use pitser_capture::sqlite::{Snapshot, SqliteError};
 use pitser_capture::{Key, Row};
 use pitser_evidence::Code;
-use pitser_evidence::codec::Bytes32;
-use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row};
+use pitser_evidence::codec::{Bytes32, Digest};
+use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row, record_key};
 use pitser_evidence::line::Patient;
-use pitser_evidence::map::RowRef;
-use pitser_evidence::state::Record;
 use pitser_trail::vault::VaultError;
 use pitser_trail::{Content, Trail};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
-/// Rows that are compared between two looks at the vault's cache.
-const CHUNK: usize = 512;
+/// Rows for which expectations are asked at a time.
+const CHUNK: usize = 256;
 
-/// What one pass saw.
-#[derive(Debug, Default)]
-pub struct ScanReport {
+/// A table and the key that makes its records' opaque names.
+#[derive(Debug, Clone)]
+pub struct ScanTable {
+    /// Name.
+    pub name: String,
+    /// HMAC key.
+    pub key: SecretKey,
+}
+
+/// What the trail expects of a live row.
+#[derive(Debug, Clone)]
+pub enum Expected {
+    /// Nothing: it was never sealed, or is sealed as deleted.
+    Unknown,
+    /// Its key was destroyed: nothing can be compared any more.
+    Erased,
+    /// This commitment under this nonce.
+    Row {
+        /// Opens the commitment.
+        nonce: LineNonce,
+        /// The commitment.
+        row: Digest,
+    },
+}
+
+/// A row that is not as expected.
+#[derive(Debug)]
+struct Suspect {
+    table: String,
+    key: Key,
+    record: Bytes32,
+    row: Row,
+}
+
+/// What a pass saw.
+#[derive(Debug)]
+pub struct Look {
+    /// The source's position that the rows are of.
+    pub position: u64,
     /// Rows compared.
     pub rows: u64,
-    /// What is wrong.
-    pub findings: Vec<Finding>,
-    /// False if the outbox had a hole and the pass must be repeated.
-    pub complete: bool,
+    suspects: Vec<Suspect>,
+    met: HashMap<String, HashSet<Bytes32>>,
 }
 
-/// Why a pass could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ScanError {
-    /// The database cannot be read.
-    #[error(transparent)]
-    Database(#[from] SqliteError),
-    /// The vault cannot be read.
-    #[error(transparent)]
-    Vault(#[from] VaultError),
-}
+/// Records that changed while a pass was under way, by table.
+#[derive(Debug, Default)]
+pub struct Touched(HashMap<String, HashSet<Bytes32>>);
 
-/// Compares every live row with its sealed commitment, on fresh connections.
-///
-/// `position` is the source's position up to which the trail has taken all
-/// changes; later ones are undone in the comparison by their first old images.
-///
-/// # Errors
-/// [`ScanError`]; a damaged database file is one, and names the table.
-pub fn scan(source: &SqliteSource, trail: &mut Trail, position: u64) -> Result<ScanReport, ScanError> {
-    let snapshot = source.snapshot()?;
-    let mut report = ScanReport { complete: true, ..ScanReport::default() };
-    let tables: Vec<String> = source.tables().map(str::to_owned).collect();
-    for table in &tables {
-        let mut pass = TablePass { trail, table, met: HashSet::new(), report: &mut report, failed: None };
-        let complete = snapshot.scan_at(position, table, CHUNK, |rows| pass.rows(rows))?;
-        let TablePass { met, failed, .. } = pass;
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
-        if !complete {
-            report.complete = false;
-            return Ok(report);
-        }
-        missing(trail, table, &met, &mut report)?;
-    }
-    Ok(report)
-}
-
-struct TablePass<'a> {
-    trail: &'a mut Trail,
-    table: &'a str,
-    met: HashSet<Bytes32>,
-    report: &'a mut ScanReport,
-    failed: Option<VaultError>,
-}
-
-impl TablePass<'_> {
-    fn rows(&mut self, rows: Vec<(Key, Row)>) -> ControlFlow<()> {
-        for (key, row) in rows {
-            match self.row(key, &row) {
-                Ok(finding) => self.report.findings.extend(finding),
-                Err(error) => {
-                    self.failed = Some(error);
-                    return ControlFlow::Break(());
-                }
+impl Touched {
+    /// Notes a change.
+    pub fn insert(&mut self, table: &str, record: Bytes32) {
+        match self.0.get_mut(table) {
+            Some(records) => {
+                records.insert(record);
+            }
+            None => {
+                self.0.insert(table.to_owned(), HashSet::from([record]));
             }
         }
-        ControlFlow::Continue(())
     }
 
-    fn row(&mut self, key: Key, row: &Row) -> Result<Option<Finding>, VaultError> {
-        self.report.rows += 1;
-        let record = self.trail.record_key(Some(self.table), &key_cells(&key));
-        self.met.insert(record);
-        let known = self.trail.state().record(self.table, &record).copied();
-        let finding = |code, columns, about, text: &str| {
-            Some(Finding {
-                code,
-                table: Some(self.table.to_owned()),
-                key: Some(key.clone()),
-                record: Some(record),
-                columns,
-                about,
-                text: text.to_owned(),
-            })
-        };
-        let Some((known, sealed)) = known.and_then(|k| k.leaf.row.map(|row| (k, row))) else {
-            return Ok(finding(Code::RowUnknown, Vec::new(), None, "the row was never sealed"));
-        };
-        let Some(secret) = self.trail.vault().key(&compartment(&known, self.table))? else {
-            // The patient's key was destroyed: nothing can be compared any more.
-            return Ok(None);
-        };
-        let nonce = nonce(self.trail, &secret, &sealed);
-        if commit_row(&nonce, cells(row)).1 == sealed.row {
+    fn contains(&self, table: &str, record: &Bytes32) -> bool {
+        self.0.get(table).is_some_and(|records| records.contains(record))
+    }
+}
+
+/// Reads and hashes every row of `tables`. `expect` is asked for chunks of
+/// records of one table; it answers in their order, or `None` to give up.
+///
+/// # Errors
+/// The database cannot be read; a damaged file is one, and names the table.
+/// `Ok(None)` if `expect` gave up.
+pub fn look(
+    snapshot: &Snapshot,
+    tables: &[ScanTable],
+    mut expect: impl FnMut(&str, &[Bytes32]) -> Option<Vec<Expected>>,
+) -> Result<Option<Look>, SqliteError> {
+    let mut look = Look { position: snapshot.position(), rows: 0, suspects: Vec::new(), met: HashMap::new() };
+    for table in tables {
+        let mut gave_up = false;
+        let met = look.met.entry(table.name.clone()).or_default();
+        let (rows, suspects) = (&mut look.rows, &mut look.suspects);
+        snapshot.scan(&table.name, CHUNK, |chunk| {
+            let records: Vec<Bytes32> = chunk.iter().map(|(key, _)| record_of(table, key)).collect();
+            let Some(expected) = expect(&table.name, &records) else {
+                gave_up = true;
+                return ControlFlow::Break(());
+            };
+            *rows += chunk.len() as u64;
+            met.extend(&records);
+            for (((key, row), record), expected) in chunk.into_iter().zip(records).zip(expected) {
+                if !fits(&row, &expected) {
+                    suspects.push(Suspect { table: table.name.clone(), key, record, row });
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        if gave_up {
             return Ok(None);
         }
-        let content = self.trail.vault().get(sealed.seq)?.map(|(_, content)| content);
-        let columns = differing(content.as_ref(), row);
-        Ok(finding(Code::RowDiffers, columns, Some(sealed.seq), "the row differs from its sealed version"))
     }
+    Ok(Some(look))
+}
+
+fn record_of(table: &ScanTable, key: &Key) -> Bytes32 {
+    record_key(&table.key, key_cells(key).iter().map(Vec::as_slice))
+}
+
+fn fits(row: &Row, expected: &Expected) -> bool {
+    match expected {
+        Expected::Unknown => false,
+        Expected::Erased => true,
+        Expected::Row { nonce, row: sealed } => commit_row(nonce, cells(row)).1 == *sealed,
+    }
+}
+
+/// What the trail expects of a record's live row.
+///
+/// # Errors
+/// The vault cannot be read.
+pub fn expected(trail: &mut Trail, table: &str, record: &Bytes32) -> Result<Expected, VaultError> {
+    let known = trail.state().record(table, record).copied();
+    let Some((known, sealed)) = known.and_then(|k| k.leaf.row.map(|row| (k, row))) else {
+        return Ok(Expected::Unknown);
+    };
+    let compartment = match known.row_patient {
+        Some(patient) => Patient::to_string(&patient),
+        None => format!("table:{table}"),
+    };
+    Ok(match trail.vault().key(&compartment)? {
+        Some(key) => Expected::Row {
+            nonce: LineNonce::new(&key, &trail.genesis().origin, sealed.timeline, sealed.seq),
+            row: sealed.row,
+        },
+        None => Expected::Erased,
+    })
+}
+
+/// What is wrong, by a pass whose position the trail has reached by now.
+///
+/// # Errors
+/// The vault cannot be read.
+pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Finding>, VaultError> {
+    let mut findings = Vec::new();
+    for suspect in look.suspects {
+        if touched.contains(&suspect.table, &suspect.record) {
+            continue;
+        }
+        findings.push(differs(trail, suspect)?);
+    }
+    for (table, met) in &look.met {
+        missing(trail, table, met, touched, &mut findings)?;
+    }
+    Ok(findings)
+}
+
+fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Finding, VaultError> {
+    let sealed = trail.state().record(&suspect.table, &suspect.record).and_then(|r| r.leaf.row);
+    let (code, columns, text) = match sealed {
+        None => (Code::RowUnknown, Vec::new(), "the row was never sealed"),
+        Some(sealed) => {
+            let content = trail.vault().get(sealed.seq)?.map(|(_, content)| content);
+            let columns = differing(content.as_ref(), &suspect.row);
+            (Code::RowDiffers, columns, "the row differs from its sealed version")
+        }
+    };
+    Ok(Finding {
+        code,
+        table: Some(suspect.table),
+        key: Some(suspect.key),
+        record: Some(suspect.record),
+        columns,
+        about: sealed.map(|s| s.seq),
+        text: text.to_owned(),
+    })
 }
 
 /// Records that the trail has a row for and the pass did not meet.
-fn missing(trail: &mut Trail, table: &str, met: &HashSet<Bytes32>, report: &mut ScanReport) -> Result<(), VaultError> {
+fn missing(
+    trail: &mut Trail,
+    table: &str,
+    met: &HashSet<Bytes32>,
+    touched: &Touched,
+    findings: &mut Vec<Finding>,
+) -> Result<(), VaultError> {
     let gone: Vec<_> = trail
         .state()
         .records(table)
-        .filter(|(record, _)| !met.contains(*record))
+        .filter(|(record, _)| !met.contains(*record) && !touched.contains(table, record))
         .filter_map(|(record, known)| Some((*record, known.leaf.row?)))
         .collect();
     for (record, sealed) in gone {
         let content = trail.vault().get(sealed.seq)?.map(|(_, content)| content);
-        report.findings.push(Finding {
+        findings.push(Finding {
             code: Code::RowMissing,
             table: Some(table.to_owned()),
             key: content.and_then(|c| c.key).map(|cells| key_of(cells.into_iter().map(|c| c.0))),
@@ -142,18 +225,6 @@ fn missing(trail: &mut Trail, table: &str, met: &HashSet<Bytes32>, report: &mut 
         });
     }
     Ok(())
-}
-
-fn compartment(record: &Record, table: &str) -> String {
-    match record.row_patient {
-        Some(patient @ Patient::Pseudonym(_)) => patient.to_string(),
-        Some(pseudo) => pseudo.to_string(),
-        None => format!("table:{table}"),
-    }
-}
-
-fn nonce(trail: &Trail, secret: &SecretKey, sealed: &RowRef) -> LineNonce {
-    LineNonce::new(secret, &trail.genesis().origin, sealed.timeline, sealed.seq)
 }
 
 fn cells(row: &Row) -> impl Iterator<Item = (&str, Option<&[u8]>)> {

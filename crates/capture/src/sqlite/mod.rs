@@ -317,12 +317,23 @@ impl SqliteSource {
         outbox::read(&tx, after, self.acked, max)
     }
 
-    /// Deletes what is durable elsewhere, up to and including `upto`.
+    /// Deletes what is durable elsewhere, up to and including `upto`, unless
+    /// somebody else is writing at this moment.
     ///
     /// # Errors
     /// [`SqliteError::AckAhead`], [`SqliteError::NotInstalled`], [`SqliteError::Locked`].
     pub fn ack(&mut self, upto: u64) -> Result<(), SqliteError> {
         self.installed()?;
+        // Emptying the outbox can wait; the application's writes cannot.
+        self.db.busy_timeout(Duration::ZERO)?;
+        let deleted = self.delete_acked(upto);
+        self.db.busy_timeout(self.busy)?;
+        deleted?;
+        self.acked = self.acked.max(upto);
+        Ok(())
+    }
+
+    fn delete_acked(&mut self, upto: u64) -> Result<(), SqliteError> {
         let tx = self
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -332,7 +343,6 @@ impl SqliteSource {
             install::clear_notes(&tx, table)?;
         }
         tx.commit()?;
-        self.acked = self.acked.max(upto);
         Ok(())
     }
 

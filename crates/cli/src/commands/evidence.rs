@@ -1,0 +1,101 @@
+//! `pitser evidence export`: one file about one patient, for an outsider.
+
+use crate::config::Config;
+use crate::outcome::{Exit, Failure, Outcome, unreadable};
+use crate::output::{print, print_json};
+use crate::{clock, seals};
+use pitser_client::{Client, Endpoint, publications_file};
+use pitser_ksi::publications_file::PublicationsFile;
+use pitser_trail::export::Exporter;
+use serde_json::json;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// Arguments of `pitser evidence`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Write everything that proves one patient's list of lines
+    Export(Export),
+}
+
+#[derive(Debug, clap::Args)]
+struct Export {
+    /// The patient's identifier, as in the database
+    #[arg(long, value_name = "ID")]
+    patient: String,
+    /// Where to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Configuration file
+    #[arg(long, default_value = "pitser.toml", env = "PITSER_CONFIG")]
+    config: PathBuf,
+    /// Which source, if there are several
+    #[arg(long)]
+    source: Option<String>,
+    /// Overwrite the file if it is there
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: Args) -> Outcome {
+    let Command::Export(args) = args.command;
+    if args.output.exists() && !args.force {
+        return Err(Failure::Input(format!("{} is there already: name another file, or add --force", args.output.display())));
+    }
+    let config = Config::read(&args.config)?;
+    let source = config.source(args.source.as_deref())?;
+    let layout = config.tuning().layout(source);
+    let mut exporter = Exporter::open_at_head(layout.clone()).map_err(unreadable)?;
+    let audit = std::fs::read_to_string(layout.audit()).ok();
+    let (publications, longer) = extended(&config, &exporter).await?;
+    let publications = publications.or_else(|| std::fs::read(layout.publications()).ok());
+    let evidence = exporter
+        .evidence(&args.patient, audit, publications, |block, seal| {
+            longer.get(&block).cloned().unwrap_or_else(|| seal.to_vec())
+        })
+        .map_err(Failure::input)?;
+    pitser_trail::disk::replace(&args.output, &evidence.encode()).map_err(Failure::service)?;
+    let published = longer.len();
+    if args.json {
+        print_json(&json!({
+            "path": args.output, "lines": evidence.lines.len(), "blocks": evidence.blocks.len(), "published": published,
+            "exported_at": clock::now().to_string(),
+        }))?;
+    } else {
+        print(&format!(
+            "{}: {} lines in {} blocks; {published} seals of the trail extended to a publication\n\
+             Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml\n",
+            args.output.display(),
+            evidence.lines.len(),
+            evidence.blocks.len(),
+            args.output.display(),
+        ))?;
+    }
+    Ok(Exit::Intact)
+}
+
+/// The publications file and seals extended to its newest publication, if the
+/// authority answers; evidence can do without, resting on the authority's key.
+async fn extended(config: &Config, exporter: &Exporter) -> Result<(Option<Vec<u8>>, HashMap<u64, Vec<u8>>), Failure> {
+    let (Some(uri), false) = (&config.authority.publications, config.authority.is_embedded()) else {
+        return Ok((None, HashMap::new()));
+    };
+    let bytes = publications_file(uri).await.map_err(Failure::service)?;
+    let file = PublicationsFile::decode(&bytes).map_err(Failure::service)?;
+    let Some(record) = file.latest() else { return Ok((Some(bytes), HashMap::new())) };
+    let extender = config.authority.extender.as_ref().unwrap_or(&config.authority.aggregator);
+    let endpoint = Endpoint::parse(extender).map_err(|e| Failure::Input(format!("authority.extender: {e}")))?;
+    let client = Client::connect(endpoint).await.map_err(Failure::service)?;
+    let longer = seals::extended(&client, exporter.view(), record).await?;
+    Ok((Some(bytes), longer))
+}

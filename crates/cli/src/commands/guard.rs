@@ -1,0 +1,301 @@
+//! `pitser guard`: prepares databases, guards them, says how they are.
+
+use crate::clock;
+use crate::config::{Config, EXAMPLE};
+use crate::outcome::{Exit, Failure, Outcome};
+use crate::output::{self, print, print_json};
+use crate::signals;
+use pitser_authority::{Authority, AuthorityHandle, Config as AuthorityConfig, Micros, User};
+use pitser_client::{Client, Endpoint, Options};
+use pitser_guardian::config::Source;
+use pitser_guardian::init::{self, InitError};
+use pitser_guardian::{Guardian, Handle, Parts, StartError};
+use pitser_ksi::pki::Subject;
+use pitser_trail::TrailError;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Arguments of `pitser guard`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Prepare the databases and begin their trails; repeating it is harmless
+    Init(Prepare),
+    /// Guard until stopped
+    Run(Common),
+    /// How things stand, asked of the running guardian; exit code 1 while a finding is open
+    Status(Asking),
+    /// Compare every live row with its seal now; exit code 1 if one differs
+    Scan(Asking),
+    /// Take everything of ours out of the databases; the trails stay
+    Uninstall(Prepare),
+    /// Print a commented pitser.toml with every key
+    Example,
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Configuration file
+    #[arg(long, default_value = "pitser.toml", env = "PITSER_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Prepare {
+    #[command(flatten)]
+    common: Common,
+    /// Print every statement, run none
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Asking {
+    #[command(flatten)]
+    common: Common,
+    /// Only this source
+    #[arg(long)]
+    source: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long a stopping guardian waits for the seal of its last block.
+const LAST_SEAL: Duration = Duration::from_secs(3);
+
+/// Runs the command.
+pub(crate) async fn run(args: Args) -> Outcome {
+    match args.command {
+        Command::Init(args) => prepare(&args, init_one),
+        Command::Uninstall(args) => prepare(&args, uninstall_one),
+        Command::Run(args) => guard(&Config::read(&args.config)?).await,
+        Command::Status(args) => status(&args).await,
+        Command::Scan(args) => scan(&args).await,
+        Command::Example => {
+            print(EXAMPLE)?;
+            Ok(Exit::Intact)
+        }
+    }
+}
+
+fn prepare(args: &Prepare, one: fn(&Config, &Source, bool) -> Result<(), Failure>) -> Outcome {
+    let config = Config::read(&args.common.config)?;
+    for source in &config.sources {
+        one(&config, source, args.dry_run)?;
+    }
+    Ok(Exit::Intact)
+}
+
+fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failure> {
+    let tuning = config.tuning();
+    if dry_run {
+        let plan = init::plan(source, &tuning).map_err(Failure::service)?;
+        for statement in &plan.statements {
+            print(&format!("{statement};\n\n"))?;
+        }
+        let trail = if plan.new_trail { "a new trail would begin" } else { "its trail goes on" };
+        return print(&format!("-- {}: {} tables, {} statements, {trail}\n", source.name, plan.tables.len(), plan.statements.len()));
+    }
+    let plan = init::install(source, &tuning, clock::micros()).map_err(Failure::service)?;
+    let genesis = plan.genesis.unwrap_or_default();
+    print(&format!(
+        "{}: {} tables guarded, {} statements run\ntrail    {}\ngenesis  {genesis}\n",
+        source.name,
+        plan.tables.len(),
+        plan.statements.len(),
+        tuning.origin(source),
+    ))
+}
+
+fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failure> {
+    let statements = init::uninstall(source, dry_run).map_err(Failure::service)?;
+    for statement in statements.iter().filter(|_| dry_run) {
+        print(&format!("{statement};\n"))?;
+    }
+    let done = if dry_run { "would be" } else { "were" };
+    print(&format!("{}: {} objects {done} removed; the trail stays where it is\n", source.name, statements.len()))
+}
+
+async fn guard(config: &Config) -> Outcome {
+    let embedded = match config.authority.is_embedded() {
+        true => Some(embedded_authority(config).await?),
+        false => None,
+    };
+    let uri = match &embedded {
+        Some(authority) => format!("ksi+tcp://guardian:guardian@{}", authority.tcp_address()),
+        None => config.authority.aggregator.clone(),
+    };
+    let endpoint = Endpoint::parse(&uri).map_err(|e| Failure::Input(format!("authority.aggregator: {e}")))?;
+    // Not connected yet: while the authority is down, blocks wait for their seals.
+    let client = Client::new(endpoint, Options::default());
+    let mut handles = Vec::new();
+    for source in &config.sources {
+        handles.push(start(config, source, &client)?);
+    }
+    let listen: SocketAddr = config
+        .guard
+        .listen
+        .parse()
+        .map_err(|e| Failure::Input(format!("guard.listen {:?}: {e}", config.guard.listen)))?;
+    let web = pitser_web::Server::start(listen, handles.clone()).map_err(Failure::service)?;
+    let names: Vec<&str> = config.sources.iter().map(|s| s.name.as_str()).collect();
+    print(&format!("guarding {}; status page http://{}/\n", names.join(", "), web.address()))?;
+    signals::stop_requested().await;
+    for handle in handles {
+        // The last block gets its seal if the authority answers in time; if
+        // not, it is asked for again at the next start.
+        let _ = tokio::time::timeout(LAST_SEAL, handle.settle()).await;
+        handle.stop().await;
+    }
+    web.stop().await;
+    if let Some(authority) = embedded {
+        authority.shutdown().await.map_err(Failure::service)?;
+    }
+    Ok(Exit::Intact)
+}
+
+fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Failure> {
+    Guardian::start(Parts {
+        source: source.clone(),
+        tuning: config.tuning(),
+        client: Some(client.clone()),
+        witnesses: Vec::new(),
+        clock: Arc::new(clock::micros),
+    })
+    .map_err(|error| match error {
+        StartError::Init(InitError::NotInitialised(_)) => Failure::input(error),
+        StartError::Trail(TrailError::Read(read)) => Failure::reading(&read),
+        other => Failure::service(other),
+    })
+}
+
+async fn embedded_authority(config: &Config) -> Result<AuthorityHandle, Failure> {
+    let dir = config.guard.data.join("authority");
+    if !dir.exists() {
+        let subject = Subject {
+            organization: config.guard.organisation.clone(),
+            common_name: "embedded authority".into(),
+            email: format!("publications@{}", config.guard.organisation),
+            ..Subject::default()
+        };
+        Authority::init(&dir, clock::now(), &subject).map_err(Failure::service)?;
+    }
+    let authority = AuthorityConfig::new(&dir).with_user(User::new("guardian", b"guardian".as_slice()));
+    Authority::start(authority, || Micros(clock::micros())).await.map_err(Failure::service)
+}
+
+async fn status(args: &Asking) -> Outcome {
+    let config = Config::read(&args.common.config)?;
+    let mut answer = ask(&config, "GET", "/api/status").await?;
+    let sources: Vec<Value> = match answer["sources"].take() {
+        Value::Array(all) => all.into_iter().filter(|s| wanted(args, s)).collect(),
+        _ => Vec::new(),
+    };
+    let open = sources.iter().flat_map(findings).filter(|f| f["open"] == true).count();
+    if args.json {
+        print_json(&json!({ "sources": sources }))?;
+    } else {
+        for source in &sources {
+            print(&describe(source))?;
+        }
+    }
+    Ok(if open > 0 { Exit::Broken } else { Exit::Intact })
+}
+
+async fn scan(args: &Asking) -> Outcome {
+    let config = Config::read(&args.common.config)?;
+    let mut open = 0;
+    let mut reports = Vec::new();
+    for source in config.sources.iter().filter(|s| args.source.as_ref().is_none_or(|name| *name == s.name)) {
+        let report = ask(&config, "POST", &format!("/api/scan/{}", source.name)).await?;
+        open += report["findings"].as_array().map_or(0, Vec::len);
+        if !args.json {
+            print(&format!("{}: {} rows compared\n", source.name, report["rows"]))?;
+            for finding in findings(&report) {
+                print(&show_finding(finding))?;
+            }
+        }
+        reports.push(json!({ "name": source.name, "rows": report["rows"], "findings": report["findings"] }));
+    }
+    if args.json {
+        print_json(&json!({ "sources": reports }))?;
+    }
+    Ok(if open > 0 { Exit::Broken } else { Exit::Intact })
+}
+
+fn wanted(args: &Asking, source: &Value) -> bool {
+    args.source.as_ref().is_none_or(|name| source["name"] == name.as_str())
+}
+
+fn findings(source: &Value) -> impl Iterator<Item = &Value> {
+    source["findings"].as_array().into_iter().flatten()
+}
+
+fn describe(source: &Value) -> String {
+    let text = |key: &str| source[key].as_str().unwrap_or("never").to_owned();
+    let mut out = format!(
+        "{} ({})\n  state      {}\n  position   {}\n  events     {} in {} blocks, {} unsealed\n  sealed     {}\n  verified   {} ({} rows)\n  witnessed  {} blocks\n",
+        text("name"),
+        text("origin"),
+        text("state"),
+        text("position"),
+        source["events"],
+        source["blocks"],
+        source["unsealed"],
+        text("sealed_up_to"),
+        text("verified_up_to"),
+        source["rows_verified"],
+        source["witnessed"],
+    );
+    if let Some(trouble) = source["trouble"].as_str() {
+        out += &format!("  trouble    {trouble}\n");
+    }
+    for finding in findings(source) {
+        out += &show_finding(finding);
+    }
+    out
+}
+
+fn show_finding(finding: &Value) -> String {
+    let text = |key: &str| finding[key].as_str().unwrap_or_default();
+    let columns: Vec<&str> = finding["columns"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let state = if finding["open"] == false { " (no longer found)" } else { "" };
+    output::clean(&format!(
+        "  {} {} {} {} [{}] {}{state}\n",
+        text("at"),
+        text("code"),
+        text("table"),
+        text("key"),
+        columns.join(", "),
+        text("text"),
+    ))
+}
+
+/// Asks the running guardian's API.
+async fn ask(config: &Config, method: &str, path: &str) -> Result<Value, Failure> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = &config.guard.listen;
+    let silent = |e: std::io::Error| {
+        Failure::Service(format!("no guardian answers at {address}: {e}. Start it with `pitser guard run`, or correct guard.listen"))
+    };
+    let mut stream = tokio::net::TcpStream::connect(address).await.map_err(silent)?;
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(silent)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.map_err(silent)?;
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    if head.split(' ').nth(1) != Some("200") {
+        return Err(Failure::Service(format!("the guardian at {address} answered {}: {}", head.lines().next().unwrap_or_default(), body.trim())));
+    }
+    serde_json::from_str(body).map_err(|e| Failure::Service(format!("the guardian at {address} gave no JSON: {e}")))
+}

@@ -1,0 +1,133 @@
+//! `pitser history`: the life of a record, or of everything about a patient.
+
+use crate::config::Config;
+use crate::outcome::{Exit, Failure, Outcome, unreadable};
+use crate::output::{clean, print, print_json};
+use pitser_capture::sqlite;
+use pitser_evidence::line::{Line, Op};
+use pitser_trail::export::{Entry, Exporter};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Arguments of `pitser history`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Table of the record
+    #[arg(required_unless_present = "patient")]
+    table: Option<String>,
+    /// Key of the record; for a key of several columns, all of them in order
+    #[arg(required_unless_present = "patient")]
+    key: Vec<String>,
+    /// Everything about this patient instead
+    #[arg(long, value_name = "ID", conflicts_with_all = ["table", "key"])]
+    patient: Option<String>,
+    /// Configuration file
+    #[arg(long, default_value = "pitser.toml", env = "PITSER_CONFIG")]
+    config: PathBuf,
+    /// Which source, if there are several
+    #[arg(long)]
+    source: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Outcome {
+    let config = Config::read(&args.config)?;
+    let source = config.source(args.source.as_deref())?;
+    let mut exporter = Exporter::open(config.tuning().layout(source)).map_err(unreadable)?;
+    let entries = match (&args.patient, &args.table) {
+        (Some(patient), _) => exporter.patient_history(patient),
+        (None, Some(table)) => {
+            let cells = key_cells(&exporter, table, &args.key)?;
+            exporter.record_history(table, &cells)
+        }
+        (None, None) => return Err(Failure::Input("name a table and a key, or --patient ID".into())),
+    };
+    let entries = entries.map_err(unreadable)?;
+    if args.json {
+        print_json(&json!({ "lines": entries.iter().map(as_json).collect::<Vec<_>>() }))?;
+    } else {
+        for entry in &entries {
+            print(&as_text(entry))?;
+        }
+    }
+    let open = entries.iter().any(|e| e.line.op == Op::Finding);
+    Ok(if open { Exit::Broken } else { Exit::Intact })
+}
+
+/// The canonical values of a key as a person spells it. Text first; a number
+/// where no record has the text.
+fn key_cells(exporter: &Exporter, table: &str, words: &[String]) -> Result<Vec<Vec<u8>>, Failure> {
+    let known = exporter.view().state.genesis().map(|g| g.tables.clone()).unwrap_or_default();
+    if let Some(guarded) = known.iter().find(|t| t.name == table)
+        && guarded.key.len() != words.len()
+    {
+        return Err(Failure::Input(format!("the key of {table} is ({}): give {} values", guarded.key.join(", "), guarded.key.len())));
+    }
+    let as_text: Vec<_> = words.iter().map(|w| bytes(&sqlite::text(w))).collect();
+    let as_numbers: Option<Vec<_>> = words.iter().map(|w| w.parse().ok().map(|n| bytes(&sqlite::integer(n)))).collect();
+    let has = |cells: &[Vec<u8>]| {
+        let key = pitser_evidence::commit::record_key(&exporter.keys().table(table), cells.iter().map(Vec::as_slice));
+        exporter.view().state.record(table, &key).is_some()
+    };
+    Ok(match as_numbers {
+        Some(numbers) if !has(&as_text) => numbers,
+        _ => as_text,
+    })
+}
+
+fn bytes(cell: &pitser_capture::Cell) -> Vec<u8> {
+    cell.expose().unwrap_or_default().to_vec()
+}
+
+/// One line for people: when, what, where, who, and how far it is proved.
+fn as_text(entry: &Entry) -> String {
+    let line = &entry.line;
+    let person = entry.content.as_ref().and_then(|c| c.person.clone());
+    let mut out = format!("{}  {:<8} {}", line.at, line.op.as_str(), line.table.as_deref().unwrap_or("-"));
+    if let Some(columns) = line.columns.as_ref().filter(|c| !c.is_empty()) {
+        out += &format!(" [{}]", columns.join(", "));
+    }
+    if let Some(actor) = &line.actor {
+        let who = person.or_else(|| actor.role.clone()).unwrap_or_else(|| "?".into());
+        out += &format!("  by {who} via {} (binding {:?})", actor.app.as_deref().unwrap_or("?"), actor.binding);
+    }
+    if let Some(finding) = &line.finding {
+        out += &format!("  {} {}", finding.code, finding.text);
+    }
+    out += &format!("\n    line {} · {}\n", line.seq, proof(entry));
+    clean(&out)
+}
+
+fn proof(entry: &Entry) -> String {
+    let Some(block) = entry.block else { return "in the open block, not sealed yet".into() };
+    let sealed = match entry.sealed_at {
+        Some(at) => format!("sealed {at}"),
+        None => "waiting for its seal".into(),
+    };
+    let witnessed = if entry.witnessed { ", under a cosigned head" } else { "" };
+    let published = if entry.published { ", published" } else { "" };
+    format!("block {block}, {sealed}{witnessed}{published}")
+}
+
+fn as_json(entry: &Entry) -> Value {
+    json!({
+        "line": line_json(&entry.line),
+        "person": entry.content.as_ref().and_then(|c| c.person.clone()),
+        "row": entry.content.as_ref().and_then(|c| c.row.as_ref()).map(|row| {
+            row.iter()
+                .map(|(name, value)| (name.clone(), value.as_ref().map_or(Value::Null, |v| String::from_utf8_lossy(&v.0).into())))
+                .collect::<serde_json::Map<_, _>>()
+        }),
+        "block": entry.block,
+        "sealed_at": entry.sealed_at.map(|t| t.to_string()),
+        "witnessed": entry.witnessed,
+        "published": entry.published,
+    })
+}
+
+fn line_json(line: &Line) -> Value {
+    serde_json::from_slice(&line.encode()).unwrap_or(Value::Null)
+}

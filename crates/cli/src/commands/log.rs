@@ -1,0 +1,120 @@
+//! `pitser log`: log signatures, LOGSIG12 and its relatives.
+//!
+//! ```text
+//! LOG                 the lines
+//! LOG.logsig          their log signature
+//! LOG.logsig.parts/   the same while signatures are pending: blocks.dat, block-signatures.dat
+//! BASE.excerpt        some of the lines, BASE.excerpt.logsig their proof
+//! ```
+
+mod extend;
+mod extract;
+mod integrate;
+mod sign;
+mod verify;
+
+use std::path::{Path, PathBuf};
+
+use pitser_ksi::logsig::{self, Format};
+
+use crate::files;
+use crate::outcome::{Failure, Outcome};
+use crate::output::Form;
+use crate::trust::TrustArgs;
+
+/// What to do with a log.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Sign a log line by line, or the blocks of its log signature that are not signed yet
+    Sign(sign::Args),
+    /// Judge a log, or an excerpt, by its log signature
+    Verify(Box<VerifyArgs>),
+    /// Take lines out, each with its own proof
+    Extract(extract::Args),
+    /// Lead the signatures of all blocks to publications
+    Extend(extend::Args),
+    /// Join the two parts of a log signature whose signatures came later
+    Integrate(integrate::Args),
+}
+
+/// Arguments of `log verify`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    /// The log, or an excerpt
+    log: PathBuf,
+    /// Its log signature [default: LOG.logsig, or LOG.logsig.parts]
+    signature: Option<PathBuf>,
+    #[command(flatten)]
+    trust: TrustArgs,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// Runs the command.
+pub(crate) fn run(command: Command) -> Outcome {
+    match command {
+        Command::Sign(args) => sign::run(args),
+        Command::Verify(args) => {
+            let VerifyArgs {
+                log,
+                signature,
+                trust,
+                form,
+            } = *args;
+            let path = signature.unwrap_or_else(|| beside(&log));
+            let (format, bytes) = read(&path)?;
+            verify::run(format, &bytes, &path, &log, &trust, form)
+        }
+        Command::Extract(args) => extract::run(args),
+        Command::Extend(args) => extend::run(args),
+        Command::Integrate(args) => integrate::run(args),
+    }
+}
+
+pub(super) use verify::run as verify_pair;
+
+/// The log signature of `log`: its parts, if it has no other.
+fn beside(log: &Path) -> PathBuf {
+    let whole = files::appended(log, SUFFIX);
+    let parts = files::appended(log, PARTS_SUFFIX);
+    if !whole.exists() && parts.is_dir() {
+        parts
+    } else {
+        whole
+    }
+}
+
+/// Reads a log signature; a folder of parts is joined.
+fn read(path: &Path) -> Result<(Format, Vec<u8>), Failure> {
+    let bytes = if path.is_dir() {
+        join(path)?.bytes
+    } else {
+        files::read(path)?
+    };
+    match Format::of(&bytes) {
+        Some(format) => Ok((format, bytes)),
+        None => Err(Failure::Input(format!(
+            "{}: not a log signature: it starts with none of LOGSIG12, LOGSIG11, LOG12BLK, RECSIG12, RECSIG11",
+            path.display()
+        ))),
+    }
+}
+
+/// Joins the two parts in a folder.
+fn join(parts: &Path) -> Result<logsig::Integrated, Failure> {
+    let blocks = files::read(&parts.join("blocks.dat"))?;
+    let seals = files::read(&parts.join("block-signatures.dat"))?;
+    logsig::integrate(&blocks, &seals)
+        .map_err(|e| Failure::Input(format!("{}: {e}", parts.display())))
+}
+
+/// An error about the bytes of a log signature.
+fn malformed(path: &Path, error: impl std::fmt::Display) -> Failure {
+    Failure::Input(format!(
+        "{}: not a sound log signature: {error}",
+        path.display()
+    ))
+}
+
+const SUFFIX: &str = ".logsig";
+const PARTS_SUFFIX: &str = ".logsig.parts";

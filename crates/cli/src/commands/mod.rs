@@ -1,0 +1,12 @@
+//! One module a command. Each has its arguments and a `run`.
+
+pub(crate) mod dev;
+pub(crate) mod evidence;
+pub(crate) mod extend;
+pub(crate) mod guard;
+pub(crate) mod history;
+pub(crate) mod inspect;
+pub(crate) mod log;
+pub(crate) mod sign;
+pub(crate) mod trail;
+pub(crate) mod verify;

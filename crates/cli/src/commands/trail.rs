@@ -1,0 +1,119 @@
+//! `pitser trail verify`: recompute a whole trail and name the first thing
+//! that is wrong.
+
+use crate::config::Config;
+use crate::outcome::{Failure, Outcome};
+use crate::output::{Form, Judgement, State, Step, Verdict};
+use crate::tree::Map;
+use pitser_tlog::checkpoint::Checkpoint;
+use pitser_tlog::note::{Note, VerifierKey};
+use pitser_trail::{Layout, ReadError, View, read};
+use std::path::PathBuf;
+
+/// Arguments of `pitser trail`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Recompute lines, blocks, interlinks, seals, log and map from the files
+    Verify(Verify),
+}
+
+#[derive(Debug, clap::Args)]
+struct Verify {
+    /// Folder of the trail; without it, the one that the configuration names
+    dir: Option<PathBuf>,
+    /// Configuration file
+    #[arg(long, default_value = "pitser.toml", env = "PITSER_CONFIG")]
+    config: PathBuf,
+    /// Which source, if there are several
+    #[arg(long)]
+    source: Option<String>,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Outcome {
+    let Command::Verify(args) = &args.command;
+    let layout = match &args.dir {
+        Some(dir) => Layout::new(dir),
+        None => {
+            let config = Config::read(&args.config)?;
+            config.tuning().layout(config.source(args.source.as_deref())?)
+        }
+    };
+    match read(&layout, None, |_, _| {}) {
+        Ok(view) => intact(&layout, &view).show(args.form),
+        Err(ReadError::Damaged(damage)) => Judgement {
+            verdict: Verdict::Broken,
+            code: Some(damage.code.to_string()),
+            summary: format!("{}{}: {}", damage.path.display(), damage.line.map(|l| format!(" line {l}")).unwrap_or_default(), damage.text),
+            steps: Vec::new(),
+            details: Map::new(),
+            remarks: "Keep these files as they are: they are evidence. Restore the trail from its copy, and see docs/spec.\n".into(),
+        }
+        .show(args.form),
+        Err(error) => Err(Failure::reading(&error)),
+    }
+}
+
+fn intact(layout: &Layout, view: &View) -> Judgement {
+    let sealed = view.blocks.iter().filter(|b| b.seal.is_some()).count();
+    let mut steps = vec![
+        Step::new("genesis", State::Matches, view.genesis_hash.to_string()),
+        Step::new("lines", State::Matches, format!("{} lines follow from each other", view.state.next_seq())),
+        Step::new("blocks", State::Matches, format!("{} blocks, each continuing the one before", view.blocks.len())),
+        Step::new("map", State::Matches, format!("the root of every block follows; {} patients", view.state.patients())),
+    ];
+    let seals = format!("{sealed} of {} blocks are sealed, consistently with their roots", view.blocks.len());
+    let all_sealed = sealed == view.blocks.len() && view.tail.is_empty();
+    steps.push(Step::new("seals", if all_sealed { State::Matches } else { State::Waiting }, seals));
+    let (head, contradicted) = head_step(layout, view);
+    steps.push(head);
+    let verdict = if contradicted { Verdict::Broken } else if all_sealed { Verdict::Intact } else { Verdict::Unconfirmed };
+    Judgement {
+        verdict,
+        code: contradicted.then(|| "TRL-03".to_owned()),
+        summary: match verdict {
+            Verdict::Broken => "the trail is not what its own cosigned head says".into(),
+            Verdict::Unconfirmed => format!("consistent; {} lines wait for a block or its seal", unsealed_lines(view)),
+            Verdict::Intact => "the trail is consistent from its genesis to its end".into(),
+        },
+        steps,
+        details: Map::new().with("lines", view.state.next_seq()).with("blocks", view.blocks.len() as u64),
+        remarks: String::new(),
+    }
+}
+
+fn unsealed_lines(view: &View) -> u64 {
+    let in_blocks: u64 = view.blocks.iter().filter(|b| b.seal.is_none()).map(|b| b.leaf.count).sum();
+    in_blocks + view.tail.len() as u64
+}
+
+/// The newest cosigned head against the log as recomputed.
+fn head_step(layout: &Layout, view: &View) -> (Step, bool) {
+    let log_key: Option<VerifierKey> = view.state.genesis().and_then(|g| g.log_key.parse().ok());
+    let head = std::fs::read(layout.head()).ok().and_then(|bytes| {
+        let note = Note::parse(&bytes).ok()?;
+        let key = log_key?;
+        Checkpoint::open(&note, key.name(), &key).ok()
+    });
+    let Some(head) = head else {
+        return (Step::new("head", State::Waiting, "no cosigned head is kept here"), false);
+    };
+    match view.log.root_at(head.size()) {
+        Ok(root) if root == *head.root() => {
+            (Step::new("head", State::Matches, format!("the head over {} blocks is a beginning of this trail", head.size())), false)
+        }
+        Ok(_) => (Step::new("head", State::Broken, "the cosigned head has another root: the trail was rewritten"), true),
+        Err(_) => (
+            Step::new("head", State::Broken, format!("witnesses have seen {} blocks, there are {}", head.size(), view.log.size())),
+            true,
+        ),
+    }
+}

@@ -1,0 +1,74 @@
+//! `pitser verify`: judges whatever the file is.
+
+mod evidence;
+mod publications;
+pub(super) mod signature;
+
+use std::path::{Path, PathBuf};
+
+use pitser_ksi::hash::Imprint;
+
+use super::log;
+use crate::files;
+use crate::kind::Kind;
+use crate::outcome::{Failure, Outcome};
+use crate::output::Form;
+use crate::trust::TrustArgs;
+
+/// The command's arguments.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to judge; - for the standard input
+    file: PathBuf,
+    /// The document that was signed; for a log signature, the log
+    #[arg(long, value_name = "FILE")]
+    document: Option<PathBuf>,
+    /// The document's hash, such as SHA-256:9f2c…
+    #[arg(long, value_name = "IMPRINT", conflicts_with = "document")]
+    hash: Option<Imprint>,
+    /// Height at which the hash stands in a local tree
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    level: u8,
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// What you trust, to judge evidence by
+    #[arg(long, value_name = "ANCHORS.toml")]
+    anchors: Option<PathBuf>,
+    /// Show the lines of the evidence, and what is disclosed of them
+    #[arg(long)]
+    show: bool,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Outcome {
+    let bytes = files::read(&args.file)?;
+    let name = args.file.display();
+    match Kind::of(&bytes) {
+        Some(Kind::Signature) => signature::run(&bytes, &args),
+        Some(Kind::Evidence) => evidence::run(&bytes, &args),
+        Some(Kind::PublicationsFile) => publications::run(&bytes, &args),
+        Some(Kind::Log(format)) => {
+            let text = match &args.document {
+                Some(path) => path.clone(),
+                None => log_of(&args.file).ok_or_else(|| {
+                    Failure::Input(format!("{name} signs a log: name it with --document"))
+                })?,
+            };
+            log::verify_pair(format, &bytes, &args.file, &text, &args.trust, args.form)
+        }
+        Some(kind) => Err(Failure::Input(format!(
+            "{name}: recognised as {kind}, which proves nothing by itself; pitser inspect shows what it says"
+        ))),
+        None => Err(Failure::Input(format!(
+            "{name}: neither a signature, an evidence file, a log signature nor a publications file"
+        ))),
+    }
+}
+
+/// The log that lies beside `signature`.
+fn log_of(signature: &Path) -> Option<PathBuf> {
+    let is_signature = signature.extension()? == "logsig";
+    is_signature.then(|| signature.with_extension(""))
+}

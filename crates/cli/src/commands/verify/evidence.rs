@@ -1,0 +1,258 @@
+//! Judging an evidence file by the verifier's own anchors.
+
+use std::fmt::Write as _;
+
+use pitser_evidence::file::{LineProof, OpenColumn, Opening};
+use pitser_evidence::{Anchors, Evidence, StepState, verify};
+
+use super::Args;
+use crate::files;
+use crate::outcome::{Failure, Outcome};
+use crate::output::{self, Judgement, State, Step, Verdict};
+use crate::tree::{Map, Tree, hex};
+
+/// Judges the evidence in `bytes`.
+pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
+    let name = args.file.display();
+    let evidence = Evidence::decode(bytes)
+        .map_err(|e| Failure::Input(format!("{name}: not a sound evidence file: {e}")))?;
+    let anchors = match &args.anchors {
+        Some(path) => {
+            let anchors = Anchors::from_toml(&files::read_text(path)?);
+            Some(anchors.map_err(|e| Failure::Input(format!("{}: {e}", path.display())))?)
+        }
+        None => None,
+    };
+    let report = verify(&evidence, anchors.as_ref(), args.trust.publications.at());
+    let steps = report.steps.iter().map(step).collect();
+    let (verdict, code, summary) = match report.verdict {
+        pitser_evidence::Verdict::Intact => (
+            Verdict::Intact,
+            None,
+            "everything follows from your anchors".to_owned(),
+        ),
+        pitser_evidence::Verdict::Unconfirmed => {
+            let summary = match anchors {
+                Some(_) => "all checks so far agree; what is waiting has no anchor of yours",
+                None => "all checks so far agree; give what you trust with --anchors",
+            };
+            (
+                Verdict::Unconfirmed,
+                Some("GEN-02".to_owned()),
+                summary.to_owned(),
+            )
+        }
+        pitser_evidence::Verdict::Broken(code) => (
+            Verdict::Broken,
+            Some(code.to_string()),
+            code.meaning().to_owned(),
+        ),
+    };
+    let mut details = Map::new()
+        .with("file", name.to_string())
+        .with("kind", "evidence file")
+        .with("origin", &evidence.origin)
+        .list("claims", claims(verdict, &evidence));
+    let mut remarks: String = claims(verdict, &evidence)
+        .iter()
+        .map(|claim| format!("  {claim}\n"))
+        .collect();
+    if args.show {
+        details = details.with(
+            "lines",
+            Tree::List(evidence.lines.iter().map(line_facts).collect()),
+        );
+        remarks += &history(&evidence);
+    }
+    Judgement {
+        verdict,
+        code,
+        summary,
+        steps,
+        details,
+        remarks,
+    }
+    .show(args.form)
+}
+
+fn step(step: &pitser_evidence::Step) -> Step {
+    let state = match step.state {
+        StepState::Matches => State::Matches,
+        StepState::Waiting => State::Waiting,
+        StepState::Broken => State::Broken,
+    };
+    Step::new(step.name, state, step.text.clone())
+}
+
+/// What is claimed, exactly (DESIGN §2). Of broken evidence nothing is.
+fn claims(verdict: Verdict, evidence: &Evidence) -> [String; 3] {
+    let genesis = &evidence.genesis.at;
+    let claimed = match verdict {
+        Verdict::Intact => "claimed",
+        Verdict::Unconfirmed => "claimed once confirmed",
+        Verdict::Broken => "no longer claimed",
+    };
+    [
+        format!("{claimed}: any change to these lines after they were sealed would show"),
+        format!(
+            "{claimed}: these are all events captured about this person since the trail's genesis, {genesis}"
+        ),
+        "not claimed: anything before the genesis, that what was entered was true, \
+         or reads outside the engine (backups, replicas, files, screens)"
+            .to_owned(),
+    ]
+}
+
+/// The lines, oldest first, with what is disclosed of them.
+fn history(evidence: &Evidence) -> String {
+    let is_lettered = has_type_letters(evidence);
+    let mut text = String::from("\n");
+    for proof in &evidence.lines {
+        let line = &proof.line;
+        let table = line.table.as_deref().unwrap_or("-");
+        let _ = write!(
+            text,
+            "{}  {:8}  {}",
+            line.at,
+            line.op.as_str(),
+            output::clean(table)
+        );
+        if let Some(columns) = &line.columns {
+            let _ = write!(text, " ({})", output::clean(&columns.join(", ")));
+        }
+        let _ = writeln!(text, "  {}", output::clean(&who(proof)));
+        for column in opened(proof) {
+            let value = shown(column, is_lettered);
+            let _ = writeln!(text, "    {} = {value}", output::clean(&column.name));
+        }
+        if let Some(finding) = &line.finding {
+            let _ = writeln!(
+                text,
+                "    {} {}",
+                finding.code,
+                output::clean(&finding.text)
+            );
+        }
+    }
+    text
+}
+
+/// Who did it, and how far that is proved.
+fn who(proof: &LineProof) -> String {
+    let Some(actor) = &proof.line.actor else {
+        return String::new();
+    };
+    let person = proof.open.as_ref().and_then(|open| open.person.as_ref());
+    let parts = [
+        person.map(|person| person.value.clone()),
+        actor.app.as_ref().map(|app| format!("in {app}")),
+        actor.role.as_ref().map(|role| format!("as {role}")),
+        actor.client.as_ref().map(|client| format!("from {client}")),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    format!("by {} [binding {:?}]", parts.join(" "), actor.binding)
+}
+
+fn opened(proof: &LineProof) -> impl Iterator<Item = &OpenColumn> {
+    let columns = proof
+        .open
+        .iter()
+        .filter_map(|Opening { columns, .. }| columns.as_ref())
+        .flatten();
+    columns.filter(|column| column.nonce.is_some())
+}
+
+/// Whether all disclosed values bear a letter for their type, as the canonical
+/// bytes of SQLite do: nothing in the file names the engine.
+fn has_type_letters(evidence: &Evidence) -> bool {
+    let is_number =
+        |value: &[u8]| std::str::from_utf8(value).is_ok_and(|text| text.parse::<f64>().is_ok());
+    let has_letter = |value: &[u8]| match value {
+        [b't' | b'b', ..] => true,
+        [b'i' | b'r', number @ ..] => is_number(number),
+        _ => false,
+    };
+    evidence
+        .lines
+        .iter()
+        .flat_map(opened)
+        .filter_map(OpenColumn::bytes)
+        .all(has_letter)
+}
+
+/// The value as a person reads it; JSON has the canonical bytes.
+fn shown(column: &OpenColumn, is_lettered: bool) -> String {
+    let Some(bytes) = column.bytes() else {
+        return "NULL".to_owned();
+    };
+    let (is_blob, value) = match bytes {
+        [b't' | b'i' | b'r', value @ ..] if is_lettered => (false, value),
+        [b'b', value @ ..] if is_lettered => (true, value),
+        _ => (false, bytes),
+    };
+    let text = match std::str::from_utf8(value) {
+        Ok("") if !is_blob => "\"\"".to_owned(),
+        Ok(text) if !is_blob => output::clean(text).replace('\n', "\\n"),
+        _ => format!("0x{}", data_encoding::HEXLOWER.encode(value)),
+    };
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!(
+            "{}… ({} bytes, in full with --json)",
+            &text[..end],
+            value.len()
+        ),
+        None => text,
+    }
+}
+
+fn line_facts(proof: &LineProof) -> Tree {
+    let line = &proof.line;
+    let values = opened(proof).map(|column| {
+        let value = match (&column.value, &column.bytes) {
+            (Some(text), _) => Some(Tree::from(text)),
+            (None, Some(bytes)) => Some(hex(&bytes.0)),
+            (None, None) => None,
+        };
+        Tree::Map(
+            Map::new()
+                .with("column", &column.name)
+                .maybe("value", value),
+        )
+    });
+    let person = proof.open.as_ref().and_then(|open| open.person.as_ref());
+    let facts = super::super::inspect::line(line)
+        .maybe("person", person.map(|person| &person.value))
+        .list("values", values);
+    Tree::Map(facts)
+}
+
+/// Longest value that is shown in full, in characters.
+const MAX_SHOWN: usize = 160;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pitser_evidence::codec::Bytes32;
+
+    #[track_caller]
+    fn check(value: Option<&[u8]>, is_lettered: bool, expected: &str) {
+        let column = OpenColumn::open("c", Bytes32([0; 32]), value);
+        assert_eq!(shown(&column, is_lettered), expected);
+    }
+
+    #[test]
+    fn values_are_shown_as_people_read_them() {
+        check(None, true, "NULL");
+        check(Some(b"tfinal"), true, "final");
+        check(Some(b"tfinal"), false, "tfinal");
+        check(Some(b"r21.5"), true, "21.5");
+        check(Some(b"t"), true, "\"\"");
+        check(Some(b"b\xff\x00"), true, "0xff00");
+        check(Some(b"bab"), true, "0x6162");
+        check(Some(b"t\xff"), true, "0xff");
+        check(Some(b"ta\nb\x1b"), true, "a\\nb\\u{1b}");
+        let long = format!("t{}", "õ".repeat(200));
+        let cut = format!("{}… (400 bytes, in full with --json)", "õ".repeat(160));
+        check(Some(long.as_bytes()), true, &cut);
+    }
+}

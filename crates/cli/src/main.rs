@@ -1,0 +1,155 @@
+//! The `pitser` binary: command line, configuration, clock and runtime.
+//!
+//! In scope: reading arguments, files and the machine's clock, showing what the
+//! other crates found, and turning it into the exit codes of [`outcome`].
+//! Elsewhere: every format, rule and service. Nothing is judged here that the
+//! libraries do not judge.
+
+mod clock;
+mod commands;
+mod config;
+mod demo;
+mod files;
+mod kind;
+mod outcome;
+mod output;
+mod seals;
+mod service;
+mod signals;
+mod tree;
+mod trust;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+
+use crate::commands::{dev, evidence, extend, guard, history, inspect, log, sign, trail, verify};
+use crate::outcome::Outcome;
+
+/// Keeps the records of a health database irrefutable.
+///
+/// Exit codes: 0 intact or done, 1 broken, 2 cannot be confirmed yet, 3 wrong
+/// usage or unreadable input, 4 a service or the machine failed.
+#[derive(Debug, Parser)]
+#[command(name = "pitser", version, max_term_width = 100)]
+struct Cli {
+    /// Say more on the error output; up to -vvv. PITSER_LOG chooses more finely
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole story in one process: guard a synthetic hospital, tamper with it, catch it, prove it
+    Demo(demo::Args),
+    /// Prepare databases, guard them, ask how they are
+    Guard(guard::Args),
+    /// The life of a record, or everything about a patient
+    History(history::Args),
+    /// What an outsider can verify
+    Evidence(evidence::Args),
+    /// The trail itself: recompute everything
+    Trail(trail::Args),
+    /// An authority on loopback, for development
+    Dev(dev::Args),
+    /// Have a file, or a hash, signed
+    Sign(sign::Args),
+    /// Lead a signature to a publication: from then on no key is relied on
+    Extend(extend::Args),
+    /// Judge a signature, an evidence file, a log signature or a publications file
+    Verify(Box<verify::Args>),
+    /// Show what a file says, without judging it
+    Inspect(inspect::Args),
+    /// Sign and verify logs, line by line
+    #[command(subcommand)]
+    Log(log::Command),
+}
+
+impl Command {
+    fn run(self) -> Outcome {
+        match self {
+            Self::Demo(args) => service::block_on(demo::run(args)),
+            Self::Guard(args) => service::block_on(guard::run(args)),
+            Self::History(args) => history::run(&args),
+            Self::Evidence(args) => service::block_on(evidence::run(args)),
+            Self::Trail(args) => trail::run(&args),
+            Self::Dev(args) => dev::run(args),
+            Self::Sign(args) => sign::run(args),
+            Self::Extend(args) => extend::run(args),
+            Self::Verify(args) => verify::run(*args),
+            Self::Inspect(args) => inspect::run(args),
+            Self::Log(command) => log::run(command),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    start_log(cli.verbose, matches!(cli.command, Command::Demo(_)));
+    match cli.command.run() {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            eprintln!("pitser: {}", output::clean(&failure.to_string()));
+            failure.code().into()
+        }
+    }
+}
+
+/// Help and version are answers; anything else is wrong usage, which is 3 here
+/// because 2 already means "cannot be confirmed yet".
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader that went away is no failure.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(outcome::WRONG_USAGE)
+        }
+        _ => {
+            let text = error.render().to_string();
+            eprint!("pitser: {}", text.trim_start_matches("error: "));
+            ExitCode::from(outcome::WRONG_USAGE)
+        }
+    }
+}
+
+/// Warnings by default, in the demo only errors; `-v` and `PITSER_LOG` (such as `pitser_client=debug`) say more.
+fn start_log(verbose: u8, quiet: bool) {
+    let level = match verbose {
+        0 if quiet => LevelFilter::ERROR,
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let filter = EnvFilter::builder()
+        .with_default_directive(level.into())
+        .with_env_var("PITSER_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::may_colour(std::io::stderr().is_terminal()))
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,473 @@
+//! Signatures on the command line: from a document to a printed code, what is
+//! told when something is wrong, and the published vectors.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+
+use common::{Dev, files, pitser, run, testdata};
+
+#[test]
+fn from_a_document_to_a_printed_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut dev = Dev::start(dir, 2);
+    let (service, trust) = (dev.service.clone(), dev.trust.clone());
+    fs::write(dir.join("a.txt"), "hello").unwrap();
+
+    let signed = run(dir, &format!("sign a.txt -S {service} --json"))
+        .exits(0)
+        .json();
+    assert_eq!(
+        (&signed["by"], &signed["written"]),
+        (&"anon".into(), &"a.txt.ksig".into())
+    );
+    let signed_at = signed["signed_at"].as_str().unwrap().to_owned();
+
+    // Nobody is trusted yet; then the authority's key is.
+    run(dir, "verify a.txt.ksig --document a.txt")
+        .exits(2)
+        .says("unconfirmed: GEN-02");
+    run(dir, &format!("verify a.txt.ksig --document a.txt {trust}"))
+        .exits(0)
+        .says("key          matches")
+        .says("the authority's key vouches");
+
+    let code = dev.published(&signed_at);
+    run(dir, &format!("extend a.txt.ksig -X {service} {trust}"))
+        .exits(0)
+        .says("a.txt.ext.ksig");
+    run(
+        dir,
+        &format!("verify a.txt.ext.ksig --document a.txt {trust}"),
+    )
+    .exits(0)
+    .says("published    matches");
+    let own = run(dir, "inspect a.txt.ext.ksig --json").exits(0).json();
+    let own = own["anchor"]["code"].as_str().unwrap();
+
+    // With a code that the verifier brings, no file and no service is needed.
+    let offline = format!("verify a.txt.ext.ksig --document a.txt --publication {own}");
+    run(dir, &offline).exits(0).says("hash functions alone");
+    let judgement = run(dir, &format!("{offline} --json")).exits(0).json();
+    assert_eq!(
+        (&judgement["verdict"], &judgement["code"]),
+        (&"intact".into(), &().into())
+    );
+    assert_eq!(judgement["steps"][0]["name"], "document");
+    assert_eq!(judgement["signed_at"], signed_at.as_str());
+    run(dir, &format!("verify a.txt.ksig --publication {code}"))
+        .exits(2)
+        .says("extend it first");
+    run(
+        dir,
+        &format!("verify a.txt.ksig --publication {code} -X {service}"),
+    )
+    .exits(0)
+    .says("hash functions alone");
+    run(
+        dir,
+        &format!("verify a.txt.ksig --policy calendar -X {service}"),
+    )
+    .exits(0)
+    .says("the extender's calendar agrees");
+
+    // One letter of the document, and one bit of the signature.
+    fs::write(dir.join("b.txt"), "hellO").unwrap();
+    let broken = run(
+        dir,
+        &format!("verify a.txt.ext.ksig --document b.txt {trust} --json"),
+    )
+    .exits(1);
+    assert_eq!(
+        (&broken.json()["verdict"], &broken.json()["code"]),
+        (&"broken".into(), &"GEN-01".into())
+    );
+    let mut bytes = fs::read(dir.join("a.txt.ext.ksig")).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(dir.join("bit.ksig"), &bytes).unwrap();
+    run(dir, &format!("verify bit.ksig --document a.txt {trust}"))
+        .exits(1)
+        .says("broken: INT-09");
+
+    let (code, last) = dev.stop();
+    assert_eq!((code, last["event"].as_str()), (Some(0), Some("stopped")));
+}
+
+#[test]
+fn a_policy_claims_no_more_than_it_looked_at() {
+    let vectors = testdata("ksi/tlv");
+    run(
+        &vectors,
+        "verify ok-sig-2014-04-30.1-extended.ksig --policy internal",
+    )
+    .exits(0)
+    .says("published    waiting")
+    .says("compares with nothing")
+    .says("more was not asked");
+    run(
+        &vectors,
+        "verify ok-sig-2014-04-30.1.ksig --policy internal",
+    )
+    .exits(0)
+    .says("key          waiting")
+    .says("does not verify");
+}
+
+#[test]
+fn the_publications_file_is_judged_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut dev = Dev::start(dir, 1);
+    dev.published("");
+    let http = dev.publications.strip_prefix("http://").unwrap();
+    let (address, path) = http.split_once('/').unwrap();
+    let file = get(address, path);
+    fs::write(dir.join("p.bin"), &file).unwrap();
+    let whose = dev.trust.split_once(" --").unwrap().1;
+    run(dir, &format!("verify p.bin --{whose}"))
+        .exits(0)
+        .says("intact: up to");
+    run(dir, "verify p.bin").exits(2).says("--trust");
+    run(
+        dir,
+        &format!("verify p.bin --{whose} --constraint CN=Somebody"),
+    )
+    .exits(2)
+    .says("CN=Somebody");
+    run(
+        dir,
+        &format!("verify p.bin --{whose} --at 2000-01-01T00:00:00Z"),
+    )
+    .exits(2)
+    .says("not valid");
+    let mut forged = file;
+    forged[20] ^= 1;
+    fs::write(dir.join("p.bin"), &forged).unwrap();
+    run(dir, &format!("verify p.bin --{whose}"))
+        .exits(1)
+        .says("broken: PKI-01");
+    // A file that is not believed is not used, and says so.
+    fs::write(dir.join("a"), "").unwrap();
+    run(dir, &format!("sign a -S {}", dev.service)).exits(0);
+    run(dir, &format!("verify a.ksig -P p.bin --{whose}"))
+        .exits(2)
+        .says("anchors");
+    run(
+        dir,
+        &format!("extend a.ksig -X {} -P p.bin --{whose}", dev.service),
+    )
+    .exits(3)
+    .says("not believed");
+}
+
+/// A file over HTTP/1.0: the body is what follows the empty line.
+fn get(address: &str, path: &str) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET /{path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let body = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap()
+        + 4;
+    answer.split_off(body)
+}
+
+#[test]
+fn what_goes_wrong_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let dev = Dev::start(dir, 0);
+    fs::write(dir.join("a.txt"), "hello").unwrap();
+    fs::write(dir.join("garbage"), [0x88, 0x00, 0x00, 0x07, 0x88, 0x01]).unwrap();
+
+    run(
+        dir,
+        &format!("sign a.txt -S ksi+tcp://anon:wrong@{}", dev.tcp),
+    )
+    .exits(4)
+    .says("check name and HMAC key of user \"anon\"");
+    assert!(!dir.join("a.txt.ksig").exists());
+    run(dir, &format!("sign a.txt -S ksi+tcp://{}", dev.tcp))
+        .exits(3)
+        .says("PITSER_KEY");
+    run(dir, "sign a.txt -S ftp://x")
+        .exits(3)
+        .says("ksi+tcp://");
+    run(dir, "sign a.txt").exits(3).says("--service");
+    run(dir, &format!("sign absent -S {}", dev.service))
+        .exits(3)
+        .says("absent");
+    run(dir, "sign a.txt -S ksi+tcp://a:b@127.0.0.1:1")
+        .exits(4)
+        .says("is it running");
+    run(
+        dir,
+        &format!(
+            "sign --hash SHA-1:{} -o x -S {}",
+            "00".repeat(20),
+            dev.service
+        ),
+    )
+    .exits(3)
+    .says("SHA-256");
+    run(
+        dir,
+        &format!(
+            "sign --hash 01{} --level 3 -o x -S {}",
+            "00".repeat(32),
+            dev.service
+        ),
+    )
+    .exits(0);
+    run(
+        dir,
+        &format!(
+            "verify x --policy internal --hash 01{} --level 3",
+            "00".repeat(32)
+        ),
+    )
+    .exits(0);
+    run(
+        dir,
+        &format!(
+            "verify x --policy internal --hash 01{} --level 4",
+            "00".repeat(32)
+        ),
+    )
+    .exits(1)
+    .says("GEN-03");
+
+    run(dir, &format!("sign a.txt -S {}", dev.service)).exits(0);
+    run(dir, &format!("sign a.txt -S {}", dev.service))
+        .exits(3)
+        .says("--force");
+    run(dir, &format!("sign a.txt -S {} --force", dev.service)).exits(0);
+    run(
+        dir,
+        &format!("extend a.txt.ksig -X {} {}", dev.service, dev.trust),
+    )
+    .exits(2)
+    .says("nothing is published yet");
+
+    run(dir, "verify garbage").exits(3).says("at byte");
+    run(dir, "verify a.txt").exits(3).says("neither");
+    run(dir, "inspect a.txt")
+        .exits(3)
+        .says("publications files");
+    run(dir, "verify absent").exits(3).says("absent");
+    run(dir, "verify a.txt.ksig --publication AAAAAA")
+        .exits(3)
+        .says("publication code");
+    run(dir, "verify a.txt.ksig --policy user-publication")
+        .exits(3)
+        .says("--publication");
+    run(dir, "verify a.txt.ksig --at yesterday")
+        .exits(3)
+        .says("2026-03-14T09:26:53Z");
+    run(dir, "frobnicate").exits(3);
+    run(dir, "--version").exits(0).says("pitser ");
+    run(dir, "verify --help").exits(0).says("--anchors");
+
+    run(dir, &format!("dev --listen {} --http 127.0.0.1:0", dev.tcp))
+        .exits(4)
+        .says("another program uses this port")
+        .says("--listen 127.0.0.1:0");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    run(
+        dir,
+        &format!(
+            "dev --listen 127.0.0.1:0 --http {}",
+            taken.local_addr().unwrap()
+        ),
+    )
+    .exits(4)
+    .says("--http 127.0.0.1:0");
+}
+
+#[test]
+fn a_key_need_not_stand_on_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let dev = Dev::start(dir, 0);
+    fs::write(dir.join("a"), "").unwrap();
+    let said = pitser(dir)
+        .args(["sign", "a", "--service", &format!("ksi+tcp://{}", dev.tcp)])
+        .env("PITSER_USER", "anon")
+        .env("PITSER_KEY", "anon")
+        .output()
+        .unwrap();
+    common::Said::from(said).exits(0).says("anon");
+    let help = pitser(dir)
+        .args(["sign", "--help"])
+        .env("PITSER_KEY", "hush-hush")
+        .output()
+        .unwrap();
+    assert!(!String::from_utf8(help.stdout).unwrap().contains("hush"));
+}
+
+#[test]
+fn a_kept_folder_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("a"), "").unwrap();
+    let args = "dev --json --listen 127.0.0.1:0 --http 127.0.0.1:0 --publish-every 0 --dir kept";
+    let certificate = || fs::read(dir.join("kept/certificate.pem")).unwrap();
+    let start = || {
+        let mut child = pitser(dir)
+            .args(args.split(' '))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(
+            &mut std::io::BufReader::new(child.stdout.take().unwrap()),
+            &mut line,
+        )
+        .unwrap();
+        assert!(line.contains("listening"), "{line}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        certificate()
+    };
+    // Killed outright, and still the same authority afterwards.
+    assert_eq!(start(), start());
+}
+
+/// Every file is described or refused; a panic would be exit code 101.
+#[test]
+fn all_vectors_are_inspected() {
+    let mut described = 0;
+    for path in files(&testdata("ksi")) {
+        let said = run(
+            Path::new("."),
+            &format!("inspect --json {}", path.display()),
+        );
+        match said.code {
+            0 => {
+                assert!(said.json()["kind"].is_string());
+                described += 1;
+            }
+            _ => drop(said.exits(3)),
+        }
+    }
+    assert!(described > 150, "{described}");
+}
+
+/// The tables of the test pack, on the command line: same codes, and exit codes
+/// that fit them. Rows that need the live extender of its makers are left out.
+#[test]
+fn the_test_pack() {
+    let pack = testdata("ksi/test_pack");
+    let (mut rows, mut wrong) = (0, Vec::new());
+    for folder in fs::read_dir(&pack)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        for table in files(&folder)
+            .iter()
+            .filter(|path| path.extension().is_some_and(|e| e == "csv"))
+        {
+            for line in fs::read_to_string(table)
+                .unwrap()
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+            {
+                let columns: Vec<_> = line.split(';').collect();
+                if let Some((args, code)) = command(&columns) {
+                    rows += 1;
+                    let said = pitser(&folder).args(&args).output().unwrap();
+                    let said = common::Said::from(said);
+                    let told = match said.code {
+                        0..=2 => said.json()["code"].as_str().unwrap_or_default().to_owned(),
+                        _ => "parsing".to_owned(),
+                    };
+                    let exit = match code {
+                        "" => 0,
+                        "GEN-02" => 2,
+                        "parsing" => 3,
+                        _ => 1,
+                    };
+                    if (told.as_str(), said.code) != (code, exit) {
+                        wrong.push(format!(
+                            "{}: {told} instead of {code}: {said:?}",
+                            columns[0]
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(wrong, [""; 0]);
+    assert!(rows > 100, "{rows}");
+}
+
+/// The command of a row and the code it must tell; see the vectors' README.
+fn command<'a>(columns: &[&'a str]) -> Option<(Vec<String>, &'a str)> {
+    let [
+        file,
+        policy,
+        code,
+        _,
+        level,
+        document,
+        ..,
+        publication,
+        extending,
+        reply,
+        publications,
+        anchor,
+    ] = columns[..15]
+    else {
+        panic!("too few columns");
+    };
+    let (name, code) = match policy {
+        "not-implemented" => return None,
+        "parsing" => ("internal", "parsing"),
+        "publicationsFile" => ("publications-file", code),
+        "userPublication" => ("user-publication", code),
+        name => (name, code),
+    };
+    let wants_extender = extending == "true" || name == "calendar";
+    if wants_extender && reply.is_empty() && code != "parsing" && name != "internal" {
+        return None;
+    }
+    let mut args: Vec<String> = ["verify", "--json", file, "--policy", name, "--level", level]
+        .into_iter()
+        .map(Into::into)
+        .collect();
+    let mut add = |option: &str, value: &str| args.extend([option.to_owned(), value.to_owned()]);
+    if code == "GEN-01" {
+        add("--hash", document);
+    }
+    if name == "user-publication" {
+        add("--publication", publication);
+    }
+    if wants_extender && !reply.is_empty() {
+        add("--extender-reply", reply);
+    }
+    if ["key", "publications-file"].contains(&name) {
+        let own = |own: &'a str, default: &'a str| if own.is_empty() { default } else { own };
+        add(
+            "-P",
+            own(
+                publications,
+                "../policy-verification-signatures/resources/publications-file-resigned.bin",
+            ),
+        );
+        add("--trust", own(anchor, PACK_ANCHOR));
+        add("--constraint", "email=publications@guardtime.com");
+        // The pack's signers expired in July 2026.
+        add("--at", "2024-06-01T00:00:00Z");
+    }
+    Some((args, code))
+}
+
+const PACK_ANCHOR: &str = "../policy-verification-signatures/resources/cert-file-for-deprecated-algorithm-in-calendar-chain.pem";

@@ -1,0 +1,169 @@
+//! Running the built binary as a user or a script does.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// `pitser`, in `dir`, with nothing of our environment that it looks at. What a
+/// killed one leaves behind goes away with `dir`.
+pub(crate) fn pitser(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pitser"));
+    command.current_dir(dir).env("TMPDIR", dir);
+    for name in ["PITSER_USER", "PITSER_KEY", "PITSER_LOG", "NO_COLOR"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// What a finished run said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().expect("it ended by itself"),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Said {
+    /// Asserts the exit code, and that errors are told in our form.
+    #[track_caller]
+    pub(crate) fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        assert_eq!(code > 2, self.err.starts_with("pitser: "), "{self:?}");
+        self
+    }
+
+    /// Asserts that output or error output has `part`.
+    #[track_caller]
+    pub(crate) fn says(self, part: &str) -> Self {
+        assert!(
+            self.out.contains(part) || self.err.contains(part),
+            "no {part:?} in {self:?}"
+        );
+        self
+    }
+
+    /// The one JSON object on the standard output.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+/// Runs `pitser ARGS`; words are split at spaces.
+#[track_caller]
+pub(crate) fn run(dir: &Path, args: &str) -> Said {
+    pitser(dir).args(args.split(' ')).output().unwrap().into()
+}
+
+/// An authority on free ports, which ends with this value.
+pub(crate) struct Dev {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Address with the usual credentials.
+    pub(crate) service: String,
+    pub(crate) tcp: String,
+    pub(crate) publications: String,
+    /// Options that trust its publications file.
+    pub(crate) trust: String,
+}
+
+impl Dev {
+    /// Publishes every `seconds`.
+    pub(crate) fn start(dir: &Path, seconds: u64) -> Self {
+        let args =
+            format!("dev --json --listen 127.0.0.1:0 --http 127.0.0.1:0 --publish-every {seconds}");
+        let mut child = pitser(dir)
+            .args(args.split(' '))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let facts = next_event(&mut lines);
+        assert_eq!(facts["event"], "listening");
+        let text = |name: &str| facts[name].as_str().unwrap().to_owned();
+        let (tcp, publications) = (text("tcp"), text("publications"));
+        Self {
+            child,
+            lines,
+            service: format!("ksi+tcp://anon:anon@{tcp}"),
+            tcp,
+            trust: format!(
+                "-P {publications} --trust {} --constraint {}",
+                text("certificate"),
+                text("constraint")
+            ),
+            publications,
+        }
+    }
+
+    /// Waits until a second not before `at` is published; returns its code.
+    pub(crate) fn published(&mut self, at: &str) -> String {
+        loop {
+            let event = next_event(&mut self.lines);
+            // All instants have one spelling, and sort like their text.
+            if event["event"] == "published" && event["second"].as_str().unwrap() >= at {
+                return event["code"].as_str().unwrap().to_owned();
+            }
+        }
+    }
+
+    /// Asks it to end, as a service manager does; returns its last words.
+    pub(crate) fn stop(mut self) -> (Option<i32>, Value) {
+        let killed = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status()
+            .unwrap();
+        assert!(killed.success());
+        let mut last = Value::Null;
+        for line in self.lines.by_ref() {
+            last = serde_json::from_str(&line.unwrap()).unwrap();
+        }
+        (self.child.wait().unwrap().code(), last)
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn next_event(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
+    let line = lines.next().expect("it runs").unwrap();
+    serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
+}
+
+/// The folder of published vectors.
+pub(crate) fn testdata(area: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../testdata")
+        .join(area)
+}
+
+/// All files below `path`.
+pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
+    if path.is_dir() {
+        let entries = fs::read_dir(path).unwrap();
+        entries
+            .flat_map(|entry| files(&entry.unwrap().path()))
+            .collect()
+    } else {
+        vec![path.to_owned()]
+    }
+}

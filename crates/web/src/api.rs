@@ -1,0 +1,102 @@
+//! JSON for scripts, and what a supervisor asks (spec 61 §4).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use pitser_guardian::{ScanSummary, SourceState};
+use serde_json::json;
+
+use crate::Guarded;
+use crate::site::{Site, Source};
+use crate::words::state_words;
+
+/// Version of this software.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// A scan that takes longer goes on, but is no longer waited for.
+const SCAN_ANSWER: Duration = Duration::from_secs(20);
+
+pub(crate) async fn status<G: Guarded>(State(site): State<Arc<Site<G>>>) -> Response {
+    Json(json!({ "version": VERSION, "sources": site.statuses() })).into_response()
+}
+
+pub(crate) async fn health() -> &'static str {
+    "ok\n"
+}
+
+pub(crate) async fn ready<G: Guarded>(State(site): State<Arc<Site<G>>>) -> Response {
+    let reasons: Vec<_> = site
+        .statuses()
+        .into_iter()
+        .filter(|status| status.state != SourceState::Guarding)
+        .map(|status| {
+            let why = status
+                .trouble
+                .unwrap_or_else(|| state_words(status.state).into());
+            json!({ "source": status.name, "state": status.state, "reason": why })
+        })
+        .collect();
+    let code = match reasons.is_empty() {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let answer = json!({ "ready": reasons.is_empty(), "reasons": reasons });
+    (code, Json(answer)).into_response()
+}
+
+/// One scan at a time, since each reads every guarded row.
+pub(crate) async fn scan<G: Guarded>(
+    State(site): State<Arc<Site<G>>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let Some(source) = site.source(Some(&name)) else {
+        let answer = json!({ "error": format!("no source is named {name:?}") });
+        return (StatusCode::NOT_FOUND, Json(answer)).into_response();
+    };
+    let answer = run_scan(source).await;
+    // A form that was sent without JavaScript goes back to the page.
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
+    match accept {
+        Some(accept) if accept.contains("text/html") => Redirect::to("/").into_response(),
+        _ => answer,
+    }
+}
+
+async fn run_scan<G: Guarded>(source: &Source<G>) -> Response {
+    let goes_on = || {
+        let answer = json!({ "source": source.name, "running": true });
+        (StatusCode::ACCEPTED, Json(answer)).into_response()
+    };
+    let Ok(running) = Arc::clone(&source.scanning).try_lock_owned() else {
+        return goes_on();
+    };
+    let guardian = source.guardian.clone();
+    let scan = tokio::spawn(async move {
+        let outcome = guardian.scan().await;
+        drop(running);
+        outcome
+    });
+    match tokio::time::timeout(SCAN_ANSWER, scan).await {
+        Err(_) => goes_on(),
+        Ok(Ok(Ok(ScanSummary { rows, findings }))) => {
+            Json(json!({ "source": source.name, "rows": rows, "findings": findings }))
+                .into_response()
+        }
+        Ok(Ok(Err(why))) => unavailable(&why),
+        Ok(Err(_)) => unavailable("the scan was broken off"),
+    }
+}
+
+fn unavailable(why: &str) -> Response {
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        Json(json!({ "error": why })),
+    )
+        .into_response()
+}
