@@ -26,7 +26,8 @@ struct Guardian(Child);
 impl Guardian {
     fn start(config: &Path) -> Self {
         let run = ["guard", "run", "--config"];
-        Self(Command::new(PITSER).args(run).arg(config).stdout(Stdio::piped()).spawn().unwrap())
+        let command = &mut Command::new(PITSER);
+        Self(command.args(run).arg(config).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     /// Waits for the line that says that it guards.

@@ -146,7 +146,7 @@ fn genesis(source: &Source, database: &SqliteSource, patients: &Patients, now: u
     }
     Ok(GenesisDraft {
         at: Timestamp::from_micros(now).map_err(TrailError::from)?,
-        system: database.system()?.unwrap_or_default(),
+        system: identity(database)?,
         timeline: 1,
         pos: database.position()?.to_string(),
         source: source.name.clone(),
@@ -178,6 +178,11 @@ pub(crate) fn shapes(database: &SqliteSource) -> Result<Vec<(String, Vec<String>
 /// The database must be the one that the trail was begun for.
 pub(crate) fn check_identity(database: &SqliteSource, trail: &Trail) -> Result<(), InitError> {
     let expected = trail.genesis().system.clone();
-    let found = database.system()?.unwrap_or_default();
+    let found = identity(database)?;
     if expected == found { Ok(()) } else { Err(InitError::OtherDatabase { expected, found }) }
+}
+
+/// The database's identity as genesis lines name it: engine and system id.
+fn identity(database: &SqliteSource) -> Result<String, SqliteError> {
+    Ok(format!("sqlite:{}", database.system()?.unwrap_or_default()))
 }

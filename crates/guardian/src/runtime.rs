@@ -140,7 +140,7 @@ impl Guardian {
             }));
             wanted
         });
-        let mut worker = Worker { parts, commands: commands.clone(), pass: 0, seals, inbox, publish, delayed: None, uncosigned: None };
+        let mut worker = Worker { parts, commands: commands.clone(), pass: 0, seals, inbox, publish, delayed: None, uncosigned: None, unscanned: None };
         let session = Session::open(&mut worker)?;
         std::thread::Builder::new()
             .name(format!("guard-{}", worker.parts.source.name))
@@ -226,6 +226,8 @@ struct Worker {
     delayed: Option<String>,
     /// Why the newest head is not cosigned.
     uncosigned: Option<String>,
+    /// Why the last pass over the live rows came to nothing.
+    unscanned: Option<String>,
 }
 
 impl Worker {
@@ -931,7 +933,7 @@ impl Session {
         Ok(())
     }
 
-    fn looked(&mut self, worker: &Worker, seen: Result<Option<Look>, SqliteError>) {
+    fn looked(&mut self, worker: &mut Worker, seen: Result<Option<Look>, SqliteError>) {
         let trouble = match seen {
             Ok(Some(look)) => {
                 if let Some(pass) = &mut self.scanning {
@@ -946,7 +948,8 @@ impl Session {
             Err(error) => error.to_string(),
         };
         tracing::warn!(error = %trouble, "scan failed");
-        worker.publish.send_modify(|s| s.trouble = Some(trouble.clone()));
+        worker.unscanned = Some(trouble.clone());
+        self.show(worker);
         for reply in self.scanning.take().into_iter().flat_map(|pass| pass.replies) {
             let _ = reply.send(Err(trouble.clone()));
         }
@@ -965,6 +968,7 @@ impl Session {
         }
         self.trail.commit()?;
         self.incidents.settle(&findings);
+        worker.unscanned = None;
         let now = (worker.parts.clock)();
         worker.publish.send_modify(|s| {
             s.verified_up_to = Some(Second(now / SECOND_US).to_string());
@@ -1175,7 +1179,8 @@ impl Session {
 
     fn show(&self, worker: &Worker) {
         let unsealed = self.trail.unsealed().count() as u64;
-        let trouble = worker.delayed.clone().filter(|_| unsealed > 0).or_else(|| worker.uncosigned.clone());
+        let delayed = worker.delayed.as_ref().filter(|_| unsealed > 0);
+        let trouble = delayed.or(worker.unscanned.as_ref()).or(worker.uncosigned.as_ref()).cloned();
         worker.publish.send_modify(|s| {
             s.state = if self.live { SourceState::Guarding } else { SourceState::Baseline };
             s.trouble = trouble;

@@ -326,6 +326,27 @@ async fn dropped_triggers_missing_and_unknown_rows_are_found() {
     guardian.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_is_said_to_be_damaged_and_guarding_goes_on() {
+    use std::os::unix::fs::FileExt;
+    let site = Site::new();
+    init::install(&site.source, &site.tuning, micros()).unwrap();
+    let (guardian, _) = site.start(None);
+    status_with(&guardian, "the baseline", |s| s.state == SourceState::Guarding).await;
+    let page: u64 = site
+        .database()
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'observation'", [], |row| row.get(0))
+        .unwrap();
+    site.edit_file(b"120 mmHg");
+    let file = std::fs::File::options().write(true).open(site.path()).unwrap();
+    file.write_all_at(&[0xff; 512], (page - 1) * 4096).unwrap();
+    let error = guardian.scan().await.unwrap_err();
+    assert!(error.contains("observation") && error.contains("restore"), "{error}");
+    assert!(guardian.status().trouble.is_some_and(|t| t.contains("restore")));
+    guardian.submit(READ.into()).await.unwrap();
+    guardian.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_wrong_before_the_start_is_said_with_a_remedy() {
     let mut site = Site::new();

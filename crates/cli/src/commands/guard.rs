@@ -126,6 +126,11 @@ fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
 }
 
 async fn guard(config: &Config) -> Outcome {
+    for source in &config.sources {
+        if !config.tuning().layout(source).segment(0).exists() {
+            return Err(Failure::input(InitError::NotInitialised(source.name.clone())));
+        }
+    }
     let embedded = match config.authority.is_embedded() {
         true => Some(embedded_authority(config).await?),
         false => None,
@@ -147,6 +152,12 @@ async fn guard(config: &Config) -> Outcome {
         .parse()
         .map_err(|e| Failure::Input(format!("guard.listen {:?}: {e}", config.guard.listen)))?;
     let web = pitser_web::Server::start(listen, handles.clone()).map_err(Failure::service)?;
+    if !web.address().ip().is_loopback() {
+        tracing::warn!(
+            "{} can be reached from other machines, without a login: put a proxy that asks for one in front",
+            web.address()
+        );
+    }
     let names: Vec<&str> = config.sources.iter().map(|s| s.name.as_str()).collect();
     print(&format!("guarding {}; status page http://{}/\n", names.join(", "), web.address()))?;
     signals::stop_requested().await;

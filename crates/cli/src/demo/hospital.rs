@@ -145,8 +145,8 @@ impl Hospital {
 
     /// `AuditEvent`s for the application's reads: a doctor looks at the
     /// observations of each of the first `patients` patients, and one search
-    /// goes over many.
-    pub(super) fn reads(&self, patients: usize) -> Result<Vec<String>, Failure> {
+    /// goes over many. They are reported as of `now` (RFC 3339).
+    pub(super) fn reads(&self, patients: usize, now: &str) -> Result<Vec<String>, Failure> {
         let mut query = self
             .db
             .prepare(
@@ -162,10 +162,10 @@ impl Hospital {
         let mut events = Vec::new();
         for (number, (patient, first, last)) in rows.iter().enumerate() {
             let doctor = doctors[number % doctors.len()];
-            events.push(read_event(number, doctor, &[patient.as_str()], &[first, last]));
+            events.push(read_event(number, now, doctor, &[patient.as_str()], &[first, last]));
         }
         let all: Vec<&str> = rows.iter().map(|(patient, _, _)| patient.as_str()).collect();
-        events.push(read_event(rows.len(), "DR-IM-006", &all, &[]));
+        events.push(read_event(rows.len(), now, "DR-IM-006", &all, &[]));
         Ok(events)
     }
 
@@ -318,7 +318,7 @@ fn actor_of(resource: &Value) -> String {
         .unwrap_or_else(|| "ward-clerk-1".into())
 }
 
-fn read_event(number: usize, doctor: &str, patients: &[&str], observations: &[&str]) -> String {
+fn read_event(number: usize, now: &str, doctor: &str, patients: &[&str], observations: &[&str]) -> String {
     let entity = |reference: String, kind: &str, role: &str| {
         serde_json::json!({ "what": { "reference": reference }, "type": { "code": kind }, "role": { "code": role } })
     };
@@ -334,7 +334,7 @@ fn read_event(number: usize, doctor: &str, patients: &[&str], observations: &[&s
         "type": { "system": "http://terminology.hl7.org/CodeSystem/audit-event-type", "code": "rest" },
         "subtype": [{ "system": "http://hl7.org/fhir/restful-interaction", "code": subtype }],
         "action": action,
-        "recorded": "2025-05-01T08:30:00Z",
+        "recorded": now,
         "outcome": "0",
         "purposeOfEvent": [{ "coding": [{ "system": "http://terminology.hl7.org/CodeSystem/v3-ActReason", "code": "TREAT" }] }],
         "agent": [

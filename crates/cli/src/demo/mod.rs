@@ -188,7 +188,7 @@ impl Demo {
     }
 
     async fn reads(&self, stage: &Stage) -> Result<(), Failure> {
-        let events = self.hospital.reads(40)?;
+        let events = self.hospital.reads(40, &clock::now().to_string())?;
         let count = events.len();
         let mut bar = stage.bar("reads", count as u64);
         for (number, event) in events.into_iter().enumerate() {

@@ -1,0 +1,116 @@
+//! What can be wrong before and while guarding, as the person at the terminal
+//! meets it: exit code, and a message that says what to do.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use rusqlite::Connection;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const CONFIG: &str = "[authority]\naggregator = \"embedded\"\n[guard]\ndata = \"guard\"\nlisten = \"127.0.0.1:0\"\n\
+    [[source]]\nname = \"h\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\ntables = [\"*\"]\n";
+
+struct Site(tempfile::TempDir);
+
+impl Site {
+    fn new(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("pitser.toml"), config).unwrap();
+        Self(dir)
+    }
+
+    fn with_database() -> Self {
+        let site = Self::new(CONFIG);
+        let db = Connection::open(site.path("hospital.db")).unwrap();
+        db.execute_batch("CREATE TABLE entry (id INTEGER PRIMARY KEY, note TEXT); INSERT INTO entry VALUES (1, 'a')").unwrap();
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    #[track_caller]
+    fn says(&self, args: &[&str], code: i32, parts: &[&str]) -> String {
+        let output = pitser(self.0.path(), args);
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        for part in parts {
+            assert!(text.contains(part), "{part:?} is not in: {text}");
+        }
+        text
+    }
+}
+
+fn pitser(dir: &Path, args: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_pitser")).current_dir(dir).args(args).output().unwrap()
+}
+
+#[test]
+fn configurations() {
+    let site = Site::new(CONFIG);
+    site.says(&["guard", "init", "--config", "other.toml"], 3, &["other.toml", "pitser guard example"]);
+    let site = Site::new(&CONFIG.replace("listen", "lisen"));
+    site.says(&["guard", "run"], 3, &["pitser.toml:5", "lisen", "Did you mean `listen`?"]);
+    let site = Site::new(CONFIG);
+    site.says(&["guard", "example"], 0, &["[[source]]", "scan_every_s"]);
+}
+
+#[test]
+fn databases() {
+    let site = Site::new(CONFIG);
+    site.says(&["guard", "init"], 4, &["hospital.db"]);
+    assert!(!site.path("hospital.db").exists(), "a database that is not there must not be made");
+    std::fs::write(site.path("hospital.db"), "this is a letter, not a database, and long enough to be sure").unwrap();
+    site.says(&["guard", "init"], 4, &["not an SQLite database"]);
+
+    let site = Site::with_database();
+    site.says(&["guard", "run"], 3, &["pitser guard init"]);
+    let plan = site.says(&["guard", "init", "--dry-run"], 0, &["CREATE TRIGGER", "a new trail would begin"]);
+    assert!(!site.path("guard").exists() && plan.contains("pitser_outbox"), "a dry run changes nothing");
+    site.says(&["guard", "init"], 0, &["genesis"]);
+    site.says(&["guard", "init"], 0, &["0 statements run"]);
+    site.says(&["guard", "uninstall"], 0, &["removed"]);
+    let left: u32 = Connection::open(site.path("hospital.db"))
+        .unwrap()
+        .query_row("SELECT count(*) FROM sqlite_schema WHERE name LIKE 'pitser%'", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(left, 0, "everything of ours is out again");
+
+    let site = Site::with_database();
+    Connection::open(site.path("hospital.db")).unwrap().execute_batch("CREATE TABLE loose (note TEXT)").unwrap();
+    site.says(&["guard", "init"], 4, &["loose", "primary key"]);
+}
+
+#[test]
+fn trails() {
+    let site = Site::with_database();
+    site.says(&["trail", "verify"], 3, &["no trail", "pitser guard init"]);
+    site.says(&["guard", "init"], 0, &[]);
+    site.says(&["trail", "verify"], 2, &["unconfirmed", "1 lines wait"]);
+    site.says(&["history", "entry", "1"], 3, &["no line about this record"]);
+    site.says(&["guard", "status"], 4, &["no guardian answers", "pitser guard run"]);
+
+    let segment = site.path("guard/h/trail/000000.jsonl");
+    let whole = std::fs::read(&segment).unwrap();
+    let mut edited = whole.clone();
+    let at = whole.windows(9).position(|w| w == b"predecess").unwrap();
+    edited[at] = b'P';
+    std::fs::write(&segment, &edited).unwrap();
+    site.says(&["trail", "verify"], 1, &["broken: TRL-01", "000000.jsonl line 0"]);
+    site.says(&["guard", "run"], 1, &["TRL-01", "they are evidence"]);
+    std::fs::write(&segment, &whole).unwrap();
+    site.says(&["trail", "verify"], 2, &["unconfirmed"]);
+}
+
+#[test]
+fn another_database_under_the_same_name_is_not_taken_for_the_first() {
+    let site = Site::with_database();
+    site.says(&["guard", "init"], 0, &[]);
+    std::fs::remove_file(site.path("hospital.db")).unwrap();
+    let db = Connection::open(site.path("hospital.db")).unwrap();
+    db.execute_batch("CREATE TABLE entry (id INTEGER PRIMARY KEY, note TEXT)").unwrap();
+    drop(db);
+    site.says(&["guard", "run"], 3, &["pitser guard init"]);
+    site.says(&["guard", "init"], 4, &["CAP-02", "another source name"]);
+}
