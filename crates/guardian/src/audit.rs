@@ -57,22 +57,35 @@ pub fn replay(
         .size();
     let mut view = read(layout, Some(head_size), |_, _| {})?;
     if view.genesis_hash != known.genesis {
-        return Err(contradiction(Code::TrailForked, format!("the trail begins with {}", view.genesis_hash)));
+        return Err(contradiction(
+            Code::TrailForked,
+            format!("the trail begins with {}", view.genesis_hash),
+        ));
     }
     let genesis = view.state.genesis().cloned();
     let log_key: Option<VerifierKey> = genesis.and_then(|g| g.log_key.parse().ok());
     let Some(log_key) = log_key.filter(|k| k.name() == known.origin) else {
-        return Err(contradiction(Code::TrailForked, "the genesis line names another trail".into()));
+        return Err(contradiction(
+            Code::TrailForked,
+            "the genesis line names another trail".into(),
+        ));
     };
     let quorum = verify_quorum(head, &log_key, &known.witnesses, known.quorum)
         .map_err(|e| contradiction(Code::TrailForked, format!("the head does not count: {e}")))?;
     let checkpoint = quorum.checkpoint;
     if view.log.size() < checkpoint.size() {
-        let text = format!("it has {} blocks, witnesses have seen {}", view.log.size(), checkpoint.size());
+        let text = format!(
+            "it has {} blocks, witnesses have seen {}",
+            view.log.size(),
+            checkpoint.size()
+        );
         return Err(contradiction(Code::TrailShort, text));
     }
     if view.log.root() != *checkpoint.root() {
-        return Err(contradiction(Code::TrailForked, "the log's root is not the cosigned one".into()));
+        return Err(contradiction(
+            Code::TrailForked,
+            "the log's root is not the cosigned one".into(),
+        ));
     }
     let Some(last) = view.blocks.last() else {
         return Err(ReadError::Damaged(Damage {
@@ -93,6 +106,10 @@ pub fn replay(
         made_at: now,
     };
     debug_assert_eq!(last.leaf.map.0.digest(), view.state.root());
-    Note::sign(&statement.text(), key)
-        .map_err(|e| contradiction(Code::TrailForked, format!("the statement cannot be signed: {e}")))
+    Note::sign(&statement.text(), key).map_err(|e| {
+        contradiction(
+            Code::TrailForked,
+            format!("the statement cannot be signed: {e}"),
+        )
+    })
 }

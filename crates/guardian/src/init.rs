@@ -1,7 +1,7 @@
 //! Preparing a database for guarding, and taking everything out again.
 
 use crate::config::{Kind, Source, Tuning, matches};
-use crate::patients::{PathError, Patients};
+use crate::patients::{PathError, Patients, Shape};
 use pitser_capture::sqlite::{SqliteError, SqliteSource, TableSpec};
 use pitser_evidence::line::Timestamp;
 use pitser_trail::{GenesisDraft, TableDraft, Trail, TrailError};
@@ -29,7 +29,9 @@ pub enum InitError {
         patterns: Vec<String>,
     },
     /// Not prepared yet.
-    #[error("source {0} is not prepared: run `pitser guard init` first (with --dry-run it only prints what it would do)")]
+    #[error(
+        "source {0} is not prepared: run `pitser guard init` first (with --dry-run it only prints what it would do)"
+    )]
     NotInitialised(String),
     /// The trail belongs to another database.
     #[error(
@@ -135,14 +137,28 @@ pub fn install(source: &Source, tuning: &Tuning, now: u64) -> Result<Plan, InitE
 /// [`InitError`].
 pub fn uninstall(source: &Source, dry_run: bool) -> Result<Vec<String>, InitError> {
     let mut database = open_source(source)?;
-    if dry_run { Ok(database.plan_uninstall()?) } else { Ok(database.uninstall()?) }
+    if dry_run {
+        Ok(database.plan_uninstall()?)
+    } else {
+        Ok(database.uninstall()?)
+    }
 }
 
-fn genesis(source: &Source, database: &SqliteSource, patients: &Patients, now: u64) -> Result<GenesisDraft, InitError> {
+fn genesis(
+    source: &Source,
+    database: &SqliteSource,
+    patients: &Patients,
+    now: u64,
+) -> Result<GenesisDraft, InitError> {
     let mut tables = Vec::new();
-    for (name, columns, key) in shapes(database)? {
+    for Shape { name, columns, key } in shapes(database)? {
         let patient = patients.text(&name);
-        tables.push(TableDraft { name, columns, key, patient });
+        tables.push(TableDraft {
+            name,
+            columns,
+            key,
+            patient,
+        });
     }
     Ok(GenesisDraft {
         at: Timestamp::from_micros(now).map_err(TrailError::from)?,
@@ -167,11 +183,17 @@ fn uncovered(source: &Source, database: &SqliteSource) -> Result<Vec<String>, In
     Ok(uncovered)
 }
 
-/// Name, columns and key columns of each guarded table.
-pub(crate) fn shapes(database: &SqliteSource) -> Result<Vec<(String, Vec<String>, Vec<String>)>, SqliteError> {
+/// The shape of each guarded table.
+pub(crate) fn shapes(database: &SqliteSource) -> Result<Vec<Shape>, SqliteError> {
     database
         .tables()
-        .map(|table| Ok((table.to_owned(), database.columns(table)?.to_vec(), database.key_columns(table)?)))
+        .map(|table| {
+            Ok(Shape {
+                name: table.to_owned(),
+                columns: database.columns(table)?.to_vec(),
+                key: database.key_columns(table)?,
+            })
+        })
         .collect()
 }
 
@@ -179,7 +201,11 @@ pub(crate) fn shapes(database: &SqliteSource) -> Result<Vec<(String, Vec<String>
 pub(crate) fn check_identity(database: &SqliteSource, trail: &Trail) -> Result<(), InitError> {
     let expected = trail.genesis().system.clone();
     let found = identity(database)?;
-    if expected == found { Ok(()) } else { Err(InitError::OtherDatabase { expected, found }) }
+    if expected == found {
+        Ok(())
+    } else {
+        Err(InitError::OtherDatabase { expected, found })
+    }
 }
 
 /// The database's identity as genesis lines name it: engine and system id.

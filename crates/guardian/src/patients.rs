@@ -25,6 +25,14 @@ pub struct PathError {
     why: String,
 }
 
+/// A guarded table: its columns, and those of its primary key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) name: String,
+    pub(crate) columns: Vec<String>,
+    pub(crate) key: Vec<String>,
+}
+
 /// The paths of all guarded tables, and which record belongs to whom.
 #[derive(Debug, Default)]
 pub(crate) struct Patients {
@@ -35,16 +43,24 @@ pub(crate) struct Patients {
 }
 
 impl Patients {
-    /// Reads the configured paths for `tables`, which are table names with
-    /// their columns and key columns.
-    pub(crate) fn new(source: &Source, tables: &[(String, Vec<String>, Vec<String>)]) -> Result<Self, PathError> {
+    /// Reads the configured paths for `tables`.
+    pub(crate) fn new(source: &Source, tables: &[Shape]) -> Result<Self, PathError> {
         let mut this = Self::default();
-        for (table, columns, _) in tables {
+        for Shape {
+            name: table,
+            columns,
+            ..
+        } in tables
+        {
             let Some(text) = source.patient.get(table) else {
                 this.paths.insert(table.clone(), Path::None);
                 continue;
             };
-            let wrong = |why: String| PathError { table: table.clone(), path: text.clone(), why };
+            let wrong = |why: String| PathError {
+                table: table.clone(),
+                path: text.clone(),
+                why,
+            };
             let column_of = |column: &str| match columns.iter().any(|c| c == column) {
                 true => Ok(column.to_owned()),
                 false => Err(wrong(format!("table {table} has no column {column}"))),
@@ -57,22 +73,30 @@ impl Patients {
                         .trim()
                         .rsplit_once('.')
                         .ok_or_else(|| wrong("after -> comes table.column".into()))?;
-                    let keyed = tables.iter().find(|(name, _, _)| name == target);
-                    let Some((_, _, keys)) = keyed else {
+                    let Some(shape) = tables.iter().find(|shape| shape.name == target) else {
                         return Err(wrong(format!("table {target} is not guarded")));
                     };
-                    if keys != &[key.to_owned()] {
-                        return Err(wrong(format!("{key} is not the whole primary key of {target}")));
+                    if shape.key != [key.to_owned()] {
+                        return Err(wrong(format!(
+                            "{key} is not the whole primary key of {target}"
+                        )));
                     }
                     this.owners.entry(target.to_owned()).or_default();
-                    Path::Through { column, table: target.to_owned() }
+                    Path::Through {
+                        column,
+                        table: target.to_owned(),
+                    }
                 }
             };
             this.paths.insert(table.clone(), path);
         }
         if let Some(unknown) = source.patient.keys().find(|t| !this.paths.contains_key(*t)) {
             let path = source.patient[unknown].clone();
-            return Err(PathError { table: unknown.clone(), path, why: "no guarded table has this name".into() });
+            return Err(PathError {
+                table: unknown.clone(),
+                path,
+                why: "no guarded table has this name".into(),
+            });
         }
         Ok(this)
     }
@@ -88,7 +112,10 @@ impl Patients {
 
     /// The whole mapping as text, one table a line: its hash is in checkpoints.
     pub(crate) fn mapping(&self) -> String {
-        self.paths.keys().map(|table| format!("{table}\t{}\n", self.text(table))).collect()
+        self.paths
+            .keys()
+            .map(|table| format!("{table}\t{}\n", self.text(table)))
+            .collect()
     }
 
     /// All tables, each after those that its patients are found through.

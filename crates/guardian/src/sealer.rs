@@ -61,7 +61,9 @@ pub(crate) async fn run(
     }
 }
 
-async fn first(in_flight: &mut VecDeque<(u64, JoinHandle<Vec<u8>>)>) -> Result<Vec<u8>, tokio::task::JoinError> {
+async fn first(
+    in_flight: &mut VecDeque<(u64, JoinHandle<Vec<u8>>)>,
+) -> Result<Vec<u8>, tokio::task::JoinError> {
     match in_flight.front_mut() {
         Some((_, task)) => task.await,
         None => std::future::pending().await,
@@ -73,7 +75,10 @@ async fn sign(client: Client, wanted: Wanted, report: impl Fn(Outcome)) -> Vec<u
     loop {
         match client.sign(wanted.root, wanted.level).await {
             Ok(signature) => return signature.encode(),
-            Err(error) => report(Outcome::Delayed { block: wanted.block, why: reason(&error) }),
+            Err(error) => report(Outcome::Delayed {
+                block: wanted.block,
+                why: reason(&error),
+            }),
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(RETRY_MAX);

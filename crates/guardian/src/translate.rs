@@ -12,11 +12,16 @@ use pitser_trail::{Draft, DraftActor, PatientId};
 /// The lines of one change. A record that moves to another patient is named
 /// in both lists.
 pub(crate) fn change(change: &Change, source: &str, patients: &Patients) -> Vec<Draft> {
-    let Ok(at) = change.at.parse::<Timestamp>() else { return Vec::new() };
+    let Ok(at) = change.at.parse::<Timestamp>() else {
+        return Vec::new();
+    };
     let pos = change.pos.to_string();
     let row = change.new.as_ref().or(change.old.as_ref());
     let patient = row.and_then(|row| patients.of(&change.table, row));
-    let before = change.old.as_ref().and_then(|row| patients.of(&change.table, row));
+    let before = change
+        .old
+        .as_ref()
+        .and_then(|row| patients.of(&change.table, row));
     let draft = |op: Op, patient: Option<String>| Draft {
         tx: Some(change.tx),
         table: Some(change.table.clone()),
@@ -45,7 +50,15 @@ pub(crate) fn change(change: &Change, source: &str, patients: &Patients) -> Vec<
 }
 
 /// The line of a row that was there when capture began.
-pub(crate) fn baseline(table: &str, key: &Key, row: &Row, at: &Timestamp, pos: u64, source: &str, patients: &Patients) -> Draft {
+pub(crate) fn baseline(
+    table: &str,
+    key: &Key,
+    row: &Row,
+    at: &Timestamp,
+    pos: u64,
+    source: &str,
+    patients: &Patients,
+) -> Draft {
     Draft {
         table: Some(table.to_owned()),
         key: Some(key_cells(key)),
@@ -74,7 +87,9 @@ pub(crate) fn audit_event(
     many: usize,
     records: Vec<Resolved>,
 ) -> Vec<Draft> {
-    let Ok(at) = event.recorded.parse::<Timestamp>() else { return Vec::new() };
+    let Ok(at) = event.recorded.parse::<Timestamp>() else {
+        return Vec::new();
+    };
     let named: Vec<PatientId> = event.patients.iter().filter_map(patient_id).collect();
     let sole = match named.as_slice() {
         [one] => Some(one.clone()),
@@ -94,24 +109,38 @@ pub(crate) fn audit_event(
     };
     let concerned = named.len().max(records.len());
     if named.len() > many || concerned > many.saturating_mul(20) {
-        return vec![Draft { patient: Some(PatientId::Many), ..draft() }];
+        return vec![Draft {
+            patient: Some(PatientId::Many),
+            ..draft()
+        }];
     }
     let mut drafts: Vec<Draft> = records
         .into_iter()
         .map(|record| Draft {
             table: Some(record.table),
             key: Some(record.key),
-            patient: Some(record.patient.or_else(|| sole.clone()).unwrap_or(PatientId::Unknown)),
+            patient: Some(
+                record
+                    .patient
+                    .or_else(|| sole.clone())
+                    .unwrap_or(PatientId::Unknown),
+            ),
             ..draft()
         })
         .collect();
     for patient in named {
         if !drafts.iter().any(|d| d.patient.as_ref() == Some(&patient)) {
-            drafts.push(Draft { patient: Some(patient), ..draft() });
+            drafts.push(Draft {
+                patient: Some(patient),
+                ..draft()
+            });
         }
     }
     if drafts.is_empty() || (event.patient_unknown && event.patients.is_empty()) {
-        drafts.push(Draft { patient: Some(PatientId::Unknown), ..draft() });
+        drafts.push(Draft {
+            patient: Some(PatientId::Unknown),
+            ..draft()
+        });
     }
     drafts
 }
@@ -139,16 +168,24 @@ pub(crate) fn key_value(key: &Key) -> Option<&[u8]> {
 }
 
 fn changed_columns(change: &Change) -> Vec<String> {
-    let Some(row) = change.new.as_ref().or(change.old.as_ref()) else { return Vec::new() };
+    let Some(row) = change.new.as_ref().or(change.old.as_ref()) else {
+        return Vec::new();
+    };
     let differs = |name: &str| match (&change.old, &change.new) {
         (Some(old), Some(new)) => old.get(name) != new.get(name),
         _ => true,
     };
-    row.iter().map(|(name, _)| name).filter(|name| differs(name)).map(str::to_owned).collect()
+    row.iter()
+        .map(|(name, _)| name)
+        .filter(|name| differs(name))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn cells(row: &Row) -> Vec<(String, Option<Vec<u8>>)> {
-    row.iter().map(|(name, cell)| (name.to_owned(), cell.expose().map(<[u8]>::to_vec))).collect()
+    row.iter()
+        .map(|(name, cell)| (name.to_owned(), cell.expose().map(<[u8]>::to_vec)))
+        .collect()
 }
 
 fn actor(actor: &Actor) -> DraftActor {

@@ -21,9 +21,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-#[allow(clippy::disallowed_methods, reason = "a test is where the clock comes from")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test is where the clock comes from"
+)]
 fn micros() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_micros() as u64
 }
 
 fn clock() -> Clock {
@@ -53,7 +59,10 @@ impl Site {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("hospital.db");
-        Connection::open(&database).unwrap().execute_batch(SCHEMA).unwrap();
+        Connection::open(&database)
+            .unwrap()
+            .execute_batch(SCHEMA)
+            .unwrap();
         let path = |table: &str, path: &str| (table.to_owned(), path.to_owned());
         let source = Source {
             name: "hospital".into(),
@@ -61,8 +70,12 @@ impl Site {
             url: database.display().to_string(),
             tables: vec!["*".into()],
             exclude: vec![],
-            patient: [path("patient", "id"), path("observation", "patient"), path("result", "observation -> observation.id")]
-                .into(),
+            patient: [
+                path("patient", "id"),
+                path("observation", "patient"),
+                path("result", "observation -> observation.id"),
+            ]
+            .into(),
             resources: [path("Observation", "observation")].into(),
         };
         let tuning = Tuning {
@@ -71,7 +84,11 @@ impl Site {
             witness_quorum: 1,
             ..Tuning::new("test.example", dir.path().join("guard"))
         };
-        Self { dir, source, tuning }
+        Self {
+            dir,
+            source,
+            tuning,
+        }
     }
 
     fn database(&self) -> Connection {
@@ -87,11 +104,19 @@ impl Site {
         use std::os::unix::fs::FileExt;
         let db = self.database();
         db.busy_timeout(Duration::from_secs(10)).unwrap();
-        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap();
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .unwrap();
         drop(db);
         let bytes = std::fs::read(self.path()).unwrap();
         let at = bytes.windows(value.len()).position(|w| w == value).unwrap();
-        std::fs::File::options().write(true).open(self.path()).unwrap().write_all_at(b"9", at as u64).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(self.path())
+            .unwrap()
+            .write_all_at(b"9", at as u64)
+            .unwrap();
     }
 
     fn witness(&self) -> (Peer, VerifierKey) {
@@ -100,7 +125,13 @@ impl Site {
         let mut witness = Witness::new(key, MemoryStore::default());
         witness.add_log(Log::new(keys.log().verifier()));
         let verifier = witness.verifier();
-        (Peer::new(Box::new(ClockedWitness::new(witness, || second().0)), verifier.clone()), verifier)
+        (
+            Peer::new(
+                Box::new(ClockedWitness::new(witness, || second().0)),
+                verifier.clone(),
+            ),
+            verifier,
+        )
     }
 
     fn start(&self, client: Option<Client>) -> (Handle, VerifierKey) {
@@ -117,19 +148,36 @@ impl Site {
 }
 
 async fn authority(dir: &Path) -> (AuthorityHandle, Client) {
-    let subject = Subject { email: "publications@test.example".into(), ..Subject::default() };
+    let subject = Subject {
+        email: "publications@test.example".into(),
+        ..Subject::default()
+    };
     Authority::init(dir, second(), &subject).unwrap();
-    let config = Config { publish_every_s: 0, ..Config::new(dir) }.with_user(User::new("test", b"test".as_slice()));
+    let config = Config {
+        publish_every_s: 0,
+        ..Config::new(dir)
+    }
+    .with_user(User::new("test", b"test".as_slice()));
     let authority = Authority::start(config, || Micros(micros())).await.unwrap();
     let uri = format!("ksi+tcp://test:test@{}", authority.tcp_address());
-    let client = Client::connect(Endpoint::parse(&uri).unwrap()).await.unwrap();
+    let client = Client::connect(Endpoint::parse(&uri).unwrap())
+        .await
+        .unwrap();
     (authority, client)
 }
 
-async fn status_with(guardian: &Handle, what: &str, wanted: impl FnMut(&pitser_guardian::Status) -> bool) {
+async fn status_with(
+    guardian: &Handle,
+    what: &str,
+    wanted: impl FnMut(&pitser_guardian::Status) -> bool,
+) {
     let limit = Duration::from_secs(30);
     let seen = tokio::time::timeout(limit, guardian.wait_for(wanted)).await;
-    assert!(matches!(seen, Ok(Some(_))), "not within {limit:?}: {what}; {:?}", guardian.status());
+    assert!(
+        matches!(seen, Ok(Some(_))),
+        "not within {limit:?}: {what}; {:?}",
+        guardian.status()
+    );
 }
 
 const CHANGES: &str = "
@@ -149,14 +197,20 @@ const READ: &str = r#"{"resourceType":"AuditEvent","type":{"code":"rest"},"actio
 async fn from_the_first_row_to_a_verified_evidence_file() {
     let site = Site::new();
     let (authority, client) = authority(&site.dir.path().join("authority")).await;
-    let genesis = init::install(&site.source, &site.tuning, micros()).unwrap().genesis.unwrap();
+    let genesis = init::install(&site.source, &site.tuning, micros())
+        .unwrap()
+        .genesis
+        .unwrap();
     let (guardian, witness) = site.start(Some(client.clone()));
     guardian.settle().await.unwrap();
 
     site.database().execute_batch(CHANGES).unwrap();
     let receipt = guardian.submit(READ.into()).await.unwrap();
     assert!(!receipt.known && receipt.lines == 1, "{receipt:?}");
-    assert!(guardian.submit(READ.into()).await.unwrap().known, "the same bytes are one event");
+    assert!(
+        guardian.submit(READ.into()).await.unwrap().known,
+        "the same bytes are one event"
+    );
     guardian.settle().await.unwrap();
     assert_eq!(guardian.scan().await.unwrap().findings, []);
     assert_eq!(guardian.status().findings, []);
@@ -164,10 +218,21 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
     // One digit in the file, past every trigger; then a plain DELETE.
     site.edit_file(b"130 mmHg");
     let scan = guardian.scan().await.unwrap();
-    let found: Vec<_> = scan.findings.iter().map(|f| (f.code.as_str(), f.key.as_deref(), f.columns.clone())).collect();
+    let found: Vec<_> = scan
+        .findings
+        .iter()
+        .map(|f| (f.code.as_str(), f.key.as_deref(), f.columns.clone()))
+        .collect();
     assert_eq!(found, [("ROW-01", Some("obs-1"), vec!["value".to_owned()])]);
-    site.database().execute("DELETE FROM result WHERE id = 2", []).unwrap();
-    status_with(&guardian, "ACT-01", |s| s.findings.iter().any(|f| f.code == "ACT-01" && f.key.as_deref() == Some("2"))).await;
+    site.database()
+        .execute("DELETE FROM result WHERE id = 2", [])
+        .unwrap();
+    status_with(&guardian, "ACT-01", |s| {
+        s.findings
+            .iter()
+            .any(|f| f.code == "ACT-01" && f.key.as_deref() == Some("2"))
+    })
+    .await;
     guardian.settle().await.unwrap();
 
     let code = authority.publish().await.unwrap().code;
@@ -175,8 +240,13 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
     let anchors = Anchors {
         version: 1,
         witness_quorum: 1,
-        trails: vec![TrailAnchor { origin: "test.example/hospital".into(), genesis: genesis.parse().unwrap() }],
-        publications: vec![PublicationAnchor { code: PublicationData::from_code(&code).unwrap() }],
+        trails: vec![TrailAnchor {
+            origin: "test.example/hospital".into(),
+            genesis: genesis.parse().unwrap(),
+        }],
+        publications: vec![PublicationAnchor {
+            code: PublicationData::from_code(&code).unwrap(),
+        }],
         authorities: vec![AuthorityAnchor {
             certificate: authority.certificate_pem().to_owned(),
             constraints: vec![authority.constraint().to_owned()],
@@ -189,8 +259,13 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
     let report = verify(&evidence, Some(&anchors), second());
     assert_eq!(report.verdict, Verdict::Intact, "{report:#?}");
     let ops: Vec<_> = evidence.lines.iter().map(|l| l.line.op.as_str()).collect();
-    let expected = "baseline baseline baseline update create relink update read finding delete finding";
-    assert_eq!(ops.join(" "), expected, "obs-2 and what points at it are pt-1's in the end");
+    let expected =
+        "baseline baseline baseline update create relink update read finding delete finding";
+    assert_eq!(
+        ops.join(" "),
+        expected,
+        "obs-2 and what points at it are pt-1's in the end"
+    );
 
     let text = String::from_utf8(bytes.clone()).unwrap();
     for other in ["Jaan", "pt-2"] {
@@ -203,12 +278,20 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
     assert_eq!(round_trip, anchors);
     let mut fork = anchors.clone();
     fork.trails[0].genesis = pitser_evidence::codec::Digest::of(&[b"another"]);
-    assert!(matches!(verify(&evidence, Some(&fork), second()).verdict, Verdict::Broken(_)));
+    assert!(matches!(
+        verify(&evidence, Some(&fork), second()).verdict,
+        Verdict::Broken(_)
+    ));
     let mut unaudited = anchors.clone();
     unaudited.auditors.clear();
     let report = verify(&evidence, Some(&unaudited), second());
     assert_eq!(report.verdict, Verdict::Unconfirmed);
-    let waiting: Vec<_> = report.steps.iter().filter(|s| s.state == StepState::Waiting).map(|s| s.name).collect();
+    let waiting: Vec<_> = report
+        .steps
+        .iter()
+        .filter(|s| s.state == StepState::Waiting)
+        .map(|s| s.name)
+        .collect();
     assert_eq!(waiting, ["audit"]);
 
     guardian.stop().await;
@@ -242,13 +325,19 @@ async fn export(
     let mut extended = std::collections::HashMap::new();
     for block in &exporter.view().blocks {
         let seal = pitser_ksi::Signature::decode(block.seal.as_ref().unwrap()).unwrap();
-        let longer = client.extend(&seal, Some(record.data.time), Some(record)).await.unwrap();
+        let longer = client
+            .extend(&seal, Some(record.data.time), Some(record))
+            .await
+            .unwrap();
         extended.insert(block.leaf.block, longer.encode());
     }
     exporter
-        .evidence(patient, Some(statement.to_string()), Some(authority.publications_file().to_vec()), |block, _| {
-            extended[&block].clone()
-        })
+        .evidence(
+            patient,
+            Some(statement.to_string()),
+            Some(authority.publications_file().to_vec()),
+            |block, _| extended[&block].clone(),
+        )
         .unwrap()
 }
 
@@ -257,12 +346,22 @@ async fn the_trail_goes_on_while_the_authority_is_down_and_after_a_restart() {
     let site = Site::new();
     init::install(&site.source, &site.tuning, micros()).unwrap();
     // A port that nobody listens on.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = Client::new(Endpoint::parse(&format!("ksi+tcp://test:test@{free}")).unwrap(), Default::default());
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let nobody = Client::new(
+        Endpoint::parse(&format!("ksi+tcp://test:test@{free}")).unwrap(),
+        Default::default(),
+    );
     let (guardian, _) = site.start(Some(nobody));
     site.database().execute_batch(CHANGES).unwrap();
     status_with(&guardian, "unsealed blocks and a reason", |s| {
-        s.blocks >= 2 && s.unsealed == s.blocks && s.trouble.as_deref().is_some_and(|t| t.contains("sealed in order"))
+        s.blocks >= 2
+            && s.unsealed == s.blocks
+            && s.trouble
+                .as_deref()
+                .is_some_and(|t| t.contains("sealed in order"))
     })
     .await;
     guardian.stop().await;
@@ -286,7 +385,10 @@ async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
     let site = Site::new();
     init::install(&site.source, &site.tuning, micros()).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| s.state == SourceState::Guarding).await;
+    status_with(&guardian, "the baseline", |s| {
+        s.state == SourceState::Guarding
+    })
+    .await;
     site.edit_file(b"120 mmHg");
     site.database()
         .execute_batch(
@@ -295,7 +397,12 @@ async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
              INSERT INTO pitser_end DEFAULT VALUES; COMMIT;",
         )
         .unwrap();
-    status_with(&guardian, "ROW-01", |s| s.findings.iter().any(|f| f.code == "ROW-01" && f.columns == ["value"])).await;
+    status_with(&guardian, "ROW-01", |s| {
+        s.findings
+            .iter()
+            .any(|f| f.code == "ROW-01" && f.columns == ["value"])
+    })
+    .await;
     guardian.stop().await;
 }
 
@@ -304,10 +411,15 @@ async fn dropped_triggers_missing_and_unknown_rows_are_found() {
     let site = Site::new();
     init::install(&site.source, &site.tuning, micros()).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| s.state == SourceState::Guarding).await;
+    status_with(&guardian, "the baseline", |s| {
+        s.state == SourceState::Guarding
+    })
+    .await;
     let db = site.database();
     let triggers: Vec<String> = db
-        .prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'observation'")
+        .prepare(
+            "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'observation'",
+        )
         .unwrap()
         .query_map([], |row| row.get(0))
         .unwrap()
@@ -315,14 +427,30 @@ async fn dropped_triggers_missing_and_unknown_rows_are_found() {
         .unwrap();
     assert!(!triggers.is_empty());
     for trigger in triggers {
-        db.execute_batch(&format!("DROP TRIGGER \"{trigger}\"")).unwrap();
+        db.execute_batch(&format!("DROP TRIGGER \"{trigger}\""))
+            .unwrap();
     }
     db.execute_batch("DELETE FROM observation WHERE id = 'obs-1'; INSERT INTO observation VALUES ('obs-9', 'pt-1', 'x');").unwrap();
     for code in ["CAP-03", "ROW-02", "ROW-03"] {
-        status_with(&guardian, code, |s| s.findings.iter().any(|f| f.code == code)).await;
+        status_with(&guardian, code, |s| {
+            s.findings.iter().any(|f| f.code == code)
+        })
+        .await;
     }
-    let keys: Vec<_> = guardian.status().findings.into_iter().filter(|f| f.code.starts_with("ROW")).map(|f| (f.code, f.key)).collect();
-    assert_eq!(keys, [("ROW-03".to_owned(), Some("obs-9".to_owned())), ("ROW-02".to_owned(), Some("obs-1".to_owned()))]);
+    let keys: Vec<_> = guardian
+        .status()
+        .findings
+        .into_iter()
+        .filter(|f| f.code.starts_with("ROW"))
+        .map(|f| (f.code, f.key))
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            ("ROW-03".to_owned(), Some("obs-9".to_owned())),
+            ("ROW-02".to_owned(), Some("obs-1".to_owned()))
+        ]
+    );
     guardian.stop().await;
 }
 
@@ -332,17 +460,35 @@ async fn a_damaged_file_is_said_to_be_damaged_and_guarding_goes_on() {
     let site = Site::new();
     init::install(&site.source, &site.tuning, micros()).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| s.state == SourceState::Guarding).await;
+    status_with(&guardian, "the baseline", |s| {
+        s.state == SourceState::Guarding
+    })
+    .await;
     let page: u64 = site
         .database()
-        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'observation'", [], |row| row.get(0))
+        .query_row(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'observation'",
+            [],
+            |row| row.get(0),
+        )
         .unwrap();
     site.edit_file(b"120 mmHg");
-    let file = std::fs::File::options().write(true).open(site.path()).unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(site.path())
+        .unwrap();
     file.write_all_at(&[0xff; 512], (page - 1) * 4096).unwrap();
     let error = guardian.scan().await.unwrap_err();
-    assert!(error.contains("observation") && error.contains("restore"), "{error}");
-    assert!(guardian.status().trouble.is_some_and(|t| t.contains("restore")));
+    assert!(
+        error.contains("observation") && error.contains("restore"),
+        "{error}"
+    );
+    assert!(
+        guardian
+            .status()
+            .trouble
+            .is_some_and(|t| t.contains("restore"))
+    );
     guardian.submit(READ.into()).await.unwrap();
     guardian.stop().await;
 }
@@ -350,7 +496,9 @@ async fn a_damaged_file_is_said_to_be_damaged_and_guarding_goes_on() {
 #[tokio::test]
 async fn what_is_wrong_before_the_start_is_said_with_a_remedy() {
     let mut site = Site::new();
-    let told = |error: &dyn std::error::Error, part: &str| assert!(error.to_string().contains(part), "{error}");
+    let told = |error: &dyn std::error::Error, part: &str| {
+        assert!(error.to_string().contains(part), "{error}")
+    };
     let parts = |site: &Site| Parts {
         source: site.source.clone(),
         tuning: site.tuning.clone(),
@@ -359,21 +507,42 @@ async fn what_is_wrong_before_the_start_is_said_with_a_remedy() {
         clock: clock(),
     };
     let error = Guardian::start(parts(&site)).unwrap_err();
-    assert!(matches!(error, StartError::Init(init::InitError::NotInitialised(_))));
+    assert!(matches!(
+        error,
+        StartError::Init(init::InitError::NotInitialised(_))
+    ));
     told(&error, "pitser guard init");
 
     site.source.tables = vec!["nothing_*".into()];
-    told(&init::install(&site.source, &site.tuning, 0).unwrap_err(), "no table");
+    told(
+        &init::install(&site.source, &site.tuning, 0).unwrap_err(),
+        "no table",
+    );
     site.source.tables = vec!["*".into()];
-    site.source.patient.insert("observation".into(), "pasient".into());
-    told(&init::install(&site.source, &site.tuning, 0).unwrap_err(), "no column pasient");
-    site.source.patient.insert("observation".into(), "patient".into());
-    site.database().execute_batch("CREATE TABLE notes (text TEXT)").unwrap();
-    told(&init::install(&site.source, &site.tuning, 0).unwrap_err(), "primary key");
+    site.source
+        .patient
+        .insert("observation".into(), "pasient".into());
+    told(
+        &init::install(&site.source, &site.tuning, 0).unwrap_err(),
+        "no column pasient",
+    );
+    site.source
+        .patient
+        .insert("observation".into(), "patient".into());
+    site.database()
+        .execute_batch("CREATE TABLE notes (text TEXT)")
+        .unwrap();
+    told(
+        &init::install(&site.source, &site.tuning, 0).unwrap_err(),
+        "primary key",
+    );
     site.source.exclude = vec!["notes".into()];
     init::install(&site.source, &site.tuning, micros()).unwrap();
     std::fs::remove_file(&site.source.url).unwrap();
     let error = Guardian::start(parts(&site)).unwrap_err();
     told(&error, "hospital.db");
-    assert!(!site.path().exists(), "a database that is not there must not be made");
+    assert!(
+        !site.path().exists(),
+        "a database that is not there must not be made"
+    );
 }

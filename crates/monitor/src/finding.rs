@@ -27,18 +27,42 @@ pub struct Finding {
 impl Finding {
     /// A finding about no record in particular.
     pub fn general(code: Code, text: impl Into<String>) -> Self {
-        Self { code, table: None, key: None, record: None, columns: Vec::new(), about: None, text: text.into() }
+        Self {
+            code,
+            table: None,
+            key: None,
+            record: None,
+            columns: Vec::new(),
+            about: None,
+            text: text.into(),
+        }
     }
 
     fn identity(&self) -> Identity {
         // An unattributed change is an event of its own; a wrong row stays
         // the same incident however often it is looked at.
-        let event = if self.code == Code::Unattributed { self.about } else { None };
-        (self.code, self.table.clone(), self.record, event, self.columns.clone())
+        let event = if self.code == Code::Unattributed {
+            self.about
+        } else {
+            None
+        };
+        (
+            self.code,
+            self.table.clone(),
+            self.record,
+            event,
+            self.columns.clone(),
+        )
     }
 }
 
-type Identity = (Code, Option<String>, Option<Bytes32>, Option<u64>, Vec<String>);
+type Identity = (
+    Code,
+    Option<String>,
+    Option<Bytes32>,
+    Option<u64>,
+    Vec<String>,
+);
 
 /// An incident: a finding and its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +91,12 @@ impl Incidents {
                 false
             }
             _ => {
-                let incident = Incident { found_at, line: None, open: true, finding };
+                let incident = Incident {
+                    found_at,
+                    line: None,
+                    open: true,
+                    finding,
+                };
                 self.0.insert(incident.finding.identity(), incident);
                 true
             }
@@ -84,8 +113,15 @@ impl Incidents {
     /// After a whole scan: whatever it did not find again is closed.
     pub fn settle(&mut self, scanned: &[Finding]) {
         for incident in self.0.values_mut() {
-            let of_scans = matches!(incident.finding.code, Code::RowDiffers | Code::RowMissing | Code::RowUnknown);
-            if of_scans && !scanned.iter().any(|f| f.identity() == incident.finding.identity()) {
+            let of_scans = matches!(
+                incident.finding.code,
+                Code::RowDiffers | Code::RowMissing | Code::RowUnknown
+            );
+            if of_scans
+                && !scanned
+                    .iter()
+                    .any(|f| f.identity() == incident.finding.identity())
+            {
                 incident.open = false;
             }
         }
@@ -101,12 +137,21 @@ impl Incidents {
 
 /// A key's cells as trail drafts carry them; NULL as no bytes, which no value has.
 pub fn key_cells(key: &Key) -> Vec<Vec<u8>> {
-    key.cells().iter().map(|cell| cell.expose().unwrap_or_default().to_vec()).collect()
+    key.cells()
+        .iter()
+        .map(|cell| cell.expose().unwrap_or_default().to_vec())
+        .collect()
 }
 
 /// The key that [`key_cells`] gave these cells for.
 pub fn key_of(cells: impl IntoIterator<Item = Vec<u8>>) -> Key {
-    let cell = |bytes: Vec<u8>| if bytes.is_empty() { Cell::NULL } else { Cell::new(bytes) };
+    let cell = |bytes: Vec<u8>| {
+        if bytes.is_empty() {
+            Cell::NULL
+        } else {
+            Cell::new(bytes)
+        }
+    };
     Key::new(cells.into_iter().map(cell).collect())
 }
 
@@ -125,7 +170,11 @@ mod tests {
     use super::*;
 
     fn finding(code: Code, about: u64) -> Finding {
-        Finding { about: Some(about), record: Some(Bytes32([1; 32])), ..Finding::general(code, "x") }
+        Finding {
+            about: Some(about),
+            record: Some(Bytes32([1; 32])),
+            ..Finding::general(code, "x")
+        }
     }
 
     #[test]
@@ -134,11 +183,14 @@ mod tests {
         let wrong = finding(Code::RowDiffers, 4);
         assert!(incidents.note(wrong.clone(), 1));
         assert!(!incidents.note(wrong.clone(), 2));
-        incidents.settle(&[wrong.clone()]);
+        incidents.settle(std::slice::from_ref(&wrong));
         assert!(incidents.all()[0].open);
         incidents.settle(&[]);
         assert!(!incidents.all()[0].open);
-        assert!(incidents.note(wrong, 3), "a mended row that is wrong again is a new incident");
+        assert!(
+            incidents.note(wrong, 3),
+            "a mended row that is wrong again is a new incident"
+        );
     }
 
     #[test]

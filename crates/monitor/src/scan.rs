@@ -83,7 +83,9 @@ impl Touched {
     }
 
     fn contains(&self, table: &str, record: &Bytes32) -> bool {
-        self.0.get(table).is_some_and(|records| records.contains(record))
+        self.0
+            .get(table)
+            .is_some_and(|records| records.contains(record))
     }
 }
 
@@ -98,13 +100,19 @@ pub fn look(
     tables: &[ScanTable],
     mut expect: impl FnMut(&str, &[Bytes32]) -> Option<Vec<Expected>>,
 ) -> Result<Option<Look>, SqliteError> {
-    let mut look = Look { position: snapshot.position(), rows: 0, suspects: Vec::new(), met: HashMap::new() };
+    let mut look = Look {
+        position: snapshot.position(),
+        rows: 0,
+        suspects: Vec::new(),
+        met: HashMap::new(),
+    };
     for table in tables {
         let mut gave_up = false;
         let met = look.met.entry(table.name.clone()).or_default();
         let (rows, suspects) = (&mut look.rows, &mut look.suspects);
         snapshot.scan(&table.name, CHUNK, |chunk| {
-            let records: Vec<Bytes32> = chunk.iter().map(|(key, _)| record_of(table, key)).collect();
+            let records: Vec<Bytes32> =
+                chunk.iter().map(|(key, _)| record_of(table, key)).collect();
             let Some(expected) = expect(&table.name, &records) else {
                 gave_up = true;
                 return ControlFlow::Break(());
@@ -113,7 +121,12 @@ pub fn look(
             met.extend(&records);
             for (((key, row), record), expected) in chunk.into_iter().zip(records).zip(expected) {
                 if !fits(&row, &expected) {
-                    suspects.push(Suspect { table: table.name.clone(), key, record, row });
+                    suspects.push(Suspect {
+                        table: table.name.clone(),
+                        key,
+                        record,
+                        row,
+                    });
                 }
             }
             ControlFlow::Continue(())
@@ -178,13 +191,20 @@ pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Fin
 }
 
 fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Finding, VaultError> {
-    let sealed = trail.state().record(&suspect.table, &suspect.record).and_then(|r| r.leaf.row);
+    let sealed = trail
+        .state()
+        .record(&suspect.table, &suspect.record)
+        .and_then(|r| r.leaf.row);
     let (code, columns, text) = match sealed {
         None => (Code::RowUnknown, Vec::new(), "the row was never sealed"),
         Some(sealed) => {
             let content = trail.vault().get(sealed.seq)?.map(|(_, content)| content);
             let columns = differing(content.as_ref(), &suspect.row);
-            (Code::RowDiffers, columns, "the row differs from its sealed version")
+            (
+                Code::RowDiffers,
+                columns,
+                "the row differs from its sealed version",
+            )
         }
     };
     Ok(Finding {
@@ -217,7 +237,9 @@ fn missing(
         findings.push(Finding {
             code: Code::RowMissing,
             table: Some(table.to_owned()),
-            key: content.and_then(|c| c.key).map(|cells| key_of(cells.into_iter().map(|c| c.0))),
+            key: content
+                .and_then(|c| c.key)
+                .map(|cells| key_of(cells.into_iter().map(|c| c.0))),
             record: Some(record),
             columns: Vec::new(),
             about: Some(sealed.seq),
@@ -234,11 +256,20 @@ fn cells(row: &Row) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
 /// Names of the columns whose sealed values differ from the live ones, and of
 /// those that only one side has.
 pub fn differing(sealed: Option<&Content>, live: &Row) -> Vec<String> {
-    let Some(sealed) = sealed.and_then(|c| c.row.as_ref()) else { return Vec::new() };
-    let same = |name: &str, value: Option<&[u8]>| {
-        sealed.iter().any(|(n, v)| n == name && v.as_ref().map(|v| v.0.as_slice()) == value)
+    let Some(sealed) = sealed.and_then(|c| c.row.as_ref()) else {
+        return Vec::new();
     };
-    let changed = cells(live).filter(|(name, value)| !same(name, *value)).map(|(name, _)| name.to_owned());
-    let dropped = sealed.iter().filter(|(name, _)| live.get(name).is_none()).map(|(name, _)| name.clone());
+    let same = |name: &str, value: Option<&[u8]>| {
+        sealed
+            .iter()
+            .any(|(n, v)| n == name && v.as_ref().map(|v| v.0.as_slice()) == value)
+    };
+    let changed = cells(live)
+        .filter(|(name, value)| !same(name, *value))
+        .map(|(name, _)| name.to_owned());
+    let dropped = sealed
+        .iter()
+        .filter(|(name, _)| live.get(name).is_none())
+        .map(|(name, _)| name.clone());
     changed.chain(dropped).collect()
 }

@@ -49,7 +49,11 @@ pub trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, path: &Path, what: &'static str) -> Result<T, DiskError> {
-        self.map_err(|source| DiskError { path: path.to_owned(), what, source })
+        self.map_err(|source| DiskError {
+            path: path.to_owned(),
+            what,
+            source,
+        })
     }
 }
 
@@ -75,7 +79,11 @@ impl AppendFile {
             .open(path)
             .at(path, "cannot open")?;
         let len = file.metadata().at(path, "cannot look at")?.len();
-        let mut this = Self { path: path.to_owned(), file, len };
+        let mut this = Self {
+            path: path.to_owned(),
+            file,
+            len,
+        };
         if len < magic.len() as u64 {
             this.truncate(0)?;
             this.append(magic)?;
@@ -100,7 +108,9 @@ impl AppendFile {
     /// [`DiskError`]; the end of the file is then unknown until it is reopened.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
         self.file.write_all(bytes).at(&self.path, "cannot write")?;
-        self.file.sync_data().at(&self.path, "cannot make durable")?;
+        self.file
+            .sync_data()
+            .at(&self.path, "cannot make durable")?;
         self.len += bytes.len() as u64;
         Ok(())
     }
@@ -142,7 +152,9 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
 /// [`DiskError`].
 pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    File::open(dir).and_then(|d| d.sync_all()).at(dir, "cannot make durable")
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .at(dir, "cannot make durable")
 }
 
 /// Creates a folder that only its owner may enter.
@@ -151,5 +163,9 @@ pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
 /// [`DiskError`].
 pub fn private_dir(path: &Path) -> Result<(), DiskError> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at(path, "cannot create")
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .at(path, "cannot create")
 }

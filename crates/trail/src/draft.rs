@@ -61,7 +61,13 @@ impl Draft {
 
 impl fmt::Debug for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Draft({} of {:?} from {})", self.op.as_str(), self.table, self.source)
+        write!(
+            f,
+            "Draft({} of {:?} from {})",
+            self.op.as_str(),
+            self.table,
+            self.source
+        )
     }
 }
 
@@ -116,6 +122,10 @@ pub struct DraftActor {
 
 impl fmt::Debug for DraftActor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DraftActor(app {:?}, role {:?}, binding {:?})", self.app, self.role, self.binding)
+        write!(
+            f,
+            "DraftActor(app {:?}, role {:?}, binding {:?})",
+            self.app, self.role, self.binding
+        )
     }
 }

@@ -7,7 +7,8 @@ use crate::vault::{Content, Vault, VaultError};
 use pitser_evidence::codec::{Blob, Bytes32};
 use pitser_evidence::commit::{Key, LineNonce};
 use pitser_evidence::file::{
-    BlockProof, Evidence, FORMAT, LineProof, MapEntry, MapProof, OpenColumn, OpenPerson, OpenRaw, Opening, Subject,
+    BlockProof, Evidence, FORMAT, LineProof, MapEntry, MapProof, OpenColumn, OpenPerson, OpenRaw,
+    Opening, Subject,
 };
 use pitser_evidence::line::{Line, Patient};
 use pitser_ksi::logsig::{BlockTree, Lines, read_block};
@@ -29,13 +30,19 @@ pub enum ExportError {
     #[error(transparent)]
     Keys(#[from] KeyError),
     /// No line is about the patient.
-    #[error("the trail has no line about this patient. Is the identifier spelled as in the database?")]
+    #[error(
+        "the trail has no line about this patient. Is the identifier spelled as in the database?"
+    )]
     UnknownPatient,
     /// No line is about the record.
-    #[error("the trail has no line about this record of table {0}. Is the key spelled as in the database?")]
+    #[error(
+        "the trail has no line about this record of table {0}. Is the key spelled as in the database?"
+    )]
     UnknownRecord(String),
     /// There is no cosigned head yet.
-    #[error("no head of this trail has been cosigned yet: evidence needs one. Wait a few seconds, or check the witnesses")]
+    #[error(
+        "no head of this trail has been cosigned yet: evidence needs one. Wait a few seconds, or check the witnesses"
+    )]
     NoHead,
     /// A line does not stand where the trail says.
     #[error("line {0} cannot be read")]
@@ -100,7 +107,13 @@ impl Exporter {
         };
         let view = read::read(&layout, until, |_, _| {})?;
         let vault = Vault::open_read_only(&layout.vault(), keys.master())?;
-        Ok(Self { layout, keys, vault, view, head })
+        Ok(Self {
+            layout,
+            keys,
+            vault,
+            view,
+            head,
+        })
     }
 
     /// The trail as recomputed.
@@ -119,7 +132,12 @@ impl Exporter {
     /// [`ExportError::UnknownPatient`] and whatever keeps them from being read.
     pub fn patient_history(&mut self, identifier: &str) -> Result<Vec<Entry>, ExportError> {
         let patient = self.keys.pseudonym(identifier);
-        let last = self.view.state.patient(&patient).ok_or(ExportError::UnknownPatient)?.last_seq;
+        let last = self
+            .view
+            .state
+            .patient(&patient)
+            .ok_or(ExportError::UnknownPatient)?
+            .last_seq;
         self.history(last, |line| line.patient_prev.map(|p| p.seq))
     }
 
@@ -127,14 +145,28 @@ impl Exporter {
     ///
     /// # Errors
     /// [`ExportError::UnknownRecord`] and whatever keeps them from being read.
-    pub fn record_history(&mut self, table: &str, cells: &[Vec<u8>]) -> Result<Vec<Entry>, ExportError> {
-        let key = pitser_evidence::commit::record_key(&self.keys.table(table), cells.iter().map(Vec::as_slice));
+    pub fn record_history(
+        &mut self,
+        table: &str,
+        cells: &[Vec<u8>],
+    ) -> Result<Vec<Entry>, ExportError> {
+        let key = pitser_evidence::commit::record_key(
+            &self.keys.table(table),
+            cells.iter().map(Vec::as_slice),
+        );
         let record = self.view.state.record(table, &key);
-        let last = record.ok_or_else(|| ExportError::UnknownRecord(table.to_owned()))?.leaf.last_seq;
+        let last = record
+            .ok_or_else(|| ExportError::UnknownRecord(table.to_owned()))?
+            .leaf
+            .last_seq;
         self.history(last, |line| line.prev.map(|p| p.seq))
     }
 
-    fn history(&mut self, last: u64, before: impl Fn(&Line) -> Option<u64>) -> Result<Vec<Entry>, ExportError> {
+    fn history(
+        &mut self,
+        last: u64,
+        before: impl Fn(&Line) -> Option<u64>,
+    ) -> Result<Vec<Entry>, ExportError> {
         let mut entries = Vec::new();
         let mut next = Some(last);
         while let Some(seq) = next {
@@ -164,13 +196,19 @@ impl Exporter {
     }
 
     fn block_of(&self, seq: u64) -> Option<&BlockInfo> {
-        let index = self.view.blocks.partition_point(|b| b.leaf.first_seq <= seq).checked_sub(1)?;
+        let index = self
+            .view
+            .blocks
+            .partition_point(|b| b.leaf.first_seq <= seq)
+            .checked_sub(1)?;
         let block = &self.view.blocks[index];
         (seq < block.leaf.first_seq + block.leaf.count).then_some(block)
     }
 
     fn line(&self, seq: u64) -> Result<(Line, Vec<u8>), ExportError> {
-        let place = usize::try_from(seq).ok().and_then(|seq| self.view.places.get(seq));
+        let place = usize::try_from(seq)
+            .ok()
+            .and_then(|seq| self.view.places.get(seq));
         let place = place.ok_or(ExportError::Line(seq))?;
         let bytes = read::read_line(&self.layout, *place).map_err(ReadError::from)?;
         let line = Line::decode(&bytes).map_err(|_| ExportError::Line(seq))?;
@@ -203,7 +241,11 @@ impl Exporter {
         let lines = self.lines_of(&[subject, Patient::Many, Patient::Unknown])?;
         let mut by_block: BTreeMap<u64, Vec<(Line, Option<Opening>)>> = BTreeMap::new();
         for line in lines {
-            let block = self.block_of(line.seq).ok_or(ExportError::Line(line.seq))?.leaf.block;
+            let block = self
+                .block_of(line.seq)
+                .ok_or(ExportError::Line(line.seq))?
+                .leaf
+                .block;
             let opening = self.opening(&line, subject)?;
             by_block.entry(block).or_default().push((line, opening));
         }
@@ -258,17 +300,31 @@ impl Exporter {
     fn opening(&mut self, line: &Line, subject: Patient) -> Result<Option<Opening>, ExportError> {
         let own = line.patient == Some(subject);
         let alone = own && line.raw.is_some() && self.event_is_about(line, subject)?;
-        let Some((key, content)) = self.vault.get(line.seq)? else { return Ok(None) };
+        let Some((key, content)) = self.vault.get(line.seq)? else {
+            return Ok(None);
+        };
         let nonce = self.nonce(&key, line.seq);
         let columns = content.row.filter(|_| own).map(|row| {
             row.iter()
-                .map(|(name, value)| OpenColumn::open(name, nonce.column(name), value.as_ref().map(|v| v.0.as_slice())))
+                .map(|(name, value)| {
+                    OpenColumn::open(
+                        name,
+                        nonce.column(name),
+                        value.as_ref().map(|v| v.0.as_slice()),
+                    )
+                })
                 .collect()
         });
         let opening = Opening {
             columns,
-            person: content.person.map(|value| OpenPerson { nonce: nonce.person(), value }),
-            raw: content.raw.filter(|_| alone).map(|bytes| OpenRaw { bytes, nonce: nonce.raw() }),
+            person: content.person.map(|value| OpenPerson {
+                nonce: nonce.person(),
+                value,
+            }),
+            raw: content.raw.filter(|_| alone).map(|bytes| OpenRaw {
+                bytes,
+                nonce: nonce.raw(),
+            }),
         };
         let empty = opening.columns.is_none() && opening.person.is_none() && opening.raw.is_none();
         Ok((!empty).then_some(opening))
@@ -300,7 +356,11 @@ impl Exporter {
         seal_of: &mut impl FnMut(u64, &[u8]) -> Vec<u8>,
     ) -> Result<BlockProof, ExportError> {
         let info = self.block(block)?;
-        let path = self.view.log.inclusion_proof(block, size).map_err(|_| ExportError::NoHead)?;
+        let path = self
+            .view
+            .log
+            .inclusion_proof(block, size)
+            .map_err(|_| ExportError::NoHead)?;
         Ok(BlockProof {
             block,
             leaf: Blob(info.leaf.encode()),
@@ -309,7 +369,11 @@ impl Exporter {
         })
     }
 
-    fn line_proofs(&self, block: u64, lines: Vec<(Line, Option<Opening>)>) -> Result<Vec<LineProof>, ExportError> {
+    fn line_proofs(
+        &self,
+        block: u64,
+        lines: Vec<(Line, Option<Opening>)>,
+    ) -> Result<Vec<LineProof>, ExportError> {
         if lines.is_empty() {
             return Ok(Vec::new());
         }
@@ -320,25 +384,44 @@ impl Exporter {
             text.extend(self.line(seq)?.1);
             text.push(b'\n');
         }
-        let parsed = read_block(&info.logsig, 0).ok().flatten().ok_or(ExportError::Line(first))?;
-        let tree = BlockTree::of_block(&parsed, &mut Lines::new(&text)).ok_or(ExportError::Line(first))?;
+        let parsed = read_block(&info.logsig, 0)
+            .ok()
+            .flatten()
+            .ok_or(ExportError::Line(first))?;
+        let tree =
+            BlockTree::of_block(&parsed, &mut Lines::new(&text)).ok_or(ExportError::Line(first))?;
         lines
             .into_iter()
             .map(|(line, open)| {
                 let unreadable = || ExportError::Line(line.seq);
                 let chain = tree.chain(line.seq - first).ok_or_else(unreadable)?;
                 let chain = Blob(chain.encode().map_err(|_| unreadable())?);
-                Ok(LineProof { block, chain, line, open })
+                Ok(LineProof {
+                    block,
+                    chain,
+                    line,
+                    open,
+                })
             })
             .collect()
     }
 
     fn block(&self, block: u64) -> Result<&BlockInfo, ExportError> {
-        usize::try_from(block).ok().and_then(|b| self.view.blocks.get(b)).ok_or(ExportError::NoHead)
+        usize::try_from(block)
+            .ok()
+            .and_then(|b| self.view.blocks.get(b))
+            .ok_or(ExportError::NoHead)
     }
 
     fn map_entry(&mut self, patient: &Patient) -> MapEntry {
-        let leaf = self.view.state.patient(patient).map(|leaf| Blob(leaf.encode()));
-        MapEntry { leaf, path: self.view.state.prove_patient(patient) }
+        let leaf = self
+            .view
+            .state
+            .patient(patient)
+            .map(|leaf| Blob(leaf.encode()));
+        MapEntry {
+            leaf,
+            path: self.view.state.prove_patient(patient),
+        }
     }
 }

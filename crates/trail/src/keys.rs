@@ -41,7 +41,9 @@ pub enum KeyError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// A file is not what it should be. Its content is never shown.
-    #[error("{0}: not a key file of this trail. Restore it from your backup of the keys: without it nothing sealed can be opened")]
+    #[error(
+        "{0}: not a key file of this trail. Restore it from your backup of the keys: without it nothing sealed can be opened"
+    )]
     Unreadable(std::path::PathBuf),
     /// The system has no random numbers.
     #[error("the system gave no random numbers: {0}")]
@@ -67,7 +69,10 @@ impl Keys {
             tables: keyed,
         };
         let json = serde_json::to_vec_pretty(&stored).expect("strings and maps with string keys");
-        disk::replace(&layout.vault_key(), format!("{}\n", Bytes32(random()?)).as_bytes())?;
+        disk::replace(
+            &layout.vault_key(),
+            format!("{}\n", Bytes32(random()?)).as_bytes(),
+        )?;
         disk::replace(&layout.keys(), &json)?;
         Self::open(layout)
     }
@@ -82,12 +87,20 @@ impl Keys {
         let json = std::fs::read(&path).at(&path, "cannot read")?;
         let stored: Stored = serde_json::from_slice(&json).map_err(|_| unreadable())?;
         let master = std::fs::read_to_string(&master_path).at(&master_path, "cannot read")?;
-        let master: Bytes32 = master.trim_end().parse().map_err(|_| KeyError::Unreadable(master_path))?;
+        let master: Bytes32 = master
+            .trim_end()
+            .parse()
+            .map_err(|_| KeyError::Unreadable(master_path))?;
         Ok(Self {
-            log: SigningKey::from_seed(&stored.origin, &stored.log_seed.0).map_err(|_| unreadable())?,
+            log: SigningKey::from_seed(&stored.origin, &stored.log_seed.0)
+                .map_err(|_| unreadable())?,
             vrf: vrf::SecretKey::from_seed(&stored.vrf_seed.0),
             master: Key::new(master.0),
-            tables: stored.tables.into_iter().map(|(name, key)| (name, Key::new(key.0))).collect(),
+            tables: stored
+                .tables
+                .into_iter()
+                .map(|(name, key)| (name, Key::new(key.0)))
+                .collect(),
             inputs: Key::new(stored.inputs.0),
             origin: stored.origin,
             pseudonyms: RefCell::default(),
@@ -125,7 +138,10 @@ impl Keys {
 
     /// Stable opaque name of a raw message from an input, for `pos`.
     pub fn message_id(&self, source: &str, raw: &[u8]) -> Bytes32 {
-        Bytes32(self.inputs.derive(&[b"message\0", source.as_bytes(), b"\0", raw]))
+        Bytes32(
+            self.inputs
+                .derive(&[b"message\0", source.as_bytes(), b"\0", raw]),
+        )
     }
 
     /// The pseudonym of a patient identifier. Computed once, then remembered.
@@ -135,7 +151,9 @@ impl Keys {
         }
         let (pseudonym, _) = self.vrf.prove(&patient_alpha(&self.origin, identifier));
         let patient = Patient::Pseudonym(Bytes32(pseudonym));
-        self.pseudonyms.borrow_mut().insert(identifier.to_owned(), patient);
+        self.pseudonyms
+            .borrow_mut()
+            .insert(identifier.to_owned(), patient);
         patient
     }
 

@@ -81,7 +81,8 @@ impl Layout {
 
     /// The folder of an open segment's log signature parts.
     pub fn parts(&self, number: u32) -> PathBuf {
-        self.segments().join(format!("{number:06}.jsonl.logsig.parts"))
+        self.segments()
+            .join(format!("{number:06}.jsonl.logsig.parts"))
     }
 
     /// The blocks of an open segment.
@@ -102,7 +103,11 @@ impl Layout {
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(self.segments())? {
             let name = entry?.file_name();
-            if let Some(number) = name.to_str().and_then(|n| n.strip_suffix(".jsonl")).and_then(|n| n.parse().ok()) {
+            if let Some(number) = name
+                .to_str()
+                .and_then(|n| n.strip_suffix(".jsonl"))
+                .and_then(|n| n.parse().ok())
+            {
                 numbers.push(number);
             }
         }

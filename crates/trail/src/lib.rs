@@ -25,4 +25,6 @@ pub use keys::Keys;
 pub use layout::Layout;
 pub use read::{BlockInfo, Damage, ReadError, View, read};
 pub use vault::{Content, Vault};
-pub use write::{BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, TableDraft, Trail, TrailError};
+pub use write::{
+    BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, TableDraft, Trail, TrailError,
+};

@@ -114,7 +114,11 @@ pub enum ReadError {
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn read(layout: &Layout, until: Option<u64>, mut visit: impl FnMut(&Line, Place)) -> Result<View, ReadError> {
+pub fn read(
+    layout: &Layout,
+    until: Option<u64>,
+    mut visit: impl FnMut(&Line, Place),
+) -> Result<View, ReadError> {
     let numbers = match layout.segment_numbers() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         other => other.at(&layout.segments(), "cannot list")?,
@@ -145,12 +149,18 @@ pub fn read_line(layout: &Layout, place: Place) -> Result<Vec<u8>, DiskError> {
     let path = layout.segment(place.segment);
     let file = std::fs::File::open(&path).at(&path, "cannot open")?;
     let mut bytes = vec![0; place.len as usize];
-    file.read_exact_at(&mut bytes, place.offset).at(&path, "cannot read")?;
+    file.read_exact_at(&mut bytes, place.offset)
+        .at(&path, "cannot read")?;
     Ok(bytes)
 }
 
 fn damage(code: Code, path: &Path, line: Option<u64>, text: impl Into<String>) -> Damage {
-    Damage { code, path: path.to_owned(), line, text: text.into() }
+    Damage {
+        code,
+        path: path.to_owned(),
+        line,
+        text: text.into(),
+    }
 }
 
 struct Reader<'a, V> {
@@ -186,16 +196,26 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
             segment: 0,
             whole: WholeBytes::default(),
         };
-        Self { layout, until, visit, view, genesis_hash: None }
+        Self {
+            layout,
+            until,
+            visit,
+            view,
+            genesis_hash: None,
+        }
     }
 
     fn done(&self) -> bool {
-        self.until.is_some_and(|n| self.view.blocks.len() as u64 >= n)
+        self.until
+            .is_some_and(|n| self.view.blocks.len() as u64 >= n)
     }
 
     fn finish(self) -> Result<View, ReadError> {
         match self.genesis_hash {
-            Some(genesis_hash) => Ok(View { genesis_hash, ..self.view }),
+            Some(genesis_hash) => Ok(View {
+                genesis_hash,
+                ..self.view
+            }),
             None => Err(ReadError::Nothing(self.layout.dir().to_owned())),
         }
     }
@@ -218,12 +238,16 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
 
     fn blocks(&mut self, segment: &mut Segment) -> Result<(), ReadError> {
         let signature_path = segment.signature_path.clone();
-        let unreadable = |e: pitser_ksi::DecodeError| damage(Code::LineAltered, &signature_path, None, e.to_string());
+        let unreadable = |e: pitser_ksi::DecodeError| {
+            damage(Code::LineAltered, &signature_path, None, e.to_string())
+        };
         let blocks = std::mem::take(&mut segment.blocks);
         let seals = segment.seals.take();
         let mut stream = Blocks::new(&blocks, seals.as_deref()).map_err(unreadable)?;
         while !self.done() {
-            let Some((block, seal)) = stream.next().map_err(unreadable)? else { break };
+            let Some((block, seal)) = stream.next().map_err(unreadable)? else {
+                break;
+            };
             self.block(segment, &block, seal)?;
         }
         if !self.done() && stream.seals_left().map_err(unreadable)? {
@@ -235,12 +259,22 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         Ok(())
     }
 
-    fn block(&mut self, segment: &mut Segment, block: &Block<'_>, seal: Option<&[u8]>) -> Result<(), Damage> {
+    fn block(
+        &mut self,
+        segment: &mut Segment,
+        block: &Block<'_>,
+        seal: Option<&[u8]>,
+    ) -> Result<(), Damage> {
         let number = self.view.blocks.len() as u64;
         let first = self.view.state.next_seq();
         if block.header.previous_leaf != self.view.last_leaf {
             let text = format!("block {number} does not continue the block before it");
-            return Err(damage(Code::BlockMissing, &segment.signature_path, None, text));
+            return Err(damage(
+                Code::BlockMissing,
+                &segment.signature_path,
+                None,
+                text,
+            ));
         }
         let mut lines = Vec::new();
         for _ in 0..block.line_count() {
@@ -251,8 +285,14 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
             lines.push(line);
         }
         let mut bytes = lines.iter().map(|place| segment.bytes(*place));
-        let report = logsig::verify_block(block, &mut bytes)
-            .map_err(|e| damage(Code::LineAltered, &segment.signature_path, None, e.to_string()))?;
+        let report = logsig::verify_block(block, &mut bytes).map_err(|e| {
+            damage(
+                Code::LineAltered,
+                &segment.signature_path,
+                None,
+                e.to_string(),
+            )
+        })?;
         if !report.is_intact() {
             let line = report.first_wrong_line().map(|l| first + l);
             let text = format!("it is not what was sealed in block {number}");
@@ -261,7 +301,11 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         let mut checkpoint = None;
         for (index, place) in lines.iter().enumerate() {
             let is_last = index + 1 == lines.len();
-            let root = if is_last { Some(self.view.state.root()) } else { None };
+            let root = if is_last {
+                Some(self.view.state.root())
+            } else {
+                None
+            };
             let line = self.line(segment, *place)?;
             if let (true, Some(root)) = (is_last, root) {
                 checkpoint = Some(self.checkpoint(segment, line, number, first, root)?);
@@ -269,7 +313,12 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         }
         let Some(checkpoint) = checkpoint else {
             let text = format!("block {number} has no line");
-            return Err(damage(Code::LineAltered, &segment.signature_path, None, text));
+            return Err(damage(
+                Code::LineAltered,
+                &segment.signature_path,
+                None,
+                text,
+            ));
         };
         let (sealed, sealed_at) = self.seal(segment, number, seal, report.root, report.level)?;
         let leaf = LogLeaf {
@@ -301,9 +350,16 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         root: Imprint,
         level: u8,
     ) -> Result<(Option<Vec<u8>>, Option<Second>), Damage> {
-        let Some(bytes) = seal else { return Ok((None, None)) };
+        let Some(bytes) = seal else {
+            return Ok((None, None));
+        };
         let invalid = |text: String| {
-            damage(Code::SealInvalid, &segment.signature_path, None, format!("seal of block {number}: {text}"))
+            damage(
+                Code::SealInvalid,
+                &segment.signature_path,
+                None,
+                format!("seal of block {number}: {text}"),
+            )
         };
         match seal::check(bytes, root, level, &SealKeys::none()) {
             seal::Seal::Broken(text) => Err(invalid(text)),
@@ -324,9 +380,15 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
     ) -> Result<Checkpoint, Damage> {
         let seq = line.seq;
         let wrong = |text: &str| damage(Code::LineAltered, &segment.path, Some(seq), text);
-        let body = line.checkpoint.ok_or_else(|| wrong("it ends its block, and is no checkpoint"))?;
+        let body = line
+            .checkpoint
+            .ok_or_else(|| wrong("it ends its block, and is no checkpoint"))?;
         let origin = self.view.state.genesis().map(|g| g.origin.as_str());
-        if body.block != number || body.first != first || body.count != seq + 1 - first || Some(body.origin.as_str()) != origin {
+        if body.block != number
+            || body.first != first
+            || body.count != seq + 1 - first
+            || Some(body.origin.as_str()) != origin
+        {
             return Err(wrong("its checkpoint is that of another block"));
         }
         if body.map.0.digest() != root || body.map_seq + 1 != seq {
@@ -342,7 +404,10 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         let altered = |text: String| damage(Code::LineAltered, &segment.path, Some(seq), text);
         let line = Line::decode(bytes).map_err(|e| altered(e.to_string()))?;
         let hash = Line::hash(bytes);
-        self.view.state.apply(&line, hash).map_err(|e| altered(e.what.into()))?;
+        self.view
+            .state
+            .apply(&line, hash)
+            .map_err(|e| altered(e.what.into()))?;
         self.genesis_hash.get_or_insert(hash);
         self.view.places.push(place);
         (self.visit)(&line, place);
@@ -354,7 +419,10 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         self.view.tail.clear();
         while let Some(place) = segment.next_line() {
             let line = self.line(segment, place)?;
-            self.view.tail.push(pitser_ksi::hash::hash(Algorithm::Sha256, &[segment.bytes(place)]));
+            self.view.tail.push(pitser_ksi::hash::hash(
+                Algorithm::Sha256,
+                &[segment.bytes(place)],
+            ));
             if line.event == line.seq {
                 event_at = Some(place.offset);
             }
@@ -387,7 +455,15 @@ impl Segment {
             Err(e) => return Err(e).at(&closed, "cannot read"),
         };
         let lines = std::fs::read(&path).at(&path, "cannot read")?;
-        Ok(Self { number, path, signature_path, lines, blocks, seals, at: 0 })
+        Ok(Self {
+            number,
+            path,
+            signature_path,
+            lines,
+            blocks,
+            seals,
+            at: 0,
+        })
     }
 
     fn next_line(&mut self) -> Option<Place> {
@@ -426,7 +502,12 @@ impl<'a> Blocks<'a> {
         let started = |s: &&[u8]| s.len() >= logsig::MAGIC_LEN;
         let seals_at = seals.filter(started).map_or(0, |_| logsig::MAGIC_LEN);
         let seals = seals.filter(started).map(SealReader::new).transpose()?;
-        Ok(Self { blocks: if blocks_at == 0 { &[] } else { blocks }, seals, blocks_at, seals_at })
+        Ok(Self {
+            blocks: if blocks_at == 0 { &[] } else { blocks },
+            seals,
+            blocks_at,
+            seals_at,
+        })
     }
 
     #[allow(clippy::type_complexity)]
@@ -434,7 +515,10 @@ impl<'a> Blocks<'a> {
         if self.blocks_at >= self.blocks.len() {
             return Ok(None);
         }
-        let Some(block) = logsig::read_block(&self.blocks[self.blocks_at..], self.blocks_at)? else { return Ok(None) };
+        let Some(block) = logsig::read_block(&self.blocks[self.blocks_at..], self.blocks_at)?
+        else {
+            return Ok(None);
+        };
         self.blocks_at += block.bytes.len();
         let seal = match self.next_seal()? {
             Some(seal) => Some(seal),
@@ -444,7 +528,9 @@ impl<'a> Blocks<'a> {
     }
 
     fn next_seal(&mut self) -> Result<Option<&'a [u8]>, pitser_ksi::DecodeError> {
-        let Some(seals) = &mut self.seals else { return Ok(None) };
+        let Some(seals) = &mut self.seals else {
+            return Ok(None);
+        };
         match seals.next() {
             Some(Ok(record)) => {
                 self.seals_at = record.at + record.bytes.len();

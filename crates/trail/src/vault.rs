@@ -75,7 +75,9 @@ pub enum VaultError {
 
 fn hint(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => ". Free some space: nothing is lost, capture waits and goes on by itself",
+        Some(rusqlite::ErrorCode::DiskFull) => {
+            ". Free some space: nothing is lost, capture waits and goes on by itself"
+        }
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
             ". The vault is damaged: restore it from its backup"
         }
@@ -106,10 +108,15 @@ impl Vault {
     /// # Errors
     /// [`VaultError`].
     pub fn open(path: &Path, master: &Key) -> Result<Self, VaultError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let vault = Self::connect(path, master, flags)?;
         let setup = format!("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {SCHEMA}");
-        vault.db.execute_batch(&setup).map_err(|e| vault.failed(e))?;
+        vault
+            .db
+            .execute_batch(&setup)
+            .map_err(|e| vault.failed(e))?;
         Ok(vault)
     }
 
@@ -118,13 +125,21 @@ impl Vault {
     /// # Errors
     /// [`VaultError`].
     pub fn open_read_only(path: &Path, master: &Key) -> Result<Self, VaultError> {
-        Self::connect(path, master, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        Self::connect(
+            path,
+            master,
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )
     }
 
     fn connect(path: &Path, master: &Key, flags: OpenFlags) -> Result<Self, VaultError> {
-        let failed = |source| VaultError::Store { path: path.to_owned(), source };
+        let failed = |source| VaultError::Store {
+            path: path.to_owned(),
+            source,
+        };
         let db = Connection::open_with_flags(path, flags).map_err(failed)?;
-        db.busy_timeout(std::time::Duration::from_secs(10)).map_err(failed)?;
+        db.busy_timeout(std::time::Duration::from_secs(10))
+            .map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
             db,
@@ -147,9 +162,14 @@ impl Vault {
             .prepare_cached("SELECT wrapped FROM compartment WHERE id = ?1")
             .and_then(|mut q| q.query_row([compartment], |row| row.get(0)).optional())
             .map_err(|e| self.failed(e))?;
-        let Some(wrapped) = wrapped else { return Ok(None) };
+        let Some(wrapped) = wrapped else {
+            return Ok(None);
+        };
         let key = self.unseal(&self.master, compartment.as_bytes(), &wrapped)?;
-        let key = Key::new(key.try_into().map_err(|_| VaultError::Sealed(self.path.clone()))?);
+        let key = Key::new(
+            key.try_into()
+                .map_err(|_| VaultError::Sealed(self.path.clone()))?,
+        );
         self.keys.insert(compartment.to_owned(), key.clone());
         Ok(Some(key))
     }
@@ -159,7 +179,11 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError`].
-    pub fn key_or_new(&mut self, compartment: &str, identifier: Option<&str>) -> Result<Key, VaultError> {
+    pub fn key_or_new(
+        &mut self,
+        compartment: &str,
+        identifier: Option<&str>,
+    ) -> Result<Key, VaultError> {
         if let Some(key) = self.key(compartment)? {
             return Ok(key);
         }
@@ -184,23 +208,47 @@ impl Vault {
     /// # Errors
     /// [`VaultError`].
     pub fn identifier(&mut self, compartment: &str) -> Result<Option<String>, VaultError> {
-        let Some(key) = self.key(compartment)? else { return Ok(None) };
+        let Some(key) = self.key(compartment)? else {
+            return Ok(None);
+        };
         let sealed: Option<Vec<u8>> = self
             .db
-            .query_row("SELECT identifier FROM compartment WHERE id = ?1", [compartment], |row| row.get(0))
+            .query_row(
+                "SELECT identifier FROM compartment WHERE id = ?1",
+                [compartment],
+                |row| row.get(0),
+            )
             .map_err(|e| self.failed(e))?;
-        let Some(sealed) = sealed else { return Ok(None) };
-        let clear = self.unseal(&XChaCha20Poly1305::new(key.expose().into()), compartment.as_bytes(), &sealed)?;
-        String::from_utf8(clear).map(Some).map_err(|_| VaultError::Sealed(self.path.clone()))
+        let Some(sealed) = sealed else {
+            return Ok(None);
+        };
+        let clear = self.unseal(
+            &XChaCha20Poly1305::new(key.expose().into()),
+            compartment.as_bytes(),
+            &sealed,
+        )?;
+        String::from_utf8(clear)
+            .map(Some)
+            .map_err(|_| VaultError::Sealed(self.path.clone()))
     }
 
     /// Keeps the content of line `seq`; durable at the next [`Vault::commit`].
     ///
     /// # Errors
     /// [`VaultError`].
-    pub fn put(&mut self, seq: u64, compartment: &str, key: &Key, content: &Content) -> Result<(), VaultError> {
+    pub fn put(
+        &mut self,
+        seq: u64,
+        compartment: &str,
+        key: &Key,
+        content: &Content,
+    ) -> Result<(), VaultError> {
         let clear = serde_json::to_vec(content).expect("strings and lists");
-        let sealed = seal(&XChaCha20Poly1305::new(key.expose().into()), &label(seq, compartment), &clear)?;
+        let sealed = seal(
+            &XChaCha20Poly1305::new(key.expose().into()),
+            &label(seq, compartment),
+            &clear,
+        )?;
         self.begin()?;
         self.db
             .prepare_cached("INSERT INTO content (seq, compartment, sealed) VALUES (?1, ?2, ?3)")
@@ -218,13 +266,21 @@ impl Vault {
         let found: Option<(String, Vec<u8>)> = self
             .db
             .prepare_cached("SELECT compartment, sealed FROM content WHERE seq = ?1")
-            .and_then(|mut q| q.query_row([seq], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+            .and_then(|mut q| {
+                q.query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()
+            })
             .map_err(|e| self.failed(e))?;
-        let Some((compartment, sealed)) = found else { return Ok(None) };
-        let Some(key) = self.key(&compartment)? else { return Ok(None) };
+        let Some((compartment, sealed)) = found else {
+            return Ok(None);
+        };
+        let Some(key) = self.key(&compartment)? else {
+            return Ok(None);
+        };
         let cipher = XChaCha20Poly1305::new(key.expose().into());
         let clear = self.unseal(&cipher, &label(seq, &compartment), &sealed)?;
-        let content = serde_json::from_slice(&clear).map_err(|_| VaultError::Sealed(self.path.clone()))?;
+        let content =
+            serde_json::from_slice(&clear).map_err(|_| VaultError::Sealed(self.path.clone()))?;
         Ok(Some((key, content)))
     }
 
@@ -234,7 +290,9 @@ impl Vault {
     /// [`VaultError`]; nothing since the last commit may be relied on.
     pub fn commit(&mut self) -> Result<(), VaultError> {
         if self.in_transaction {
-            self.db.execute_batch("COMMIT").map_err(|e| self.failed(e))?;
+            self.db
+                .execute_batch("COMMIT")
+                .map_err(|e| self.failed(e))?;
             self.in_transaction = false;
         }
         Ok(())
@@ -245,26 +303,43 @@ impl Vault {
     /// # Errors
     /// [`VaultError`].
     pub fn discard_from(&mut self, seq: u64) -> Result<usize, VaultError> {
-        self.db.execute("DELETE FROM content WHERE seq >= ?1", [seq]).map_err(|e| self.failed(e))
+        self.db
+            .execute("DELETE FROM content WHERE seq >= ?1", [seq])
+            .map_err(|e| self.failed(e))
     }
 
     fn begin(&mut self) -> Result<(), VaultError> {
         if !self.in_transaction {
-            self.db.execute_batch("BEGIN IMMEDIATE").map_err(|e| self.failed(e))?;
+            self.db
+                .execute_batch("BEGIN IMMEDIATE")
+                .map_err(|e| self.failed(e))?;
             self.in_transaction = true;
         }
         Ok(())
     }
 
-    fn unseal(&self, cipher: &XChaCha20Poly1305, label: &[u8], sealed: &[u8]) -> Result<Vec<u8>, VaultError> {
+    fn unseal(
+        &self,
+        cipher: &XChaCha20Poly1305,
+        label: &[u8],
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, VaultError> {
         let wrong = || VaultError::Sealed(self.path.clone());
         let (nonce, body) = sealed.split_at_checked(24).ok_or_else(wrong)?;
-        let payload = Payload { msg: body, aad: label };
-        cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| wrong())
+        let payload = Payload {
+            msg: body,
+            aad: label,
+        };
+        cipher
+            .decrypt(XNonce::from_slice(nonce), payload)
+            .map_err(|_| wrong())
     }
 
     fn failed(&self, source: rusqlite::Error) -> VaultError {
-        VaultError::Store { path: self.path.clone(), source }
+        VaultError::Store {
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 
@@ -289,7 +364,13 @@ fn label(seq: u64, compartment: &str) -> Vec<u8> {
 fn seal(cipher: &XChaCha20Poly1305, label: &[u8], clear: &[u8]) -> Result<Vec<u8>, VaultError> {
     let nonce: [u8; 24] = crate::keys::random()?;
     let body = cipher
-        .encrypt(XNonce::from_slice(&nonce), Payload { msg: clear, aad: label })
+        .encrypt(
+            XNonce::from_slice(&nonce),
+            Payload {
+                msg: clear,
+                aad: label,
+            },
+        )
         .expect("contents are far below the cipher's limit");
     Ok([&nonce[..], &body].concat())
 }
@@ -301,7 +382,10 @@ mod tests {
     fn content() -> Content {
         Content {
             key: Some(vec![Blob(b"tobs-1".to_vec())]),
-            row: Some(vec![("value".into(), Some(Blob(b"r1.5".to_vec()))), ("note".into(), None)]),
+            row: Some(vec![
+                ("value".into(), Some(Blob(b"r1.5".to_vec()))),
+                ("note".into(), None),
+            ]),
             ..Content::default()
         }
     }
@@ -346,7 +430,10 @@ mod tests {
         let path = dir.path().join("vault.db");
         let mut vault = Vault::open(&path, &Key::new([1; 32])).unwrap();
         let key = vault.key_or_new("abc", Some("pt-SECRET")).unwrap();
-        let secret = Content { person: Some("Dr SECRET".into()), ..Content::default() };
+        let secret = Content {
+            person: Some("Dr SECRET".into()),
+            ..Content::default()
+        };
         vault.put(1, "abc", &key, &secret).unwrap();
         vault.commit().unwrap();
         for entry in std::fs::read_dir(dir.path()).unwrap() {

@@ -8,7 +8,9 @@ use crate::read::{self, Place, ReadError, View, part_magics};
 use crate::vault::{Content, Vault, VaultError};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
-use pitser_evidence::commit::{Key, LineNonce, commit_person, commit_raw, commit_row, commit_table_key, record_key};
+use pitser_evidence::commit::{
+    Key, LineNonce, commit_person, commit_raw, commit_row, commit_table_key, record_key,
+};
 use pitser_evidence::line::{
     Actor, Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis, Timestamp,
 };
@@ -199,7 +201,11 @@ impl Trail {
         }
         disk::private_dir(&layout.segments())?;
         let tables: Vec<String> = draft.tables.iter().map(|t| t.name.clone()).collect();
-        let keys = if layout.keys().exists() { Keys::open(&layout)? } else { Keys::create(&layout, origin, &tables)? };
+        let keys = if layout.keys().exists() {
+            Keys::open(&layout)?
+        } else {
+            Keys::create(&layout, origin, &tables)?
+        };
         let genesis = Genesis {
             log_key: keys.log().verifier().to_string(),
             origin: origin.to_owned(),
@@ -242,7 +248,9 @@ impl Trail {
         vault.discard_from(view.state.next_seq())?;
         // Lines that a crash left in the system's cache count from now on.
         files.lines.append(b"")?;
-        let head = std::fs::read(layout.head()).ok().map(|note| Digest::of(&[&note]));
+        let head = std::fs::read(layout.head())
+            .ok()
+            .map(|note| Digest::of(&[&note]));
         let (unsealed, last_seal) = seals_of(&view);
         let mut trail = Self {
             keys,
@@ -295,7 +303,9 @@ impl Trail {
 
     /// The genesis body.
     pub fn genesis(&self) -> &Genesis {
-        self.state.genesis().expect("an open trail has its genesis line")
+        self.state
+            .genesis()
+            .expect("an open trail has its genesis line")
     }
 
     /// Where the files are.
@@ -341,7 +351,10 @@ impl Trail {
         line.purpose = draft.purpose.clone();
         line.columns = draft.columns.clone();
         line.patient = draft.patient.as_ref().map(|p| self.patient(p));
-        line.key = draft.key.as_ref().map(|cells| self.record_key(draft.table.as_deref(), cells));
+        line.key = draft
+            .key
+            .as_ref()
+            .map(|cells| self.record_key(draft.table.as_deref(), cells));
         match &draft.body {
             Body::None => {}
             Body::Finding(finding) => line.finding = Some(finding.clone()),
@@ -360,11 +373,16 @@ impl Trail {
     fn keep(&mut self, draft: &Draft, line: &mut Line) -> Result<(), TrailError> {
         let person = draft.actor.as_ref().and_then(|a| a.person.clone());
         let content = Content {
-            key: draft.key.as_ref().map(|cells| cells.iter().map(|c| Blob(c.clone())).collect()),
+            key: draft
+                .key
+                .as_ref()
+                .map(|cells| cells.iter().map(|c| Blob(c.clone())).collect()),
             person: person.clone(),
             raw: draft.raw.as_ref().map(|raw| Blob(raw.clone())),
             row: draft.row.as_ref().map(|row| {
-                row.iter().map(|(name, value)| (name.clone(), value.as_ref().map(|v| Blob(v.clone())))).collect()
+                row.iter()
+                    .map(|(name, value)| (name.clone(), value.as_ref().map(|v| Blob(v.clone()))))
+                    .collect()
             }),
         };
         line.actor = draft.actor.as_ref().map(|actor| actor_of(actor, None));
@@ -375,11 +393,16 @@ impl Trail {
         let key = self.vault.key_or_new(&compartment, identifier)?;
         let nonce = self.nonce(&key, line.seq);
         if let Some(row) = &draft.row {
-            let columns = row.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+            let columns = row
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_deref()));
             line.row = Some(commit_row(&nonce, columns).1);
         }
         if let (Some(actor), Some(person)) = (&draft.actor, &person) {
-            line.actor = Some(actor_of(actor, Some(commit_person(&nonce.person(), person))));
+            line.actor = Some(actor_of(
+                actor,
+                Some(commit_person(&nonce.person(), person)),
+            ));
         }
         line.raw = draft.raw.as_ref().map(|raw| commit_raw(&nonce.raw(), raw));
         self.vault.put(line.seq, &compartment, &key, &content)?;
@@ -387,11 +410,18 @@ impl Trail {
     }
 
     /// Which of the vault's keys a line is under: its patient's, or its table's.
-    fn compartment<'d>(&self, draft: &'d Draft, patient: Option<Patient>) -> (String, Option<&'d str>) {
+    fn compartment<'d>(
+        &self,
+        draft: &'d Draft,
+        patient: Option<Patient>,
+    ) -> (String, Option<&'d str>) {
         match (&draft.patient, patient) {
             (Some(PatientId::Id(id)), Some(pseudonym)) => (pseudonym.to_string(), Some(id)),
             (_, Some(pseudo)) => (pseudo.to_string(), None),
-            (_, None) => (format!("table:{}", draft.table.as_deref().unwrap_or_default()), None),
+            (_, None) => (
+                format!("table:{}", draft.table.as_deref().unwrap_or_default()),
+                None,
+            ),
         }
     }
 
@@ -411,14 +441,20 @@ impl Trail {
 
     /// The opaque key of a record.
     pub fn record_key(&self, table: Option<&str>, cells: &[Vec<u8>]) -> Bytes32 {
-        record_key(&self.keys.table(table.unwrap_or_default()), cells.iter().map(Vec::as_slice))
+        record_key(
+            &self.keys.table(table.unwrap_or_default()),
+            cells.iter().map(Vec::as_slice),
+        )
     }
 
     fn push(&mut self, line: &Line) -> Result<(), TrailError> {
         line.check()?;
         let bytes = line.encode();
         if bytes.len() > MAX_LINE {
-            return Err(pitser_evidence::codec::CodecError::Rule(format!("longer than {MAX_LINE} bytes")).into());
+            return Err(pitser_evidence::codec::CodecError::Rule(format!(
+                "longer than {MAX_LINE} bytes"
+            ))
+            .into());
         }
         let hash = Line::hash(&bytes);
         self.state.apply(line, hash)?;
@@ -481,7 +517,8 @@ impl Trail {
 
     fn checkpoint_line(&mut self, at: Timestamp, pos: &str, mapping: Digest, block: u64) -> Line {
         let seq = self.state.next_seq();
-        let root = Imprint::new(Algorithm::Sha256, &self.state.root()).expect("the map's hash is SHA-256");
+        let root =
+            Imprint::new(Algorithm::Sha256, &self.state.root()).expect("the map's hash is SHA-256");
         let count = self.open.len() as u64 + 1;
         let genesis = self.genesis();
         let body = Checkpoint {
@@ -505,9 +542,11 @@ impl Trail {
 
     fn write_block(&mut self, block: u64, reason: &str) -> Result<BlockSummary, TrailError> {
         let first_seq = self.state.next_seq() - self.open.len() as u64;
-        let closed = build_block(&self.open, self.last_leaf, reason).map_err(|()| TrailError::Block(block))?;
+        let closed = build_block(&self.open, self.last_leaf, reason)
+            .map_err(|()| TrailError::Block(block))?;
         self.files.blocks.append(&closed.bytes)?;
-        let map = Imprint::new(Algorithm::Sha256, &self.state.root()).expect("the map's hash is SHA-256");
+        let map =
+            Imprint::new(Algorithm::Sha256, &self.state.root()).expect("the map's hash is SHA-256");
         let leaf = LogLeaf {
             origin: self.genesis().origin.clone(),
             block,
@@ -544,19 +583,29 @@ impl Trail {
         self.usable()?;
         let expected = self.unsealed.front().map_or(self.blocks(), |b| b.block);
         let Some(summary) = self.unsealed.front().filter(|b| b.block == block) else {
-            return Err(TrailError::SealOrder { expected, got: block });
+            return Err(TrailError::SealOrder {
+                expected,
+                got: block,
+            });
         };
         // One more record than lines: the metarecord that closes the block.
-        let bytes =
-            logsig::encode_signed(summary.count + 1, signature).map_err(|_| TrailError::Block(block))?;
+        let bytes = logsig::encode_signed(summary.count + 1, signature)
+            .map_err(|_| TrailError::Block(block))?;
         self.checked(|trail| {
             match trail.closing.front_mut() {
                 Some((_, _, seals)) => seals.append(&bytes)?,
                 None => trail.files.seals.append(&bytes)?,
             }
             trail.unsealed.pop_front();
-            trail.last_seal = Some(SealRef { block, hash: Digest::of(&[signature]) });
-            if trail.closing.front().is_some_and(|(_, end, _)| block + 1 == *end) {
+            trail.last_seal = Some(SealRef {
+                block,
+                hash: Digest::of(&[signature]),
+            });
+            if trail
+                .closing
+                .front()
+                .is_some_and(|(_, end, _)| block + 1 == *end)
+            {
                 let (number, _, _) = trail.closing.pop_front().expect("just looked at");
                 finish_segment(&trail.layout, number)?;
             }
@@ -592,7 +641,9 @@ impl Trail {
     /// # Errors
     /// [`TrailError::Disk`] or [`TrailError::Line`].
     pub fn line(&self, seq: u64) -> Result<Option<Line>, TrailError> {
-        let place = usize::try_from(seq).ok().and_then(|seq| self.places.get(seq));
+        let place = usize::try_from(seq)
+            .ok()
+            .and_then(|seq| self.places.get(seq));
         let Some(place) = place else { return Ok(None) };
         let bytes = read::read_line(&self.layout, *place)?;
         Ok(Some(Line::decode(&bytes)?))
@@ -632,16 +683,27 @@ impl Trail {
 
     /// The number of the first block after segment `number`.
     fn end_block(&self, number: u32) -> Result<u64, TrailError> {
-        let last = self.places.iter().rposition(|p| p.segment == number).unwrap_or(0);
+        let last = self
+            .places
+            .iter()
+            .rposition(|p| p.segment == number)
+            .unwrap_or(0);
         let line = self.line(last as u64)?;
         Ok(line.and_then(|l| l.checkpoint).map_or(0, |c| c.block + 1))
     }
 
     fn usable(&self) -> Result<(), TrailError> {
-        if self.poisoned { Err(TrailError::Poisoned) } else { Ok(()) }
+        if self.poisoned {
+            Err(TrailError::Poisoned)
+        } else {
+            Ok(())
+        }
     }
 
-    fn checked<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, TrailError>) -> Result<T, TrailError> {
+    fn checked<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, TrailError>,
+    ) -> Result<T, TrailError> {
         let result = work(self);
         self.poisoned |= result.is_err();
         result
@@ -673,14 +735,24 @@ fn actor_of(actor: &DraftActor, person: Option<Digest>) -> Actor {
     }
 }
 
-fn build_block(records: &[Imprint], previous: Imprint, reason: &str) -> Result<logsig::ClosedBlock, ()> {
+fn build_block(
+    records: &[Imprint],
+    previous: Imprint,
+    reason: &str,
+) -> Result<logsig::ClosedBlock, ()> {
     let iv: [u8; 32] = random().map_err(|_| ())?;
-    let stored = StoredHashes { records: true, tree: false };
-    let mut builder = BlockBuilder::storing(stored, Algorithm::Sha256, &iv, previous).map_err(|_| ())?;
+    let stored = StoredHashes {
+        records: true,
+        tree: false,
+    };
+    let mut builder =
+        BlockBuilder::storing(stored, Algorithm::Sha256, &iv, previous).map_err(|_| ())?;
     for record in records {
         builder.record(*record).map_err(|_| ())?;
     }
-    builder.metarecord(BLOCK_CLOSE_REASON, reason).map_err(|_| ())?;
+    builder
+        .metarecord(BLOCK_CLOSE_REASON, reason)
+        .map_err(|_| ())?;
     let mut closed = builder.close().map_err(|_| ())?;
     let marker = closed.unsigned(None).map_err(|_| ())?;
     closed.bytes.extend(marker);
@@ -692,7 +764,12 @@ fn seals_of(view: &View) -> (VecDeque<BlockSummary>, Option<SealRef>) {
     let mut unsealed = VecDeque::new();
     for block in &view.blocks {
         match &block.seal {
-            Some(seal) => last = Some(SealRef { block: block.leaf.block, hash: Digest::of(&[seal]) }),
+            Some(seal) => {
+                last = Some(SealRef {
+                    block: block.leaf.block,
+                    hash: Digest::of(&[seal]),
+                })
+            }
             None => unsealed.push_back(BlockSummary {
                 block: block.leaf.block,
                 first_seq: block.leaf.first_seq,
@@ -711,7 +788,9 @@ fn recover<T: Default>(
     recovery: &mut Recovery,
     collect: impl Fn(&mut T, &Line),
 ) -> Result<(View, SegmentFiles, T), TrailError> {
-    let numbers = layout.segment_numbers().map_err(|_| ReadError::Nothing(layout.dir().to_owned()))?;
+    let numbers = layout
+        .segment_numbers()
+        .map_err(|_| ReadError::Nothing(layout.dir().to_owned()))?;
     let last = numbers.last().copied().unwrap_or(0);
     loop {
         let mut files = SegmentFiles::open(layout, last)?;
@@ -721,7 +800,10 @@ fn recover<T: Default>(
         let (blocks_magic, seals_magic) = part_magics();
         let lengths = [
             (&mut files.lines, whole.lines),
-            (&mut files.blocks, whole.blocks.max(blocks_magic.len() as u64)),
+            (
+                &mut files.blocks,
+                whole.blocks.max(blocks_magic.len() as u64),
+            ),
             (&mut files.seals, whole.seals.max(seals_magic.len() as u64)),
         ];
         for (file, whole) in lengths {
@@ -735,8 +817,12 @@ fn recover<T: Default>(
             files.lines.truncate(start)?;
         } else if let Some(lines) = whole.unwritten_block {
             recovery.rebuilt_block = true;
-            let closed = build_block(&view.tail[..lines], view.last_leaf, "Block closed after a restart.")
-                .map_err(|()| TrailError::Block(view.blocks.len() as u64))?;
+            let closed = build_block(
+                &view.tail[..lines],
+                view.last_leaf,
+                "Block closed after a restart.",
+            )
+            .map_err(|()| TrailError::Block(view.blocks.len() as u64))?;
             files.blocks.append(&closed.bytes)?;
         } else {
             return Ok((view, files, collected));
@@ -776,7 +862,12 @@ fn remove_parts(layout: &Layout, number: u32) -> Result<(), DiskError> {
 fn take_lock(layout: &Layout) -> Result<File, TrailError> {
     use crate::disk::At;
     let path = layout.lock();
-    let file = File::options().create(true).truncate(false).write(true).open(&path).at(&path, "cannot open")?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .at(&path, "cannot open")?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(TrailError::Locked(path)),

@@ -9,13 +9,22 @@ use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Op, Timestamp};
 use pitser_ksi::pki::Subject;
-use pitser_trail::{Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, TableDraft, Trail, TrailError, read};
+use pitser_trail::{
+    Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, TableDraft, Trail, TrailError,
+    read,
+};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-#[allow(clippy::disallowed_methods, reason = "a test is where the clock comes from")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test is where the clock comes from"
+)]
 fn micros() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_micros() as u64
 }
 
 fn at(second: u64) -> Timestamp {
@@ -51,7 +60,10 @@ fn change(op: Op, pos: u64, id: &str, patient: &str, value: &str) -> Draft {
         key: Some(vec![format!("t{id}").into_bytes()]),
         patient: Some(PatientId::Id(patient.into())),
         row: op.commits_row().then(|| {
-            vec![("id".into(), Some(format!("t{id}").into_bytes())), ("value".into(), Some(value.as_bytes().to_vec()))]
+            vec![
+                ("id".into(), Some(format!("t{id}").into_bytes())),
+                ("value".into(), Some(value.as_bytes().to_vec())),
+            ]
         }),
         ..Draft::new(op, at(pos), "ehr", &pos.to_string())
     }
@@ -72,7 +84,14 @@ fn events() -> Vec<Vec<Draft>> {
 }
 
 fn close(trail: &mut Trail) -> pitser_trail::BlockSummary {
-    trail.close_block(at(9), "4", Digest::of(&[b"mapping"]), "Block closed due to time limit.").unwrap()
+    trail
+        .close_block(
+            at(9),
+            "4",
+            Digest::of(&[b"mapping"]),
+            "Block closed due to time limit.",
+        )
+        .unwrap()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -89,11 +108,19 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn cut(path: &Path, len: u64) {
-    std::fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(len)
+        .unwrap();
 }
 
 /// Opens a copy of `dir` after `damage` was done to it.
-fn after(dir: &Path, damage: impl FnOnce(&Layout)) -> (tempfile::TempDir, Result<(Trail, Recovery), TrailError>) {
+fn after(
+    dir: &Path,
+    damage: impl FnOnce(&Layout),
+) -> (tempfile::TempDir, Result<(Trail, Recovery), TrailError>) {
     let copied = tempfile::tempdir().unwrap();
     copy(dir, copied.path());
     damage(&Layout::new(copied.path()));
@@ -110,23 +137,40 @@ fn goes_on(dir: &Path, mut trail: Trail, from_event: usize) {
     close(&mut trail);
     drop(trail);
     let mut positions = Vec::new();
-    let view = read(&Layout::new(dir), None, |line, _| positions.push(line.pos.clone())).unwrap();
+    let view = read(&Layout::new(dir), None, |line, _| {
+        positions.push(line.pos.clone())
+    })
+    .unwrap();
     assert!(view.tail.is_empty());
     let expected = ["0", "1", "2", "3", "3", "3", "4"];
     positions.retain(|p| p != "9");
     let told: Vec<_> = positions.iter().map(String::as_str).collect();
-    assert_eq!(told.iter().filter(|p| **p != "4").copied().collect::<Vec<_>>(), expected[..6]);
+    assert_eq!(
+        told.iter()
+            .filter(|p| **p != "4")
+            .copied()
+            .collect::<Vec<_>>(),
+        expected[..6]
+    );
 }
 
 #[test]
 fn lines_cut_at_every_byte_leave_whole_events() {
     let dir = tempfile::tempdir().unwrap();
     let mut trail = create(dir.path());
-    let mut ends = vec![std::fs::metadata(Layout::new(dir.path()).segment(0)).unwrap().len()];
+    let mut ends = vec![
+        std::fs::metadata(Layout::new(dir.path()).segment(0))
+            .unwrap()
+            .len(),
+    ];
     for event in events() {
         trail.append(event).unwrap();
         trail.commit().unwrap();
-        ends.push(std::fs::metadata(Layout::new(dir.path()).segment(0)).unwrap().len());
+        ends.push(
+            std::fs::metadata(Layout::new(dir.path()).segment(0))
+                .unwrap()
+                .len(),
+        );
     }
     drop(trail);
     let (first, last) = (ends[0], *ends.last().unwrap());
@@ -138,7 +182,11 @@ fn lines_cut_at_every_byte_leave_whole_events() {
         let (trail, recovery) = opened.unwrap();
         let lines = [1, 2, 3, 6, 7][whole];
         assert_eq!(trail.state().next_seq(), lines, "cut at {len}");
-        assert_eq!(recovery != Recovery::default(), !ends.contains(&len), "cut at {len}: {recovery:?}");
+        assert_eq!(
+            recovery != Recovery::default(),
+            !ends.contains(&len),
+            "cut at {len}: {recovery:?}"
+        );
         goes_on(copied.path(), trail, whole);
     }
 }
@@ -163,19 +211,28 @@ fn a_block_cut_at_every_byte_is_built_again() {
         let (trail, recovery) = opened.unwrap();
         assert!(recovery.rebuilt_block, "cut at {len}");
         assert_eq!(trail.blocks(), 2);
-        assert_ne!(trail.log().root(), root, "a block that was never sealed gets a new random seed");
+        assert_ne!(
+            trail.log().root(),
+            root,
+            "a block that was never sealed gets a new random seed"
+        );
         drop(trail);
         read(&Layout::new(copied.path()), None, |_, _| {}).unwrap();
     }
 }
 
 async fn authority(dir: &Path) -> (AuthorityHandle, Client) {
-    let subject = Subject { email: "publications@test.example".into(), ..Subject::default() };
+    let subject = Subject {
+        email: "publications@test.example".into(),
+        ..Subject::default()
+    };
     Authority::init(dir, Micros(micros()).ended(), &subject).unwrap();
     let config = Config::new(dir).with_user(User::new("test", b"test".as_slice()));
     let authority = Authority::start(config, || Micros(micros())).await.unwrap();
     let uri = format!("ksi+tcp://test:test@{}", authority.tcp_address());
-    let client = Client::connect(Endpoint::parse(&uri).unwrap()).await.unwrap();
+    let client = Client::connect(Endpoint::parse(&uri).unwrap())
+        .await
+        .unwrap();
     (authority, client)
 }
 
@@ -192,21 +249,38 @@ async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() 
     for event in events() {
         trail.append(event).unwrap();
         let block = close(&mut trail);
-        signed.push((block.block, client.sign(block.root, block.level).await.unwrap().encode()));
+        signed.push((
+            block.block,
+            client.sign(block.root, block.level).await.unwrap().encode(),
+        ));
     }
-    assert!(matches!(trail.add_seal(1, &signed[1].1), Err(TrailError::SealOrder { expected: 0, got: 1 })));
+    assert!(matches!(
+        trail.add_seal(1, &signed[1].1),
+        Err(TrailError::SealOrder {
+            expected: 0,
+            got: 1
+        })
+    ));
     trail.add_seal(0, &signed[0].1).unwrap();
-    assert!(layout.logsig(0).exists() && !layout.parts(0).exists(), "a sealed segment is one file");
+    assert!(
+        layout.logsig(0).exists() && !layout.parts(0).exists(),
+        "a sealed segment is one file"
+    );
     drop(trail);
 
     let (mut trail, recovery) = reopen(&dir).unwrap();
     assert_eq!(recovery, Recovery::default());
-    assert_eq!(trail.unsealed().map(|b| b.block).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(
+        trail.unsealed().map(|b| b.block).collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
     trail.add_seal(1, &signed[1].1).unwrap();
     trail.add_seal(2, &signed[2].1).unwrap();
     trail.set_segment_bytes_max(1 << 20);
     let block = {
-        trail.append(vec![change(Op::Delete, 5, "obs-2", "pt-1", "")]).unwrap();
+        trail
+            .append(vec![change(Op::Delete, 5, "obs-2", "pt-1", "")])
+            .unwrap();
         trail.add_seal(3, &signed[3].1).unwrap();
         close(&mut trail)
     };
@@ -219,7 +293,11 @@ async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() 
     for len in (8..end).filter(|len| len % 101 == 0 || *len < 12 || *len > end - 3) {
         let (copied, opened) = after(&dir, |layout| cut(&layout.seals(open), len));
         let (mut trail, _) = opened.unwrap();
-        assert_eq!(trail.unsealed().map(|b| b.block).collect::<Vec<_>>(), [4], "cut at {len}");
+        assert_eq!(
+            trail.unsealed().map(|b| b.block).collect::<Vec<_>>(),
+            [4],
+            "cut at {len}"
+        );
         trail.add_seal(4, &seal).unwrap();
         drop(trail);
         let view = read(&Layout::new(copied.path()), None, |_, _| {}).unwrap();
@@ -241,7 +319,10 @@ async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() 
         bytes[at] ^= 1;
         std::fs::write(layout.seals(open), bytes).unwrap();
     });
-    assert!(matches!(opened, Err(TrailError::Read(ReadError::Damaged(_)))), "{opened:?}");
+    assert!(
+        matches!(opened, Err(TrailError::Read(ReadError::Damaged(_)))),
+        "{opened:?}"
+    );
     authority.shutdown().await.unwrap();
 }
 
@@ -253,7 +334,9 @@ fn what_was_altered_after_sealing_is_named() {
         trail.append(event).unwrap();
     }
     close(&mut trail);
-    trail.append(vec![change(Op::Delete, 5, "obs-2", "pt-1", "")]).unwrap();
+    trail
+        .append(vec![change(Op::Delete, 5, "obs-2", "pt-1", "")])
+        .unwrap();
     close(&mut trail);
     drop(trail);
     let lines = std::fs::read(Layout::new(dir.path()).segment(0)).unwrap();
@@ -267,7 +350,14 @@ fn what_was_altered_after_sealing_is_named() {
         }
     };
     // One letter of line 2.
-    let at = lines.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(1).unwrap().0 + 20;
+    let at = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| **b == b'\n')
+        .nth(1)
+        .unwrap()
+        .0
+        + 20;
     check(Code::LineAltered, Some(2), &|layout| {
         let mut lines = lines.clone();
         lines[at] ^= 1;
@@ -275,16 +365,31 @@ fn what_was_altered_after_sealing_is_named() {
     });
     // Line 2 is gone.
     check(Code::LineAltered, Some(2), &|layout| {
-        let kept: Vec<_> = lines.split_inclusive(|b| *b == b'\n').enumerate().filter(|(n, _)| *n != 2).map(|(_, l)| l).collect();
+        let kept: Vec<_> = lines
+            .split_inclusive(|b| *b == b'\n')
+            .enumerate()
+            .filter(|(n, _)| *n != 2)
+            .map(|(_, l)| l)
+            .collect();
         std::fs::write(layout.segment(0), kept.concat()).unwrap();
     });
     // The end is gone, and the blocks remember it.
-    check(Code::TrailShort, None, &|layout| cut(&layout.segment(0), lines.len() as u64 - 1));
+    check(Code::TrailShort, None, &|layout| {
+        cut(&layout.segment(0), lines.len() as u64 - 1)
+    });
     // The first block is gone.
     check(Code::BlockMissing, None, &|layout| {
         let blocks = std::fs::read(layout.blocks(0)).unwrap();
-        let first = pitser_ksi::logsig::read_block(&blocks[8..], 8).unwrap().unwrap().bytes.len();
-        std::fs::write(layout.blocks(0), [&blocks[..8], &blocks[8 + first..]].concat()).unwrap();
+        let first = pitser_ksi::logsig::read_block(&blocks[8..], 8)
+            .unwrap()
+            .unwrap()
+            .bytes
+            .len();
+        std::fs::write(
+            layout.blocks(0),
+            [&blocks[..8], &blocks[8 + first..]].concat(),
+        )
+        .unwrap();
     });
 }
 
@@ -304,5 +409,8 @@ fn one_writer_at_a_time() {
         tables: vec![],
         uncovered: vec![],
     };
-    assert!(matches!(Trail::create(Layout::new(dir.path()), "o/s", &again), Err(TrailError::Exists(_))));
+    assert!(matches!(
+        Trail::create(Layout::new(dir.path()), "o/s", &again),
+        Err(TrailError::Exists(_))
+    ));
 }

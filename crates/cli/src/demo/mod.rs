@@ -218,7 +218,7 @@ impl Demo {
     async fn delete(&self, stage: &Stage, target: &Target) -> Result<Detected, Failure> {
         let deleted_at = clock::micros();
         self.hospital.delete_row(target)?;
-        stage.attack("insider 2", "deletes a row with plain SQL".to_owned());
+        stage.attack("insider 2", "deletes a row with plain SQL");
         self.caught(stage, "ACT-01", target, deleted_at).await
     }
 
@@ -304,7 +304,8 @@ impl Demo {
         let latency = status.seal_latency_ms;
         let url = format!("http://{}/", self.web.address());
         write_config(&self.dir, &self.source, self.web.address())?;
-        stage.invite(&url, &self.dir, &summary.evidence, &summary.anchors, args.once);
+        let record = summary.findings.first().and_then(|d| d.finding.key.as_deref()).unwrap_or_default();
+        stage.invite(&url, &self.dir, &summary.evidence, &summary.anchors, record, args.once);
         stage.summary(&json!({
             "events": status.events,
             "blocks": status.blocks,

@@ -116,12 +116,12 @@ impl Stage {
     }
 
     /// What to try now.
-    pub(super) fn invite(&self, url: &str, dir: &Path, evidence: &Path, anchors: &Path, once: bool) {
+    pub(super) fn invite(&self, url: &str, dir: &Path, evidence: &Path, anchors: &Path, record: &str, once: bool) {
         self.line("");
         self.line(&self.paint(DIM, "Try, here or on another machine:"));
         self.line(&format!("  pitser verify {} --anchors {}", evidence.display(), anchors.display()));
         let config = dir.join("pitser.toml");
-        self.line(&format!("  pitser history observation ID --config {}", config.display()));
+        self.line(&format!("  pitser history observation {record} --config {}", config.display()));
         if once {
             self.line("");
         } else {

@@ -1,0 +1,197 @@
+//! What is wrong: findings into the trail, and the schema that capture relies on.
+
+use super::{Ended, Parts, Session, StartError, Worker};
+use pitser_capture::sqlite::{Drift, Fingerprint};
+use pitser_evidence::Code;
+use pitser_evidence::codec::Digest;
+use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient, Timestamp};
+use pitser_monitor::{Finding, Incidents, key_cells};
+use pitser_trail::{Body, Draft, PatientId, Trail, TrailError};
+
+impl Session {
+    pub(super) fn finding(&mut self, worker: &Worker, finding: Finding) -> Result<(), Ended> {
+        self.finding_of(worker, finding, None)
+    }
+
+    /// Notes a finding, and writes it into the trail if it is new.
+    pub(super) fn finding_of(
+        &mut self,
+        worker: &Worker,
+        finding: Finding,
+        patient: Option<PatientId>,
+    ) -> Result<(), Ended> {
+        let found_at = (worker.parts.clock)();
+        if !self.incidents.note(finding.clone(), found_at) {
+            return Ok(());
+        }
+        tracing::warn!(code = %finding.code, table = ?finding.table, columns = ?finding.columns, "{}", finding.text);
+        let draft = Draft {
+            table: finding.table.clone(),
+            key: finding.key.as_ref().map(key_cells),
+            patient: match patient {
+                Some(patient) => Some(patient),
+                None => self.patient_of(&finding)?,
+            },
+            columns: (!finding.columns.is_empty()).then(|| finding.columns.clone()),
+            body: Body::Finding(LineFinding {
+                about: finding.about,
+                code: finding.code,
+                text: finding.text.clone(),
+            }),
+            ..Draft::new(
+                Op::Finding,
+                self.now(worker),
+                "guardian",
+                &self.position.to_string(),
+            )
+        };
+        let seq = self.append(vec![draft])?;
+        self.incidents.written(&finding, seq);
+        self.open_times.push(found_at);
+        Ok(())
+    }
+
+    pub(super) fn patient_of(
+        &mut self,
+        finding: &Finding,
+    ) -> Result<Option<PatientId>, TrailError> {
+        let (Some(table), Some(record)) = (&finding.table, &finding.record) else {
+            return Ok(None);
+        };
+        match self
+            .trail
+            .state()
+            .record(table, record)
+            .and_then(|r| r.patient)
+        {
+            Some(p @ Patient::Pseudonym(_)) => Ok(self
+                .trail
+                .vault()
+                .identifier(&p.to_string())?
+                .map(PatientId::Id)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Notices when capture was weakened, or the schema changed. `sealed` is
+    /// what the trail says the fingerprint was, after a restart.
+    pub(super) fn compare_fingerprint(
+        &mut self,
+        parts: &Parts,
+        sealed: Option<Digest>,
+    ) -> Result<(), StartError> {
+        let now = self.source.fingerprint()?;
+        let hash = fingerprint_hash(&now);
+        let path = self.trail.layout().dir().join("fingerprint.json");
+        let before = match sealed {
+            Some(sealed) if sealed == hash => return Ok(()),
+            Some(sealed) => {
+                let kept = std::fs::read(&path)
+                    .ok()
+                    .filter(|bytes| Digest::of(&[bytes]) == sealed);
+                if let Some(kept) = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+                    self.fingerprint = kept;
+                }
+                Some(sealed)
+            }
+            None if path.exists() && fingerprint_hash(&self.fingerprint) == hash => return Ok(()),
+            None if path.exists() => Some(fingerprint_hash(&self.fingerprint)),
+            None => None,
+        };
+        let drifts = if before.is_some() {
+            self.fingerprint.compare(&now)
+        } else {
+            Vec::new()
+        };
+        let at = Timestamp::from_micros((parts.clock)()).map_err(TrailError::from)?;
+        let mut drafts = vec![Draft {
+            body: Body::Ddl(Ddl {
+                after: hash,
+                before,
+            }),
+            ..Draft::new(
+                Op::Ddl,
+                at.clone(),
+                &parts.source.name,
+                &self.position.to_string(),
+            )
+        }];
+        self.scan_due |= !drifts.is_empty();
+        // An untouched-looking schema with a new version: another table's DDL,
+        // or a trigger dropped and put back. Only the rows can tell.
+        for drift in drifts
+            .iter()
+            .filter(|drift| !matches!(drift, Drift::Touched { .. }))
+        {
+            let finding = Finding::general(drift_code(drift), drift.to_string());
+            if self.incidents.note(finding.clone(), (parts.clock)()) {
+                tracing::warn!(code = %finding.code, "{}", finding.text);
+                drafts.push(Draft {
+                    body: Body::Finding(LineFinding {
+                        about: None,
+                        code: finding.code,
+                        text: finding.text,
+                    }),
+                    ..Draft::new(
+                        Op::Finding,
+                        at.clone(),
+                        "guardian",
+                        &self.position.to_string(),
+                    )
+                });
+            }
+        }
+        self.events += drafts.len() as u64;
+        for draft in drafts {
+            self.trail.append(vec![draft])?;
+        }
+        self.trail.commit()?;
+        let json = fingerprint_bytes(&now);
+        pitser_trail::disk::replace(&path, &json).map_err(TrailError::from)?;
+        self.fingerprint = now;
+        Ok(())
+    }
+}
+
+/// Incidents that the trail already tells of, with keys from the vault.
+pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, StartError> {
+    let mut incidents = Incidents::default();
+    for line in lines {
+        let Some(body) = &line.finding else { continue };
+        let content = trail
+            .vault()
+            .get(line.seq)
+            .map_err(TrailError::from)?
+            .map(|(_, c)| c);
+        let finding = Finding {
+            code: body.code,
+            table: line.table.clone(),
+            key: content
+                .and_then(|c| c.key)
+                .map(|cells| pitser_monitor::key_of(cells.into_iter().map(|c| c.0))),
+            record: line.key,
+            columns: line.columns.clone().unwrap_or_default(),
+            about: body.about,
+            text: body.text.clone(),
+        };
+        incidents.note(finding.clone(), line.at.micros());
+        incidents.written(&finding, line.seq);
+    }
+    Ok(incidents)
+}
+
+fn fingerprint_bytes(fingerprint: &Fingerprint) -> Vec<u8> {
+    serde_json::to_vec(fingerprint).expect("strings and lists")
+}
+
+fn fingerprint_hash(fingerprint: &Fingerprint) -> Digest {
+    Digest::of(&[&fingerprint_bytes(fingerprint)])
+}
+
+fn drift_code(drift: &Drift) -> Code {
+    match drift.code() {
+        "CAP-02" => Code::DatabaseRewound,
+        "CAP-05" => Code::SchemaChanged,
+        _ => Code::CaptureWeakened,
+    }
+}

@@ -1,0 +1,442 @@
+//! The thread that owns a source and its trail.
+
+mod blocks;
+mod capture;
+mod findings;
+mod scan;
+mod session;
+mod show;
+
+use crate::Clock;
+use crate::config::{Source, Tuning};
+use crate::init::InitError;
+use crate::patients::Patients;
+use crate::sealer::{self, Outcome, Wanted};
+use crate::status::{BlockStatus, FindingStatus, SourceState, Status};
+use pitser_capture::fhir::FhirError;
+use pitser_capture::sqlite::{Fingerprint, SqliteError, SqliteSource};
+use pitser_client::Client;
+use pitser_evidence::codec::{Bytes32, Digest};
+use pitser_evidence::line::{Line, Op};
+use pitser_monitor::{Expected, Incidents, Look, Touched};
+use pitser_trail::{Trail, TrailError};
+use pitser_witness::Peer;
+use std::collections::{HashSet, VecDeque};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How often the database is asked whether anything was committed.
+const POLL: Duration = Duration::from_millis(20);
+/// Outbox rows taken at a time.
+const BATCH: usize = 200;
+/// Rows of a baseline written before they are made durable.
+const BASELINE_CHUNK: usize = 500;
+/// Lines after which a block is closed without waiting for the second's end.
+const BLOCK_LINES: usize = pitser_trail::MAX_BLOCK_LINES - 1000;
+/// Latencies and blocks remembered for the status.
+const LATENCIES: usize = 10_000;
+const RECENT: usize = 20;
+const SECOND_US: u64 = 1_000_000;
+
+/// Everything a guardian is made of.
+pub struct Parts {
+    /// What to guard.
+    pub source: Source,
+    /// How.
+    pub tuning: Tuning,
+    /// Who seals; without one, blocks stay unsealed.
+    pub client: Option<Client>,
+    /// Who cosigns heads.
+    pub witnesses: Vec<Peer>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// Why a guardian did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The source is not prepared, or its configuration does not fit it.
+    #[error(transparent)]
+    Init(#[from] InitError),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] SqliteError),
+    /// The trail.
+    #[error(transparent)]
+    Trail(#[from] TrailError),
+    /// The thread could not be made.
+    #[error("no thread for the guardian: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Why an audit event was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// It is none: sending it again will not help.
+    #[error(transparent)]
+    Refused(#[from] FhirError),
+    /// It is not durable: send it again later.
+    #[error("the trail cannot take it now: {0}")]
+    Unavailable(String),
+}
+
+/// What became of a submitted event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its opaque id in the trail.
+    pub id: String,
+    /// The same bytes had been taken before.
+    pub known: bool,
+    /// Lines written for it.
+    pub lines: usize,
+    /// Where it breaks the IHE profile.
+    pub profile_violations: Vec<String>,
+}
+
+/// The outcome of one full scan.
+#[derive(Debug, Clone)]
+pub struct ScanSummary {
+    /// Rows compared.
+    pub rows: u64,
+    /// What is wrong now.
+    pub findings: Vec<FindingStatus>,
+}
+
+enum Command {
+    Submit {
+        raw: Vec<u8>,
+        reply: oneshot::Sender<Result<Receipt, SubmitError>>,
+    },
+    Scan {
+        reply: oneshot::Sender<Result<ScanSummary, String>>,
+    },
+    Settle {
+        reply: oneshot::Sender<Result<u64, String>>,
+    },
+    Seal(Outcome),
+    /// A pass wants to know what the trail expects of these records.
+    Expect {
+        pass: u64,
+        table: String,
+        records: Vec<Bytes32>,
+        reply: Sender<Vec<Expected>>,
+    },
+    /// A pass has ended.
+    Looked {
+        pass: u64,
+        seen: Result<Option<Look>, SqliteError>,
+    },
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// Starts guardians.
+pub struct Guardian;
+
+impl Guardian {
+    /// Opens source and trail, and starts the thread that owns them. The
+    /// database must have been prepared by [`crate::init::install`].
+    ///
+    /// Must be called inside a tokio runtime, which carries the requests for seals.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub fn start(parts: Parts) -> Result<Handle, StartError> {
+        let (commands, inbox) = channel();
+        let (publish, status) = watch::channel(Status {
+            name: parts.source.name.clone(),
+            origin: parts.tuning.origin(&parts.source),
+            ..Status::default()
+        });
+        let seals = parts.client.clone().map(|client| {
+            let (wanted, requests) = mpsc::unbounded_channel();
+            let back = commands.clone();
+            tokio::spawn(sealer::run(client, requests, move |outcome| {
+                // The guardian is gone only when the process ends.
+                let _ = back.send(Command::Seal(outcome));
+            }));
+            wanted
+        });
+        let mut worker = Worker {
+            parts,
+            commands: commands.clone(),
+            pass: 0,
+            seals,
+            inbox,
+            publish,
+            delayed: None,
+            uncosigned: None,
+            unscanned: None,
+        };
+        let session = Session::open(&mut worker)?;
+        std::thread::Builder::new()
+            .name(format!("guard-{}", worker.parts.source.name))
+            .spawn(move || worker.run(session))
+            .map_err(StartError::Thread)?;
+        Ok(Handle { commands, status })
+    }
+}
+
+/// A running guardian, for everything outside its thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: Sender<Command>,
+    status: watch::Receiver<Status>,
+}
+
+impl Handle {
+    /// How things stand.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Completes with the first status that `wanted` accepts; `None` if the
+    /// guardian stops before.
+    pub async fn wait_for(&self, wanted: impl FnMut(&Status) -> bool) -> Option<Status> {
+        self.status
+            .clone()
+            .wait_for(wanted)
+            .await
+            .ok()
+            .map(|s| s.clone())
+    }
+
+    /// A receiver that is told of each change.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Takes one FHIR `AuditEvent`; completes when it is durable in the trail.
+    ///
+    /// # Errors
+    /// [`SubmitError`] says whether sending it again makes sense.
+    pub async fn submit(&self, raw: Vec<u8>) -> Result<Receipt, SubmitError> {
+        let stopped = || SubmitError::Unavailable("the guardian has stopped".into());
+        self.ask(|reply| Command::Submit { raw, reply })
+            .await
+            .unwrap_or_else(|| Err(stopped()))
+    }
+
+    /// Compares all live rows with the trail now.
+    ///
+    /// # Errors
+    /// A sentence that says what could not be read.
+    pub async fn scan(&self) -> Result<ScanSummary, String> {
+        self.ask(|reply| Command::Scan { reply })
+            .await
+            .unwrap_or_else(|| Err("the guardian has stopped".into()))
+    }
+
+    /// Takes everything committed so far, and completes when it is sealed and
+    /// its head cosigned. Gives the number of blocks under that head.
+    ///
+    /// # Errors
+    /// A sentence that says why not.
+    pub async fn settle(&self) -> Result<u64, String> {
+        self.ask(|reply| Command::Settle { reply })
+            .await
+            .unwrap_or_else(|| Err("the guardian has stopped".into()))
+    }
+
+    /// Takes what was committed so far, closes the open block and stops.
+    pub async fn stop(&self) {
+        let _ = self.ask(|reply| Command::Stop { reply }).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).ok()?;
+        answer.await.ok()
+    }
+}
+
+/// What outlives a session: the thread's own things.
+struct Worker {
+    parts: Parts,
+    /// For threads that report back.
+    commands: Sender<Command>,
+    /// Number of the newest pass over the live rows.
+    pass: u64,
+    seals: Option<mpsc::UnboundedSender<Wanted>>,
+    inbox: Receiver<Command>,
+    publish: watch::Sender<Status>,
+    /// Why the oldest unsealed block still waits.
+    delayed: Option<String>,
+    /// Why the newest head is not cosigned.
+    uncosigned: Option<String>,
+    /// Why the last pass over the live rows came to nothing.
+    unscanned: Option<String>,
+}
+
+impl Worker {
+    fn run(mut self, session: Session) {
+        let mut session = Some(session);
+        let mut wait = Duration::from_millis(200);
+        loop {
+            let ended = match session.take() {
+                Some(mut open) => open.run(&mut self),
+                None => match Session::open(&mut self) {
+                    Ok(open) => {
+                        wait = Duration::from_millis(200);
+                        session = Some(open);
+                        continue;
+                    }
+                    Err(error) => Ended::Failed(error),
+                },
+            };
+            match ended {
+                Ended::Stopped => {
+                    self.publish.send_modify(|s| s.state = SourceState::Stopped);
+                    return;
+                }
+                Ended::Failed(error) => {
+                    tracing::error!(source = %self.parts.source.name, error = %error, "guarding is interrupted");
+                    self.show_trouble(&error);
+                    if self.idle(wait) {
+                        return;
+                    }
+                    wait = (wait * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+
+    fn show_trouble(&self, error: &StartError) {
+        let state = match error {
+            StartError::Database(_) | StartError::Init(_) | StartError::Thread(_) => {
+                SourceState::DatabaseUnavailable
+            }
+            StartError::Trail(TrailError::Read(pitser_trail::ReadError::Damaged(_))) => {
+                SourceState::Damaged
+            }
+            StartError::Trail(_) => SourceState::TrailUnavailable,
+        };
+        self.publish.send_modify(|s| {
+            s.state = state;
+            s.trouble = Some(error.to_string());
+        });
+    }
+
+    /// Waits before the next attempt, refusing what cannot be done meanwhile;
+    /// `true` if told to stop.
+    fn idle(&self, wait: Duration) -> bool {
+        let trouble = || self.publish.borrow().trouble.clone().unwrap_or_default();
+        let until = std::time::Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            match self.inbox.recv_timeout(left) {
+                Ok(Command::Submit { reply, .. }) => {
+                    drop(reply.send(Err(SubmitError::Unavailable(trouble()))))
+                }
+                Ok(Command::Scan { reply }) => drop(reply.send(Err(trouble()))),
+                Ok(Command::Settle { reply }) => drop(reply.send(Err(trouble()))),
+                Ok(Command::Seal(_) | Command::Expect { .. } | Command::Looked { .. }) => {}
+                Ok(Command::Stop { reply }) => {
+                    let _ = reply.send(());
+                    return true;
+                }
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+    }
+}
+
+enum Ended {
+    Stopped,
+    Failed(StartError),
+}
+
+impl<E: Into<StartError>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// What every line of the trail is asked for when it is opened.
+#[derive(Default)]
+struct Collected {
+    position: u64,
+    genesis_position: u64,
+    live: bool,
+    events: u64,
+    messages: HashSet<String>,
+    findings: Vec<Line>,
+    fingerprint: Option<Digest>,
+}
+
+impl Collected {
+    fn line(&mut self, line: &Line) {
+        let pos = line.pos.parse::<u64>().ok();
+        match line.op {
+            Op::Read => {
+                self.messages.insert(line.pos.clone());
+            }
+            Op::Genesis => self.genesis_position = pos.unwrap_or(0),
+            Op::Live => self.live = true,
+            Op::Finding => self.findings.push(line.clone()),
+            Op::Ddl => self.fingerprint = line.ddl.as_ref().map(|d| d.after),
+            _ => {}
+        }
+        if let (false, Some(pos)) = (line.op == Op::Read, pos) {
+            self.position = self.position.max(pos);
+        }
+        self.events += u64::from(!matches!(line.op, Op::Checkpoint | Op::Genesis | Op::Live));
+    }
+}
+
+/// One stretch of guarding between two failures.
+struct Session {
+    source: SqliteSource,
+    trail: Trail,
+    patients: Patients,
+    mapping: Digest,
+    fingerprint: Fingerprint,
+    incidents: Incidents,
+    messages: HashSet<String>,
+    /// Everything up to here is in the trail, though perhaps not durable.
+    position: u64,
+    genesis_position: u64,
+    live: bool,
+    events: u64,
+    data_version: i64,
+    /// The last poll gave something: there may be more.
+    more: bool,
+    /// When lines of the blocks that wait for a seal were committed, per block.
+    waiting: VecDeque<(u64, Vec<u64>)>,
+    open_times: Vec<u64>,
+    latencies: VecDeque<u64>,
+    recent: VecDeque<BlockStatus>,
+    settling: Vec<(u64, oneshot::Sender<Result<u64, String>>)>,
+    closed_at: u64,
+    /// How long closing a block took lately, in microseconds.
+    closing_us: u64,
+    /// The outbox can be emptied up to here.
+    ack_due: Option<u64>,
+    scan_due: bool,
+    scanning: Option<Pass>,
+    /// Who waits for the pass after the one under way.
+    scan_replies: Vec<ScanReply>,
+    next: Due,
+}
+
+type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;
+
+/// A pass over the live rows that is under way on its own thread.
+struct Pass {
+    number: u64,
+    touched: Touched,
+    replies: Vec<ScanReply>,
+    /// What it saw, while the trail has not reached its position yet.
+    seen: Option<Look>,
+}
+
+/// When regular work is due, in microseconds since 1970.
+struct Due {
+    close: u64,
+    scan: u64,
+    fingerprint: u64,
+    cosign: u64,
+}

@@ -1,0 +1,133 @@
+//! Passes over the live rows, on threads of their own.
+
+use super::{Command, Ended, Pass, SECOND_US, ScanSummary, Session, StartError, Worker};
+use pitser_capture::sqlite::SqliteError;
+use pitser_evidence::Code;
+use pitser_ksi::time::Second;
+use pitser_monitor::{Look, ScanTable, Touched};
+use pitser_trail::TrailError;
+use std::sync::mpsc::channel;
+
+impl Session {
+    /// Sends a pass over the live rows on its way, on a thread of its own.
+    pub(super) fn start_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let snapshot = match self.source.snapshot() {
+            Err(SqliteError::Locked) => {
+                self.scan_due = true;
+                return Ok(());
+            }
+            other => other?,
+        };
+        worker.pass += 1;
+        let pass = worker.pass;
+        let tables: Vec<ScanTable> = self
+            .source
+            .tables()
+            .map(|name| ScanTable {
+                name: name.to_owned(),
+                key: self.trail.keys().table(name),
+            })
+            .collect();
+        let commands = worker.commands.clone();
+        let look = move || {
+            let seen = pitser_monitor::look(&snapshot, &tables, |table, records| {
+                let (reply, answer) = channel();
+                let ask = Command::Expect {
+                    pass,
+                    table: table.to_owned(),
+                    records: records.to_vec(),
+                    reply,
+                };
+                commands.send(ask).ok()?;
+                answer.recv().ok()
+            });
+            // Without a guardian nobody is waiting.
+            let _ = commands.send(Command::Looked { pass, seen });
+        };
+        std::thread::Builder::new()
+            .name(format!("scan-{}", worker.parts.source.name))
+            .spawn(look)
+            .map_err(StartError::Thread)?;
+        let replies = std::mem::take(&mut self.scan_replies);
+        self.scanning = Some(Pass {
+            number: pass,
+            touched: Touched::default(),
+            replies,
+            seen: None,
+        });
+        Ok(())
+    }
+
+    pub(super) fn looked(&mut self, worker: &mut Worker, seen: Result<Option<Look>, SqliteError>) {
+        let trouble = match seen {
+            Ok(Some(look)) => {
+                if let Some(pass) = &mut self.scanning {
+                    pass.seen = Some(look);
+                }
+                return;
+            }
+            Ok(None) => "the scan was given up".to_owned(),
+            Err(error @ SqliteError::Damaged { .. }) => {
+                format!(
+                    "{error}. The database file itself is damaged: restore the table from a backup and scan again"
+                )
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(error = %trouble, "scan failed");
+        worker.unscanned = Some(trouble.clone());
+        self.show(worker);
+        for reply in self
+            .scanning
+            .take()
+            .into_iter()
+            .flat_map(|pass| pass.replies)
+        {
+            let _ = reply.send(Err(trouble.clone()));
+        }
+    }
+
+    /// Judges a pass once everything that it can have seen is in the trail.
+    pub(super) fn finish_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let reached = self.position;
+        let complete = |pass: &mut Pass| {
+            pass.seen
+                .as_ref()
+                .is_some_and(|look| look.position <= reached)
+        };
+        let Some(mut pass) = self.scanning.take_if(complete) else {
+            return Ok(());
+        };
+        let Some(look) = pass.seen.take() else {
+            return Ok(());
+        };
+        let rows = look.rows;
+        let findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched)
+            .map_err(TrailError::from)?;
+        for finding in &findings {
+            self.finding(worker, finding.clone())?;
+        }
+        self.trail.commit()?;
+        self.incidents.settle(&findings);
+        worker.unscanned = None;
+        let now = (worker.parts.clock)();
+        worker.publish.send_modify(|s| {
+            s.verified_up_to = Some(Second(now / SECOND_US).to_string());
+            s.rows_verified = rows;
+        });
+        self.show(worker);
+        let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown].map(Code::as_str);
+        let open: Vec<_> = self
+            .findings()
+            .into_iter()
+            .filter(|f| f.open && codes.contains(&f.code.as_str()))
+            .collect();
+        for reply in pass.replies {
+            let _ = reply.send(Ok(ScanSummary {
+                rows,
+                findings: open.clone(),
+            }));
+        }
+        Ok(())
+    }
+}

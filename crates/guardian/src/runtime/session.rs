@@ -1,0 +1,283 @@
+//! One stretch of guarding between two failures: opening, waiting, deciding what is due.
+
+use super::{
+    BLOCK_LINES, Collected, Command, Due, Ended, POLL, SECOND_US, Session, StartError, SubmitError,
+    Worker,
+};
+use crate::config::Tuning;
+use crate::init::{self, InitError};
+use crate::patients::Patients;
+use crate::sealer::Wanted;
+use pitser_evidence::codec::Digest;
+use pitser_evidence::line::Patient;
+use pitser_trail::{Trail, TrailError};
+use std::collections::VecDeque;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+impl Session {
+    pub(super) fn open(worker: &mut Worker) -> Result<Self, StartError> {
+        let parts = &worker.parts;
+        let source = init::open_source(&parts.source)?;
+        if !source.is_installed()? {
+            return Err(InitError::NotInitialised(parts.source.name.clone()).into());
+        }
+        let layout = parts.tuning.layout(&parts.source);
+        let (mut trail, collected, recovery) = Trail::open(layout, Collected::line)?;
+        if recovery != pitser_trail::Recovery::default() {
+            tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
+        }
+        trail.set_segment_bytes_max(parts.tuning.segment_bytes_max);
+        init::check_identity(&source, &trail)?;
+        let patients =
+            Patients::new(&parts.source, &init::shapes(&source)?).map_err(InitError::from)?;
+        let now = (parts.clock)();
+        let mut session = Self {
+            mapping: Digest::of(&[patients.mapping().as_bytes()]),
+            fingerprint: source.fingerprint()?,
+            data_version: i64::MIN,
+            more: false,
+            incidents: super::findings::incidents(&mut trail, &collected.findings)?,
+            messages: collected.messages,
+            position: collected.position,
+            genesis_position: collected.genesis_position,
+            live: collected.live,
+            events: collected.events,
+            waiting: VecDeque::new(),
+            open_times: Vec::new(),
+            latencies: VecDeque::new(),
+            recent: VecDeque::new(),
+            settling: Vec::new(),
+            closed_at: now,
+            closing_us: 0,
+            ack_due: None,
+            scan_due: collected.live,
+            scanning: None,
+            scan_replies: Vec::new(),
+            next: Due {
+                close: 0,
+                scan: 0,
+                fingerprint: now + SECOND_US,
+                cosign: now,
+            },
+            source,
+            trail,
+            patients,
+        };
+        session.next.close = session.close_time(&worker.parts.tuning, now);
+        session.next.scan = session.scan_time(&worker.parts.tuning, now);
+        session.learn_owners()?;
+        session.compare_fingerprint(&worker.parts, collected.fingerprint)?;
+        for block in session.trail.unsealed() {
+            let wanted = Wanted {
+                block: block.block,
+                root: block.root,
+                level: block.level,
+            };
+            session.waiting.push_back((block.block, Vec::new()));
+            worker.seals.as_ref().map(|seals| seals.send(wanted));
+        }
+        session.show(worker);
+        Ok(session)
+    }
+
+    /// Records that other tables find their patients through, from the vault.
+    pub(super) fn learn_owners(&mut self) -> Result<(), StartError> {
+        let targets: Vec<String> = self
+            .source
+            .tables()
+            .filter(|t| self.patients.is_target(t))
+            .map(str::to_owned)
+            .collect();
+        for table in targets {
+            let known: Vec<_> = self
+                .trail
+                .state()
+                .records(&table)
+                .filter_map(|(_, r)| Some((r.leaf.row?.seq, r.row_patient)))
+                .collect();
+            for (seq, patient) in known {
+                let content = self
+                    .trail
+                    .vault()
+                    .get(seq)
+                    .map_err(TrailError::from)?
+                    .map(|(_, c)| c);
+                let owner = match patient {
+                    Some(p @ Patient::Pseudonym(_)) => self
+                        .trail
+                        .vault()
+                        .identifier(&p.to_string())
+                        .map_err(TrailError::from)?,
+                    _ => None,
+                };
+                if let Some([cell]) = content.and_then(|c| c.key).as_deref() {
+                    self.patients.learn(&table, &cell.0, owner);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn run(&mut self, worker: &mut Worker) -> Ended {
+        if let Err(ended) = self.baseline(worker) {
+            return ended;
+        }
+        loop {
+            if let Err(ended) = self.turn(worker) {
+                return ended;
+            }
+        }
+    }
+
+    /// Waits for the next thing to do, and does it.
+    pub(super) fn turn(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let now = (worker.parts.clock)();
+        let due = self.next.close.saturating_sub(now);
+        let wait = if self.more {
+            Duration::ZERO
+        } else {
+            POLL.min(Duration::from_micros(due))
+        };
+        match worker.inbox.recv_timeout(wait) {
+            Ok(command) => {
+                self.command(worker, command)?;
+                while let Ok(more) = worker.inbox.try_recv() {
+                    self.command(worker, more)?;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Ended::Stopped),
+        }
+        self.capture(worker)?;
+        self.regular(worker)
+    }
+
+    /// Takes everything that was committed so far, however much it is.
+    pub(super) fn capture_all(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        self.capture(worker)?;
+        while self.more {
+            self.capture(worker)?;
+            self.regular(worker)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn regular(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let tuning = worker.parts.tuning.clone();
+        let now = (worker.parts.clock)();
+        if now >= self.next.fingerprint {
+            self.next.fingerprint = now + SECOND_US;
+            let parts = &worker.parts;
+            self.compare_fingerprint(parts, None)?;
+        }
+        if self.scanning.is_none()
+            && (self.scan_due || now >= self.next.scan || !self.scan_replies.is_empty())
+        {
+            self.scan_due = false;
+            self.next.scan = self.scan_time(&tuning, now);
+            self.start_scan(worker)?;
+        }
+        self.finish_scan(worker)?;
+        self.acknowledge()?;
+        let full = self.trail.open_lines() >= BLOCK_LINES;
+        if full || now >= self.next.close {
+            self.next.close = self.close_time(&tuning, now);
+            let idle =
+                now.saturating_sub(self.closed_at) >= tuning.heartbeat_s.saturating_mul(SECOND_US);
+            if self.trail.open_lines() > 0 || idle {
+                self.close(worker)?;
+            }
+        }
+        if now >= self.next.cosign {
+            self.next.cosign = now + tuning.cosign_every_s.max(1) * SECOND_US;
+            worker.uncosigned = self.cosign(worker)?.err();
+        }
+        Ok(())
+    }
+
+    /// The next instant just before a second ends.
+    ///
+    /// Early enough for the block to reach the authority in this second, by
+    /// how long closing took lately.
+    pub(super) fn close_time(&self, tuning: &Tuning, now: u64) -> u64 {
+        let before = (tuning.close_before_ms * 1000)
+            .max(self.closing_us * 2)
+            .min(SECOND_US / 2);
+        (now + before) / SECOND_US * SECOND_US + SECOND_US - before
+    }
+
+    pub(super) fn scan_time(&self, tuning: &Tuning, now: u64) -> u64 {
+        match tuning.scan_every_s {
+            0 => u64::MAX,
+            every => now + every * SECOND_US,
+        }
+    }
+
+    pub(super) fn command(&mut self, worker: &mut Worker, command: Command) -> Result<(), Ended> {
+        match command {
+            Command::Submit { raw, reply } => {
+                // What was committed before the event was sent comes before it.
+                self.capture_all(worker)?;
+                let taken = self.submit(worker, &raw);
+                let (answer, failed) = match taken {
+                    Ok(answer) => (answer, None),
+                    Err(error) => (
+                        Err(SubmitError::Unavailable(error.to_string())),
+                        Some(error),
+                    ),
+                };
+                let _ = reply.send(answer);
+                failed.map_or(Ok(()), |error| Err(error.into()))
+            }
+            Command::Scan { reply } => {
+                self.scan_replies.push(reply);
+                Ok(())
+            }
+            Command::Expect {
+                pass,
+                table,
+                records,
+                reply,
+            } => {
+                if self.scanning.as_ref().is_some_and(|p| p.number == pass) {
+                    let mut expected = Vec::with_capacity(records.len());
+                    for record in &records {
+                        expected.push(
+                            pitser_monitor::expected(&mut self.trail, &table, record)
+                                .map_err(TrailError::from)?,
+                        );
+                    }
+                    // A pass that was given up does not wait for the answer.
+                    let _ = reply.send(expected);
+                }
+                Ok(())
+            }
+            Command::Looked { pass, seen } => {
+                if self.scanning.as_ref().is_some_and(|p| p.number == pass) {
+                    self.looked(worker, seen);
+                }
+                Ok(())
+            }
+            Command::Settle { reply } => {
+                self.capture_all(worker)?;
+                if self.trail.open_lines() > 0 {
+                    self.close(worker)?;
+                }
+                self.settling.push((self.trail.blocks(), reply));
+                self.settled(worker)
+            }
+            Command::Seal(outcome) => self.seal(worker, outcome),
+            Command::Stop { reply } => {
+                let stopped =
+                    self.capture_all(worker)
+                        .and_then(|()| match self.trail.open_lines() {
+                            0 => Ok(()),
+                            _ => self.close(worker),
+                        });
+                let _ = reply.send(());
+                stopped.and(Err(Ended::Stopped))
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What a guardian shows of itself.
+
+use super::{SECOND_US, Session, Worker};
+use crate::status::{FindingStatus, Latency, SourceState};
+use pitser_evidence::line::Timestamp;
+use pitser_ksi::time::Second;
+use std::collections::VecDeque;
+
+impl Session {
+    pub(super) fn show(&self, worker: &Worker) {
+        let unsealed = self.trail.unsealed().count() as u64;
+        let delayed = worker.delayed.as_ref().filter(|_| unsealed > 0);
+        let trouble = delayed
+            .or(worker.unscanned.as_ref())
+            .or(worker.uncosigned.as_ref())
+            .cloned();
+        worker.publish.send_modify(|s| {
+            s.state = if self.live {
+                SourceState::Guarding
+            } else {
+                SourceState::Baseline
+            };
+            s.trouble = trouble;
+            s.position = self.position.to_string();
+            s.events = self.events;
+            s.lines = self.trail.state().next_seq();
+            s.blocks = self.trail.blocks();
+            s.unsealed = unsealed;
+            s.patients = self.trail.state().patients() as u64;
+            s.genesis = self.trail.genesis_hash().to_string();
+            s.seal_latency_ms = latency(&self.latencies);
+            s.recent = self.recent.iter().cloned().collect();
+            s.findings = self.findings();
+        });
+    }
+
+    pub(super) fn findings(&self) -> Vec<FindingStatus> {
+        self.incidents
+            .all()
+            .into_iter()
+            .map(|incident| FindingStatus {
+                code: incident.finding.code.to_string(),
+                table: incident.finding.table.clone(),
+                key: incident.finding.key.as_ref().map(pitser_monitor::show_key),
+                columns: incident.finding.columns.clone(),
+                at: Second(incident.found_at / SECOND_US).to_string(),
+                found_at_us: incident.found_at,
+                text: incident.finding.text.clone(),
+                open: incident.open,
+                line: incident.line,
+            })
+            .collect()
+    }
+
+    pub(super) fn now(&self, worker: &Worker) -> Timestamp {
+        Timestamp::from_micros((worker.parts.clock)()).expect("the clock shows a year before 10000")
+    }
+}
+
+fn latency(samples: &VecDeque<u64>) -> Option<Latency> {
+    let mut sorted: Vec<u64> = samples.iter().copied().collect();
+    sorted.sort_unstable();
+    let at = |per_cent: usize| {
+        sorted
+            .get((sorted.len().saturating_sub(1)) * per_cent / 100)
+            .copied()
+    };
+    Some(Latency {
+        p50: at(50)?,
+        p99: at(99)?,
+    })
+}
