@@ -7,7 +7,7 @@
 use crate::codec::Digest;
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::time::Second;
-use pitser_tlog::note::VerifierKey;
+use pitser_tlog::note::{Algorithm, VerifierKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// Everything one verifier trusts.
@@ -86,6 +86,19 @@ impl KeyAnchor {
         Self { key, valid_from: None, valid_until: None }
     }
 
+    fn check(&self, kind: &str, algorithm: Algorithm) -> Result<(), String> {
+        let name = self.key.name();
+        if self.key.algorithm() != algorithm {
+            return Err(format!("{name}: this key is of a type that no {kind} signs with"));
+        }
+        match (self.valid_from, self.valid_until) {
+            (Some(from), Some(until)) if from >= until => {
+                Err(format!("{name}: valid_from {from} is not before valid_until {until}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// True if a signature made at `at` counts.
     pub fn covers(&self, at: Second) -> bool {
         self.valid_from.is_none_or(|from| at >= from) && self.valid_until.is_none_or(|until| at < until)
@@ -108,6 +121,12 @@ impl Anchors {
                 anchors.witness_quorum,
                 anchors.witnesses.len()
             ));
+        }
+        for (kind, keys, algorithm) in [
+            ("witness", &anchors.witnesses, Algorithm::CosignatureV1),
+            ("auditor", &anchors.auditors, Algorithm::Ed25519),
+        ] {
+            keys.iter().try_for_each(|key| key.check(kind, algorithm))?;
         }
         Ok(anchors)
     }

@@ -6,11 +6,15 @@
 //! ```text
 //! pitser-audit/1
 //! <origin>
+//! <hash of the genesis line, as an imprint in hexadecimal>
 //! <number of the last block>
 //! <size of the log> <root of the log, base64>
 //! <root of the map after that block's lines, as an imprint in hexadecimal>
 //! <Unix seconds of the statement>
 //! ```
+//!
+//! The genesis hash is what ties a verifier's anchor to this log: a name and a
+//! key alone could stand for two trails.
 
 use crate::codec::{CodecError, Digest};
 use data_encoding::BASE64;
@@ -23,6 +27,8 @@ const FIRST_LINE: &str = "pitser-audit/1";
 pub struct Statement {
     /// Name of the trail.
     pub origin: String,
+    /// Hash of the first line replayed.
+    pub genesis: Digest,
     /// The last block replayed.
     pub block: u64,
     /// Size of the log with that block.
@@ -39,8 +45,9 @@ impl Statement {
     /// The note text to sign.
     pub fn text(&self) -> String {
         format!(
-            "{FIRST_LINE}\n{}\n{}\n{} {}\n{}\n{}\n",
+            "{FIRST_LINE}\n{}\n{}\n{}\n{} {}\n{}\n{}\n",
             self.origin,
+            self.genesis,
             self.block,
             self.size,
             BASE64.encode(&self.log_root),
@@ -64,10 +71,12 @@ impl Statement {
             return None;
         }
         let origin = lines.next()?.to_owned();
+        let genesis = lines.next()?.parse().ok()?;
         let block = lines.next()?.parse().ok()?;
         let (size, root) = lines.next()?.split_once(' ')?;
         Some(Self {
             origin,
+            genesis,
             block,
             size: size.parse().ok()?,
             log_root: BASE64.decode(root.as_bytes()).ok()?.try_into().ok()?,
@@ -85,6 +94,7 @@ mod tests {
     fn reads_exactly_what_it_writes() {
         let statement = Statement {
             origin: "haigla.example/hospital".into(),
+            genesis: Digest::of(&[b"genesis"]),
             block: 6,
             size: 7,
             log_root: [3; 32],

@@ -6,7 +6,7 @@
 //! other nonce  = HMAC(line nonce, "person" 00)  |  HMAC(line nonce, "raw" 00)
 //! column leaf  = H(00 ‖ column nonce:32 ‖ len(name):2 ‖ name ‖ null:1 ‖ value)
 //! node         = H(01 ‖ left ‖ right)                  RFC 6962 tree shape
-//! row          = H("pitser/v1/row" 00 ‖ columns:2 ‖ root)
+//! row          = H("pitser/v1/row" 00 ‖ columns:2 ‖ (len(name):2 ‖ name) ... ‖ root)
 //! person, raw  = H("pitser/v1/person" 00 ‖ nonce ‖ bytes), likewise "raw"
 //! record key   = HMAC(T, len(cell):4 ‖ cell ...)       cells of the primary key
 //! table key    = H("pitser/v1/table-key" 00 ‖ table 00 ‖ T)
@@ -15,6 +15,9 @@
 //! patient; `T` the table's HMAC key. `H` is SHA-256, HMAC is HMAC-SHA-256,
 //! integers are big-endian. Nonces are secret until a column is opened, so a
 //! value cannot be confirmed by guessing; destroying `K` closes all its rows.
+//! The names stand in the row commitment itself, since they are shown even
+//! where a column is kept back and only its leaf is given. A row has at most
+//! 65535 columns, a name at most 65535 bytes.
 
 use crate::codec::{Bytes32, Digest};
 use hmac::{Hmac, Mac};
@@ -93,11 +96,10 @@ impl fmt::Debug for LineNonce {
 
 /// The leaf of one column. `value` is the engine's canonical bytes, `None` for NULL.
 pub fn column_leaf(nonce: &Bytes32, name: &str, value: Option<&[u8]>) -> [u8; 32] {
-    let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
     Sha256::new()
         .chain_update([0x00])
         .chain_update(nonce.0)
-        .chain_update(length.to_be_bytes())
+        .chain_update(short_length(name.len()))
         .chain_update(name)
         .chain_update([u8::from(value.is_none())])
         .chain_update(value.unwrap_or_default())
@@ -105,10 +107,16 @@ pub fn column_leaf(nonce: &Bytes32, name: &str, value: Option<&[u8]>) -> [u8; 32
         .into()
 }
 
-/// The row commitment over column leaves, in the table's column order.
-pub fn row_root(leaves: &[[u8; 32]]) -> Digest {
-    let count = u16::try_from(leaves.len()).unwrap_or(u16::MAX);
-    Digest::of(&[b"pitser/v1/row\0", &count.to_be_bytes(), &merkle_root(leaves)])
+/// The row commitment over names and column leaves, in the table's column order.
+pub fn row_root<'a>(columns: impl IntoIterator<Item = (&'a str, [u8; 32])>) -> Digest {
+    let mut names = Vec::new();
+    let mut leaves = Vec::new();
+    for (name, leaf) in columns {
+        names.extend(short_length(name.len()));
+        names.extend(name.as_bytes());
+        leaves.push(leaf);
+    }
+    Digest::of(&[b"pitser/v1/row\0", &short_length(leaves.len()), &names, &merkle_root(&leaves)])
 }
 
 /// Leaves and commitment of a whole row.
@@ -116,12 +124,12 @@ pub fn commit_row<'a>(
     nonce: &LineNonce,
     columns: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
 ) -> (Vec<[u8; 32]>, Digest) {
-    let leaves: Vec<_> = columns
+    let columns: Vec<_> = columns
         .into_iter()
-        .map(|(name, value)| column_leaf(&nonce.column(name), name, value))
+        .map(|(name, value)| (name, column_leaf(&nonce.column(name), name, value)))
         .collect();
-    let root = row_root(&leaves);
-    (leaves, root)
+    let root = row_root(columns.iter().copied());
+    (columns.into_iter().map(|(_, leaf)| leaf).collect(), root)
 }
 
 /// Commitment to the person behind an actor.
@@ -158,6 +166,10 @@ fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
     Hmac::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
+fn short_length(length: usize) -> [u8; 2] {
+    u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()
+}
+
 /// Merkle tree head in the shape of RFC 6962 §2.1, over ready leaf hashes.
 fn merkle_root(leaves: &[[u8; 32]]) -> [u8; 32] {
     match leaves {
@@ -179,7 +191,7 @@ fn merkle_root(leaves: &[[u8; 32]]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn row<'a>(seq: u64, status: Option<&'a [u8]>) -> (Vec<[u8; 32]>, Digest) {
+    fn row(seq: u64, status: Option<&[u8]>) -> (Vec<[u8; 32]>, Digest) {
         let nonce = LineNonce::new(&Key::new([1; 32]), "o/s", 1, seq);
         commit_row(&nonce, [("id", Some(&b"tobs-1"[..])), ("status", status), ("value", Some(b"r1.5"))])
     }
@@ -191,7 +203,13 @@ mod tests {
         assert_ne!(root_a, root_b);
         let differing: Vec<_> = (0..3).filter(|&i| a[i] != b[i]).collect();
         assert_eq!(differing, [1]);
-        assert_eq!(row_root(&a), root_a);
+        assert_eq!(row_root(["id", "status", "value"].into_iter().zip(a)), root_a);
+    }
+
+    #[test]
+    fn a_column_cannot_be_shown_under_another_name() {
+        let (leaves, root) = row(4, Some(b"tfinal"));
+        assert_ne!(row_root(["id", "hidden", "value"].into_iter().zip(leaves)), root);
     }
 
     #[test]

@@ -229,6 +229,9 @@ impl Evidence {
             proof.line.check()?;
             bounded("block", proof.block)?;
         }
+        for number in evidence.blocks.iter().map(|b| b.block).chain([evidence.map.block]) {
+            bounded("block", number)?;
+        }
         Ok(evidence)
     }
 

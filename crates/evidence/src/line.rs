@@ -152,7 +152,7 @@ impl Line {
             if ok { Ok(()) } else { Err(CodecError::Rule(text.to_owned())) }
         };
         rule(self.v == VERSION, "line version is not 1: a newer Pitser wrote it")?;
-        for (name, value) in [("seq", self.seq), ("event", self.event), ("tx", self.tx.unwrap_or(0))] {
+        for (name, value) in self.integers() {
             bounded(name, value)?;
         }
         rule(self.event <= self.seq, "event is later than seq")?;
@@ -168,10 +168,26 @@ impl Line {
         rule(self.patient_prev.is_none() || self.patient.is_some(), "patient_prev without patient")?;
         rule(self.row.is_some() == self.op.commits_row(), "row commitment and op disagree")?;
         rule(!self.op.needs_key() || self.key.is_some(), "op needs a key")?;
+        let names_nobody = self.table.is_none() && self.patient.is_none();
+        rule(!self.op.is_about_the_trail() || names_nobody, "genesis and checkpoint name no record and no patient")?;
+        let alone = self.event == self.seq && self.more.is_none();
+        rule(!self.op.is_about_the_trail() || alone, "genesis and checkpoint are events of their own")?;
         for prev in [self.prev, self.patient_prev].into_iter().flatten() {
             rule(prev.seq < self.seq, "prev does not point back")?;
         }
         Ok(())
+    }
+
+    /// All integers that are wider than 32 bits, by name.
+    fn integers(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let checkpoint = self.checkpoint.as_ref().map(|c| {
+            let seal = c.seal.map(|s| s.block).unwrap_or_default();
+            [("block", c.block), ("count", c.count), ("first", c.first), ("map_seq", c.map_seq), ("seal block", seal)]
+        });
+        let about = self.finding.as_ref().and_then(|f| f.about).unwrap_or_default();
+        [("seq", self.seq), ("event", self.event), ("tx", self.tx.unwrap_or_default()), ("about", about)]
+            .into_iter()
+            .chain(checkpoint.into_iter().flatten())
     }
 }
 
@@ -214,6 +230,11 @@ impl Op {
     /// Lines of this kind are always about one record.
     pub fn needs_key(self) -> bool {
         self.commits_row() || matches!(self, Self::Delete | Self::Relink)
+    }
+
+    /// Lines of this kind are about the trail itself.
+    fn is_about_the_trail(self) -> bool {
+        matches!(self, Self::Genesis | Self::Checkpoint)
     }
 
     /// The word in the line.
@@ -549,6 +570,41 @@ mod tests {
         refused(|l| l.op = Op::Gap, "gap body");
         refused(|l| l.prev = Some(Prev { hash: Digest::of(&[]), seq: 12 }), "point back");
         refused(|l| l.tx = Some(1 << 53), "2^53");
+        refused(|l| *l = finding(1 << 53), "2^53");
+        assert_eq!(Line::decode(&finding(4).encode()), Ok(finding(4)));
+        refused(|l| *l = checkpoint(|c| c.map_seq = 1 << 53), "2^53");
+        let about_somebody = || Line { patient: Some(Patient::Many), ..checkpoint(|_| {}) };
+        refused(|l| *l = about_somebody(), "no patient");
+        refused(|l| *l = Line { event: 11, ..checkpoint(|_| {}) }, "events of their own");
+        refused(|l| *l = Line { more: Some(true), ..checkpoint(|_| {}) }, "events of their own");
+        assert_eq!(Line::decode(&checkpoint(|_| {}).encode()), Ok(checkpoint(|_| {})));
+    }
+
+    fn finding(about: u64) -> Line {
+        let mut line = Line::new(Op::Finding, 12, sample().at, "ehr", "841");
+        line.finding = Some(Finding { about: Some(about), code: Code::RowDiffers, text: "it differs".into() });
+        line
+    }
+
+    fn checkpoint(change: impl FnOnce(&mut Checkpoint)) -> Line {
+        let mut body = Checkpoint {
+            block: 0,
+            count: 13,
+            first: 0,
+            head: None,
+            map: Digest::of(&[b"map"]),
+            map_seq: 11,
+            mapping: Digest::of(&[b"mapping"]),
+            origin: "haigla.example/hospital".into(),
+            pos: "841".into(),
+            seal: None,
+            system: "sqlite".into(),
+            timeline: 1,
+        };
+        change(&mut body);
+        let mut line = Line::new(Op::Checkpoint, 12, sample().at, "ehr", "841");
+        line.checkpoint = Some(Box::new(body));
+        line
     }
 
     #[test]

@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub struct State {
     genesis: Option<Arc<Genesis>>,
     next_seq: u64,
+    /// The event that the next line must continue.
+    open_event: Option<u64>,
     map: SparseMap,
     tables: HashMap<String, HashMap<Bytes32, Record>>,
     patients: HashMap<Patient, Leaf>,
@@ -74,6 +76,7 @@ impl State {
             advance(leaf, line.seq, hash);
             self.map.insert(&patient_map_key(&patient), &leaf.encode());
         }
+        self.open_event = line.more.map(|_| line.event);
         self.next_seq += 1;
         Ok(())
     }
@@ -83,6 +86,7 @@ impl State {
             if ok { Ok(()) } else { Err(StateError { seq: line.seq, what }) }
         };
         rule(line.seq == self.next_seq, "its seq does not continue the trail")?;
+        rule(line.event == self.open_event.unwrap_or(line.seq), "it is not of the event that it says")?;
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
             rule(line.prev == self.prev(table, key), "its prev is not the record's last line")?;
             let baselined_again = line.op == Op::Baseline

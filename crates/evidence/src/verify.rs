@@ -10,19 +10,20 @@ use crate::audit::Statement;
 use crate::block::LogLeaf;
 use crate::codec::Digest;
 use crate::commit::{column_leaf, commit_person, commit_raw, patient_alpha, row_root};
-use crate::file::{BlockProof, Evidence, LineProof, MapEntry};
+use crate::file::{BlockProof, Evidence, LineProof, MapEntry, OpenColumn, Opening};
 use crate::finding::Code;
 use crate::line::{Genesis, Line, Patient};
 use crate::map::{Leaf, LeafKind, patient_map_key};
 use crate::seal::{self, Seal, SealKeys};
 use crate::vrf::PublicKey;
+use pitser_ksi::hash::Algorithm;
 use pitser_ksi::logsig::RecordChain;
 use pitser_ksi::time::Second;
 use pitser_ksi::tlv::Element;
 use pitser_tlog::checkpoint::{Checkpoint, verify_quorum};
 use pitser_tlog::merkle;
-use pitser_tlog::note::{Note, SignatureLine, VerifierKey};
-use std::collections::BTreeMap;
+use pitser_tlog::note::{Note, SignatureError, SignatureLine, VerifierKey};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an examination came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,9 @@ pub struct Step {
 pub struct Report {
     /// The outcome.
     pub verdict: Verdict,
+    /// When a quorum of witnesses had cosigned the head. The evidence says
+    /// nothing about what came later.
+    pub as_of: Option<Second>,
     /// The steps in their order; the last one broken if the verdict is.
     pub steps: Vec<Step>,
 }
@@ -81,7 +85,7 @@ pub struct Report {
 ///
 /// `at` is the instant of the judgement; certificates are judged by it.
 pub fn verify(evidence: &Evidence, anchors: Option<&Anchors>, at: Second) -> Report {
-    let mut examination = Examination { evidence, anchors, at, steps: Vec::new() };
+    let mut examination = Examination { evidence, anchors, at, as_of: None, steps: Vec::new() };
     let verdict = match examination.run() {
         Err(Contradiction { name, code, text }) => {
             examination.note(name, StepState::Broken, format!("{code} {text}"));
@@ -90,7 +94,7 @@ pub fn verify(evidence: &Evidence, anchors: Option<&Anchors>, at: Second) -> Rep
         Ok(()) if examination.steps.iter().all(|s| s.state == StepState::Matches) => Verdict::Intact,
         Ok(()) => Verdict::Unconfirmed,
     };
-    Report { verdict, steps: examination.steps }
+    Report { verdict, as_of: examination.as_of, steps: examination.steps }
 }
 
 struct Contradiction {
@@ -107,7 +111,14 @@ struct Examination<'a> {
     evidence: &'a Evidence,
     anchors: Option<&'a Anchors>,
     at: Second,
+    as_of: Option<Second>,
     steps: Vec<Step>,
+}
+
+/// A block that stands in the log.
+struct Placed {
+    leaf: LogLeaf,
+    sealed_at: Option<Second>,
 }
 
 struct Head {
@@ -119,13 +130,13 @@ impl<'a> Examination<'a> {
     fn run(&mut self) -> Result<(), Contradiction> {
         let genesis = self.genesis_body()?;
         let log_key = self.file(genesis)?;
-        self.genesis()?;
+        let genesis_hash = self.genesis()?;
         let head = self.head(&log_key)?;
         let blocks = self.blocks(&head)?;
         self.lines(&blocks)?;
         let subject = self.subject(genesis)?;
         let map_root = self.complete(&head, &blocks, subject)?;
-        self.audit(&head, map_root)?;
+        self.audit(&log_key, genesis_hash, &head, map_root)?;
         self.openings()
     }
 
@@ -158,11 +169,12 @@ impl<'a> Examination<'a> {
         Ok(key)
     }
 
-    fn genesis(&mut self) -> Result<(), Contradiction> {
+    /// The trail is the one that the anchors know.
+    fn genesis(&mut self) -> Result<Digest, Contradiction> {
         let hash = Line::hash(&self.evidence.genesis.encode());
         let Some(anchors) = self.anchors else {
             self.note("genesis", StepState::Waiting, format!("{hash}: no anchors file to compare it with"));
-            return Ok(());
+            return Ok(hash);
         };
         let mut known = anchors.trails.iter().filter(|t| t.origin == self.evidence.origin).peekable();
         if known.peek().is_none() {
@@ -177,7 +189,7 @@ impl<'a> Examination<'a> {
                 format!("this trail of that name began with {hash}, the one in your anchors did not"),
             ));
         }
-        Ok(())
+        Ok(hash)
     }
 
     /// The head is the trail's, and a quorum of witnesses cosigned it.
@@ -199,6 +211,7 @@ impl<'a> Examination<'a> {
         let trusted = self.trusted_at(&note);
         match verify_quorum(&note, log_key, &trusted, quorum) {
             Ok(seen) => {
+                self.as_of = Some(Second(seen.cosigned_at));
                 let text = format!(
                     "{} blocks, cosigned by {} at {}",
                     head.size,
@@ -227,7 +240,7 @@ impl<'a> Examination<'a> {
     }
 
     /// Every block stands in the log where it says, and its seal holds.
-    fn blocks(&mut self, head: &Head) -> Result<BTreeMap<u64, LogLeaf>, Contradiction> {
+    fn blocks(&mut self, head: &Head) -> Result<BTreeMap<u64, Placed>, Contradiction> {
         let keys = SealKeys::new(self.anchors, self.evidence.publications.as_ref().map(|b| b.0.as_slice()), self.at);
         let mut blocks = BTreeMap::new();
         let mut seals = SealSummary::default();
@@ -241,15 +254,15 @@ impl<'a> Examination<'a> {
                 None => Seal::Waiting("no seal has come yet".into()),
                 Some(bytes) => seal::check(&bytes.0, leaf.root.0, leaf.level, &keys),
             };
-            let at = seals.add(proof.block, &seal)?;
-            if let (Some((_, before)), Some(at)) = (previous, at)
+            let sealed_at = seals.add(proof.block, &seal)?;
+            if let (Some((_, before)), Some(at)) = (previous, sealed_at)
                 && at < before
             {
                 let text = format!("block {} was sealed before the block it follows", proof.block);
                 return Err(broken("seals", Code::SealInvalid, text));
             }
-            previous = Some((proof.block, at.or(previous.map(|p| p.1)).unwrap_or_default()));
-            blocks.insert(proof.block, leaf);
+            previous = Some((proof.block, sealed_at.or(previous.map(|p| p.1)).unwrap_or_default()));
+            blocks.insert(proof.block, Placed { leaf, sealed_at });
         }
         let text = format!("{} blocks stand in the log of {}", blocks.len(), head.size);
         self.note("log", StepState::Matches, text);
@@ -276,16 +289,17 @@ impl<'a> Examination<'a> {
     }
 
     /// Every line stands in its block.
-    fn lines(&mut self, blocks: &BTreeMap<u64, LogLeaf>) -> Result<(), Contradiction> {
+    fn lines(&mut self, blocks: &BTreeMap<u64, Placed>) -> Result<(), Contradiction> {
         let altered = |seq: u64, text: String| broken("lines", Code::LineAltered, format!("line {seq}: {text}"));
         let mut previous = None;
+        let mut latest_s = 0;
         for proof in &self.evidence.lines {
             let seq = proof.line.seq;
             if previous.is_some_and(|p| p >= seq) {
                 return Err(altered(seq, "lines are not in order".into()));
             }
             previous = Some(seq);
-            let leaf = blocks
+            let Placed { leaf, sealed_at } = blocks
                 .get(&proof.block)
                 .ok_or_else(|| altered(seq, format!("its block {} is not in the file", proof.block)))?;
             let last = leaf.first_seq.saturating_add(leaf.count);
@@ -301,8 +315,11 @@ impl<'a> Examination<'a> {
             if chain.root() != (leaf.root.0, leaf.level) {
                 return Err(altered(seq, "its chain does not lead to its block's root".into()));
             }
+            let happened_at = Second(proof.line.at.micros() / 1_000_000);
+            latest_s = latest_s.max(sealed_at.map_or(0, |at| at.since(happened_at)));
         }
-        let text = format!("{} lines hash to the roots of their blocks", self.evidence.lines.len());
+        let count = self.evidence.lines.len();
+        let text = format!("{count} lines hash to the roots of their blocks, sealed at most {latest_s} s after the time they state");
         self.note("lines", StepState::Matches, text);
         Ok(())
     }
@@ -329,20 +346,21 @@ impl<'a> Examination<'a> {
     fn complete(
         &mut self,
         head: &Head,
-        blocks: &BTreeMap<u64, LogLeaf>,
+        blocks: &BTreeMap<u64, Placed>,
         subject: Patient,
     ) -> Result<Digest, Contradiction> {
         let missing = |text: String| broken("complete", Code::BlockMissing, text);
         let map = &self.evidence.map;
-        if map.block + 1 != head.size {
+        if map.block.checked_add(1) != Some(head.size) {
             return Err(missing("the map is not that of the head".into()));
         }
         let last = blocks.get(&map.block).ok_or_else(|| missing("the head's last block is not in the file".into()))?;
+        let root = last.leaf.map;
         let lists = [(subject, &map.patient), (Patient::Many, &map.many), (Patient::Unknown, &map.unknown)];
         let mut counts = Vec::new();
         for (patient, entry) in lists {
             let lines: Vec<_> = self.evidence.lines.iter().filter(|l| l.line.patient == Some(patient)).collect();
-            check_list(&patient, entry, &lines, last.map).map_err(|text| missing(text.into()))?;
+            check_list(&patient, entry, &lines, root).map_err(|text| missing(text.into()))?;
             counts.push(lines.len());
         }
         let text = format!(
@@ -350,47 +368,83 @@ impl<'a> Examination<'a> {
             counts[0], counts[1], counts[2]
         );
         self.note("complete", StepState::Matches, text);
-        Ok(last.map)
+        Ok(root)
     }
 
     /// Somebody else replayed the trail and found this log and this map.
-    fn audit(&mut self, head: &Head, map_root: Digest) -> Result<(), Contradiction> {
-        let Some(note) = &self.evidence.audit else {
-            self.note("audit", StepState::Waiting, "no auditor's statement: completeness is the operator's word");
-            return Ok(());
+    fn audit(
+        &mut self,
+        log_key: &VerifierKey,
+        genesis: Digest,
+        head: &Head,
+        map_root: Digest,
+    ) -> Result<(), Contradiction> {
+        let (state, text) = match self.audited(log_key, genesis, head, map_root)? {
+            Ok(text) => (StepState::Matches, text),
+            Err(why) => (StepState::Waiting, format!("{why}: completeness is the operator's word")),
         };
-        let forked = |text: String| broken("audit", Code::TrailForked, text);
-        let note = Note::parse(note.as_bytes()).map_err(|e| forked(format!("unreadable statement: {e}")))?;
-        let statement = Statement::parse(note.text()).map_err(|e| forked(e.to_string()))?;
-        let same = statement.origin == self.evidence.origin
-            && statement.block == self.evidence.map.block
-            && statement.size == head.size
-            && statement.log_root == head.root
-            && statement.map_root == map_root;
-        if !same {
-            return Err(forked("the auditor's statement is about another head".into()));
-        }
-        let auditors = self.anchors.iter().flat_map(|a| &a.auditors);
-        let trusted = auditors.filter(|a| a.covers(statement.made_at)).find(|a| note.verify(&a.key).is_ok());
-        match trusted {
-            Some(auditor) => {
-                let text = format!("{} replayed every line up to {}", auditor.key.name(), statement.made_at);
-                self.note("audit", StepState::Matches, text);
-            }
-            None => self.note("audit", StepState::Waiting, "no auditor of yours signed: completeness is the operator's word"),
-        }
+        self.note("audit", state, text);
         Ok(())
+    }
+
+    /// What an auditor of the anchors confirms, or why none does.
+    fn audited(
+        &self,
+        log_key: &VerifierKey,
+        genesis: Digest,
+        head: &Head,
+        map_root: Digest,
+    ) -> Result<Result<String, String>, Contradiction> {
+        let forked = |text: String| broken("audit", Code::TrailForked, text);
+        let Some(note) = &self.evidence.audit else { return Ok(Err("no auditor's statement".into())) };
+        let read = Note::parse(note.as_bytes())
+            .ok()
+            .and_then(|note| Statement::parse(note.text()).ok().map(|statement| (note, statement)));
+        let Some((note, statement)) = read else { return Ok(Err("the auditor's statement is unreadable".into())) };
+        // Nobody has seen a head before it was cosigned: an expired key cannot
+        // reach it by stating an earlier time.
+        let made_at = statement.made_at.max(self.as_of.unwrap_or_default());
+        let mut trusted = None;
+        for auditor in self.anchors.iter().flat_map(|a| &a.auditors) {
+            match note.verify(&auditor.key) {
+                Err(SignatureError::Invalid) => {
+                    return Err(forked(format!("the signature of {} does not verify", auditor.key.name())));
+                }
+                Ok(()) if auditor.covers(made_at) && auditor.key.public_key() != log_key.public_key() => {
+                    trusted.get_or_insert(auditor);
+                }
+                _ => {}
+            }
+        }
+        let Some(auditor) = trusted else { return Ok(Err("no auditor of yours signed".into())) };
+        if statement.origin != self.evidence.origin || statement.size != head.size {
+            let about = format!("{} blocks of {}", statement.size, statement.origin);
+            return Ok(Err(format!("the auditor's statement is about another head, {about}")));
+        }
+        let name = auditor.key.name();
+        for (same, what) in [
+            (statement.genesis == genesis, "began with another line"),
+            (statement.log_root == head.root, "has another log"),
+            (statement.block == self.evidence.map.block && statement.map_root == map_root, "has another map"),
+        ] {
+            if !same {
+                return Err(forked(format!("the trail that {name} replayed {what}")));
+            }
+        }
+        Ok(Ok(format!("{name} replayed every line up to {}", statement.made_at)))
     }
 
     /// What is disclosed is what was committed to.
     fn openings(&mut self) -> Result<(), Contradiction> {
-        let mut opened = 0;
+        let mut opened = Opened::default();
         for proof in &self.evidence.lines {
-            opened += check_opening(proof).map_err(|what| {
+            opened.add(proof).map_err(|what| {
                 broken("values", Code::OpeningInvalid, format!("line {}: {what}", proof.line.seq))
             })?;
         }
-        self.note("values", StepState::Matches, format!("{opened} disclosed values open their commitments"));
+        let Opened { values, hidden } = opened;
+        let text = format!("{values} disclosed values open their commitments, {hidden} columns are kept back");
+        self.note("values", StepState::Matches, text);
         Ok(())
     }
 }
@@ -446,6 +500,9 @@ impl SealSummary {
 }
 
 fn check_list(patient: &Patient, entry: &MapEntry, lines: &[&LineProof], root: Digest) -> Result<(), &'static str> {
+    if root.0.algorithm() != Algorithm::Sha256 {
+        return Err("the map's root is not SHA-256");
+    }
     let root: [u8; 32] = root.0.digest().try_into().map_err(|_| "the map's root is not SHA-256")?;
     let value = entry.leaf.as_ref().map(|b| b.0.as_slice());
     if !entry.path.shows(&root, &patient_map_key(patient), value) {
@@ -470,38 +527,64 @@ fn check_list(patient: &Patient, entry: &MapEntry, lines: &[&LineProof], root: D
     Ok(())
 }
 
-fn check_opening(proof: &LineProof) -> Result<u64, &'static str> {
-    let Some(open) = &proof.open else { return Ok(0) };
-    let line = &proof.line;
-    let mut opened = 0;
-    if let Some(columns) = &open.columns {
-        let mut leaves = Vec::with_capacity(columns.len());
-        for column in columns {
-            leaves.push(match (&column.hidden, &column.nonce) {
-                (Some(leaf), None) if column.bytes().is_none() => leaf.0,
-                (None, Some(nonce)) if column.value.is_none() || column.bytes.is_none() => {
-                    opened += 1;
-                    column_leaf(nonce, &column.name, column.bytes())
-                }
-                _ => return Err("a column is neither open nor hidden"),
-            });
-        }
-        if line.row != Some(row_root(&leaves)) {
+/// What is disclosed, counted.
+#[derive(Default)]
+struct Opened {
+    values: usize,
+    hidden: usize,
+}
+
+impl Opened {
+    fn add(&mut self, proof: &LineProof) -> Result<(), &'static str> {
+        let Some(open) = &proof.open else { return Ok(()) };
+        let Opening { columns, person, raw } = open;
+        let line = &proof.line;
+        if let Some(columns) = columns
+            && line.row != Some(self.row(columns)?)
+        {
             return Err("the row's columns are not those that were sealed");
         }
-    }
-    if let Some(person) = &open.person {
-        let sealed = line.actor.as_ref().and_then(|a| a.person);
-        if sealed != Some(commit_person(&person.nonce, &person.value)) {
-            return Err("the person is not the one that was sealed");
+        if let Some(person) = person {
+            let sealed = line.actor.as_ref().and_then(|a| a.person);
+            if sealed != Some(commit_person(&person.nonce, &person.value)) {
+                return Err("the person is not the one that was sealed");
+            }
+            self.values += 1;
         }
-        opened += 1;
-    }
-    if let Some(raw) = &open.raw {
-        if line.raw != Some(commit_raw(&raw.nonce, &raw.bytes.0)) {
-            return Err("the message is not the one that was sealed");
+        if let Some(raw) = raw {
+            if line.raw != Some(commit_raw(&raw.nonce, &raw.bytes.0)) {
+                return Err("the message is not the one that was sealed");
+            }
+            self.values += 1;
         }
-        opened += 1;
+        Ok(())
     }
-    Ok(opened)
+
+    /// The row's commitment, from what is shown of its columns.
+    fn row(&mut self, columns: &[OpenColumn]) -> Result<Digest, &'static str> {
+        let mut names = BTreeSet::new();
+        let mut leaves = Vec::with_capacity(columns.len());
+        for column in columns {
+            let name = column.name.as_str();
+            if !names.insert(name) || names.len() > MAX_SHORT || name.len() > MAX_SHORT {
+                return Err("a column's name is there twice or too long, or there are too many columns");
+            }
+            let leaf = match (&column.hidden, &column.nonce) {
+                (Some(leaf), None) if column.bytes().is_none() => {
+                    self.hidden += 1;
+                    leaf.0
+                }
+                (None, Some(nonce)) if column.value.is_none() || column.bytes.is_none() => {
+                    self.values += 1;
+                    column_leaf(nonce, name, column.bytes())
+                }
+                _ => return Err("a column is neither open nor hidden"),
+            };
+            leaves.push((name, leaf));
+        }
+        Ok(row_root(leaves))
+    }
 }
+
+/// What the two bytes of a count or length can say.
+const MAX_SHORT: usize = u16::MAX as usize;

@@ -81,14 +81,12 @@ impl Session {
         let source = &worker.parts.source.name;
         self.compare_old(worker, change)?;
         let drafts = translate::change(change, source, &self.patients);
-        if self.patients.is_target(&change.table) {
-            if let Some(key) = translate::key_value(&change.key) {
-                let owner = change
-                    .new
-                    .as_ref()
-                    .and_then(|row| self.patients.of(&change.table, row));
-                self.patients.learn(&change.table, key, owner);
-            }
+        if self.patients.is_target(&change.table)
+            && let Some(key) = translate::key_value(&change.key)
+        {
+            let row = change.new.as_ref();
+            let owner = row.and_then(|row| self.patients.of(&change.table, row));
+            self.patients.learn(&change.table, key, owner);
         }
         let Some(line) = drafts.last().cloned() else {
             return Ok(());
