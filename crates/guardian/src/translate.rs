@@ -9,19 +9,22 @@ use pitser_evidence::line::{Binding as LineBinding, Op, Timestamp};
 use pitser_monitor::key_cells;
 use pitser_trail::{Draft, DraftActor, PatientId};
 
+/// Whose record a change is about, by identifier.
+#[derive(Debug, Default)]
+pub(crate) struct Whose {
+    /// By the trail, before the change.
+    pub(crate) before: Option<String>,
+    /// By the row, after it.
+    pub(crate) after: Option<String>,
+}
+
 /// The lines of one change. A record that moves to another patient is named
-/// in both lists.
-pub(crate) fn change(change: &Change, source: &str, patients: &Patients) -> Vec<Draft> {
-    let Ok(at) = change.at.parse::<Timestamp>() else {
-        return Vec::new();
-    };
+/// in both lists. `now` stands in for a time that no line can hold.
+pub(crate) fn change(change: &Change, source: &str, whose: Whose, now: &Timestamp) -> Vec<Draft> {
+    let at = change.at.parse().unwrap_or_else(|_| now.clone());
     let pos = change.pos.to_string();
-    let row = change.new.as_ref().or(change.old.as_ref());
-    let patient = row.and_then(|row| patients.of(&change.table, row));
-    let before = change
-        .old
-        .as_ref()
-        .and_then(|row| patients.of(&change.table, row));
+    let Whose { before, after } = whose;
+    let patient = if change.new.is_some() { after } else { before.clone().or(after) };
     let draft = |op: Op, patient: Option<String>| Draft {
         tx: Some(change.tx),
         table: Some(change.table.clone()),
@@ -32,7 +35,7 @@ pub(crate) fn change(change: &Change, source: &str, patients: &Patients) -> Vec<
         ..Draft::new(op, at.clone(), source, &pos)
     };
     let mut drafts = Vec::new();
-    if change.op == Changed::Update && before != patient {
+    if before.is_some() && before != patient {
         drafts.extend(before.map(|p| draft(Op::Relink, Some(p))));
         drafts.extend(patient.clone().map(|p| draft(Op::Relink, Some(p))));
     }
@@ -77,20 +80,36 @@ pub(crate) struct Resolved {
     pub(crate) patient: Option<PatientId>,
 }
 
+/// An audit event as it came.
+pub(crate) struct Message<'a> {
+    pub(crate) event: &'a AuditEvent,
+    pub(crate) raw: &'a [u8],
+    /// Its opaque id, for `pos`.
+    pub(crate) id: &'a str,
+    pub(crate) source: &'a str,
+    /// Stands in for a time that no line can hold.
+    pub(crate) now: Timestamp,
+}
+
 /// The lines of one audit event. Each record that it names, and each patient
 /// whom no record stands for, gets a line; what names nobody goes to `*unknown`.
+///
+/// `is_patient` says whether the trail knows a patient by an identifier.
 pub(crate) fn audit_event(
-    event: &AuditEvent,
-    raw: &[u8],
-    id: &str,
-    source: &str,
+    message: &Message<'_>,
     many: usize,
     records: Vec<Resolved>,
+    is_patient: impl Fn(&str) -> bool,
 ) -> Vec<Draft> {
-    let Ok(at) = event.recorded.parse::<Timestamp>() else {
-        return Vec::new();
-    };
-    let named: Vec<PatientId> = event.patients.iter().filter_map(patient_id).collect();
+    let Message { event, raw, id, source, now } = message;
+    let at = event.recorded.parse().unwrap_or_else(|_| now.clone());
+    let mut named: Vec<PatientId> = Vec::new();
+    for patient in &event.patients {
+        let patient = patient_id(patient, &is_patient);
+        if !named.contains(&patient) {
+            named.push(patient);
+        }
+    }
     let sole = match named.as_slice() {
         [one] => Some(one.clone()),
         _ => None,
@@ -107,8 +126,7 @@ pub(crate) fn audit_event(
         raw: Some(raw.to_vec()),
         ..Draft::new(Op::Read, at.clone(), source, id)
     };
-    let concerned = named.len().max(records.len());
-    if named.len() > many || concerned > many.saturating_mul(20) {
+    if event.patients.len() > many || records.len() > many.saturating_mul(20) {
         return vec![Draft {
             patient: Some(PatientId::Many),
             ..draft()
@@ -151,12 +169,13 @@ pub(crate) fn text_key(id: &str) -> Vec<Vec<u8>> {
 }
 
 /// The identifier by which the database knows a patient of an audit event.
-fn patient_id(patient: &FhirPatient) -> Option<PatientId> {
-    Some(PatientId::Id(match patient {
-        FhirPatient::Id { id, .. } => id.clone(),
-        FhirPatient::Urn(urn) => urn.clone(),
-        FhirPatient::Identifier { value, .. } => value.clone(),
-    }))
+/// Whoever is named otherwise, or is not known, cannot be determined: guessing
+/// would put the read on a list that nobody looks at.
+fn patient_id(patient: &FhirPatient, is_patient: impl Fn(&str) -> bool) -> PatientId {
+    match patient {
+        FhirPatient::Id { id, .. } if is_patient(id) => PatientId::Id(id.clone()),
+        _ => PatientId::Unknown,
+    }
 }
 
 /// The identifier in a one-column key, for tables that others point at.

@@ -3,7 +3,7 @@
 
 use super::{BASELINE_CHUNK, BATCH, BLOCK_LINES, Ended, Receipt, Session, SubmitError, Worker};
 use crate::status::SourceState;
-use crate::translate::{self, Resolved, text_key};
+use crate::translate::{self, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change};
 use pitser_capture::fhir;
 use pitser_capture::sqlite::SqliteError;
@@ -80,7 +80,8 @@ impl Session {
     pub(super) fn change(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
         let source = &worker.parts.source.name;
         self.compare_old(worker, change)?;
-        let drafts = translate::change(change, source, &self.patients);
+        let whose = self.whose(change)?;
+        let drafts = translate::change(change, source, whose, &self.now(worker));
         if self.patients.is_target(&change.table)
             && let Some(key) = translate::key_value(&change.key)
         {
@@ -111,6 +112,20 @@ impl Session {
         }
         tracing::debug!(seq, table = %change.table, op = line.op.as_str(), "captured");
         Ok(())
+    }
+
+    /// Whose record a change is about: by the trail before, by the row after.
+    fn whose(&mut self, change: &Change) -> Result<Whose, TrailError> {
+        let key = key_cells(&change.key);
+        let record = self.trail.record_key(Some(&change.table), &key);
+        let row = change.new.as_ref().or(change.old.as_ref());
+        let after = row.and_then(|row| self.patients.of(&change.table, row));
+        let known = self.trail.state().record(&change.table, &record);
+        let before = match known.and_then(|record| record.patient) {
+            Some(patient @ Patient::Pseudonym(_)) => self.trail.vault().identifier(&patient.to_string())?,
+            _ => None,
+        };
+        Ok(Whose { before, after })
     }
 
     /// The row that a change replaces must be the one that was sealed last:
@@ -223,14 +238,17 @@ impl Session {
         for resource in &event.data {
             records.push(self.resolve(worker, &resource.kind, &resource.id)?);
         }
-        let drafts = translate::audit_event(
-            &event,
+        let message = Message {
+            event: &event,
             raw,
-            &id,
-            &source,
-            worker.parts.tuning.many_patients,
-            records,
-        );
+            id: &id,
+            source: &source,
+            now: self.now(worker),
+        };
+        let trail = &self.trail;
+        let is_patient = |id: &str| trail.state().patient(&trail.keys().pseudonym(id)).is_some();
+        let many = worker.parts.tuning.many_patients;
+        let drafts = translate::audit_event(&message, many, records, is_patient);
         let lines = drafts.len();
         self.events += lines as u64;
         self.trail.append(drafts)?;
