@@ -321,6 +321,16 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
             ));
         };
         let (sealed, sealed_at) = self.seal(segment, number, seal, report.root, report.level)?;
+        let before = self.view.blocks.last().and_then(|block| block.sealed_at);
+        if sealed_at.is_some() && sealed_at < before {
+            let text = format!("block {number} was sealed before the block it continues");
+            return Err(damage(
+                Code::SealInvalid,
+                &segment.signature_path,
+                None,
+                text,
+            ));
+        }
         let leaf = LogLeaf {
             origin: checkpoint.origin.clone(),
             block: number,
@@ -391,7 +401,7 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         {
             return Err(wrong("its checkpoint is that of another block"));
         }
-        if body.map.0.digest() != root || body.map_seq + 1 != seq {
+        if Imprint::new(Algorithm::Sha256, &root) != Some(body.map.0) || body.map_seq + 1 != seq {
             return Err(wrong("the map's root does not follow from the lines"));
         }
         Ok(*body)
