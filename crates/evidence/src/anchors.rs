@@ -73,35 +73,52 @@ pub struct KeyAnchor {
     #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
     pub key: VerifierKey,
     /// Signatures before this instant do not count (RFC 3339).
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "write_time", deserialize_with = "read_time")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_time",
+        deserialize_with = "read_time"
+    )]
     pub valid_from: Option<Second>,
     /// Signatures from this instant on do not count (RFC 3339).
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "write_time", deserialize_with = "read_time")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_time",
+        deserialize_with = "read_time"
+    )]
     pub valid_until: Option<Second>,
 }
 
 impl KeyAnchor {
     /// An anchor without an end.
     pub fn new(key: VerifierKey) -> Self {
-        Self { key, valid_from: None, valid_until: None }
+        Self {
+            key,
+            valid_from: None,
+            valid_until: None,
+        }
     }
 
     fn check(&self, kind: &str, algorithm: Algorithm) -> Result<(), String> {
         let name = self.key.name();
         if self.key.algorithm() != algorithm {
-            return Err(format!("{name}: this key is of a type that no {kind} signs with"));
+            return Err(format!(
+                "{name}: this key is of a type that no {kind} signs with"
+            ));
         }
         match (self.valid_from, self.valid_until) {
-            (Some(from), Some(until)) if from >= until => {
-                Err(format!("{name}: valid_from {from} is not before valid_until {until}"))
-            }
+            (Some(from), Some(until)) if from >= until => Err(format!(
+                "{name}: valid_from {from} is not before valid_until {until}"
+            )),
             _ => Ok(()),
         }
     }
 
     /// True if a signature made at `at` counts.
     pub fn covers(&self, at: Second) -> bool {
-        self.valid_from.is_none_or(|from| at >= from) && self.valid_until.is_none_or(|until| at < until)
+        self.valid_from.is_none_or(|from| at >= from)
+            && self.valid_until.is_none_or(|until| at < until)
     }
 }
 
@@ -113,7 +130,10 @@ impl Anchors {
     pub fn from_toml(text: &str) -> Result<Self, String> {
         let anchors: Self = toml::from_str(text).map_err(|e| e.to_string())?;
         if anchors.version != 1 {
-            return Err(format!("version {} is not 1: a newer Pitser wrote it", anchors.version));
+            return Err(format!(
+                "version {} is not 1: a newer Pitser wrote it",
+                anchors.version
+            ));
         }
         if anchors.witness_quorum as usize > anchors.witnesses.len() {
             return Err(format!(
@@ -134,7 +154,9 @@ impl Anchors {
     /// Writes an anchors file.
     pub fn to_toml(&self) -> String {
         let body = toml::to_string_pretty(self).expect("our types have a TOML form");
-        format!("# What this verifier trusts. Keep it apart from the evidence that it judges.\n{body}")
+        format!(
+            "# What this verifier trusts. Keep it apart from the evidence that it judges.\n{body}"
+        )
     }
 }
 
@@ -144,7 +166,8 @@ fn write_code<S: Serializer>(data: &PublicationData, s: S) -> Result<S::Ok, S::E
 
 fn read_code<'de, D: Deserializer<'de>>(d: D) -> Result<PublicationData, D::Error> {
     let text = String::deserialize(d)?;
-    PublicationData::from_code(&text).map_err(|e| D::Error::custom(format!("publication code: {e}")))
+    PublicationData::from_code(&text)
+        .map_err(|e| D::Error::custom(format!("publication code: {e}")))
 }
 
 fn write_key<S: Serializer>(key: &VerifierKey, s: S) -> Result<S::Ok, S::Error> {
@@ -153,7 +176,8 @@ fn write_key<S: Serializer>(key: &VerifierKey, s: S) -> Result<S::Ok, S::Error> 
 
 fn read_key<'de, D: Deserializer<'de>>(d: D) -> Result<VerifierKey, D::Error> {
     let text = String::deserialize(d)?;
-    text.parse().map_err(|e| D::Error::custom(format!("verifier key: {e}")))
+    text.parse()
+        .map_err(|e| D::Error::custom(format!("verifier key: {e}")))
 }
 
 fn write_time<S: Serializer>(time: &Option<Second>, s: S) -> Result<S::Ok, S::Error> {
@@ -162,7 +186,9 @@ fn write_time<S: Serializer>(time: &Option<Second>, s: S) -> Result<S::Ok, S::Er
 
 fn read_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Second>, D::Error> {
     let text = String::deserialize(d)?;
-    let instant: jiff::Timestamp = text.parse().map_err(|e| D::Error::custom(format!("instant {text:?}: {e}")))?;
+    let instant: jiff::Timestamp = text
+        .parse()
+        .map_err(|e| D::Error::custom(format!("instant {text:?}: {e}")))?;
     u64::try_from(instant.as_second())
         .map(|s| Some(Second(s)))
         .map_err(|_| D::Error::custom(format!("instant {text:?} is before 1970")))

@@ -103,7 +103,12 @@ mod tests {
         };
         let text = statement.text();
         assert_eq!(Statement::parse(&text), Ok(statement));
-        for wrong in [text.replace("\n7 ", "\n07 "), text.replace("audit/1", "audit/2"), text.clone() + "\n", text.trim().into()] {
+        for wrong in [
+            text.replace("\n7 ", "\n07 "),
+            text.replace("audit/1", "audit/2"),
+            text.clone() + "\n",
+            text.trim().into(),
+        ] {
             assert!(Statement::parse(&wrong).is_err(), "{wrong}");
         }
     }

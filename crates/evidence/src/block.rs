@@ -34,7 +34,11 @@ impl LogLeaf {
     /// The entry's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![1];
-        out.extend(u16::try_from(self.origin.len()).unwrap_or(u16::MAX).to_be_bytes());
+        out.extend(
+            u16::try_from(self.origin.len())
+                .unwrap_or(u16::MAX)
+                .to_be_bytes(),
+        );
         out.extend(self.origin.as_bytes());
         for number in [self.block, self.first_seq, self.count] {
             out.extend(number.to_be_bytes());
@@ -54,7 +58,9 @@ impl LogLeaf {
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
-        let (1, rest) = bytes.split_first().map(|(v, r)| (*v, r))? else { return None };
+        let (1, rest) = bytes.split_first().map(|(v, r)| (*v, r))? else {
+            return None;
+        };
         let (length, rest) = rest.split_first_chunk::<2>()?;
         let (origin, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
         let (block, rest) = rest.split_first_chunk::<8>()?;

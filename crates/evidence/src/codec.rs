@@ -65,7 +65,9 @@ pub fn from_canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T
 /// [`CodecError::Rule`] naming the member.
 pub fn bounded(member: &str, value: u64) -> Result<(), CodecError> {
     if value > MAX_INTEGER {
-        return Err(CodecError::Rule(format!("{member} is larger than 2^53 - 1")));
+        return Err(CodecError::Rule(format!(
+            "{member} is larger than 2^53 - 1"
+        )));
     }
     Ok(())
 }
@@ -119,7 +121,10 @@ pub struct Digest(pub Imprint);
 impl Digest {
     /// The default hash of `parts`, joined: SHA-256.
     pub fn of(parts: &[&[u8]]) -> Self {
-        Self(pitser_ksi::hash::hash(pitser_ksi::hash::Algorithm::Sha256, parts))
+        Self(pitser_ksi::hash::hash(
+            pitser_ksi::hash::Algorithm::Sha256,
+            parts,
+        ))
     }
 }
 
@@ -204,7 +209,10 @@ mod tests {
 
     #[test]
     fn reads_only_what_it_writes() {
-        let doc = Doc { a: "õ\n\u{7f}/".into(), b: 7 };
+        let doc = Doc {
+            a: "õ\n\u{7f}/".into(),
+            b: 7,
+        };
         let bytes = to_canonical(&doc);
         assert_eq!(bytes, "{\"a\":\"õ\\n\u{7f}/\",\"b\":7}".as_bytes());
         assert_eq!(from_canonical::<Doc>(&bytes), Ok(doc));

@@ -116,7 +116,12 @@ pub fn row_root<'a>(columns: impl IntoIterator<Item = (&'a str, [u8; 32])>) -> D
         names.extend(name.as_bytes());
         leaves.push(leaf);
     }
-    Digest::of(&[b"pitser/v1/row\0", &short_length(leaves.len()), &names, &merkle_root(&leaves)])
+    Digest::of(&[
+        b"pitser/v1/row\0",
+        &short_length(leaves.len()),
+        &names,
+        &merkle_root(&leaves),
+    ])
 }
 
 /// Leaves and commitment of a whole row.
@@ -154,12 +159,23 @@ pub fn record_key<'a>(table_key: &Key, cells: impl IntoIterator<Item = &'a [u8]>
 
 /// What the genesis line says of a table's key.
 pub fn commit_table_key(table: &str, key: &Key) -> Digest {
-    Digest::of(&[b"pitser/v1/table-key\0", table.as_bytes(), b"\0", key.expose()])
+    Digest::of(&[
+        b"pitser/v1/table-key\0",
+        table.as_bytes(),
+        b"\0",
+        key.expose(),
+    ])
 }
 
 /// What is given to the pseudonym function for a patient identifier.
 pub fn patient_alpha(origin: &str, identifier: &str) -> Vec<u8> {
-    [b"pitser/v1/patient\0", origin.as_bytes(), b"\0", identifier.as_bytes()].concat()
+    [
+        b"pitser/v1/patient\0",
+        origin.as_bytes(),
+        b"\0",
+        identifier.as_bytes(),
+    ]
+    .concat()
 }
 
 fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
@@ -193,7 +209,14 @@ mod tests {
 
     fn row(seq: u64, status: Option<&[u8]>) -> (Vec<[u8; 32]>, Digest) {
         let nonce = LineNonce::new(&Key::new([1; 32]), "o/s", 1, seq);
-        commit_row(&nonce, [("id", Some(&b"tobs-1"[..])), ("status", status), ("value", Some(b"r1.5"))])
+        commit_row(
+            &nonce,
+            [
+                ("id", Some(&b"tobs-1"[..])),
+                ("status", status),
+                ("value", Some(b"r1.5")),
+            ],
+        )
     }
 
     #[test]
@@ -203,13 +226,19 @@ mod tests {
         assert_ne!(root_a, root_b);
         let differing: Vec<_> = (0..3).filter(|&i| a[i] != b[i]).collect();
         assert_eq!(differing, [1]);
-        assert_eq!(row_root(["id", "status", "value"].into_iter().zip(a)), root_a);
+        assert_eq!(
+            row_root(["id", "status", "value"].into_iter().zip(a)),
+            root_a
+        );
     }
 
     #[test]
     fn a_column_cannot_be_shown_under_another_name() {
         let (leaves, root) = row(4, Some(b"tfinal"));
-        assert_ne!(row_root(["id", "hidden", "value"].into_iter().zip(leaves)), root);
+        assert_ne!(
+            row_root(["id", "hidden", "value"].into_iter().zip(leaves)),
+            root
+        );
     }
 
     #[test]
@@ -221,9 +250,15 @@ mod tests {
     #[test]
     fn names_and_values_cannot_run_into_each_other() {
         let nonce = Bytes32([0; 32]);
-        assert_ne!(column_leaf(&nonce, "ab", Some(b"c")), column_leaf(&nonce, "a", Some(b"bc")));
+        assert_ne!(
+            column_leaf(&nonce, "ab", Some(b"c")),
+            column_leaf(&nonce, "a", Some(b"bc"))
+        );
         let key = Key::new([2; 32]);
-        assert_ne!(record_key(&key, [&b"ab"[..], b"c"]), record_key(&key, [&b"a"[..], b"bc"]));
+        assert_ne!(
+            record_key(&key, [&b"ab"[..], b"c"]),
+            record_key(&key, [&b"a"[..], b"bc"])
+        );
     }
 
     #[test]

@@ -117,9 +117,21 @@ pub struct OpenColumn {
 impl OpenColumn {
     /// A disclosed column.
     pub fn open(name: &str, nonce: Bytes32, value: Option<&[u8]>) -> Self {
-        let text = value.and_then(|v| std::str::from_utf8(v).ok()).map(str::to_owned);
-        let bytes = if text.is_none() { value.map(|v| Blob(v.to_vec())) } else { None };
-        Self { bytes, hidden: None, name: name.to_owned(), nonce: Some(nonce), value: text }
+        let text = value
+            .and_then(|v| std::str::from_utf8(v).ok())
+            .map(str::to_owned);
+        let bytes = if text.is_none() {
+            value.map(|v| Blob(v.to_vec()))
+        } else {
+            None
+        };
+        Self {
+            bytes,
+            hidden: None,
+            name: name.to_owned(),
+            nonce: Some(nonce),
+            value: text,
+        }
     }
 
     /// The disclosed bytes, `None` for NULL.
@@ -134,7 +146,12 @@ impl OpenColumn {
 
 impl std::fmt::Debug for OpenColumn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "OpenColumn({}, {} bytes)", self.name, self.bytes().map_or(0, <[u8]>::len))
+        write!(
+            f,
+            "OpenColumn({}, {} bytes)",
+            self.name,
+            self.bytes().map_or(0, <[u8]>::len)
+        )
     }
 }
 
@@ -212,11 +229,13 @@ impl Evidence {
     /// Anything that [`Evidence::encode`] would not have written.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.len() > MAX_FILE {
-            return Err(CodecError::Rule(format!("evidence file longer than {MAX_FILE} bytes")));
+            return Err(CodecError::Rule(format!(
+                "evidence file longer than {MAX_FILE} bytes"
+            )));
         }
-        let body = bytes
-            .strip_suffix(b"\n")
-            .ok_or_else(|| CodecError::Rule("the file does not end in a line feed: it is truncated".into()))?;
+        let body = bytes.strip_suffix(b"\n").ok_or_else(|| {
+            CodecError::Rule("the file does not end in a line feed: it is truncated".into())
+        })?;
         let evidence: Self = from_canonical(body)?;
         if evidence.format != FORMAT {
             return Err(CodecError::Rule(format!(
@@ -229,7 +248,12 @@ impl Evidence {
             proof.line.check()?;
             bounded("block", proof.block)?;
         }
-        for number in evidence.blocks.iter().map(|b| b.block).chain([evidence.map.block]) {
+        for number in evidence
+            .blocks
+            .iter()
+            .map(|b| b.block)
+            .chain([evidence.map.block])
+        {
             bounded("block", number)?;
         }
         Ok(evidence)
@@ -245,7 +269,10 @@ impl Evidence {
     /// The note text that the trail's key signs: the digest of everything
     /// but the signature.
     pub fn signed_text(&self) -> String {
-        let unsigned = Self { signature: String::new(), ..self.clone() };
+        let unsigned = Self {
+            signature: String::new(),
+            ..self.clone()
+        };
         let digest = crate::codec::Digest::of(&[&to_canonical(&unsigned)]);
         format!("{FORMAT}\n{}\n{digest}\n", self.origin)
     }

@@ -18,8 +18,8 @@ pub mod file;
 pub mod finding;
 pub mod line;
 pub mod map;
-pub mod state;
 pub mod seal;
+pub mod state;
 mod verify;
 pub mod vrf;
 

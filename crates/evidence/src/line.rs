@@ -126,7 +126,9 @@ impl Line {
     /// Anything that [`Line::encode`] would not have written.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.len() > MAX_LINE {
-            return Err(CodecError::Rule(format!("line longer than {MAX_LINE} bytes")));
+            return Err(CodecError::Rule(format!(
+                "line longer than {MAX_LINE} bytes"
+            )));
         }
         let line: Self = from_canonical(bytes)?;
         line.check()?;
@@ -149,29 +151,72 @@ impl Line {
     /// [`CodecError::Rule`] naming the first rule broken.
     pub fn check(&self) -> Result<(), CodecError> {
         let rule = |ok: bool, text: &str| {
-            if ok { Ok(()) } else { Err(CodecError::Rule(text.to_owned())) }
+            if ok {
+                Ok(())
+            } else {
+                Err(CodecError::Rule(text.to_owned()))
+            }
         };
-        rule(self.v == VERSION, "line version is not 1: a newer Pitser wrote it")?;
+        rule(
+            self.v == VERSION,
+            "line version is not 1: a newer Pitser wrote it",
+        )?;
         for (name, value) in self.integers() {
             bounded(name, value)?;
         }
         rule(self.event <= self.seq, "event is later than seq")?;
         rule(self.more != Some(false), "more is true or absent")?;
-        rule(self.genesis.is_some() == (self.op == Op::Genesis), "genesis body and op disagree")?;
-        rule((self.seq == 0) == (self.op == Op::Genesis), "genesis is line 0, and only that")?;
-        rule(self.checkpoint.is_some() == (self.op == Op::Checkpoint), "checkpoint body and op disagree")?;
-        rule(self.finding.is_some() == (self.op == Op::Finding), "finding body and op disagree")?;
-        rule(self.gap.is_some() == (self.op == Op::Gap), "gap body and op disagree")?;
-        rule(self.ddl.is_some() == (self.op == Op::Ddl), "ddl body and op disagree")?;
-        rule(self.key.is_none() || self.table.is_some(), "key without table")?;
-        rule(self.prev.is_none() || self.key.is_some(), "prev without key")?;
-        rule(self.patient_prev.is_none() || self.patient.is_some(), "patient_prev without patient")?;
-        rule(self.row.is_some() == self.op.commits_row(), "row commitment and op disagree")?;
+        rule(
+            self.genesis.is_some() == (self.op == Op::Genesis),
+            "genesis body and op disagree",
+        )?;
+        rule(
+            (self.seq == 0) == (self.op == Op::Genesis),
+            "genesis is line 0, and only that",
+        )?;
+        rule(
+            self.checkpoint.is_some() == (self.op == Op::Checkpoint),
+            "checkpoint body and op disagree",
+        )?;
+        rule(
+            self.finding.is_some() == (self.op == Op::Finding),
+            "finding body and op disagree",
+        )?;
+        rule(
+            self.gap.is_some() == (self.op == Op::Gap),
+            "gap body and op disagree",
+        )?;
+        rule(
+            self.ddl.is_some() == (self.op == Op::Ddl),
+            "ddl body and op disagree",
+        )?;
+        rule(
+            self.key.is_none() || self.table.is_some(),
+            "key without table",
+        )?;
+        rule(
+            self.prev.is_none() || self.key.is_some(),
+            "prev without key",
+        )?;
+        rule(
+            self.patient_prev.is_none() || self.patient.is_some(),
+            "patient_prev without patient",
+        )?;
+        rule(
+            self.row.is_some() == self.op.commits_row(),
+            "row commitment and op disagree",
+        )?;
         rule(!self.op.needs_key() || self.key.is_some(), "op needs a key")?;
         let names_nobody = self.table.is_none() && self.patient.is_none();
-        rule(!self.op.is_about_the_trail() || names_nobody, "genesis and checkpoint name no record and no patient")?;
+        rule(
+            !self.op.is_about_the_trail() || names_nobody,
+            "genesis and checkpoint name no record and no patient",
+        )?;
         let alone = self.event == self.seq && self.more.is_none();
-        rule(!self.op.is_about_the_trail() || alone, "genesis and checkpoint are events of their own")?;
+        rule(
+            !self.op.is_about_the_trail() || alone,
+            "genesis and checkpoint are events of their own",
+        )?;
         for prev in [self.prev, self.patient_prev].into_iter().flatten() {
             rule(prev.seq < self.seq, "prev does not point back")?;
         }
@@ -182,12 +227,27 @@ impl Line {
     fn integers(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let checkpoint = self.checkpoint.as_ref().map(|c| {
             let seal = c.seal.map(|s| s.block).unwrap_or_default();
-            [("block", c.block), ("count", c.count), ("first", c.first), ("map_seq", c.map_seq), ("seal block", seal)]
+            [
+                ("block", c.block),
+                ("count", c.count),
+                ("first", c.first),
+                ("map_seq", c.map_seq),
+                ("seal block", seal),
+            ]
         });
-        let about = self.finding.as_ref().and_then(|f| f.about).unwrap_or_default();
-        [("seq", self.seq), ("event", self.event), ("tx", self.tx.unwrap_or_default()), ("about", about)]
-            .into_iter()
-            .chain(checkpoint.into_iter().flatten())
+        let about = self
+            .finding
+            .as_ref()
+            .and_then(|f| f.about)
+            .unwrap_or_default();
+        [
+            ("seq", self.seq),
+            ("event", self.event),
+            ("tx", self.tx.unwrap_or_default()),
+            ("about", about),
+        ]
+        .into_iter()
+        .chain(checkpoint.into_iter().flatten())
     }
 }
 
@@ -509,7 +569,11 @@ impl std::str::FromStr for Timestamp {
         let instant: jiff::Timestamp = text.parse().map_err(|_| wrong())?;
         let micros = u64::try_from(instant.as_microsecond()).map_err(|_| wrong())?;
         let canonical = Self::from_micros(micros)?;
-        if canonical.0 == text { Ok(canonical) } else { Err(wrong()) }
+        if canonical.0 == text {
+            Ok(canonical)
+        } else {
+            Err(wrong())
+        }
     }
 }
 
@@ -539,7 +603,10 @@ mod tests {
             person: Some(Digest::of(&[b"p"])),
             role: None,
         });
-        line.prev = Some(Prev { hash: Digest::of(&[b"x"]), seq: 3 });
+        line.prev = Some(Prev {
+            hash: Digest::of(&[b"x"]),
+            seq: 3,
+        });
         line.tx = Some(840);
         line
     }
@@ -568,21 +635,55 @@ mod tests {
         refused(|l| l.row = None, "row commitment");
         refused(|l| l.op = Op::Read, "row commitment");
         refused(|l| l.op = Op::Gap, "gap body");
-        refused(|l| l.prev = Some(Prev { hash: Digest::of(&[]), seq: 12 }), "point back");
+        refused(
+            |l| {
+                l.prev = Some(Prev {
+                    hash: Digest::of(&[]),
+                    seq: 12,
+                })
+            },
+            "point back",
+        );
         refused(|l| l.tx = Some(1 << 53), "2^53");
         refused(|l| *l = finding(1 << 53), "2^53");
         assert_eq!(Line::decode(&finding(4).encode()), Ok(finding(4)));
         refused(|l| *l = checkpoint(|c| c.map_seq = 1 << 53), "2^53");
-        let about_somebody = || Line { patient: Some(Patient::Many), ..checkpoint(|_| {}) };
+        let about_somebody = || Line {
+            patient: Some(Patient::Many),
+            ..checkpoint(|_| {})
+        };
         refused(|l| *l = about_somebody(), "no patient");
-        refused(|l| *l = Line { event: 11, ..checkpoint(|_| {}) }, "events of their own");
-        refused(|l| *l = Line { more: Some(true), ..checkpoint(|_| {}) }, "events of their own");
-        assert_eq!(Line::decode(&checkpoint(|_| {}).encode()), Ok(checkpoint(|_| {})));
+        refused(
+            |l| {
+                *l = Line {
+                    event: 11,
+                    ..checkpoint(|_| {})
+                }
+            },
+            "events of their own",
+        );
+        refused(
+            |l| {
+                *l = Line {
+                    more: Some(true),
+                    ..checkpoint(|_| {})
+                }
+            },
+            "events of their own",
+        );
+        assert_eq!(
+            Line::decode(&checkpoint(|_| {}).encode()),
+            Ok(checkpoint(|_| {}))
+        );
     }
 
     fn finding(about: u64) -> Line {
         let mut line = Line::new(Op::Finding, 12, sample().at, "ehr", "841");
-        line.finding = Some(Finding { about: Some(about), code: Code::RowDiffers, text: "it differs".into() });
+        line.finding = Some(Finding {
+            about: Some(about),
+            code: Code::RowDiffers,
+            text: "it differs".into(),
+        });
         line
     }
 
@@ -610,11 +711,20 @@ mod tests {
     #[test]
     fn instants_have_one_spelling() {
         assert!("2026-03-14T09:26:53.589793Z".parse::<Timestamp>().is_ok());
-        for wrong in ["2026-03-14T09:26:53Z", "2026-03-14T09:26:53.589Z", "2026-03-14t09:26:53.589793Z",
-                      "2026-03-14T09:26:53.589793+00:00", "2026-02-30T00:00:00.000000Z", ""] {
+        for wrong in [
+            "2026-03-14T09:26:53Z",
+            "2026-03-14T09:26:53.589Z",
+            "2026-03-14t09:26:53.589793Z",
+            "2026-03-14T09:26:53.589793+00:00",
+            "2026-02-30T00:00:00.000000Z",
+            "",
+        ] {
             assert!(wrong.parse::<Timestamp>().is_err(), "{wrong}");
         }
         let t = Timestamp::from_micros(1_773_480_413_589_793).unwrap();
-        assert_eq!((t.as_str(), t.micros()), ("2026-03-14T09:26:53.589793Z", 1_773_480_413_589_793));
+        assert_eq!(
+            (t.as_str(), t.micros()),
+            ("2026-03-14T09:26:53.589793Z", 1_773_480_413_589_793)
+        );
     }
 }

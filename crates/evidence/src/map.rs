@@ -97,7 +97,9 @@ impl Leaf {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let wrong = || CodecError::Rule("not a map leaf of version 1".into());
         let mut rest = bytes;
-        let [1, kind] = take::<2>(&mut rest).ok_or_else(wrong)? else { return Err(wrong()) };
+        let [1, kind] = take::<2>(&mut rest).ok_or_else(wrong)? else {
+            return Err(wrong());
+        };
         let kind = match kind {
             0 => LeafKind::Record,
             1 => LeafKind::Patient,
@@ -120,7 +122,13 @@ impl Leaf {
             }
         }
         if rest.is_empty() {
-            Ok(Self { count, last_seq, last_hash, row, kind })
+            Ok(Self {
+                count,
+                last_seq,
+                last_hash,
+                row,
+                kind,
+            })
         } else {
             Err(wrong())
         }
@@ -151,8 +159,14 @@ pub struct SparseMap {
 
 #[derive(Debug)]
 enum Node {
-    Leaf { key: MapKey, value: [u8; 32] },
-    Inner { children: [Option<u32>; 2], hash: Option<[u8; 32]> },
+    Leaf {
+        key: MapKey,
+        value: [u8; 32],
+    },
+    Inner {
+        children: [Option<u32>; 2],
+        hash: Option<[u8; 32]>,
+    },
 }
 
 impl SparseMap {
@@ -195,7 +209,10 @@ impl SparseMap {
                         return;
                     }
                 }
-                Node::Leaf { key: there, value: old } => {
+                Node::Leaf {
+                    key: there,
+                    value: old,
+                } => {
                     if there == key {
                         *old = value;
                         return;
@@ -236,12 +253,18 @@ impl SparseMap {
                     at = next;
                 }
                 Node::Leaf { key: there, value } => {
-                    let other = (there != key).then_some(OtherLeaf { key: Bytes32(*there), value: Bytes32(*value) });
+                    let other = (there != key).then_some(OtherLeaf {
+                        key: Bytes32(*there),
+                        value: Bytes32(*value),
+                    });
                     return Path { other, siblings };
                 }
             }
         }
-        Path { other: None, siblings }
+        Path {
+            other: None,
+            siblings,
+        }
     }
 
     fn push(&mut self, node: Node) -> u32 {
@@ -264,11 +287,17 @@ impl SparseMap {
         let mut children = [None; 2];
         children[bit(&a.1, parting)] = Some(a.0);
         children[bit(&b.1, parting)] = Some(b.0);
-        let mut node = self.push(Node::Inner { children, hash: None });
+        let mut node = self.push(Node::Inner {
+            children,
+            hash: None,
+        });
         for above in (depth..parting).rev() {
             let mut children = [None; 2];
             children[bit(&a.1, above)] = Some(node);
-            node = self.push(Node::Inner { children, hash: None });
+            node = self.push(Node::Inner {
+                children,
+                hash: None,
+            });
         }
         node
     }
@@ -276,8 +305,13 @@ impl SparseMap {
     fn hash(&mut self, at: u32) -> [u8; 32] {
         match &self.nodes[at as usize] {
             Node::Leaf { key, value } => leaf_hash(key, value),
-            Node::Inner { hash: Some(hash), .. } => *hash,
-            Node::Inner { children, hash: None } => {
+            Node::Inner {
+                hash: Some(hash), ..
+            } => *hash,
+            Node::Inner {
+                children,
+                hash: None,
+            } => {
                 let [left, right] = *children;
                 let left = left.map_or(EMPTY, |n| self.hash(n));
                 let right = right.map_or(EMPTY, |n| self.hash(n));
@@ -327,9 +361,18 @@ impl Path {
             }
             _ => return false,
         };
-        let computed = self.siblings.iter().enumerate().rev().fold(end, |hash, (depth, sibling)| {
-            if bit(key, depth) == 0 { inner_hash(&hash, &sibling.0) } else { inner_hash(&sibling.0, &hash) }
-        });
+        let computed =
+            self.siblings
+                .iter()
+                .enumerate()
+                .rev()
+                .fold(end, |hash, (depth, sibling)| {
+                    if bit(key, depth) == 0 {
+                        inner_hash(&hash, &sibling.0)
+                    } else {
+                        inner_hash(&sibling.0, &hash)
+                    }
+                });
         computed == *root
     }
 
@@ -371,7 +414,10 @@ mod tests {
             [(key, value)] => leaf_hash(key, value),
             _ => {
                 let split = leaves.partition_point(|(key, _)| bit(key, depth) == 0);
-                inner_hash(&defined_root(&leaves[..split], depth + 1), &defined_root(&leaves[split..], depth + 1))
+                inner_hash(
+                    &defined_root(&leaves[..split], depth + 1),
+                    &defined_root(&leaves[split..], depth + 1),
+                )
             }
         }
     }
@@ -422,16 +468,36 @@ mod tests {
         map.insert(&[0xff; 32], b"b");
         let root = map.root();
         let path = map.prove(&[0x00; 32]);
-        let other = OtherLeaf { key: Bytes32([0xff; 32]), value: Bytes32(digest(&[b"b"])) };
-        let forged = Path { other: Some(other), siblings: path.siblings };
+        let other = OtherLeaf {
+            key: Bytes32([0xff; 32]),
+            value: Bytes32(digest(&[b"b"])),
+        };
+        let forged = Path {
+            other: Some(other),
+            siblings: path.siblings,
+        };
         assert!(!forged.shows(&root, &[0x00; 32], None));
     }
 
     #[test]
     fn leaves_read_back() {
-        let row = RowRef { row: Digest::of(&[b"r"]), timeline: 1, seq: 9 };
-        for (kind, row) in [(LeafKind::Record, Some(row)), (LeafKind::Record, None), (LeafKind::Patient, None)] {
-            let leaf = Leaf { count: 3, last_seq: 11, last_hash: Digest::of(&[b"l"]), row, kind };
+        let row = RowRef {
+            row: Digest::of(&[b"r"]),
+            timeline: 1,
+            seq: 9,
+        };
+        for (kind, row) in [
+            (LeafKind::Record, Some(row)),
+            (LeafKind::Record, None),
+            (LeafKind::Patient, None),
+        ] {
+            let leaf = Leaf {
+                count: 3,
+                last_seq: 11,
+                last_hash: Digest::of(&[b"l"]),
+                row,
+                kind,
+            };
             let bytes = leaf.encode();
             assert_eq!(Leaf::decode(&bytes), Ok(leaf));
             for cut in 0..bytes.len() {

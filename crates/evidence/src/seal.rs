@@ -47,14 +47,21 @@ impl SealKeys {
     /// The publication codes in `anchors`, and the given publications file if
     /// its signer is one whom `anchors` name, judged at `at`.
     pub fn new(anchors: Option<&Anchors>, publications: Option<&[u8]>, at: Second) -> Self {
-        let Some(anchors) = anchors else { return Self::none() };
-        let codes = anchors.publications.iter().map(|p| p.code).collect();
-        let (publications, no_publications) = match publications.map(|bytes| trusted(anchors, bytes, at)) {
-            None => (None, None),
-            Some(Ok(file)) => (Some(file), None),
-            Some(Err(why)) => (None, Some(why)),
+        let Some(anchors) = anchors else {
+            return Self::none();
         };
-        Self { codes, publications, no_publications }
+        let codes = anchors.publications.iter().map(|p| p.code).collect();
+        let (publications, no_publications) =
+            match publications.map(|bytes| trusted(anchors, bytes, at)) {
+                None => (None, None),
+                Some(Ok(file)) => (Some(file), None),
+                Some(Err(why)) => (None, Some(why)),
+            };
+        Self {
+            codes,
+            publications,
+            no_publications,
+        }
     }
 }
 
@@ -79,7 +86,10 @@ pub fn check(signature: &[u8], root: Imprint, level: u8, keys: &SealKeys) -> Sea
         return Seal::Broken(format!("{code}, {step}"));
     }
     let published = signature.publication().map(|record| record.data);
-    let code = keys.codes.iter().find(|code| published.is_some_and(|data| data.time == code.time));
+    let code = keys
+        .codes
+        .iter()
+        .find(|code| published.is_some_and(|data| data.time == code.time));
     let (by_key, verdict) = if let Some(code) = code {
         (false, judge(Policy::UserPublication, Some(*code)))
     } else if published.is_some() {
@@ -97,7 +107,9 @@ pub fn check(signature: &[u8], root: Imprint, level: u8, keys: &SealKeys) -> Sea
 
 /// When `signature` was made, if it can be read.
 pub fn time(signature: &[u8]) -> Option<Second> {
-    Signature::decode(signature).ok().map(|s| s.aggregation_time())
+    Signature::decode(signature)
+        .ok()
+        .map(|s| s.aggregation_time())
 }
 
 fn waiting(reason: &Reason, keys: &SealKeys) -> String {
@@ -113,8 +125,12 @@ fn trusted(anchors: &Anchors, bytes: &[u8], at: Second) -> Result<PublicationsFi
     let mut last = "your anchors name no authority".to_owned();
     for authority in &anchors.authorities {
         let trust = TrustAnchors::from_pem(&authority.certificate).map_err(|e| e.to_string())?;
-        let constraints: Vec<Constraint> =
-            authority.constraints.iter().map(|c| c.parse()).collect::<Result<_, _>>().map_err(|e| format!("{e}"))?;
+        let constraints: Vec<Constraint> = authority
+            .constraints
+            .iter()
+            .map(|c| c.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|e| format!("{e}"))?;
         match file.verify(&trust, &constraints, at) {
             Ok(()) => return Ok(file),
             Err(e) => last = e.to_string(),

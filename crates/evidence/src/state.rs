@@ -72,7 +72,10 @@ impl State {
             self.apply_record(line, table, key, hash);
         }
         if let Some(patient) = line.patient {
-            let leaf = self.patients.entry(patient).or_insert(new_leaf(LeafKind::Patient, hash));
+            let leaf = self
+                .patients
+                .entry(patient)
+                .or_insert(new_leaf(LeafKind::Patient, hash));
             advance(leaf, line.seq, hash);
             self.map.insert(&patient_map_key(&patient), &leaf.encode());
         }
@@ -83,14 +86,32 @@ impl State {
 
     fn follows(&self, line: &Line) -> Result<(), StateError> {
         let rule = |ok: bool, what: &'static str| {
-            if ok { Ok(()) } else { Err(StateError { seq: line.seq, what }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(StateError {
+                    seq: line.seq,
+                    what,
+                })
+            }
         };
-        rule(line.seq == self.next_seq, "its seq does not continue the trail")?;
-        rule(line.event == self.open_event.unwrap_or(line.seq), "it is not of the event that it says")?;
+        rule(
+            line.seq == self.next_seq,
+            "its seq does not continue the trail",
+        )?;
+        rule(
+            line.event == self.open_event.unwrap_or(line.seq),
+            "it is not of the event that it says",
+        )?;
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
-            rule(line.prev == self.prev(table, key), "its prev is not the record's last line")?;
+            rule(
+                line.prev == self.prev(table, key),
+                "its prev is not the record's last line",
+            )?;
             let baselined_again = line.op == Op::Baseline
-                && self.record(table, key).is_some_and(|r| r.leaf.row.is_some());
+                && self
+                    .record(table, key)
+                    .is_some_and(|r| r.leaf.row.is_some());
             rule(!baselined_again, "it gives a known record a new baseline")?;
         }
         if let Some(patient) = &line.patient {
@@ -112,16 +133,25 @@ impl State {
             .get_mut(table)
             .expect("inserted above")
             .entry(*key)
-            .or_insert(Record { leaf: new_leaf(LeafKind::Record, hash), patient: line.patient, row_patient: None });
+            .or_insert(Record {
+                leaf: new_leaf(LeafKind::Record, hash),
+                patient: line.patient,
+                row_patient: None,
+            });
         advance(&mut record.leaf, line.seq, hash);
         if let Some(row) = line.row {
-            record.leaf.row = Some(RowRef { row, timeline, seq: line.seq });
+            record.leaf.row = Some(RowRef {
+                row,
+                timeline,
+                seq: line.seq,
+            });
             record.patient = line.patient;
             record.row_patient = line.patient;
         } else if line.op == Op::Delete {
             record.leaf.row = None;
         }
-        self.map.insert(&record_map_key(table, key), &record.leaf.encode());
+        self.map
+            .insert(&record_map_key(table, key), &record.leaf.encode());
     }
 
     /// The record under `key`, if any line was about it.
@@ -130,7 +160,10 @@ impl State {
     }
 
     /// All records of a table, in no order.
-    pub fn records<'a>(&'a self, table: &str) -> impl Iterator<Item = (&'a Bytes32, &'a Record)> + use<'a> {
+    pub fn records<'a>(
+        &'a self,
+        table: &str,
+    ) -> impl Iterator<Item = (&'a Bytes32, &'a Record)> + use<'a> {
         self.tables.get(table).into_iter().flatten()
     }
 
@@ -171,7 +204,13 @@ impl State {
 }
 
 fn new_leaf(kind: LeafKind, hash: Digest) -> Leaf {
-    Leaf { count: 0, last_seq: 0, last_hash: hash, row: None, kind }
+    Leaf {
+        count: 0,
+        last_seq: 0,
+        last_hash: hash,
+        row: None,
+        kind,
+    }
 }
 
 fn advance(leaf: &mut Leaf, seq: u64, hash: Digest) {
@@ -181,5 +220,8 @@ fn advance(leaf: &mut Leaf, seq: u64, hash: Digest) {
 }
 
 fn pointer(leaf: &Leaf) -> Prev {
-    Prev { hash: leaf.last_hash, seq: leaf.last_seq }
+    Prev {
+        hash: leaf.last_hash,
+        seq: leaf.last_seq,
+    }
 }

@@ -85,16 +85,33 @@ pub struct Report {
 ///
 /// `at` is the instant of the judgement; certificates are judged by it.
 pub fn verify(evidence: &Evidence, anchors: Option<&Anchors>, at: Second) -> Report {
-    let mut examination = Examination { evidence, anchors, at, as_of: None, steps: Vec::new() };
+    let mut examination = Examination {
+        evidence,
+        anchors,
+        at,
+        as_of: None,
+        steps: Vec::new(),
+    };
     let verdict = match examination.run() {
         Err(Contradiction { name, code, text }) => {
             examination.note(name, StepState::Broken, format!("{code} {text}"));
             Verdict::Broken(code)
         }
-        Ok(()) if examination.steps.iter().all(|s| s.state == StepState::Matches) => Verdict::Intact,
+        Ok(())
+            if examination
+                .steps
+                .iter()
+                .all(|s| s.state == StepState::Matches) =>
+        {
+            Verdict::Intact
+        }
         Ok(()) => Verdict::Unconfirmed,
     };
-    Report { verdict, as_of: examination.as_of, steps: examination.steps }
+    Report {
+        verdict,
+        as_of: examination.as_of,
+        steps: examination.steps,
+    }
 }
 
 struct Contradiction {
@@ -104,7 +121,11 @@ struct Contradiction {
 }
 
 fn broken(name: &'static str, code: Code, text: impl Into<String>) -> Contradiction {
-    Contradiction { name, code, text: text.into() }
+    Contradiction {
+        name,
+        code,
+        text: text.into(),
+    }
 }
 
 struct Examination<'a> {
@@ -141,31 +162,51 @@ impl<'a> Examination<'a> {
     }
 
     fn note(&mut self, name: &'static str, state: StepState, text: impl Into<String>) {
-        self.steps.push(Step { name, state, text: text.into() });
+        self.steps.push(Step {
+            name,
+            state,
+            text: text.into(),
+        });
     }
 
     fn genesis_body(&self) -> Result<&'a Genesis, Contradiction> {
         let genesis = self.evidence.genesis.genesis.as_deref();
         genesis
             .filter(|g| g.origin == self.evidence.origin)
-            .ok_or_else(|| broken("file", Code::EvidenceAltered, "it does not begin with its trail's genesis line"))
+            .ok_or_else(|| {
+                broken(
+                    "file",
+                    Code::EvidenceAltered,
+                    "it does not begin with its trail's genesis line",
+                )
+            })
     }
 
     /// The trail's own key signed the file as it is.
     fn file(&mut self, genesis: &Genesis) -> Result<VerifierKey, Contradiction> {
         let altered = |text: String| broken("file", Code::EvidenceAltered, text);
-        let key: VerifierKey =
-            genesis.log_key.parse().map_err(|e| altered(format!("the genesis line's log key is unusable: {e}")))?;
+        let key: VerifierKey = genesis
+            .log_key
+            .parse()
+            .map_err(|e| altered(format!("the genesis line's log key is unusable: {e}")))?;
         if key.name() != genesis.origin {
-            return Err(altered("the log key in the genesis line bears another trail's name".into()));
+            return Err(altered(
+                "the log key in the genesis line bears another trail's name".into(),
+            ));
         }
         let line = SignatureLine::parse(&self.evidence.signature)
             .map_err(|e| altered(format!("its signature line is unreadable: {e}")))?;
         if !key.made(&line) || key.verify(&self.evidence.signed_text(), &line).is_err() {
-            return Err(altered("it was changed after the trail's key signed it".into()));
+            return Err(altered(
+                "it was changed after the trail's key signed it".into(),
+            ));
         }
         let count = self.evidence.lines.len();
-        self.note("file", StepState::Matches, format!("{count} lines, signed by {}", key.name()));
+        self.note(
+            "file",
+            StepState::Matches,
+            format!("{count} lines, signed by {}", key.name()),
+        );
         Ok(key)
     }
 
@@ -173,12 +214,23 @@ impl<'a> Examination<'a> {
     fn genesis(&mut self) -> Result<Digest, Contradiction> {
         let hash = Line::hash(&self.evidence.genesis.encode());
         let Some(anchors) = self.anchors else {
-            self.note("genesis", StepState::Waiting, format!("{hash}: no anchors file to compare it with"));
+            self.note(
+                "genesis",
+                StepState::Waiting,
+                format!("{hash}: no anchors file to compare it with"),
+            );
             return Ok(hash);
         };
-        let mut known = anchors.trails.iter().filter(|t| t.origin == self.evidence.origin).peekable();
+        let mut known = anchors
+            .trails
+            .iter()
+            .filter(|t| t.origin == self.evidence.origin)
+            .peekable();
         if known.peek().is_none() {
-            let text = format!("your anchors do not know the trail {}", self.evidence.origin);
+            let text = format!(
+                "your anchors do not know the trail {}",
+                self.evidence.origin
+            );
             self.note("genesis", StepState::Waiting, text);
         } else if known.any(|t| t.genesis == hash) {
             self.note("genesis", StepState::Matches, hash.to_string());
@@ -186,7 +238,9 @@ impl<'a> Examination<'a> {
             return Err(broken(
                 "genesis",
                 Code::TrailForked,
-                format!("this trail of that name began with {hash}, the one in your anchors did not"),
+                format!(
+                    "this trail of that name began with {hash}, the one in your anchors did not"
+                ),
             ));
         }
         Ok(hash)
@@ -195,10 +249,14 @@ impl<'a> Examination<'a> {
     /// The head is the trail's, and a quorum of witnesses cosigned it.
     fn head(&mut self, log_key: &VerifierKey) -> Result<Head, Contradiction> {
         let forked = |text: String| broken("head", Code::TrailForked, text);
-        let note = Note::parse(self.evidence.head.as_bytes()).map_err(|e| forked(format!("unreadable: {e}")))?;
+        let note = Note::parse(self.evidence.head.as_bytes())
+            .map_err(|e| forked(format!("unreadable: {e}")))?;
         let checkpoint = Checkpoint::open(&note, log_key.name(), log_key)
             .map_err(|e| forked(format!("not signed by the trail's key: {e}")))?;
-        let head = Head { size: checkpoint.size(), root: *checkpoint.root() };
+        let head = Head {
+            size: checkpoint.size(),
+            root: *checkpoint.root(),
+        };
         if head.size == 0 {
             return Err(forked("it covers no block".into()));
         }
@@ -221,7 +279,10 @@ impl<'a> Examination<'a> {
                 self.note("head", StepState::Matches, text);
             }
             Err(pitser_tlog::checkpoint::QuorumError::TooFew { found, required }) => {
-                let text = format!("{} blocks; {found} of {required} required witnesses cosigned", head.size);
+                let text = format!(
+                    "{} blocks; {found} of {required} required witnesses cosigned",
+                    head.size
+                );
                 self.note("head", StepState::Waiting, text);
             }
             Err(e) => return Err(forked(e.to_string())),
@@ -233,7 +294,8 @@ impl<'a> Examination<'a> {
     /// signature stays in, so that the quorum check reports it.
     fn trusted_at(&self, note: &Note) -> Vec<VerifierKey> {
         let covers = |witness: &&KeyAnchor| {
-            note.cosigned_at(&witness.key).map_or(true, |time| witness.covers(Second(time)))
+            note.cosigned_at(&witness.key)
+                .map_or(true, |time| witness.covers(Second(time)))
         };
         let witnesses = self.anchors.iter().flat_map(|a| &a.witnesses);
         witnesses.filter(covers).map(|w| w.key.clone()).collect()
@@ -241,7 +303,11 @@ impl<'a> Examination<'a> {
 
     /// Every block stands in the log where it says, and its seal holds.
     fn blocks(&mut self, head: &Head) -> Result<BTreeMap<u64, Placed>, Contradiction> {
-        let keys = SealKeys::new(self.anchors, self.evidence.publications.as_ref().map(|b| b.0.as_slice()), self.at);
+        let keys = SealKeys::new(
+            self.anchors,
+            self.evidence.publications.as_ref().map(|b| b.0.as_slice()),
+            self.at,
+        );
         let mut blocks = BTreeMap::new();
         let mut seals = SealSummary::default();
         let mut previous: Option<(u64, Second)> = None;
@@ -258,10 +324,16 @@ impl<'a> Examination<'a> {
             if let (Some((_, before)), Some(at)) = (previous, sealed_at)
                 && at < before
             {
-                let text = format!("block {} was sealed before the block it follows", proof.block);
+                let text = format!(
+                    "block {} was sealed before the block it follows",
+                    proof.block
+                );
                 return Err(broken("seals", Code::SealInvalid, text));
             }
-            previous = Some((proof.block, sealed_at.or(previous.map(|p| p.1)).unwrap_or_default()));
+            previous = Some((
+                proof.block,
+                sealed_at.or(previous.map(|p| p.1)).unwrap_or_default(),
+            ));
             blocks.insert(proof.block, Placed { leaf, sealed_at });
         }
         let text = format!("{} blocks stand in the log of {}", blocks.len(), head.size);
@@ -271,7 +343,13 @@ impl<'a> Examination<'a> {
     }
 
     fn in_log(&self, proof: &BlockProof, head: &Head) -> Result<LogLeaf, Contradiction> {
-        let missing = |text: String| broken("log", Code::BlockMissing, format!("block {}: {text}", proof.block));
+        let missing = |text: String| {
+            broken(
+                "log",
+                Code::BlockMissing,
+                format!("block {}: {text}", proof.block),
+            )
+        };
         let leaf = LogLeaf::decode(&proof.leaf.0).map_err(|e| missing(e.to_string()))?;
         if leaf.origin != self.evidence.origin || leaf.block != proof.block {
             return Err(missing("its log entry is another block's".into()));
@@ -290,7 +368,9 @@ impl<'a> Examination<'a> {
 
     /// Every line stands in its block.
     fn lines(&mut self, blocks: &BTreeMap<u64, Placed>) -> Result<(), Contradiction> {
-        let altered = |seq: u64, text: String| broken("lines", Code::LineAltered, format!("line {seq}: {text}"));
+        let altered = |seq: u64, text: String| {
+            broken("lines", Code::LineAltered, format!("line {seq}: {text}"))
+        };
         let mut previous = None;
         let mut latest_s = 0;
         for proof in &self.evidence.lines {
@@ -299,27 +379,38 @@ impl<'a> Examination<'a> {
                 return Err(altered(seq, "lines are not in order".into()));
             }
             previous = Some(seq);
-            let Placed { leaf, sealed_at } = blocks
-                .get(&proof.block)
-                .ok_or_else(|| altered(seq, format!("its block {} is not in the file", proof.block)))?;
+            let Placed { leaf, sealed_at } = blocks.get(&proof.block).ok_or_else(|| {
+                altered(seq, format!("its block {} is not in the file", proof.block))
+            })?;
             let last = leaf.first_seq.saturating_add(leaf.count);
             if !(leaf.first_seq..last).contains(&seq) {
-                return Err(altered(seq, format!("block {} does not cover it", proof.block)));
+                return Err(altered(
+                    seq,
+                    format!("block {} does not cover it", proof.block),
+                ));
             }
             let chain = Element::single(&proof.chain.0)
                 .and_then(|element| RecordChain::decode(&element))
                 .map_err(|e| altered(seq, format!("its chain: {e}")))?;
             if !chain.is_of_line(&proof.line.encode()) {
-                return Err(altered(seq, "its text does not hash to what was sealed".into()));
+                return Err(altered(
+                    seq,
+                    "its text does not hash to what was sealed".into(),
+                ));
             }
             if chain.root() != (leaf.root.0, leaf.level) {
-                return Err(altered(seq, "its chain does not lead to its block's root".into()));
+                return Err(altered(
+                    seq,
+                    "its chain does not lead to its block's root".into(),
+                ));
             }
             let happened_at = Second(proof.line.at.micros() / 1_000_000);
             latest_s = latest_s.max(sealed_at.map_or(0, |at| at.since(happened_at)));
         }
         let count = self.evidence.lines.len();
-        let text = format!("{count} lines hash to the roots of their blocks, sealed at most {latest_s} s after the time they state");
+        let text = format!(
+            "{count} lines hash to the roots of their blocks, sealed at most {latest_s} s after the time they state"
+        );
         self.note("lines", StepState::Matches, text);
         Ok(())
     }
@@ -328,17 +419,31 @@ impl<'a> Examination<'a> {
     fn subject(&mut self, genesis: &Genesis) -> Result<Patient, Contradiction> {
         let mismatch = |text: &str| broken("subject", Code::SubjectMismatch, text);
         let subject = &self.evidence.subject;
-        let proof = subject.proof.0.as_slice().try_into().map_err(|_| mismatch("its proof is not 80 bytes"))?;
+        let proof = subject
+            .proof
+            .0
+            .as_slice()
+            .try_into()
+            .map_err(|_| mismatch("its proof is not 80 bytes"))?;
         let alpha = patient_alpha(&self.evidence.origin, &subject.id);
         let pseudonym = PublicKey(genesis.vrf_key.0)
             .verify(&alpha, proof)
             .ok_or_else(|| mismatch("the pseudonym is not that of the named identifier"))?;
         let patient = Patient::Pseudonym(crate::codec::Bytes32(pseudonym));
         let allowed = [Some(patient), Some(Patient::Many), Some(Patient::Unknown)];
-        if self.evidence.lines.iter().any(|l| !allowed.contains(&l.line.patient)) {
+        if self
+            .evidence
+            .lines
+            .iter()
+            .any(|l| !allowed.contains(&l.line.patient))
+        {
             return Err(mismatch("it shows a line that is not the subject's"));
         }
-        self.note("subject", StepState::Matches, "the pseudonym is that of the named identifier");
+        self.note(
+            "subject",
+            StepState::Matches,
+            "the pseudonym is that of the named identifier",
+        );
         Ok(patient)
     }
 
@@ -354,12 +459,23 @@ impl<'a> Examination<'a> {
         if map.block.checked_add(1) != Some(head.size) {
             return Err(missing("the map is not that of the head".into()));
         }
-        let last = blocks.get(&map.block).ok_or_else(|| missing("the head's last block is not in the file".into()))?;
+        let last = blocks
+            .get(&map.block)
+            .ok_or_else(|| missing("the head's last block is not in the file".into()))?;
         let root = last.leaf.map;
-        let lists = [(subject, &map.patient), (Patient::Many, &map.many), (Patient::Unknown, &map.unknown)];
+        let lists = [
+            (subject, &map.patient),
+            (Patient::Many, &map.many),
+            (Patient::Unknown, &map.unknown),
+        ];
         let mut counts = Vec::new();
         for (patient, entry) in lists {
-            let lines: Vec<_> = self.evidence.lines.iter().filter(|l| l.line.patient == Some(patient)).collect();
+            let lines: Vec<_> = self
+                .evidence
+                .lines
+                .iter()
+                .filter(|l| l.line.patient == Some(patient))
+                .collect();
             check_list(&patient, entry, &lines, root).map_err(|text| missing(text.into()))?;
             counts.push(lines.len());
         }
@@ -381,7 +497,10 @@ impl<'a> Examination<'a> {
     ) -> Result<(), Contradiction> {
         let (state, text) = match self.audited(log_key, genesis, head, map_root)? {
             Ok(text) => (StepState::Matches, text),
-            Err(why) => (StepState::Waiting, format!("{why}: completeness is the operator's word")),
+            Err(why) => (
+                StepState::Waiting,
+                format!("{why}: completeness is the operator's word"),
+            ),
         };
         self.note("audit", state, text);
         Ok(())
@@ -396,11 +515,17 @@ impl<'a> Examination<'a> {
         map_root: Digest,
     ) -> Result<Result<String, String>, Contradiction> {
         let forked = |text: String| broken("audit", Code::TrailForked, text);
-        let Some(note) = &self.evidence.audit else { return Ok(Err("no auditor's statement".into())) };
-        let read = Note::parse(note.as_bytes())
-            .ok()
-            .and_then(|note| Statement::parse(note.text()).ok().map(|statement| (note, statement)));
-        let Some((note, statement)) = read else { return Ok(Err("the auditor's statement is unreadable".into())) };
+        let Some(note) = &self.evidence.audit else {
+            return Ok(Err("no auditor's statement".into()));
+        };
+        let read = Note::parse(note.as_bytes()).ok().and_then(|note| {
+            Statement::parse(note.text())
+                .ok()
+                .map(|statement| (note, statement))
+        });
+        let Some((note, statement)) = read else {
+            return Ok(Err("the auditor's statement is unreadable".into()));
+        };
         // Nobody has seen a head before it was cosigned: an expired key cannot
         // reach it by stating an earlier time.
         let made_at = statement.made_at.max(self.as_of.unwrap_or_default());
@@ -408,30 +533,46 @@ impl<'a> Examination<'a> {
         for auditor in self.anchors.iter().flat_map(|a| &a.auditors) {
             match note.verify(&auditor.key) {
                 Err(SignatureError::Invalid) => {
-                    return Err(forked(format!("the signature of {} does not verify", auditor.key.name())));
+                    return Err(forked(format!(
+                        "the signature of {} does not verify",
+                        auditor.key.name()
+                    )));
                 }
-                Ok(()) if auditor.covers(made_at) && auditor.key.public_key() != log_key.public_key() => {
+                Ok(())
+                    if auditor.covers(made_at)
+                        && auditor.key.public_key() != log_key.public_key() =>
+                {
                     trusted.get_or_insert(auditor);
                 }
                 _ => {}
             }
         }
-        let Some(auditor) = trusted else { return Ok(Err("no auditor of yours signed".into())) };
+        let Some(auditor) = trusted else {
+            return Ok(Err("no auditor of yours signed".into()));
+        };
         if statement.origin != self.evidence.origin || statement.size != head.size {
             let about = format!("{} blocks of {}", statement.size, statement.origin);
-            return Ok(Err(format!("the auditor's statement is about another head, {about}")));
+            return Ok(Err(format!(
+                "the auditor's statement is about another head, {about}"
+            )));
         }
         let name = auditor.key.name();
         for (same, what) in [
             (statement.genesis == genesis, "began with another line"),
             (statement.log_root == head.root, "has another log"),
-            (statement.block == self.evidence.map.block && statement.map_root == map_root, "has another map"),
+            (
+                statement.block == self.evidence.map.block && statement.map_root == map_root,
+                "has another map",
+            ),
         ] {
             if !same {
                 return Err(forked(format!("the trail that {name} replayed {what}")));
             }
         }
-        Ok(Ok(format!("{name} replayed every line up to {}", statement.made_at)))
+        Ok(Ok(format!(
+            "{name} replayed every line up to {}",
+            statement.made_at
+        )))
     }
 
     /// What is disclosed is what was committed to.
@@ -439,11 +580,17 @@ impl<'a> Examination<'a> {
         let mut opened = Opened::default();
         for proof in &self.evidence.lines {
             opened.add(proof).map_err(|what| {
-                broken("values", Code::OpeningInvalid, format!("line {}: {what}", proof.line.seq))
+                broken(
+                    "values",
+                    Code::OpeningInvalid,
+                    format!("line {}: {what}", proof.line.seq),
+                )
             })?;
         }
         let Opened { values, hidden } = opened;
-        let text = format!("{values} disclosed values open their commitments, {hidden} columns are kept back");
+        let text = format!(
+            "{values} disclosed values open their commitments, {hidden} columns are kept back"
+        );
         self.note("values", StepState::Matches, text);
         Ok(())
     }
@@ -474,7 +621,11 @@ impl SealSummary {
                 None
             }
             Seal::Broken(why) => {
-                return Err(broken("seals", Code::SealInvalid, format!("block {block}: {why}")));
+                return Err(broken(
+                    "seals",
+                    Code::SealInvalid,
+                    format!("block {block}: {why}"),
+                ));
             }
         };
         self.last_at = at.or(self.last_at);
@@ -483,11 +634,16 @@ impl SealSummary {
 
     fn note(self, examination: &mut Examination<'_>) {
         match self.waiting {
-            Some((block, why)) => examination.note("seals", StepState::Waiting, format!("block {block}: {why}")),
+            Some((block, why)) => {
+                examination.note("seals", StepState::Waiting, format!("block {block}: {why}"))
+            }
             None => {
                 let until = self.last_at.unwrap_or_default();
                 let text = match self.keyed {
-                    0 => format!("{} seals up to {until}, by publications of yours", self.published),
+                    0 => format!(
+                        "{} seals up to {until}, by publications of yours",
+                        self.published
+                    ),
                     keyed => format!(
                         "{} seals up to {until}, {keyed} of them by the authority's key until the next publication",
                         self.published + keyed
@@ -499,17 +655,30 @@ impl SealSummary {
     }
 }
 
-fn check_list(patient: &Patient, entry: &MapEntry, lines: &[&LineProof], root: Digest) -> Result<(), &'static str> {
+fn check_list(
+    patient: &Patient,
+    entry: &MapEntry,
+    lines: &[&LineProof],
+    root: Digest,
+) -> Result<(), &'static str> {
     if root.0.algorithm() != Algorithm::Sha256 {
         return Err("the map's root is not SHA-256");
     }
-    let root: [u8; 32] = root.0.digest().try_into().map_err(|_| "the map's root is not SHA-256")?;
+    let root: [u8; 32] = root
+        .0
+        .digest()
+        .try_into()
+        .map_err(|_| "the map's root is not SHA-256")?;
     let value = entry.leaf.as_ref().map(|b| b.0.as_slice());
     if !entry.path.shows(&root, &patient_map_key(patient), value) {
         return Err("the map does not hold this list");
     }
     let Some(value) = value else {
-        return if lines.is_empty() { Ok(()) } else { Err("the map holds no such list") };
+        return if lines.is_empty() {
+            Ok(())
+        } else {
+            Err("the map holds no such list")
+        };
     };
     let leaf = Leaf::decode(value).map_err(|_| "the list's leaf is unreadable")?;
     let mut before = None;
@@ -518,9 +687,15 @@ fn check_list(patient: &Patient, entry: &MapEntry, lines: &[&LineProof], root: D
             return Err("a line between two others is left out");
         }
         let hash = Line::hash(&proof.line.encode());
-        before = Some(crate::line::Prev { hash, seq: proof.line.seq });
+        before = Some(crate::line::Prev {
+            hash,
+            seq: proof.line.seq,
+        });
     }
-    let last = Some(crate::line::Prev { hash: leaf.last_hash, seq: leaf.last_seq });
+    let last = Some(crate::line::Prev {
+        hash: leaf.last_hash,
+        seq: leaf.last_seq,
+    });
     if leaf.kind != LeafKind::Patient || leaf.count != lines.len() as u64 || before != last {
         return Err("lines at the end are left out");
     }
@@ -536,8 +711,14 @@ struct Opened {
 
 impl Opened {
     fn add(&mut self, proof: &LineProof) -> Result<(), &'static str> {
-        let Some(open) = &proof.open else { return Ok(()) };
-        let Opening { columns, person, raw } = open;
+        let Some(open) = &proof.open else {
+            return Ok(());
+        };
+        let Opening {
+            columns,
+            person,
+            raw,
+        } = open;
         let line = &proof.line;
         if let Some(columns) = columns
             && line.row != Some(self.row(columns)?)
@@ -567,7 +748,9 @@ impl Opened {
         for column in columns {
             let name = column.name.as_str();
             if !names.insert(name) || names.len() > MAX_SHORT || name.len() > MAX_SHORT {
-                return Err("a column's name is there twice or too long, or there are too many columns");
+                return Err(
+                    "a column's name is there twice or too long, or there are too many columns",
+                );
             }
             let leaf = match (&column.hidden, &column.nonce) {
                 (Some(leaf), None) if column.bytes().is_none() => {

@@ -55,7 +55,11 @@ impl SecretKey {
         let h_bytes = h.compress().to_bytes();
         let gamma = *self.scalar * h;
         let k = Zeroizing::new(Scalar::from_bytes_mod_order_wide(
-            &Sha512::new().chain_update(*self.nonce_key).chain_update(h_bytes).finalize().into(),
+            &Sha512::new()
+                .chain_update(*self.nonce_key)
+                .chain_update(h_bytes)
+                .finalize()
+                .into(),
         ));
         let c = challenge([
             self.public.0,
@@ -75,7 +79,11 @@ impl SecretKey {
 
 impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SecretKey(of {})", data_encoding::HEXLOWER.encode(&self.public.0))
+        write!(
+            f,
+            "SecretKey(of {})",
+            data_encoding::HEXLOWER.encode(&self.public.0)
+        )
     }
 }
 
@@ -141,7 +149,9 @@ fn challenge(points: [[u8; 32]; 5]) -> [u8; 16] {
     for point in points {
         hash.update(point);
     }
-    hash.chain_update([0x00]).finalize()[..16].try_into().expect("16 of 64 bytes")
+    hash.chain_update([0x00]).finalize()[..16]
+        .try_into()
+        .expect("16 of 64 bytes")
 }
 
 fn challenge_scalar(c: &[u8; 16]) -> Scalar {
@@ -187,7 +197,8 @@ mod tests {
     #[test]
     fn published_vectors() {
         for case in RFC {
-            let [seed, alpha, proof, beta] = case.map(|hex| HEXLOWER.decode(hex.as_bytes()).unwrap());
+            let [seed, alpha, proof, beta] =
+                case.map(|hex| HEXLOWER.decode(hex.as_bytes()).unwrap());
             let key = SecretKey::from_seed(&seed.try_into().unwrap());
             let (pseudonym, made) = key.prove(&alpha);
             assert_eq!(made.as_slice(), proof);
@@ -203,9 +214,18 @@ mod tests {
         for bit in 0..PROOF_LEN * 8 {
             let mut forged = proof;
             forged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(key.public().verify(b"patient", &forged), None, "bit {bit} went unnoticed");
+            assert_eq!(
+                key.public().verify(b"patient", &forged),
+                None,
+                "bit {bit} went unnoticed"
+            );
         }
         assert_eq!(key.public().verify(b"patienu", &proof), None);
-        assert_eq!(SecretKey::from_seed(&[6; 32]).public().verify(b"patient", &proof), None);
+        assert_eq!(
+            SecretKey::from_seed(&[6; 32])
+                .public()
+                .verify(b"patient", &proof),
+            None
+        );
     }
 }
