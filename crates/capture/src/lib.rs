@@ -12,6 +12,8 @@
 
 pub mod event;
 pub mod fhir;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod sqlite;
 
 pub use event::{Actor, Binding, Captured, Cell, Change, Key, Op, Person, Row};

@@ -751,7 +751,8 @@ mod tests {
             correction: 0,
             sibling: Sibling::Imprint(imprint("neighbour")),
         };
-        let (local_root, _) = chain::climb(SHA256, imprint("a"), 0, std::slice::from_ref(&link)).unwrap();
+        let (local_root, _) =
+            chain::climb(SHA256, imprint("a"), 0, std::slice::from_ref(&link)).unwrap();
         let children = serve(local_root, 1);
         let signature = Signature::from_result(children.children(), 1).unwrap();
         let hang = |signature: &Signature, document, links| signature.hang(SHA256, document, links);

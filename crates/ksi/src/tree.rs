@@ -11,7 +11,7 @@
 
 use crate::{
     chain::{Link, MAX_SHAPE_LINKS, Sibling, Side},
-    hash::{self, Algorithm, Imprint},
+    hash::{Algorithm, Batch, Imprint},
 };
 use thiserror::Error;
 
@@ -35,6 +35,7 @@ pub struct TreeBuilder {
     /// The roots of finished subtrees, by strictly falling level.
     roots: Vec<NodeId>,
     max_level: u8,
+    pending: Pending,
 }
 
 impl TreeBuilder {
@@ -56,11 +57,12 @@ impl TreeBuilder {
             tree,
             roots: Vec::new(),
             max_level: max_level.min(MAX_LEVEL),
+            pending: Pending::new(algorithm),
         }
     }
 
     /// Appends a leaf at `level` and returns its number, counted from 0.
-    /// Amortised O(1) hashes.
+    /// Amortised O(1) hashes, done by the thousand.
     ///
     /// # Errors
     /// [`TreeFull`] if the root would then pass the highest level, or the tree two
@@ -83,8 +85,7 @@ impl TreeBuilder {
     ) -> Result<usize, TreeFull> {
         let above = level.checked_add(1).ok_or(TreeFull)?;
         self.check_room(above)?;
-        let node = hash::node(self.tree.algorithm, &metadata, leaf.as_bytes(), above);
-        Ok(self.add(node, above, Some(metadata)))
+        Ok(self.add(leaf, above, Some(metadata)))
     }
 
     /// The number of leaves.
@@ -114,8 +115,9 @@ impl TreeBuilder {
     pub fn finish(mut self) -> Option<Tree> {
         let mut running = self.roots.pop()?;
         while let Some(higher) = self.roots.pop() {
-            running = self.tree.join(higher, running);
+            running = self.join(higher, running);
         }
+        self.pending.flush(&mut self.tree);
         Some(self.tree)
     }
 
@@ -154,6 +156,9 @@ impl TreeBuilder {
     /// `check_room` has made sure that the levels stay in range.
     fn add(&mut self, hash: Imprint, level: u8, metadata: Option<Vec<u8>>) -> usize {
         let mut node = self.tree.add_node(hash, level);
+        if metadata.is_some() {
+            self.pending.leaves.push(self.tree.leaves.len());
+        }
         self.tree.leaves.push(Leaf { node, metadata });
         let mut level = level;
         let mut at = self
@@ -161,12 +166,100 @@ impl TreeBuilder {
             .partition_point(|&root| self.tree.node(root).level >= level);
         while at > 0 && self.tree.node(self.roots[at - 1]).level == level {
             at -= 1;
-            node = self.tree.join(self.roots.remove(at), node);
+            let left = self.roots.remove(at);
+            node = self.join(left, node);
             level += 1;
         }
         self.roots.insert(at, node);
+        if self.pending.is_full() {
+            self.pending.flush(&mut self.tree);
+        }
         self.tree.leaves.len() - 1
     }
+
+    fn join(&mut self, left: NodeId, right: NodeId) -> NodeId {
+        let parent = self.tree.join(left, right);
+        let level = self.tree.node(parent).level;
+        let join = Join {
+            left,
+            right,
+            parent,
+        };
+        self.pending.add(level, join);
+        parent
+    }
+}
+
+/// What is to be hashed: enough at a time to fill a [`Batch`], and not more than
+/// the processor's cache holds.
+#[derive(Clone, Debug)]
+struct Pending {
+    batch: Batch,
+    /// Leaves whose node does not cover their metadata yet.
+    leaves: Vec<usize>,
+    /// Parents without a hash, by their level: none depends on one of its own level.
+    joins: Vec<Vec<Join>>,
+    /// Number of such parents.
+    count: usize,
+}
+
+impl Pending {
+    const FULL: usize = 1024;
+
+    fn new(algorithm: Algorithm) -> Self {
+        Self {
+            batch: Batch::new(algorithm),
+            leaves: Vec::new(),
+            joins: Vec::new(),
+            count: 0,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.count.max(self.leaves.len()) >= Self::FULL
+    }
+
+    fn add(&mut self, level: u8, join: Join) {
+        let level = usize::from(level);
+        if self.joins.len() <= level {
+            self.joins.resize_with(level + 1, Vec::new);
+        }
+        self.joins[level].push(join);
+        self.count += 1;
+    }
+
+    fn flush(&mut self, tree: &mut Tree) {
+        for &leaf in &self.leaves {
+            let leaf = &tree.leaves[leaf];
+            let node = tree.node(leaf.node);
+            let metadata = leaf.metadata.as_deref().unwrap_or_default();
+            self.batch
+                .push_node(metadata, node.hash.as_bytes(), node.level);
+        }
+        for (leaf, hash) in self.leaves.drain(..).zip(self.batch.drain()) {
+            let node = tree.leaves[leaf].node;
+            tree.node_mut(node).hash = hash;
+        }
+        for joins in &mut self.joins {
+            for join in &*joins {
+                let [left, right] = [join.left, join.right].map(|child| tree.node(child).hash);
+                let level = tree.node(join.parent).level;
+                self.batch
+                    .push_node(left.as_bytes(), right.as_bytes(), level);
+            }
+            for (join, hash) in joins.drain(..).zip(self.batch.drain()) {
+                tree.node_mut(join.parent).hash = hash;
+            }
+        }
+        self.count = 0;
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Join {
+    left: NodeId,
+    right: NodeId,
+    parent: NodeId,
 }
 
 /// One more leaf would raise the root above the highest level, or pass two
@@ -256,6 +349,10 @@ impl Tree {
         &self.nodes[id.0 as usize]
     }
 
+    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.0 as usize]
+    }
+
     fn add_node(&mut self, hash: Imprint, level: u8) -> NodeId {
         let id =
             u32::try_from(self.nodes.len()).expect("push keeps the number of nodes within 32 bits");
@@ -267,11 +364,10 @@ impl Tree {
         NodeId(id)
     }
 
+    /// The parent of two nodes, still without its hash.
     fn join(&mut self, left: NodeId, right: NodeId) -> NodeId {
-        let (l, r) = (self.node(left), self.node(right));
-        let level = l.level.max(r.level) + 1;
-        let hash = hash::node(self.algorithm, l.hash.as_bytes(), r.hash.as_bytes(), level);
-        let parent = self.add_node(hash, level);
+        let level = self.node(left).level.max(self.node(right).level) + 1;
+        let parent = self.add_node(Imprint::zero(self.algorithm), level);
         self.nodes[left.0 as usize].up = Some(Up {
             parent,
             sibling: right,
@@ -333,7 +429,10 @@ struct Up {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::{Metadata, climb, shape};
+    use crate::{
+        chain::{Metadata, climb, shape},
+        hash,
+    };
     use std::collections::HashSet;
 
     const SHA256: Algorithm = Algorithm::Sha256;
@@ -384,6 +483,13 @@ mod tests {
             check(&vec![1; count], false, level_for(count as u64));
             check(&vec![0; count], true, 1 + ceiling);
         }
+    }
+
+    #[test]
+    fn large_trees_are_hashed_piece_by_piece() {
+        let count = 3 * Pending::FULL + 5;
+        check(&vec![0; count], false, 12);
+        check(&vec![0; count], true, 13);
     }
 
     #[test]

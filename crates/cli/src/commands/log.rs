@@ -10,13 +10,16 @@
 mod extend;
 mod extract;
 mod integrate;
+mod parallel;
 mod sign;
+mod stream;
 mod verify;
 
 use std::path::{Path, PathBuf};
 
-use pitser_ksi::logsig::{self, Format};
+use pitser_ksi::logsig;
 
+use self::stream::Window;
 use crate::files;
 use crate::outcome::{Failure, Outcome};
 use crate::output::Form;
@@ -62,8 +65,9 @@ pub(crate) fn run(command: Command) -> Outcome {
                 form,
             } = *args;
             let path = signature.unwrap_or_else(|| beside(&log));
-            let (format, bytes) = read(&path)?;
-            verify::run(format, &bytes, &path, &log, &trust, form)
+            with_signature(&path, |signature| {
+                verify::run(signature, &path, &log, &trust, form)
+            })
         }
         Command::Extract(args) => extract::run(args),
         Command::Extend(args) => extend::run(args),
@@ -71,7 +75,7 @@ pub(crate) fn run(command: Command) -> Outcome {
     }
 }
 
-pub(super) use verify::run as verify_pair;
+pub(super) use verify::run_on as verify_pair;
 
 /// The log signature of `log`: its parts, if it has no other.
 fn beside(log: &Path) -> PathBuf {
@@ -84,19 +88,15 @@ fn beside(log: &Path) -> PathBuf {
     }
 }
 
-/// Reads a log signature; a folder of parts is joined.
-fn read(path: &Path) -> Result<(Format, Vec<u8>), Failure> {
-    let bytes = if path.is_dir() {
-        join(path)?.bytes
+/// Does `work` on a log signature; a folder of parts is joined.
+fn with_signature<T>(
+    path: &Path,
+    work: impl FnOnce(Window<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    if path.is_dir() {
+        work(Window::of(path, &join(path)?.bytes))
     } else {
-        files::read(path)?
-    };
-    match Format::of(&bytes) {
-        Some(format) => Ok((format, bytes)),
-        None => Err(Failure::Input(format!(
-            "{}: not a log signature: it starts with none of LOGSIG12, LOGSIG11, LOG12BLK, RECSIG12, RECSIG11",
-            path.display()
-        ))),
+        work(Window::open(path)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The hashing of a block: leaves in sequence, and the tree that grows over them.
 
 use crate::{
-    hash::{Algorithm, Imprint, hash, node},
+    hash::{Algorithm, Batch, Imprint, hash, node},
     tree::level_for,
 };
 
@@ -93,6 +93,48 @@ impl Forest {
         self.count += 1;
     }
 
+    /// Takes all `leaves` out and adds them, hashing each level as a whole.
+    pub(super) fn extend(&mut self, batch: &mut Batch, leaves: &mut Vec<Imprint>) {
+        let added = leaves.len() as u64;
+        for slot in 0.. {
+            if leaves.is_empty() {
+                break;
+            }
+            self.extend_slot(slot, leaves, batch);
+            leaves.clear();
+            leaves.extend(batch.drain());
+        }
+        self.count += added;
+    }
+
+    /// Adds to `batch` the parents that `nodes`, all that is new at a level,
+    /// complete together with what waits in `slot`; what is left over waits next.
+    fn extend_slot(&mut self, slot: usize, nodes: &[Imprint], batch: &mut Batch) {
+        let mut push = |left: &Imprint, right: &Imprint| {
+            batch.push_node(left.as_bytes(), right.as_bytes(), parent_level(slot));
+        };
+        let mut nodes = nodes;
+        if self.count >> slot & 1 == 1
+            && let Some((first, others)) = nodes.split_first()
+        {
+            push(&self.slots[slot], first);
+            nodes = others;
+        }
+        let (pairs, left_over) = nodes.as_chunks::<2>();
+        pairs.iter().for_each(|[left, right]| push(left, right));
+        match (self.slots.get_mut(slot), left_over) {
+            (Some(waiting), [node]) => *waiting = *node,
+            // Without a bit in the count it holds the place of one to come.
+            (None, _) => self.slots.push(
+                left_over
+                    .first()
+                    .copied()
+                    .unwrap_or(Imprint::zero(self.algorithm)),
+            ),
+            (Some(_), _) => {}
+        }
+    }
+
     /// Merges the subtrees, smallest first; `merged` sees each parent. `None`
     /// if there is no leaf. Else the root, at level [`level_for`] of the count.
     pub(super) fn close(&self, mut merged: impl FnMut(&Imprint)) -> Option<(Imprint, u8)> {
@@ -128,4 +170,34 @@ impl Forest {
 /// A count has 64 bits, hence slots stay below 64 and levels below 66.
 pub(super) fn parent_level(slot: usize) -> u8 {
     slot as u8 + 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_may_come_by_the_piece() {
+        let algorithm = Algorithm::Sha256;
+        let mut batch = Batch::new(algorithm);
+        let leaves: Vec<_> = (0..100_u8)
+            .map(|leaf| hash(algorithm, &[&[leaf]]))
+            .collect();
+        for count in 1..=leaves.len() {
+            let leaves = &leaves[..count];
+            let mut one_by_one = Forest::new(algorithm);
+            for leaf in leaves {
+                one_by_one.push(*leaf, |_| {});
+            }
+            for piece in 1..=count {
+                let mut forest = Forest::new(algorithm);
+                for leaves in leaves.chunks(piece) {
+                    forest.extend(&mut batch, &mut leaves.to_vec());
+                }
+                assert_eq!(forest.count(), one_by_one.count());
+                let roots = [&forest, &one_by_one].map(|forest| forest.close(|_| {}));
+                assert_eq!(roots[0], roots[1], "{count} in pieces of {piece}");
+            }
+        }
+    }
 }

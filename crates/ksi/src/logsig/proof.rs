@@ -21,7 +21,7 @@ use super::{
 use crate::{
     chain::{self, LevelOverflow, Link, Sibling, Side},
     error::{DecodeError, DecodeErrorKind, EncodeError},
-    hash::{Algorithm, Imprint, hash, node},
+    hash::{Algorithm, Batch, Imprint, hash, node},
     tlv::{Element, Tag, Writer},
     tree::level_for,
 };
@@ -270,13 +270,20 @@ impl BlockTree {
     pub fn of_block(block: &Block<'_>, lines: &mut Lines<'_>) -> Option<Self> {
         let header = &block.header;
         let mut tree = Self::new(header.algorithm, header.iv, header.previous_leaf);
+        let mut batch = Batch::new(header.algorithm);
+        for line in (0..block.line_count()).map_while(|_| lines.next()) {
+            batch.push(&[line]);
+        }
         let mut metarecords = block.metarecords().peekable();
+        let mut records = batch.drain();
         for index in 0..block.seal.count {
             match metarecords.next_if(|metarecord| metarecord.index == index) {
-                Some(metarecord) => tree.encoded_metarecord(metarecord.bytes.to_vec()),
-                None => tree.record_line(lines.next()?),
+                Some(metarecord) => tree.insert_metarecord(metarecord.bytes.to_vec()),
+                None => tree.insert(Kind::Line, records.next()?),
             }
         }
+        drop(records);
+        tree.grow(&mut batch);
         Some(tree)
     }
 
@@ -284,6 +291,7 @@ impl BlockTree {
     pub fn record_line(&mut self, line: &[u8]) {
         let record = hash(self.leaves.algorithm(), &[line]);
         self.insert(Kind::Line, record);
+        self.grow_by_one();
     }
 
     /// Adds a line by its hash.
@@ -293,6 +301,7 @@ impl BlockTree {
     pub fn record(&mut self, record: Imprint) -> Result<(), BuildError> {
         BuildError::unless_by(self.leaves.algorithm(), &record)?;
         self.insert(Kind::Line, record);
+        self.grow_by_one();
         Ok(())
     }
 
@@ -302,7 +311,8 @@ impl BlockTree {
     /// If it does not fit into an element.
     pub fn metarecord(&mut self, key: &str, value: &str) -> Result<(), EncodeError> {
         let encoded = encode_metarecord(self.count(), key, value)?;
-        self.encoded_metarecord(encoded);
+        self.insert_metarecord(encoded);
+        self.grow_by_one();
         Ok(())
     }
 
@@ -345,29 +355,50 @@ impl BlockTree {
         )
     }
 
-    fn encoded_metarecord(&mut self, encoded: Vec<u8>) {
+    fn insert_metarecord(&mut self, encoded: Vec<u8>) {
         let record = hash(self.leaves.algorithm(), &[&encoded]);
         self.metarecords.insert(self.records.len(), encoded);
         self.insert(Kind::Metarecord, record);
     }
 
+    /// Adds the leaf alone: the subtrees that it completes are still to be grown.
     fn insert(&mut self, kind: Kind, record: Imprint) {
         self.records.push(record);
-        let mut top = self.leaves.push(kind, &record);
-        for slot in 0.. {
-            if slot == self.levels.len() {
-                self.levels.push(Vec::new());
-            }
-            let level = &mut self.levels[slot];
-            level.push(top);
-            let &[.., left, right] = level.as_slice() else {
+        let leaf = self.leaves.push(kind, &record);
+        self.levels[0].push(leaf);
+    }
+
+    /// Adds the parents that the leaf added last completes.
+    fn grow_by_one(&mut self) {
+        for slot in 0..self.count().trailing_zeros() as usize {
+            let [.., left, right] = self.levels[slot].as_slice() else {
                 return;
             };
-            if level.len() % 2 == 1 {
+            let parent = self.parent(slot, left, right);
+            self.level_above(slot).push(parent);
+        }
+    }
+
+    /// Adds all parents that are missing, level by level.
+    fn grow(&mut self, batch: &mut Batch) {
+        for slot in 0.. {
+            let grown = self.levels.get(slot + 1).map_or(0, Vec::len);
+            let pairs = &self.levels[slot].as_chunks::<2>().0[grown..];
+            if pairs.is_empty() {
                 return;
             }
-            top = self.parent(slot, &left, &right);
+            for [left, right] in pairs {
+                batch.push_node(left.as_bytes(), right.as_bytes(), parent_level(slot));
+            }
+            self.level_above(slot).extend(batch.drain());
         }
+    }
+
+    fn level_above(&mut self, slot: usize) -> &mut Vec<Imprint> {
+        if self.levels.len() == slot + 1 {
+            self.levels.push(Vec::new());
+        }
+        &mut self.levels[slot + 1]
     }
 
     fn mask_step(&self, index: usize) -> Step {

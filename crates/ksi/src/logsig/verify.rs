@@ -12,13 +12,16 @@ use super::{
 };
 use crate::{
     error::DecodeError,
-    hash::{Algorithm, Imprint, hash},
+    hash::{Algorithm, Batch, Imprint, hash},
     tlv::{Element, Tag},
 };
 
 /// How many altered lines and metarecords a report names; there may be more in
 /// the block. All other faults occur once and are always named.
 pub const MAX_FAULTS: usize = 1000;
+
+/// Lines, and then leaves, that are hashed together.
+const AT_ONCE: usize = 512;
 
 /// Something that does not fit. `line` counts the block's lines, `record` its
 /// leaves, metarecords included; both from 0.
@@ -115,19 +118,21 @@ pub fn verify_block<'l>(
     lines: &mut impl Iterator<Item = &'l [u8]>,
 ) -> Result<BlockReport, DecodeError> {
     let mut verifier = BlockVerifier::new(block);
-    for _ in 0..block.line_count() {
-        let Some(line) = lines.next() else { break };
-        verifier.line(line);
-    }
+    verifier.lines(lines);
     verifier.finish()
 }
 
-/// Checks a block against lines that arrive one by one.
+/// Checks a block against lines that arrive piece by piece. Memory does not
+/// depend on their number.
 #[derive(Debug)]
 pub struct BlockVerifier<'a> {
     block: Block<'a>,
     leaves: Leaves,
     forest: Forest,
+    /// Leaves that are not in the forest yet; none if tree hashes are stored,
+    /// since those are compared leaf by leaf.
+    new_leaves: Vec<Imprint>,
+    batch: Batch,
     stored: StoredElements<'a>,
     lines: u64,
     /// Whether a tree hash was found to differ.
@@ -143,6 +148,8 @@ impl<'a> BlockVerifier<'a> {
         Self {
             leaves: Leaves::new(header.algorithm, header.iv, header.previous_leaf),
             forest: Forest::new(header.algorithm),
+            new_leaves: Vec::new(),
+            batch: Batch::new(header.algorithm),
             stored: StoredElements::new(block),
             block: *block,
             lines: 0,
@@ -157,21 +164,31 @@ impl<'a> BlockVerifier<'a> {
         self.block.line_count() - self.lines
     }
 
+    /// Takes the lines of the block that are left, without their line ends, or as
+    /// many as there are. Faster than [`BlockVerifier::line`] one by one.
+    pub fn lines<'l>(&mut self, lines: &mut impl Iterator<Item = &'l [u8]>) {
+        let mut records = Vec::new();
+        loop {
+            let wanted = self.lines_left().min(AT_ONCE as u64);
+            for line in (0..wanted).map_while(|_| lines.next()) {
+                self.batch.push(&[line]);
+            }
+            records.extend(self.batch.drain());
+            if records.is_empty() {
+                return;
+            }
+            for record in records.drain(..) {
+                self.record_of_line(&record);
+            }
+        }
+    }
+
     /// Takes the next line, without its line end. A line beyond the block's
     /// last one is not looked at.
     pub fn line(&mut self, line: &[u8]) {
-        if self.lines_left() == 0 {
-            return;
+        if self.lines_left() > 0 {
+            self.record_of_line(&hash(self.algorithm(), &[line]));
         }
-        self.metarecords();
-        let record = hash(self.algorithm(), &[line]);
-        let fault = Fault::Line {
-            line: self.lines,
-            record: self.forest.count(),
-        };
-        let trusted = self.compare_record(&record, fault);
-        self.insert(Kind::Line, &trusted);
-        self.lines += 1;
     }
 
     /// Ends the block.
@@ -204,12 +221,28 @@ impl<'a> BlockVerifier<'a> {
         self.block.header.algorithm
     }
 
+    /// Number of leaves so far.
+    fn count(&self) -> u64 {
+        self.forest.count() + self.new_leaves.len() as u64
+    }
+
+    fn record_of_line(&mut self, record: &Imprint) {
+        self.metarecords();
+        let fault = Fault::Line {
+            line: self.lines,
+            record: self.count(),
+        };
+        let trusted = self.compare_record(record, fault);
+        self.insert(Kind::Line, &trusted);
+        self.lines += 1;
+    }
+
     /// Takes the metarecords that come before the next line.
     fn metarecords(&mut self) {
-        while let Some(metarecord) = self.stored.metarecord(self.forest.count()) {
+        while let Some(metarecord) = self.stored.metarecord(self.count()) {
             let record = hash(self.algorithm(), &[metarecord.bytes]);
             let fault = Fault::Metarecord {
-                record: self.forest.count(),
+                record: self.count(),
             };
             let trusted = self.compare_record(&record, fault);
             self.insert(Kind::Metarecord, &trusted);
@@ -234,12 +267,23 @@ impl<'a> BlockVerifier<'a> {
     }
 
     fn insert(&mut self, kind: Kind, record: &Imprint) {
+        let leaf = self.leaves.push(kind, record);
+        if self.block.has_tree_hashes() {
+            self.compare_tree(kind, leaf);
+            return;
+        }
+        self.new_leaves.push(leaf);
+        if self.new_leaves.len() == AT_ONCE {
+            self.forest.extend(&mut self.batch, &mut self.new_leaves);
+        }
+    }
+
+    fn compare_tree(&mut self, kind: Kind, leaf: Imprint) {
         let line = (kind == Kind::Line).then_some(self.lines);
         let fault = Fault::TreeHash {
             record: self.forest.count(),
             line,
         };
-        let leaf = self.leaves.push(kind, record);
         let Self { forest, stored, .. } = self;
         let mut fits = true;
         forest.push(leaf, |node| fits &= stored.tree_hash_is(node));
@@ -248,6 +292,7 @@ impl<'a> BlockVerifier<'a> {
 
     /// The root over what has come, which may be nothing if all lines are missing.
     fn close(&mut self) -> (Imprint, u8) {
+        self.forest.extend(&mut self.batch, &mut self.new_leaves);
         let Self { forest, stored, .. } = self;
         let mut fits = true;
         let root = forest.close(|node| {

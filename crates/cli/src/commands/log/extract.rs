@@ -4,11 +4,12 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use pitser_ksi::logsig::{
-    BlockReader, Excerpt, ExtractError, Extracted, Format, Lines, extract, record_signature,
+    Block, Excerpt, ExcerptBlock, ExtractError, Format, Lines, extract, record_signature,
 };
 use pitser_ksi::signature::Signature;
 
-use super::{beside, malformed, read};
+use super::stream::{Blocks, LogLines, Window};
+use super::{beside, with_signature};
 use crate::files;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::Form;
@@ -40,29 +41,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Outcome {
     let path = args.signature.clone().unwrap_or_else(|| beside(&args.log));
-    let (format, file) = read(&path)?;
-    let log = files::read(&args.log)?;
-    let reader = BlockReader::new(&file).map_err(|e| malformed(&path, e))?;
-    let mut lines = Lines::new(&log);
-    let mut first = 1;
-    let mut taken = Vec::new();
-    for block in reader {
-        let block = block.map_err(|e| malformed(&path, e))?;
-        let wanted = |line: &u64| args.lines.contains(first + line);
-        let extracted = extract(&block, &mut lines, wanted).map_err(|e| refused(first, e))?;
-        if let Some(extracted) = extracted {
-            let numbers =
-                (first..first + block.line_count()).filter(|line| args.lines.contains(*line));
-            taken.push((numbers.collect::<Vec<_>>(), extracted));
-        }
-        first += block.line_count();
-    }
-    if let Some(beyond) = args.lines.beyond(first) {
-        return Err(Failure::Input(format!(
-            "line {beyond} is in no block: the log signature covers {} lines",
-            first - 1
-        )));
-    }
+    let (format, taken) = with_signature(&path, |signature| take(signature, &args))?;
     let base = args.output.clone().unwrap_or_else(|| args.log.clone());
     let written = if args.ksig {
         write_signatures(&base, &taken, args.force)?
@@ -73,23 +52,84 @@ pub(crate) fn run(args: Args) -> Outcome {
     Ok(Exit::Intact)
 }
 
-type Taken<'l> = (Vec<u64>, Extracted<'l>);
+/// What was taken from one block.
+struct Taken {
+    /// Which lines, counted from 1.
+    numbers: Vec<u64>,
+    proof: ExcerptBlock,
+    /// Each with a line end.
+    text: Vec<u8>,
+}
 
-fn write_excerpt(
-    base: &std::path::Path,
-    taken: Vec<Taken<'_>>,
-    is_legacy: bool,
-    force: bool,
-) -> Result<Vec<String>, Failure> {
+/// Reads no further than the last line that is wanted.
+fn take(signature: Window<'_>, args: &Args) -> Result<(Format, Vec<Taken>), Failure> {
+    let mut blocks = Blocks::new(signature)?;
+    let mut log = LogLines::open(&args.log)?;
+    let mut taken = Vec::new();
+    let mut first = 1;
+    while let Some(beyond) = args.lines.beyond(first) {
+        let Some(block) = blocks.next()? else {
+            return Err(Failure::Input(format!(
+                "line {beyond} is in no block: the log signature covers {} lines",
+                first - 1
+            )));
+        };
+        let block = block.get();
+        taken.extend(take_from(&block, first, &mut log, &args.lines)?);
+        first += block.line_count();
+    }
+    Ok((blocks.format(), taken))
+}
+
+fn take_from(
+    block: &Block<'_>,
+    first: u64,
+    log: &mut LogLines<'_>,
+    wanted: &Ranges,
+) -> Result<Option<Taken>, Failure> {
+    let count = block.line_count();
+    if !wanted.meet(first, first.saturating_add(count)) {
+        let skipped = log.skip(count)?;
+        return if skipped == count {
+            Ok(None)
+        } else {
+            Err(refused(first, ExtractError::Altered))
+        };
+    }
+    let stretch = log
+        .take_all(count)?
+        .ok_or_else(|| refused(first, ExtractError::Altered))?;
+    let extracted = extract(block, &mut Lines::new(&stretch), |line| {
+        wanted.contains(first + line)
+    });
+    let Some(extracted) = extracted.map_err(|e| refused(first, e))? else {
+        return Ok(None);
+    };
     let mut text = Vec::new();
-    for line in taken.iter().flat_map(|(_, extracted)| &extracted.lines) {
+    for line in &extracted.lines {
         text.extend_from_slice(line);
         text.push(b'\n');
     }
-    let blocks = taken
-        .into_iter()
-        .map(|(_, extracted)| extracted.block)
-        .collect();
+    Ok(Some(Taken {
+        numbers: (first..first + count)
+            .filter(|line| wanted.contains(*line))
+            .collect(),
+        proof: extracted.block,
+        text,
+    }))
+}
+
+fn write_excerpt(
+    base: &std::path::Path,
+    taken: Vec<Taken>,
+    is_legacy: bool,
+    force: bool,
+) -> Result<Vec<String>, Failure> {
+    let (mut text, mut blocks) = (Vec::new(), Vec::new());
+    for taken in taken {
+        text.extend(taken.text);
+        blocks.push(taken.proof);
+    }
     let proof = Excerpt { blocks, is_legacy }
         .encode()
         .map_err(Failure::input)?;
@@ -105,13 +145,13 @@ fn write_excerpt(
 
 fn write_signatures(
     base: &std::path::Path,
-    taken: &[Taken<'_>],
+    taken: &[Taken],
     force: bool,
 ) -> Result<Vec<String>, Failure> {
     let mut written = Vec::new();
-    for (numbers, extracted) in taken {
-        let signature = Signature::decode(&extracted.block.signature).map_err(Failure::input)?;
-        for (number, record) in numbers.iter().zip(&extracted.block.records) {
+    for Taken { numbers, proof, .. } in taken {
+        let signature = Signature::decode(&proof.signature).map_err(Failure::input)?;
+        for (number, record) in numbers.iter().zip(&proof.records) {
             let own = record_signature(&signature, record)
                 .map_err(|e| Failure::Input(format!("line {number}: {e}")))?;
             let path = files::appended(base, &format!(".line.{number}.ksig"));
@@ -135,6 +175,13 @@ pub(crate) struct Ranges(Vec<RangeInclusive<u64>>);
 impl Ranges {
     fn contains(&self, line: u64) -> bool {
         self.0.iter().any(|range| range.contains(&line))
+    }
+
+    /// Whether a line from `first` up to but without `end` is asked for.
+    fn meet(&self, first: u64, end: u64) -> bool {
+        self.0
+            .iter()
+            .any(|range| *range.start() < end && first <= *range.end())
     }
 
     /// A line asked for that is not before `end`.
@@ -174,6 +221,7 @@ mod tests {
         }
         let some = ranges("3,17-20").unwrap();
         assert!(some.contains(18) && !some.contains(4));
+        assert!(some.meet(1, 4) && !some.meet(1, 3) && !some.meet(4, 17) && some.meet(20, 99));
         assert_eq!((some.beyond(20), some.beyond(21)), (Some(20), None));
     }
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use pitser_evidence::Code as Finding;
+use pitser_ksi::DecodeError;
 use pitser_ksi::hash::Imprint;
-use pitser_ksi::logsig::{
-    Block, BlockReader, BlockReport, Excerpt, Fault, Format, Lines, RecordFault, Seal, verify_block,
-};
+use pitser_ksi::logsig::{Block, BlockReport, Excerpt, Fault, Format, Lines, RecordFault, Seal};
 use pitser_ksi::policy;
 use pitser_ksi::signature::Signature;
 use pitser_ksi::time::Second;
 
-use super::malformed;
+use super::stream::{Blocks, LogLines, Window};
+use super::{malformed, parallel};
 use crate::commands::verify::signature::Case;
 use crate::files;
 use crate::outcome::{Failure, Outcome};
@@ -20,8 +20,8 @@ use crate::output::{Form, Judgement, State, Step, Verdict, plural};
 use crate::tree::{Map, Tree};
 use crate::trust::{Trust, TrustArgs};
 
-/// Judges the lines of `log` by `signature`, a file of `format` read from `path`.
-pub(crate) fn run(
+/// Judges the lines of `log` by `signature`, the bytes of `path`, which are of `format`.
+pub(crate) fn run_on(
     format: Format,
     signature: &[u8],
     path: &Path,
@@ -29,8 +29,20 @@ pub(crate) fn run(
     trust: &TrustArgs,
     form: Form,
 ) -> Outcome {
+    debug_assert_eq!(Format::of(signature), Some(format));
+    run(Window::of(path, signature), path, log, trust, form)
+}
+
+/// Judges the lines of `log` by `signature`, read from `path`.
+pub(super) fn run(
+    mut signature: Window<'_>,
+    path: &Path,
+    log: &Path,
+    trust: &TrustArgs,
+    form: Form,
+) -> Outcome {
     let trust = trust.load()?;
-    let lines = files::read(log)?;
+    let format = signature.format()?.ok_or_else(|| unknown(path))?;
     let mut examination = Examination::new(&trust);
     match format {
         Format::Seals => {
@@ -40,15 +52,14 @@ pub(crate) fn run(
             )));
         }
         Format::Proof | Format::Proof11 => {
-            let excerpt = Excerpt::decode(signature).map_err(|e| malformed(path, e))?;
+            let lines = files::read(log)?;
+            let excerpt = Excerpt::decode(signature.read_all()?).map_err(|e| malformed(path, e))?;
             examination
                 .excerpt(&excerpt, &lines)
                 .map_err(|e| malformed(path, e))?;
         }
         Format::LogSignature | Format::LogSignature11 | Format::Blocks => {
-            examination
-                .blocks(signature, &lines)
-                .map_err(|e| malformed(path, e))?;
+            examination.blocks(signature, path, log)?;
         }
     }
     let mut judgement = examination.judge();
@@ -112,64 +123,81 @@ impl<'t> Examination<'t> {
         }
     }
 
-    fn blocks(&mut self, file: &[u8], log: &[u8]) -> Result<(), pitser_ksi::DecodeError> {
-        let reader = BlockReader::new(file)?;
-        let format = reader.format();
-        let mut lines = Lines::new(log);
+    fn blocks(&mut self, signature: Window<'_>, path: &Path, log: &Path) -> Result<(), Failure> {
+        let mut blocks = Blocks::new(signature)?;
+        let mut lines = LogLines::open(log)?;
+        let format = blocks.format();
         let mut before: Option<BlockReport> = None;
-        for block in reader {
-            let block = block?;
-            self.blocks += 1;
-            let report = verify_block(&block, &mut lines)?;
-            // What follows a block that differs cannot be told from its last leaf.
-            let before_was_intact = before.as_ref().filter(|before| before.is_intact());
-            if before_was_intact.is_some_and(|before| !before.is_followed_by(&block)) {
-                self.breaks.push(format!(
-                    "block {} does not go on from the one before",
-                    self.blocks
-                ));
-            }
-            self.lines_of(&block, &report);
-            let (verdict, signed_at) = match block.seal.seal {
-                Seal::Signature(bytes) => {
-                    let signature = Signature::decode(bytes)?;
-                    let level = format.signing_level(block.seal.count);
-                    // A root that differs is told as a fault of the lines.
-                    (
-                        self.seal(&signature, signature.input(), level),
-                        Some(signature.aggregation_time()),
-                    )
-                }
-                Seal::Unsigned { error, .. } => {
-                    let why = error.map(|error| format!(": {error}")).unwrap_or_default();
-                    (
-                        self.seals.wait(self.blocks, format!("not signed yet{why}")),
-                        None,
-                    )
-                }
-                Seal::Rfc3161(_) => {
-                    let text = "sealed by an RFC 3161 token, which is not verified here";
-                    (self.seals.wait(self.blocks, text.to_owned()), None)
-                }
-            };
-            let verdict = if report.is_intact() {
-                verdict
-            } else {
-                "broken"
-            };
-            self.facts.push(Tree::Map(
-                Map::new()
-                    .with("block", self.blocks)
-                    .with("first_line", self.lines + 1)
-                    .with("lines", block.line_count())
-                    .maybe("signed_at", signed_at)
-                    .with("verdict", verdict),
-            ));
-            self.lines += block.line_count();
+        parallel::check(&mut blocks, &mut lines, |(block, report)| {
+            let report = report.map_err(|e| malformed(path, e))?;
+            self.block(format, &block.get(), &report, before.as_ref())
+                .map_err(|e| malformed(path, e))?;
             before = Some(report);
-        }
-        self.uncovered = lines.count() as u64;
+            Ok(())
+        })?;
+        self.uncovered = lines.skip(u64::MAX)?;
         Ok(())
+    }
+
+    fn block(
+        &mut self,
+        format: Format,
+        block: &Block<'_>,
+        report: &BlockReport,
+        before: Option<&BlockReport>,
+    ) -> Result<(), DecodeError> {
+        self.blocks += 1;
+        // What follows a block that differs cannot be told from its last leaf.
+        let before_was_intact = before.filter(|before| before.is_intact());
+        if before_was_intact.is_some_and(|before| !before.is_followed_by(block)) {
+            self.breaks.push(format!(
+                "block {} does not go on from the one before",
+                self.blocks
+            ));
+        }
+        self.lines_of(block, report);
+        let (verdict, signed_at) = self.seal_of(format, block)?;
+        let verdict = if report.is_intact() {
+            verdict
+        } else {
+            "broken"
+        };
+        self.facts.push(Tree::Map(
+            Map::new()
+                .with("block", self.blocks)
+                .with("first_line", self.lines + 1)
+                .with("lines", block.line_count())
+                .maybe("signed_at", signed_at)
+                .with("verdict", verdict),
+        ));
+        self.lines += block.line_count();
+        Ok(())
+    }
+
+    /// What becomes of the newest block's seal, and when it was made.
+    fn seal_of(
+        &mut self,
+        format: Format,
+        block: &Block<'_>,
+    ) -> Result<(&'static str, Option<Second>), DecodeError> {
+        Ok(match block.seal.seal {
+            Seal::Signature(bytes) => {
+                let signature = Signature::decode(bytes)?;
+                let level = format.signing_level(block.seal.count);
+                // A root that differs is told as a fault of the lines.
+                let verdict = self.seal(&signature, signature.input(), level);
+                (verdict, Some(signature.aggregation_time()))
+            }
+            Seal::Unsigned { error, .. } => {
+                let why = error.map(|error| format!(": {error}")).unwrap_or_default();
+                let text = format!("not signed yet{why}");
+                (self.seals.wait(self.blocks, text), None)
+            }
+            Seal::Rfc3161(_) => {
+                let text = "sealed by an RFC 3161 token, which is not verified here";
+                (self.seals.wait(self.blocks, text.to_owned()), None)
+            }
+        })
     }
 
     fn lines_of(&mut self, block: &Block<'_>, report: &BlockReport) {
@@ -221,7 +249,7 @@ impl<'t> Examination<'t> {
         }
     }
 
-    fn excerpt(&mut self, excerpt: &Excerpt, log: &[u8]) -> Result<(), pitser_ksi::DecodeError> {
+    fn excerpt(&mut self, excerpt: &Excerpt, log: &[u8]) -> Result<(), DecodeError> {
         self.is_whole = false;
         for fault in excerpt.check(Lines::new(log))? {
             match fault {
@@ -439,3 +467,10 @@ impl Seals {
 
 /// Faults that are shown besides the first; JSON and the blocks have the rest.
 const MAX_SHOWN: usize = 20;
+
+fn unknown(path: &Path) -> Failure {
+    Failure::Input(format!(
+        "{}: not a log signature: it starts with none of LOGSIG12, LOGSIG11, LOG12BLK, RECSIG12, RECSIG11",
+        path.display()
+    ))
+}
