@@ -24,7 +24,11 @@ pub(crate) fn change(change: &Change, source: &str, whose: Whose, now: &Timestam
     let at = change.at.parse().unwrap_or_else(|_| now.clone());
     let pos = change.pos.to_string();
     let Whose { before, after } = whose;
-    let patient = if change.new.is_some() { after } else { before.clone().or(after) };
+    let patient = if change.new.is_some() {
+        after
+    } else {
+        before.clone().or(after)
+    };
     let draft = |op: Op, patient: Option<String>| Draft {
         tx: Some(change.tx),
         table: Some(change.table.clone()),
@@ -101,7 +105,13 @@ pub(crate) fn audit_event(
     records: Vec<Resolved>,
     is_patient: impl Fn(&str) -> bool,
 ) -> Vec<Draft> {
-    let Message { event, raw, id, source, now } = message;
+    let Message {
+        event,
+        raw,
+        id,
+        source,
+        now,
+    } = message;
     let at = event.recorded.parse().unwrap_or_else(|_| now.clone());
     let mut named: Vec<PatientId> = Vec::new();
     for patient in &event.patients {

@@ -259,8 +259,7 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
     let report = verify(&evidence, Some(&anchors), second());
     assert_eq!(report.verdict, Verdict::Intact, "{report:#?}");
     let ops: Vec<_> = evidence.lines.iter().map(|l| l.line.op.as_str()).collect();
-    let expected =
-        "baseline baseline baseline update create relink update read finding";
+    let expected = "baseline baseline baseline update create relink update read finding";
     assert_eq!(
         ops.join(" "),
         expected,

@@ -151,7 +151,8 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
 /// # Errors
 /// [`DiskError`].
 pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let named = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = named.unwrap_or(Path::new("."));
     File::open(dir)
         .and_then(|d| d.sync_all())
         .at(dir, "cannot make durable")

@@ -181,7 +181,12 @@ impl Exporter {
 
     fn entry(&self, line: Line, content: Option<Content>) -> Entry {
         let block = self.block_of(line.seq);
-        let covered = self.head.as_ref().map_or(0, |(_, head)| head.size());
+        // A head that only the trail itself signed is no witness's word.
+        let cosigned = self
+            .head
+            .as_ref()
+            .filter(|(note, _)| note.signatures().len() > 1);
+        let covered = cosigned.map_or(0, |(_, head)| head.size());
         let published = block.and_then(|b| b.seal.as_deref()).is_some_and(|seal| {
             pitser_ksi::signature::Signature::decode(seal).is_ok_and(|s| s.publication().is_some())
         });

@@ -117,8 +117,7 @@ impl Session {
     /// Signs the head and has it cosigned; keeps it if the quorum is reached.
     pub(super) fn cosign(&mut self, worker: &mut Worker) -> Result<Result<u64, String>, Ended> {
         let size = self.trail.blocks();
-        let done = worker.publish.borrow().witnessed;
-        if size == 0 || size == done {
+        if size == 0 || size == self.head_size {
             return Ok(Ok(size));
         }
         let mut note = self.trail.sign_head();
@@ -160,10 +159,13 @@ impl Session {
         }
         self.trail.store_head(&note)?;
         let now = (worker.parts.clock)();
-        worker.publish.send_modify(|s| {
-            s.witnessed = size;
-            s.witnessed_at = Some(Second(now / SECOND_US).to_string());
-        });
+        self.head_size = size;
+        if cosigned > 0 {
+            worker.publish.send_modify(|s| {
+                s.witnessed = size;
+                s.witnessed_at = Some(Second(now / SECOND_US).to_string());
+            });
+        }
         Ok(Ok(size))
     }
 

@@ -122,7 +122,9 @@ impl Session {
         let after = row.and_then(|row| self.patients.of(&change.table, row));
         let known = self.trail.state().record(&change.table, &record);
         let before = match known.and_then(|record| record.patient) {
-            Some(patient @ Patient::Pseudonym(_)) => self.trail.vault().identifier(&patient.to_string())?,
+            Some(patient @ Patient::Pseudonym(_)) => {
+                self.trail.vault().identifier(&patient.to_string())?
+            }
             _ => None,
         };
         Ok(Whose { before, after })

@@ -404,6 +404,8 @@ struct Session {
     data_version: i64,
     /// The last poll gave something: there may be more.
     more: bool,
+    /// Blocks under the head that was kept last.
+    head_size: u64,
     /// When lines of the blocks that wait for a seal were committed, per block.
     waiting: VecDeque<(u64, Vec<u64>)>,
     open_times: Vec<u64>,

@@ -37,6 +37,7 @@ impl Session {
             fingerprint: source.fingerprint()?,
             data_version: i64::MIN,
             more: false,
+            head_size: 0,
             incidents: super::findings::incidents(&mut trail, &collected.findings)?,
             messages: collected.messages,
             position: collected.position,
