@@ -3,9 +3,14 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Microseconds since 1970; 0 on a machine whose clock stands before that.
-#[allow(clippy::disallowed_methods, reason = "the binary owns the clock; everything else is handed it")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the binary owns the clock; everything else is handed it"
+)]
 pub(crate) fn micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -91,21 +91,33 @@ impl Config {
     }
 
     fn parse(name: &str, text: &str) -> Result<Self, Failure> {
-        let config: Self = toml::from_str(text).map_err(|e| Failure::Input(explain(name, text, &e)))?;
+        let config: Self =
+            toml::from_str(text).map_err(|e| Failure::Input(explain(name, text, &e)))?;
         if config.sources.is_empty() {
-            return Err(Failure::Input(format!("{name}: there is no [[source]]: nothing to guard")));
+            return Err(Failure::Input(format!(
+                "{name}: there is no [[source]]: nothing to guard"
+            )));
         }
         for (index, source) in config.sources.iter().enumerate() {
             let valid = !source.name.is_empty()
-                && source.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+                && source
+                    .name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
             if !valid {
                 return Err(Failure::Input(format!(
                     "{name}: source name {:?} must be letters, digits, - and _: it names a folder and a trail",
                     source.name
                 )));
             }
-            if config.sources[..index].iter().any(|other| other.name == source.name) {
-                return Err(Failure::Input(format!("{name}: two sources are named {:?}", source.name)));
+            if config.sources[..index]
+                .iter()
+                .any(|other| other.name == source.name)
+            {
+                return Err(Failure::Input(format!(
+                    "{name}: two sources are named {:?}",
+                    source.name
+                )));
             }
         }
         Ok(config)
@@ -122,7 +134,9 @@ impl Config {
             cosign_every_s: guard.cosign_every_s.unwrap_or(default.cosign_every_s),
             seal_alarm_s: guard.seal_alarm_s.unwrap_or(default.seal_alarm_s),
             many_patients: guard.many_patients.unwrap_or(default.many_patients),
-            segment_bytes_max: guard.segment_mib.map_or(default.segment_bytes_max, |mib| mib << 20),
+            segment_bytes_max: guard
+                .segment_mib
+                .map_or(default.segment_bytes_max, |mib| mib << 20),
             ..default
         }
     }
@@ -132,17 +146,24 @@ impl Config {
         match name {
             Some(name) => self.sources.iter().find(|s| s.name == name).ok_or_else(|| {
                 let names: Vec<_> = self.sources.iter().map(|s| s.name.as_str()).collect();
-                Failure::Input(format!("no source is named {name:?}; there is {}", names.join(", ")))
+                Failure::Input(format!(
+                    "no source is named {name:?}; there is {}",
+                    names.join(", ")
+                ))
             }),
             None if self.sources.len() == 1 => Ok(&self.sources[0]),
-            None => Err(Failure::Input("several sources are configured: name one with --source".into())),
+            None => Err(Failure::Input(
+                "several sources are configured: name one with --source".into(),
+            )),
         }
     }
 }
 
 /// A TOML error with file, line, and what was probably meant.
 fn explain(name: &str, text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+    let line = error.span().map_or(1, |span| {
+        1 + text[..span.start.min(text.len())].matches('\n').count()
+    });
     let message = error.message();
     let mut quoted = message.split('`').skip(1).step_by(2);
     let advice = match (message.starts_with("unknown field"), quoted.next()) {
@@ -150,7 +171,9 @@ fn explain(name: &str, text: &str, error: &toml::de::Error) -> String {
             .map(|known| (strsim::jaro_winkler(wrong, known), known))
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .filter(|(similarity, _)| *similarity > 0.7)
-            .map_or_else(String::new, |(_, known)| format!(". Did you mean `{known}`?")),
+            .map_or_else(String::new, |(_, known)| {
+                format!(". Did you mean `{known}`?")
+            }),
         _ => String::new(),
     };
     format!("{name}:{line}: {message}{advice}")
@@ -165,9 +188,26 @@ mod tests {
         let config = Config::parse("pitser.toml", EXAMPLE).unwrap();
         assert_eq!(config.sources.len(), 1);
         for key in [
-            "aggregator", "extender", "publications", "organisation", "data", "listen", "close_before_ms",
-            "heartbeat_s", "scan_every_s", "cosign_every_s", "seal_alarm_s", "many_patients", "segment_mib",
-            "name", "kind", "url", "tables", "exclude", "patient", "resources",
+            "aggregator",
+            "extender",
+            "publications",
+            "organisation",
+            "data",
+            "listen",
+            "close_before_ms",
+            "heartbeat_s",
+            "scan_every_s",
+            "cosign_every_s",
+            "seal_alarm_s",
+            "many_patients",
+            "segment_mib",
+            "name",
+            "kind",
+            "url",
+            "tables",
+            "exclude",
+            "patient",
+            "resources",
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }
@@ -187,8 +227,14 @@ mod tests {
         refused("[guard]", "[gaurd]", "Did you mean `guard`?");
         refused("kind ", "kin ", "Did you mean `kind`?");
         refused("\"sqlite\"", "\"sqlight\"", "unknown variant");
-        refused("name    = \"hospital\"", "name    = \"../etc\"", "letters, digits");
-        let error = Config::parse("pitser.toml", "[authority]\naggregater = \"x\"\n").unwrap_err().to_string();
+        refused(
+            "name    = \"hospital\"",
+            "name    = \"../etc\"",
+            "letters, digits",
+        );
+        let error = Config::parse("pitser.toml", "[authority]\naggregater = \"x\"\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("pitser.toml:2:"), "{error}");
     }
 }

@@ -23,8 +23,10 @@ pub(crate) async fn extended(
         if signature.aggregation_time() > record.data.time {
             continue;
         }
-        let longer =
-            client.extend(&signature, Some(record.data.time), Some(record)).await.map_err(Failure::service)?;
+        let longer = client
+            .extend(&signature, Some(record.data.time), Some(record))
+            .await
+            .map_err(Failure::service)?;
         extended.insert(block.leaf.block, longer.encode());
     }
     Ok(extended)

@@ -15,7 +15,9 @@ use std::process::{Child, Command, Stdio};
 const PITSER: &str = env!("CARGO_BIN_EXE_pitser");
 
 fn start(config: &Path, limit_kib: Option<u32>) -> Child {
-    let limit = limit_kib.map_or(String::new(), |kib| format!("trap '' XFSZ; ulimit -f {kib}; "));
+    let limit = limit_kib.map_or(String::new(), |kib| {
+        format!("trap '' XFSZ; ulimit -f {kib}; ")
+    });
     let script = format!("{limit}exec \"$0\" guard run --config \"$1\"");
     let mut child = Command::new("bash")
         .args(["-c", &script, PITSER])
@@ -25,14 +27,20 @@ fn start(config: &Path, limit_kib: Option<u32>) -> Child {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     assert!(line.starts_with("guarding"), "{line}");
     child
 }
 
 fn status(config: &Path) -> Value {
     let args = ["guard", "status", "--json", "--config"];
-    let output = Command::new(PITSER).args(args).arg(config).output().unwrap();
+    let output = Command::new(PITSER)
+        .args(args)
+        .arg(config)
+        .output()
+        .unwrap();
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
     status["sources"][0].clone()
 }
@@ -52,8 +60,14 @@ fn until(config: &Path, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
 fn capture_waits_for_room_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut db = Connection::open(dir.path().join("hospital.db")).unwrap();
-    db.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE entry (id INTEGER PRIMARY KEY, note TEXT);").unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    db.execute_batch(
+        "PRAGMA journal_mode=WAL; CREATE TABLE entry (id INTEGER PRIMARY KEY, note TEXT);",
+    )
+    .unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let config = dir.path().join("pitser.toml");
     std::fs::write(
         &config,
@@ -63,30 +77,57 @@ fn capture_waits_for_room_and_loses_nothing() {
         ),
     )
     .unwrap();
-    assert!(Command::new(PITSER).args(["guard", "init", "--config"]).arg(&config).status().unwrap().success());
+    assert!(
+        Command::new(PITSER)
+            .args(["guard", "init", "--config"])
+            .arg(&config)
+            .status()
+            .unwrap()
+            .success()
+    );
 
     let mut guardian = start(&config, Some(600));
     let note = "x".repeat(500);
     let tx = db.transaction().unwrap();
     for id in 0..2000 {
-        tx.execute("INSERT INTO entry VALUES (?1, ?2)", (id, &note)).unwrap();
+        tx.execute("INSERT INTO entry VALUES (?1, ?2)", (id, &note))
+            .unwrap();
     }
     tx.commit().unwrap();
-    let full = until(&config, "a full disk", |s| s["state"] == "trail-unavailable");
-    assert!(full["trouble"].as_str().is_some_and(|t| !t.is_empty()), "{full}");
+    let full = until(&config, "a full disk", |s| {
+        s["state"] == "trail-unavailable"
+    });
+    assert!(
+        full["trouble"].as_str().is_some_and(|t| !t.is_empty()),
+        "{full}"
+    );
     guardian.kill().unwrap();
     guardian.wait().unwrap();
 
     let mut guardian = start(&config, None);
     until(&config, "everything captured and sealed", |s| {
-        s["position"].as_str().and_then(|p| p.parse().ok()).is_some_and(|p: u64| p >= 2000) && s["unsealed"] == 0
+        s["position"]
+            .as_str()
+            .and_then(|p| p.parse().ok())
+            .is_some_and(|p: u64| p >= 2000)
+            && s["unsealed"] == 0
     });
-    let scan = Command::new(PITSER).args(["guard", "scan", "--config"]).arg(&config).output().unwrap();
+    let scan = Command::new(PITSER)
+        .args(["guard", "scan", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
     guardian.kill().unwrap();
     guardian.wait().unwrap();
-    assert!(String::from_utf8_lossy(&scan.stdout).contains("2000 rows compared"), "{scan:?}");
+    assert!(
+        String::from_utf8_lossy(&scan.stdout).contains("2000 rows compared"),
+        "{scan:?}"
+    );
     let mut created = 0;
     let layout = pitser_trail::Layout::new(dir.path().join("guard/h"));
-    pitser_trail::read(&layout, None, |line, _| created += u32::from(line.op == pitser_evidence::line::Op::Create)).unwrap();
+    pitser_trail::read(&layout, None, |line, _| {
+        created += u32::from(line.op == pitser_evidence::line::Op::Create)
+    })
+    .unwrap();
     assert_eq!(created, 2000);
 }

@@ -43,15 +43,27 @@ impl Site {
 }
 
 fn pitser(dir: &Path, args: &[&str]) -> std::process::Output {
-    Command::new(env!("CARGO_BIN_EXE_pitser")).current_dir(dir).args(args).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_pitser"))
+        .current_dir(dir)
+        .args(args)
+        .output()
+        .unwrap()
 }
 
 #[test]
 fn configurations() {
     let site = Site::new(CONFIG);
-    site.says(&["guard", "init", "--config", "other.toml"], 3, &["other.toml", "pitser guard example"]);
+    site.says(
+        &["guard", "init", "--config", "other.toml"],
+        3,
+        &["other.toml", "pitser guard example"],
+    );
     let site = Site::new(&CONFIG.replace("listen", "lisen"));
-    site.says(&["guard", "run"], 3, &["pitser.toml:5", "lisen", "Did you mean `listen`?"]);
+    site.says(
+        &["guard", "run"],
+        3,
+        &["pitser.toml:5", "lisen", "Did you mean `listen`?"],
+    );
     let site = Site::new(CONFIG);
     site.says(&["guard", "example"], 0, &["[[source]]", "scan_every_s"]);
 }
@@ -60,25 +72,46 @@ fn configurations() {
 fn databases() {
     let site = Site::new(CONFIG);
     site.says(&["guard", "init"], 4, &["hospital.db"]);
-    assert!(!site.path("hospital.db").exists(), "a database that is not there must not be made");
-    std::fs::write(site.path("hospital.db"), "this is a letter, not a database, and long enough to be sure").unwrap();
+    assert!(
+        !site.path("hospital.db").exists(),
+        "a database that is not there must not be made"
+    );
+    std::fs::write(
+        site.path("hospital.db"),
+        "this is a letter, not a database, and long enough to be sure",
+    )
+    .unwrap();
     site.says(&["guard", "init"], 4, &["not an SQLite database"]);
 
     let site = Site::with_database();
     site.says(&["guard", "run"], 3, &["pitser guard init"]);
-    let plan = site.says(&["guard", "init", "--dry-run"], 0, &["CREATE TRIGGER", "a new trail would begin"]);
-    assert!(!site.path("guard").exists() && plan.contains("pitser_outbox"), "a dry run changes nothing");
+    let plan = site.says(
+        &["guard", "init", "--dry-run"],
+        0,
+        &["CREATE TRIGGER", "a new trail would begin"],
+    );
+    assert!(
+        !site.path("guard").exists() && plan.contains("pitser_outbox"),
+        "a dry run changes nothing"
+    );
     site.says(&["guard", "init"], 0, &["genesis"]);
     site.says(&["guard", "init"], 0, &["0 statements run"]);
     site.says(&["guard", "uninstall"], 0, &["removed"]);
     let left: u32 = Connection::open(site.path("hospital.db"))
         .unwrap()
-        .query_row("SELECT count(*) FROM sqlite_schema WHERE name LIKE 'pitser%'", [], |row| row.get(0))
+        .query_row(
+            "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'pitser%'",
+            [],
+            |row| row.get(0),
+        )
         .unwrap();
     assert_eq!(left, 0, "everything of ours is out again");
 
     let site = Site::with_database();
-    Connection::open(site.path("hospital.db")).unwrap().execute_batch("CREATE TABLE loose (note TEXT)").unwrap();
+    Connection::open(site.path("hospital.db"))
+        .unwrap()
+        .execute_batch("CREATE TABLE loose (note TEXT)")
+        .unwrap();
     site.says(&["guard", "init"], 4, &["loose", "primary key"]);
 }
 
@@ -88,8 +121,16 @@ fn trails() {
     site.says(&["trail", "verify"], 3, &["no trail", "pitser guard init"]);
     site.says(&["guard", "init"], 0, &[]);
     site.says(&["trail", "verify"], 2, &["unconfirmed", "1 lines wait"]);
-    site.says(&["history", "entry", "1"], 3, &["no line about this record"]);
-    site.says(&["guard", "status"], 4, &["no guardian answers", "pitser guard run"]);
+    site.says(
+        &["history", "entry", "1"],
+        3,
+        &["no line about this record"],
+    );
+    site.says(
+        &["guard", "status"],
+        4,
+        &["no guardian answers", "pitser guard run"],
+    );
 
     let segment = site.path("guard/h/trail/000000.jsonl");
     let whole = std::fs::read(&segment).unwrap();
@@ -97,7 +138,11 @@ fn trails() {
     let at = whole.windows(9).position(|w| w == b"predecess").unwrap();
     edited[at] = b'P';
     std::fs::write(&segment, &edited).unwrap();
-    site.says(&["trail", "verify"], 1, &["broken: TRL-01", "000000.jsonl line 0"]);
+    site.says(
+        &["trail", "verify"],
+        1,
+        &["broken: TRL-01", "000000.jsonl line 0"],
+    );
     site.says(&["guard", "run"], 1, &["TRL-01", "they are evidence"]);
     std::fs::write(&segment, &whole).unwrap();
     site.says(&["trail", "verify"], 2, &["unconfirmed"]);
@@ -109,7 +154,8 @@ fn another_database_under_the_same_name_is_not_taken_for_the_first() {
     site.says(&["guard", "init"], 0, &[]);
     std::fs::remove_file(site.path("hospital.db")).unwrap();
     let db = Connection::open(site.path("hospital.db")).unwrap();
-    db.execute_batch("CREATE TABLE entry (id INTEGER PRIMARY KEY, note TEXT)").unwrap();
+    db.execute_batch("CREATE TABLE entry (id INTEGER PRIMARY KEY, note TEXT)")
+        .unwrap();
     drop(db);
     site.says(&["guard", "run"], 3, &["pitser guard init"]);
     site.says(&["guard", "init"], 4, &["CAP-02", "another source name"]);

@@ -27,13 +27,23 @@ impl Guardian {
     fn start(config: &Path) -> Self {
         let run = ["guard", "run", "--config"];
         let command = &mut Command::new(PITSER);
-        Self(command.args(run).arg(config).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        Self(
+            command
+                .args(run)
+                .arg(config)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     /// Waits for the line that says that it guards.
     fn ready(&mut self) {
         let mut line = String::new();
-        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(self.0.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert!(line.starts_with("guarding"), "{line}");
     }
 
@@ -45,7 +55,13 @@ impl Guardian {
     /// Asks it to stop: it takes what was committed and waits for the seal.
     fn stop(mut self) {
         let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
         assert!(self.0.wait().unwrap().success());
     }
 }
@@ -84,25 +100,36 @@ fn application(path: &Path, seed: u64, committed: &AtomicU64, stop: &AtomicBool)
         let (attributed, keep) = (choices.below(10) > 0, choices.below(8) > 0);
         let tx = db.transaction().unwrap();
         if attributed {
-            tx.execute("INSERT INTO pitser_begin (actor, app) VALUES ('dr-1', 'ehr')", []).unwrap();
+            tx.execute(
+                "INSERT INTO pitser_begin (actor, app) VALUES ('dr-1', 'ehr')",
+                [],
+            )
+            .unwrap();
         }
         let mut changed = Vec::new();
         for _ in 0..=choices.below(4) {
             if choices.below(3) == 0 || model.is_empty() {
                 next += 1;
-                tx.execute("INSERT INTO entry VALUES (?1, 'pt-1', 1)", [next]).unwrap();
+                tx.execute("INSERT INTO entry VALUES (?1, 'pt-1', 1)", [next])
+                    .unwrap();
                 changed.push((next, 1));
             } else {
                 let mut ids: Vec<_> = model.keys().copied().collect();
                 ids.sort_unstable();
                 let id = ids[usize::try_from(choices.below(ids.len() as u64)).unwrap()];
-                tx.execute("UPDATE entry SET version = version + 1 WHERE id = ?1", [id]).unwrap();
-                let version = tx.query_row("SELECT version FROM entry WHERE id = ?1", [id], |r| r.get(0)).unwrap();
+                tx.execute("UPDATE entry SET version = version + 1 WHERE id = ?1", [id])
+                    .unwrap();
+                let version = tx
+                    .query_row("SELECT version FROM entry WHERE id = ?1", [id], |r| {
+                        r.get(0)
+                    })
+                    .unwrap();
                 changed.push((id, version));
             }
         }
         if attributed {
-            tx.execute("INSERT INTO pitser_end DEFAULT VALUES", []).unwrap();
+            tx.execute("INSERT INTO pitser_end DEFAULT VALUES", [])
+                .unwrap();
         }
         if keep {
             tx.commit().unwrap();
@@ -119,13 +146,19 @@ fn application(path: &Path, seed: u64, committed: &AtomicU64, stop: &AtomicBool)
 
 #[test]
 fn killed_ten_times_it_loses_and_repeats_nothing() {
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| u64::from(std::process::id()));
+    let seed = std::env::var("SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or_else(|| u64::from(std::process::id()));
     println!("SEED={seed}");
     let dir = tempfile::tempdir().unwrap();
     let database = dir.path().join("hospital.db");
     let schema = "PRAGMA journal_mode=WAL; CREATE TABLE entry (id INTEGER PRIMARY KEY, patient TEXT, version INTEGER);
                   INSERT INTO entry VALUES (1, 'pt-1', 0), (2, 'pt-2', 0);";
-    Connection::open(&database).unwrap().execute_batch(schema).unwrap();
+    Connection::open(&database)
+        .unwrap()
+        .execute_batch(schema)
+        .unwrap();
     let config = dir.path().join("pitser.toml");
     std::fs::write(
         &config,
@@ -136,7 +169,10 @@ fn killed_ten_times_it_loses_and_repeats_nothing() {
     .unwrap();
     assert_eq!(pitser(&["guard", "init", "--config"], &config).0, Some(0));
 
-    let (committed, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (committed, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let writer = {
         let (path, committed, stop) = (database.clone(), Arc::clone(&committed), Arc::clone(&stop));
         std::thread::spawn(move || application(&path, seed, &committed, &stop))
@@ -163,9 +199,17 @@ fn killed_ten_times_it_loses_and_repeats_nothing() {
     let lines = changes(&Layout::new(dir.path().join("guard/h")));
     let total: usize = model.values().map(Vec::len).sum();
     assert!(total > 100, "too little happened: {total} changes");
-    assert_eq!(lines.values().map(Vec::len).sum::<usize>(), total, "SEED={seed}");
+    assert_eq!(
+        lines.values().map(Vec::len).sum::<usize>(),
+        total,
+        "SEED={seed}"
+    );
     assert_eq!(lines, model, "SEED={seed}");
-    assert_eq!(pitser(&["trail", "verify", "--config"], &config).0, Some(0), "SEED={seed}");
+    assert_eq!(
+        pitser(&["trail", "verify", "--config"], &config).0,
+        Some(0),
+        "SEED={seed}"
+    );
     nothing_was_found(&config, seed);
 }
 
@@ -176,16 +220,32 @@ fn changes(layout: &Layout) -> Committed {
     let mut lines = Vec::new();
     read(layout, None, |line, _| lines.push(line.clone())).unwrap();
     let (mut told, mut last_pos) = (Committed::new(), 0);
-    for line in lines.iter().filter(|l| matches!(l.op, Op::Create | Op::Update | Op::Delete)) {
+    for line in lines
+        .iter()
+        .filter(|l| matches!(l.op, Op::Create | Op::Update | Op::Delete))
+    {
         let pos: u64 = line.pos.parse().unwrap();
         assert!(pos > last_pos, "line {} is out of order", line.seq);
         last_pos = pos;
         let row = vault.get(line.seq).unwrap().unwrap().1.row.unwrap();
         let number = |name: &str| {
-            let cell = row.iter().find(|(n, _)| n == name).unwrap().1.clone().unwrap();
-            String::from_utf8(cell.0).unwrap().strip_prefix('i').unwrap().parse::<i64>().unwrap()
+            let cell = row
+                .iter()
+                .find(|(n, _)| n == name)
+                .unwrap()
+                .1
+                .clone()
+                .unwrap();
+            String::from_utf8(cell.0)
+                .unwrap()
+                .strip_prefix('i')
+                .unwrap()
+                .parse::<i64>()
+                .unwrap()
         };
-        told.entry(number("id")).or_default().push(number("version"));
+        told.entry(number("id"))
+            .or_default()
+            .push(number("version"));
     }
     told
 }
@@ -194,11 +254,18 @@ fn changes(layout: &Layout) -> Committed {
 /// nothing but the changes that the application made without naming anybody.
 fn nothing_was_found(config: &Path, seed: u64) {
     let text = std::fs::read_to_string(config).unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     std::fs::write(config, text.replace("127.0.0.1:0", &free.to_string())).unwrap();
     let mut guardian = Guardian::start(config);
     guardian.ready();
-    assert_eq!(pitser(&["guard", "scan", "--config"], config).0, Some(0), "SEED={seed}");
+    assert_eq!(
+        pitser(&["guard", "scan", "--config"], config).0,
+        Some(0),
+        "SEED={seed}"
+    );
     let (_, status) = pitser(&["guard", "status", "--json", "--config"], config);
     let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
     let findings = status["sources"][0]["findings"].as_array().unwrap();
@@ -208,7 +275,11 @@ fn nothing_was_found(config: &Path, seed: u64) {
 }
 
 fn pitser(args: &[&str], config: &Path) -> (Option<i32>, Vec<u8>) {
-    let output = Command::new(PITSER).args(args).arg(config).output().unwrap();
+    let output = Command::new(PITSER)
+        .args(args)
+        .arg(config)
+        .output()
+        .unwrap();
     eprint!("{}", String::from_utf8_lossy(&output.stderr));
     (output.status.code(), output.stdout)
 }

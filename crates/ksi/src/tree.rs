@@ -33,7 +33,7 @@ use thiserror::Error;
 pub struct TreeBuilder {
     tree: Tree,
     /// The roots of finished subtrees, by strictly falling level.
-    roots: Vec<NodeId>,
+    roots: Vec<Root>,
     max_level: u8,
     pending: Pending,
 }
@@ -105,8 +105,8 @@ impl TreeBuilder {
     pub fn level(&self) -> u8 {
         match self.roots.as_slice() {
             [] => 0,
-            [only] => self.tree.node(*only).level,
-            [highest, ..] => self.tree.node(*highest).level + 1,
+            [only] => only.level,
+            [highest, ..] => highest.level + 1,
         }
     }
 
@@ -130,18 +130,20 @@ impl TreeBuilder {
         if self.tree.nodes.len() > MAX_NODES {
             return Err(TreeFull);
         }
+        let highest = self.roots.first().map_or(0, |root| root.level).max(level);
+        if u16::from(highest) + 2 <= u16::from(self.max_level) {
+            // Room enough to carry, and to close.
+            return Ok(());
+        }
         let mut carried = level;
         let mut kept = self.roots.len();
-        for &root in self.roots.iter().rev() {
-            if self.tree.node(root).level == carried {
+        for root in self.roots.iter().rev() {
+            if root.level == carried {
                 carried = carried.checked_add(1).ok_or(TreeFull)?;
                 kept -= 1;
             }
         }
-        let highest = self
-            .roots
-            .first()
-            .map_or(carried, |&root| self.tree.node(root).level.max(carried));
+        let highest = highest.max(carried);
         let closed = if kept == 0 {
             Some(highest)
         } else {
@@ -155,39 +157,44 @@ impl TreeBuilder {
 
     /// `check_room` has made sure that the levels stay in range.
     fn add(&mut self, hash: Imprint, level: u8, metadata: Option<Vec<u8>>) -> usize {
-        let mut node = self.tree.add_node(hash, level);
+        let node = self.tree.add_node(hash, level);
         if metadata.is_some() {
             self.pending.leaves.push(self.tree.leaves.len());
         }
         self.tree.leaves.push(Leaf { node, metadata });
-        let mut level = level;
-        let mut at = self
-            .roots
-            .partition_point(|&root| self.tree.node(root).level >= level);
-        while at > 0 && self.tree.node(self.roots[at - 1]).level == level {
+        let mut root = Root { node, level };
+        let mut at = self.roots.partition_point(|root| root.level >= level);
+        while at > 0 && self.roots[at - 1].level == root.level {
             at -= 1;
             let left = self.roots.remove(at);
-            node = self.join(left, node);
-            level += 1;
+            root = self.join(left, root);
         }
-        self.roots.insert(at, node);
+        self.roots.insert(at, root);
         if self.pending.is_full() {
             self.pending.flush(&mut self.tree);
         }
         self.tree.leaves.len() - 1
     }
 
-    fn join(&mut self, left: NodeId, right: NodeId) -> NodeId {
-        let parent = self.tree.join(left, right);
-        let level = self.tree.node(parent).level;
+    fn join(&mut self, left: Root, right: Root) -> Root {
+        let level = left.level.max(right.level) + 1;
+        let (left, right) = (left.node, right.node);
+        let node = self.tree.join(left, right, level);
         let join = Join {
             left,
             right,
-            parent,
+            parent: node,
         };
         self.pending.add(level, join);
-        parent
+        Root { node, level }
     }
+}
+
+/// The root of a subtree.
+#[derive(Clone, Copy, Debug)]
+struct Root {
+    node: NodeId,
+    level: u8,
 }
 
 /// What is to be hashed: enough at a time to fill a [`Batch`], and not more than
@@ -240,12 +247,11 @@ impl Pending {
             let node = tree.leaves[leaf].node;
             tree.node_mut(node).hash = hash;
         }
-        for joins in &mut self.joins {
+        for (level, joins) in (0..).zip(&mut self.joins) {
             for join in &*joins {
-                let [left, right] = [join.left, join.right].map(|child| tree.node(child).hash);
-                let level = tree.node(join.parent).level;
+                let (left, right) = (tree.node(join.left), tree.node(join.right));
                 self.batch
-                    .push_node(left.as_bytes(), right.as_bytes(), level);
+                    .push_node(left.hash.as_bytes(), right.hash.as_bytes(), level);
             }
             for (join, hash) in joins.drain(..).zip(self.batch.drain()) {
                 tree.node_mut(join.parent).hash = hash;
@@ -365,8 +371,7 @@ impl Tree {
     }
 
     /// The parent of two nodes, still without its hash.
-    fn join(&mut self, left: NodeId, right: NodeId) -> NodeId {
-        let level = self.node(left).level.max(self.node(right).level) + 1;
+    fn join(&mut self, left: NodeId, right: NodeId, level: u8) -> NodeId {
         let parent = self.add_node(Imprint::zero(self.algorithm), level);
         self.nodes[left.0 as usize].up = Some(Up {
             parent,

@@ -52,7 +52,7 @@ pub(crate) fn origins(workspace: &Workspace) -> Result<Vec<Complaint>, Trouble> 
         if !["origin", "made by"].iter().any(|w| readme.contains(w)) {
             complain("its README.md does not say where it is from");
         }
-        if !readme.contains("licence") {
+        if !["licence", "apache-2.0"].iter().any(|w| readme.contains(w)) {
             complain("its README.md tells no licence");
         }
     }

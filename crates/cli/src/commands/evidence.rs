@@ -50,7 +50,10 @@ struct Export {
 pub(crate) async fn run(args: Args) -> Outcome {
     let Command::Export(args) = args.command;
     if args.output.exists() && !args.force {
-        return Err(Failure::Input(format!("{} is there already: name another file, or add --force", args.output.display())));
+        return Err(Failure::Input(format!(
+            "{} is there already: name another file, or add --force",
+            args.output.display()
+        )));
     }
     let config = Config::read(&args.config)?;
     let source = config.source(args.source.as_deref())?;
@@ -86,15 +89,28 @@ pub(crate) async fn run(args: Args) -> Outcome {
 
 /// The publications file and seals extended to its newest publication, if the
 /// authority answers; evidence can do without, resting on the authority's key.
-async fn extended(config: &Config, exporter: &Exporter) -> Result<(Option<Vec<u8>>, HashMap<u64, Vec<u8>>), Failure> {
-    let (Some(uri), false) = (&config.authority.publications, config.authority.is_embedded()) else {
+async fn extended(
+    config: &Config,
+    exporter: &Exporter,
+) -> Result<(Option<Vec<u8>>, HashMap<u64, Vec<u8>>), Failure> {
+    let (Some(uri), false) = (
+        &config.authority.publications,
+        config.authority.is_embedded(),
+    ) else {
         return Ok((None, HashMap::new()));
     };
     let bytes = publications_file(uri).await.map_err(Failure::service)?;
     let file = PublicationsFile::decode(&bytes).map_err(Failure::service)?;
-    let Some(record) = file.latest() else { return Ok((Some(bytes), HashMap::new())) };
-    let extender = config.authority.extender.as_ref().unwrap_or(&config.authority.aggregator);
-    let endpoint = Endpoint::parse(extender).map_err(|e| Failure::Input(format!("authority.extender: {e}")))?;
+    let Some(record) = file.latest() else {
+        return Ok((Some(bytes), HashMap::new()));
+    };
+    let extender = config
+        .authority
+        .extender
+        .as_ref()
+        .unwrap_or(&config.authority.aggregator);
+    let endpoint = Endpoint::parse(extender)
+        .map_err(|e| Failure::Input(format!("authority.extender: {e}")))?;
     let client = Client::connect(endpoint).await.map_err(Failure::service)?;
     let longer = seals::extended(&client, exporter.view(), record).await?;
     Ok((Some(bytes), longer))

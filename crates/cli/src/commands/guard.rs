@@ -102,8 +102,17 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
         for statement in &plan.statements {
             print(&format!("{statement};\n\n"))?;
         }
-        let trail = if plan.new_trail { "a new trail would begin" } else { "its trail goes on" };
-        return print(&format!("-- {}: {} tables, {} statements, {trail}\n", source.name, plan.tables.len(), plan.statements.len()));
+        let trail = if plan.new_trail {
+            "a new trail would begin"
+        } else {
+            "its trail goes on"
+        };
+        return print(&format!(
+            "-- {}: {} tables, {} statements, {trail}\n",
+            source.name,
+            plan.tables.len(),
+            plan.statements.len()
+        ));
     }
     let plan = init::install(source, &tuning, clock::micros()).map_err(Failure::service)?;
     let genesis = plan.genesis.unwrap_or_default();
@@ -122,13 +131,19 @@ fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
         print(&format!("{statement};\n"))?;
     }
     let done = if dry_run { "would be" } else { "were" };
-    print(&format!("{}: {} objects {done} removed; the trail stays where it is\n", source.name, statements.len()))
+    print(&format!(
+        "{}: {} objects {done} removed; the trail stays where it is\n",
+        source.name,
+        statements.len()
+    ))
 }
 
 async fn guard(config: &Config) -> Outcome {
     for source in &config.sources {
         if !config.tuning().layout(source).segment(0).exists() {
-            return Err(Failure::input(InitError::NotInitialised(source.name.clone())));
+            return Err(Failure::input(InitError::NotInitialised(
+                source.name.clone(),
+            )));
         }
     }
     let embedded = match config.authority.is_embedded() {
@@ -139,7 +154,8 @@ async fn guard(config: &Config) -> Outcome {
         Some(authority) => format!("ksi+tcp://guardian:guardian@{}", authority.tcp_address()),
         None => config.authority.aggregator.clone(),
     };
-    let endpoint = Endpoint::parse(&uri).map_err(|e| Failure::Input(format!("authority.aggregator: {e}")))?;
+    let endpoint =
+        Endpoint::parse(&uri).map_err(|e| Failure::Input(format!("authority.aggregator: {e}")))?;
     // Not connected yet: while the authority is down, blocks wait for their seals.
     let client = Client::new(endpoint, Options::default());
     let mut handles = Vec::new();
@@ -159,7 +175,11 @@ async fn guard(config: &Config) -> Outcome {
         );
     }
     let names: Vec<&str> = config.sources.iter().map(|s| s.name.as_str()).collect();
-    print(&format!("guarding {}; status page http://{}/\n", names.join(", "), web.address()))?;
+    print(&format!(
+        "guarding {}; status page http://{}/\n",
+        names.join(", "),
+        web.address()
+    ))?;
     signals::stop_requested().await;
     for handle in handles {
         // The last block gets its seal if the authority answers in time; if
@@ -200,8 +220,11 @@ async fn embedded_authority(config: &Config) -> Result<AuthorityHandle, Failure>
         };
         Authority::init(&dir, clock::now(), &subject).map_err(Failure::service)?;
     }
-    let authority = AuthorityConfig::new(&dir).with_user(User::new("guardian", b"guardian".as_slice()));
-    Authority::start(authority, || Micros(clock::micros())).await.map_err(Failure::service)
+    let authority =
+        AuthorityConfig::new(&dir).with_user(User::new("guardian", b"guardian".as_slice()));
+    Authority::start(authority, || Micros(clock::micros()))
+        .await
+        .map_err(Failure::service)
 }
 
 async fn status(args: &Asking) -> Outcome {
@@ -211,7 +234,11 @@ async fn status(args: &Asking) -> Outcome {
         Value::Array(all) => all.into_iter().filter(|s| wanted(args, s)).collect(),
         _ => Vec::new(),
     };
-    let open = sources.iter().flat_map(findings).filter(|f| f["open"] == true).count();
+    let open = sources
+        .iter()
+        .flat_map(findings)
+        .filter(|f| f["open"] == true)
+        .count();
     if args.json {
         print_json(&json!({ "sources": sources }))?;
     } else {
@@ -226,16 +253,25 @@ async fn scan(args: &Asking) -> Outcome {
     let config = Config::read(&args.common.config)?;
     let mut open = 0;
     let mut reports = Vec::new();
-    for source in config.sources.iter().filter(|s| args.source.as_ref().is_none_or(|name| *name == s.name)) {
+    for source in config
+        .sources
+        .iter()
+        .filter(|s| args.source.as_ref().is_none_or(|name| *name == s.name))
+    {
         let report = ask(&config, "POST", &format!("/api/scan/{}", source.name)).await?;
         open += report["findings"].as_array().map_or(0, Vec::len);
         if !args.json {
-            print(&format!("{}: {} rows compared\n", source.name, report["rows"]))?;
+            print(&format!(
+                "{}: {} rows compared\n",
+                source.name, report["rows"]
+            ))?;
             for finding in findings(&report) {
                 print(&show_finding(finding))?;
             }
         }
-        reports.push(json!({ "name": source.name, "rows": report["rows"], "findings": report["findings"] }));
+        reports.push(
+            json!({ "name": source.name, "rows": report["rows"], "findings": report["findings"] }),
+        );
     }
     if args.json {
         print_json(&json!({ "sources": reports }))?;
@@ -244,7 +280,9 @@ async fn scan(args: &Asking) -> Outcome {
 }
 
 fn wanted(args: &Asking, source: &Value) -> bool {
-    args.source.as_ref().is_none_or(|name| source["name"] == name.as_str())
+    args.source
+        .as_ref()
+        .is_none_or(|name| source["name"] == name.as_str())
 }
 
 fn findings(source: &Value) -> impl Iterator<Item = &Value> {
@@ -278,8 +316,17 @@ fn describe(source: &Value) -> String {
 
 fn show_finding(finding: &Value) -> String {
     let text = |key: &str| finding[key].as_str().unwrap_or_default();
-    let columns: Vec<&str> = finding["columns"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let state = if finding["open"] == false { " (no longer found)" } else { "" };
+    let columns: Vec<&str> = finding["columns"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let state = if finding["open"] == false {
+        " (no longer found)"
+    } else {
+        ""
+    };
     output::clean(&format!(
         "  {} {} {} {} [{}] {}{state}\n",
         text("at"),
@@ -296,17 +343,28 @@ async fn ask(config: &Config, method: &str, path: &str) -> Result<Value, Failure
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = &config.guard.listen;
     let silent = |e: std::io::Error| {
-        Failure::Service(format!("no guardian answers at {address}: {e}. Start it with `pitser guard run`, or correct guard.listen"))
+        Failure::Service(format!(
+            "no guardian answers at {address}: {e}. Start it with `pitser guard run`, or correct guard.listen"
+        ))
     };
-    let mut stream = tokio::net::TcpStream::connect(address).await.map_err(silent)?;
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let mut stream = tokio::net::TcpStream::connect(address)
+        .await
+        .map_err(silent)?;
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.map_err(silent)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.map_err(silent)?;
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     if head.split(' ').nth(1) != Some("200") {
-        return Err(Failure::Service(format!("the guardian at {address} answered {}: {}", head.lines().next().unwrap_or_default(), body.trim())));
+        return Err(Failure::Service(format!(
+            "the guardian at {address} answered {}: {}",
+            head.lines().next().unwrap_or_default(),
+            body.trim()
+        )));
     }
-    serde_json::from_str(body).map_err(|e| Failure::Service(format!("the guardian at {address} gave no JSON: {e}")))
+    serde_json::from_str(body)
+        .map_err(|e| Failure::Service(format!("the guardian at {address} gave no JSON: {e}")))
 }

@@ -43,7 +43,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
             let cells = key_cells(&exporter, table, &args.key)?;
             exporter.record_history(table, &cells)
         }
-        (None, None) => return Err(Failure::Input("name a table and a key, or --patient ID".into())),
+        (None, None) => {
+            return Err(Failure::Input(
+                "name a table and a key, or --patient ID".into(),
+            ));
+        }
     };
     let entries = entries.map_err(unreadable)?;
     if args.json {
@@ -60,16 +64,31 @@ pub(crate) fn run(args: &Args) -> Outcome {
 /// The canonical values of a key as a person spells it. Text first; a number
 /// where no record has the text.
 fn key_cells(exporter: &Exporter, table: &str, words: &[String]) -> Result<Vec<Vec<u8>>, Failure> {
-    let known = exporter.view().state.genesis().map(|g| g.tables.clone()).unwrap_or_default();
+    let known = exporter
+        .view()
+        .state
+        .genesis()
+        .map(|g| g.tables.clone())
+        .unwrap_or_default();
     if let Some(guarded) = known.iter().find(|t| t.name == table)
         && guarded.key.len() != words.len()
     {
-        return Err(Failure::Input(format!("the key of {table} is ({}): give {} values", guarded.key.join(", "), guarded.key.len())));
+        return Err(Failure::Input(format!(
+            "the key of {table} is ({}): give {} values",
+            guarded.key.join(", "),
+            guarded.key.len()
+        )));
     }
     let as_text: Vec<_> = words.iter().map(|w| bytes(&sqlite::text(w))).collect();
-    let as_numbers: Option<Vec<_>> = words.iter().map(|w| w.parse().ok().map(|n| bytes(&sqlite::integer(n)))).collect();
+    let as_numbers: Option<Vec<_>> = words
+        .iter()
+        .map(|w| w.parse().ok().map(|n| bytes(&sqlite::integer(n))))
+        .collect();
     let has = |cells: &[Vec<u8>]| {
-        let key = pitser_evidence::commit::record_key(&exporter.keys().table(table), cells.iter().map(Vec::as_slice));
+        let key = pitser_evidence::commit::record_key(
+            &exporter.keys().table(table),
+            cells.iter().map(Vec::as_slice),
+        );
         exporter.view().state.record(table, &key).is_some()
     };
     Ok(match as_numbers {
@@ -86,13 +105,24 @@ fn bytes(cell: &pitser_capture::Cell) -> Vec<u8> {
 fn as_text(entry: &Entry) -> String {
     let line = &entry.line;
     let person = entry.content.as_ref().and_then(|c| c.person.clone());
-    let mut out = format!("{}  {:<8} {}", line.at, line.op.as_str(), line.table.as_deref().unwrap_or("-"));
+    let mut out = format!(
+        "{}  {:<8} {}",
+        line.at,
+        line.op.as_str(),
+        line.table.as_deref().unwrap_or("-")
+    );
     if let Some(columns) = line.columns.as_ref().filter(|c| !c.is_empty()) {
         out += &format!(" [{}]", columns.join(", "));
     }
     if let Some(actor) = &line.actor {
-        let who = person.or_else(|| actor.role.clone()).unwrap_or_else(|| "?".into());
-        out += &format!("  by {who} via {} (binding {:?})", actor.app.as_deref().unwrap_or("?"), actor.binding);
+        let who = person
+            .or_else(|| actor.role.clone())
+            .unwrap_or_else(|| "?".into());
+        out += &format!(
+            "  by {who} via {} (binding {:?})",
+            actor.app.as_deref().unwrap_or("?"),
+            actor.binding
+        );
     }
     if let Some(finding) = &line.finding {
         out += &format!("  {} {}", finding.code, finding.text);
@@ -102,12 +132,18 @@ fn as_text(entry: &Entry) -> String {
 }
 
 fn proof(entry: &Entry) -> String {
-    let Some(block) = entry.block else { return "in the open block, not sealed yet".into() };
+    let Some(block) = entry.block else {
+        return "in the open block, not sealed yet".into();
+    };
     let sealed = match entry.sealed_at {
         Some(at) => format!("sealed {at}"),
         None => "waiting for its seal".into(),
     };
-    let witnessed = if entry.witnessed { ", under a cosigned head" } else { "" };
+    let witnessed = if entry.witnessed {
+        ", under a cosigned head"
+    } else {
+        ""
+    };
     let published = if entry.published { ", published" } else { "" };
     format!("block {block}, {sealed}{witnessed}{published}")
 }

@@ -44,7 +44,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Some(dir) => Layout::new(dir),
         None => {
             let config = Config::read(&args.config)?;
-            config.tuning().layout(config.source(args.source.as_deref())?)
+            config
+                .tuning()
+                .layout(config.source(args.source.as_deref())?)
         }
     };
     match read(&layout, None, |_, _| {}) {
@@ -66,32 +68,77 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
     let sealed = view.blocks.iter().filter(|b| b.seal.is_some()).count();
     let mut steps = vec![
         Step::new("genesis", State::Matches, view.genesis_hash.to_string()),
-        Step::new("lines", State::Matches, format!("{} lines follow from each other", view.state.next_seq())),
-        Step::new("blocks", State::Matches, format!("{} blocks, each continuing the one before", view.blocks.len())),
-        Step::new("map", State::Matches, format!("the root of every block follows; {} patients", view.state.patients())),
+        Step::new(
+            "lines",
+            State::Matches,
+            format!("{} lines follow from each other", view.state.next_seq()),
+        ),
+        Step::new(
+            "blocks",
+            State::Matches,
+            format!(
+                "{} blocks, each continuing the one before",
+                view.blocks.len()
+            ),
+        ),
+        Step::new(
+            "map",
+            State::Matches,
+            format!(
+                "the root of every block follows; {} patients",
+                view.state.patients()
+            ),
+        ),
     ];
-    let seals = format!("{sealed} of {} blocks are sealed, consistently with their roots", view.blocks.len());
+    let seals = format!(
+        "{sealed} of {} blocks are sealed, consistently with their roots",
+        view.blocks.len()
+    );
     let all_sealed = sealed == view.blocks.len() && view.tail.is_empty();
-    steps.push(Step::new("seals", if all_sealed { State::Matches } else { State::Waiting }, seals));
+    steps.push(Step::new(
+        "seals",
+        if all_sealed {
+            State::Matches
+        } else {
+            State::Waiting
+        },
+        seals,
+    ));
     let (head, contradicted) = head_step(layout, view);
     steps.push(head);
-    let verdict = if contradicted { Verdict::Broken } else if all_sealed { Verdict::Intact } else { Verdict::Unconfirmed };
+    let verdict = if contradicted {
+        Verdict::Broken
+    } else if all_sealed {
+        Verdict::Intact
+    } else {
+        Verdict::Unconfirmed
+    };
     Judgement {
         verdict,
         code: contradicted.then(|| "TRL-03".to_owned()),
         summary: match verdict {
             Verdict::Broken => "the trail is not what its own cosigned head says".into(),
-            Verdict::Unconfirmed => format!("consistent; {} lines wait for a block or its seal", unsealed_lines(view)),
+            Verdict::Unconfirmed => format!(
+                "consistent; {} lines wait for a block or its seal",
+                unsealed_lines(view)
+            ),
             Verdict::Intact => "the trail is consistent from its genesis to its end".into(),
         },
         steps,
-        details: Map::new().with("lines", view.state.next_seq()).with("blocks", view.blocks.len() as u64),
+        details: Map::new()
+            .with("lines", view.state.next_seq())
+            .with("blocks", view.blocks.len() as u64),
         remarks: String::new(),
     }
 }
 
 fn unsealed_lines(view: &View) -> u64 {
-    let in_blocks: u64 = view.blocks.iter().filter(|b| b.seal.is_none()).map(|b| b.leaf.count).sum();
+    let in_blocks: u64 = view
+        .blocks
+        .iter()
+        .filter(|b| b.seal.is_none())
+        .map(|b| b.leaf.count)
+        .sum();
     in_blocks + view.tail.len() as u64
 }
 
@@ -104,15 +151,41 @@ fn head_step(layout: &Layout, view: &View) -> (Step, bool) {
         Checkpoint::open(&note, key.name(), &key).ok()
     });
     let Some(head) = head else {
-        return (Step::new("head", State::Waiting, "no cosigned head is kept here"), false);
+        return (
+            Step::new("head", State::Waiting, "no cosigned head is kept here"),
+            false,
+        );
     };
     match view.log.root_at(head.size()) {
-        Ok(root) if root == *head.root() => {
-            (Step::new("head", State::Matches, format!("the head over {} blocks is a beginning of this trail", head.size())), false)
-        }
-        Ok(_) => (Step::new("head", State::Broken, "the cosigned head has another root: the trail was rewritten"), true),
+        Ok(root) if root == *head.root() => (
+            Step::new(
+                "head",
+                State::Matches,
+                format!(
+                    "the head over {} blocks is a beginning of this trail",
+                    head.size()
+                ),
+            ),
+            false,
+        ),
+        Ok(_) => (
+            Step::new(
+                "head",
+                State::Broken,
+                "the cosigned head has another root: the trail was rewritten",
+            ),
+            true,
+        ),
         Err(_) => (
-            Step::new("head", State::Broken, format!("witnesses have seen {} blocks, there are {}", head.size(), view.log.size())),
+            Step::new(
+                "head",
+                State::Broken,
+                format!(
+                    "witnesses have seen {} blocks, there are {}",
+                    head.size(),
+                    view.log.size()
+                ),
+            ),
             true,
         ),
     }

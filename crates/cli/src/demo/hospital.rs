@@ -10,7 +10,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Columns of every table, after the primary key `id`.
-const COLUMNS: &str = "patient TEXT, status TEXT, code TEXT, recorded TEXT, value TEXT, resource TEXT NOT NULL";
+const COLUMNS: &str =
+    "patient TEXT, status TEXT, code TEXT, recorded TEXT, value TEXT, resource TEXT NOT NULL";
 
 macro_rules! snapshot {
     ($($kind:literal),* $(,)?) => {
@@ -22,20 +23,51 @@ macro_rules! snapshot {
 
 /// The hospital as of 31 March, one compressed file for each resource type.
 const SNAPSHOT: &[(&str, &[u8])] = snapshot![
-    "AllergyIntolerance", "CareTeam", "Composition", "Condition", "Coverage", "Device", "DiagnosticReport",
-    "Encounter", "FamilyMemberHistory", "Immunization", "Location", "MedicationAdministration",
-    "MedicationRequest", "Observation", "Organization", "Patient", "Practitioner", "PractitionerRole",
-    "Procedure", "ServiceRequest", "Specimen",
+    "AllergyIntolerance",
+    "CareTeam",
+    "Composition",
+    "Condition",
+    "Coverage",
+    "Device",
+    "DiagnosticReport",
+    "Encounter",
+    "FamilyMemberHistory",
+    "Immunization",
+    "Location",
+    "MedicationAdministration",
+    "MedicationRequest",
+    "Observation",
+    "Organization",
+    "Patient",
+    "Practitioner",
+    "PractitionerRole",
+    "Procedure",
+    "ServiceRequest",
+    "Specimen",
 ];
 
 /// What happened in April, as one FHIR transaction bundle.
-const APRIL: &[u8] = include_bytes!("../../../../testdata/clinosim-150/diff-transaction-bundle.json.gz");
+const APRIL: &[u8] =
+    include_bytes!("../../../../testdata/clinosim-150/diff-transaction-bundle.json.gz");
 
 /// Resource types that first occur in April.
-const NEW_IN_APRIL: &[&str] = &["ClinicalImpression", "DeviceUseStatement", "DocumentReference", "Endpoint", "ImagingStudy"];
+const NEW_IN_APRIL: &[&str] = &[
+    "ClinicalImpression",
+    "DeviceUseStatement",
+    "DocumentReference",
+    "Endpoint",
+    "ImagingStudy",
+];
 
 /// Resource types that belong to the hospital, not to a patient.
-const WITHOUT_PATIENT: &[&str] = &["Location", "Organization", "Practitioner", "PractitionerRole", "Endpoint", "Device"];
+const WITHOUT_PATIENT: &[&str] = &[
+    "Location",
+    "Organization",
+    "Practitioner",
+    "PractitionerRole",
+    "Endpoint",
+    "Device",
+];
 
 /// The guarded database.
 pub(super) struct Hospital {
@@ -64,9 +96,13 @@ impl Hospital {
     /// Makes the database and fills it with the first snapshot.
     pub(super) fn create(path: &Path, mut progress: impl FnMut(u64)) -> Result<Self, Failure> {
         let mut db = Connection::open(path).map_err(Failure::service)?;
-        db.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;").map_err(Failure::service)?;
+        db.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+            .map_err(Failure::service)?;
         for kind in Self::kinds() {
-            let sql = format!("CREATE TABLE {} (id TEXT PRIMARY KEY NOT NULL, {COLUMNS})", table_of(kind));
+            let sql = format!(
+                "CREATE TABLE {} (id TEXT PRIMARY KEY NOT NULL, {COLUMNS})",
+                table_of(kind)
+            );
             db.execute_batch(&sql).map_err(Failure::service)?;
         }
         let tx = db.transaction().map_err(Failure::service)?;
@@ -80,31 +116,50 @@ impl Hospital {
             }
         }
         tx.commit().map_err(Failure::service)?;
-        Ok(Self { path: path.to_owned(), db })
+        Ok(Self {
+            path: path.to_owned(),
+            db,
+        })
     }
 
     /// All resource types, in order.
     pub(super) fn kinds() -> impl Iterator<Item = &'static str> {
-        SNAPSHOT.iter().map(|(kind, _)| *kind).chain(NEW_IN_APRIL.iter().copied())
+        SNAPSHOT
+            .iter()
+            .map(|(kind, _)| *kind)
+            .chain(NEW_IN_APRIL.iter().copied())
     }
 
     /// `[source.patient]`: whose record a row is.
     pub(super) fn patient_paths() -> BTreeMap<String, String> {
         let with_patient = Self::kinds().filter(|kind| !WITHOUT_PATIENT.contains(kind));
         with_patient
-            .map(|kind| (table_of(kind), if kind == "Patient" { "id".into() } else { "patient".into() }))
+            .map(|kind| {
+                (
+                    table_of(kind),
+                    if kind == "Patient" {
+                        "id".into()
+                    } else {
+                        "patient".into()
+                    },
+                )
+            })
             .collect()
     }
 
     /// `[source.resources]`: which table holds which resources.
     pub(super) fn resources() -> BTreeMap<String, String> {
-        Self::kinds().map(|kind| (kind.to_owned(), table_of(kind))).collect()
+        Self::kinds()
+            .map(|kind| (kind.to_owned(), table_of(kind)))
+            .collect()
     }
 
     /// The month's changes.
     pub(super) fn april() -> Result<Vec<Change>, Failure> {
         let mut bundle: Value = serde_json::from_str(&unpack(APRIL)?).map_err(Failure::input)?;
-        let Value::Array(entries) = bundle["entry"].take() else { return Ok(Vec::new()) };
+        let Value::Array(entries) = bundle["entry"].take() else {
+            return Ok(Vec::new());
+        };
         Ok(entries
             .into_iter()
             .map(|mut entry| {
@@ -121,7 +176,11 @@ impl Hospital {
 
     /// Applies changes as the hospital's application does: one transaction
     /// for each run of changes by one person, in a bracket that names them.
-    pub(super) fn apply(&mut self, changes: &[Change], mut progress: impl FnMut(u64)) -> Result<(u64, u64), Failure> {
+    pub(super) fn apply(
+        &mut self,
+        changes: &[Change],
+        mut progress: impl FnMut(u64),
+    ) -> Result<(u64, u64), Failure> {
         let (mut created, mut updated) = (0, 0);
         for run in changes.chunk_by(|a, b| a.actor == b.actor) {
             for part in run.chunks(25) {
@@ -133,9 +192,14 @@ impl Hospital {
                 .map_err(Failure::service)?;
                 for change in part {
                     upsert(&tx, &change.kind, &change.resource)?;
-                    *if change.is_update { &mut updated } else { &mut created } += 1;
+                    *if change.is_update {
+                        &mut updated
+                    } else {
+                        &mut created
+                    } += 1;
                 }
-                tx.execute("INSERT INTO pitser_end DEFAULT VALUES", []).map_err(Failure::service)?;
+                tx.execute("INSERT INTO pitser_end DEFAULT VALUES", [])
+                    .map_err(Failure::service)?;
                 tx.commit().map_err(Failure::service)?;
                 progress(created + updated);
             }
@@ -155,16 +219,27 @@ impl Hospital {
             )
             .map_err(Failure::service)?;
         let rows: Vec<(String, String, String)> = query
-            .query_map([patients], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .query_map([patients], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
             .and_then(Iterator::collect)
             .map_err(Failure::service)?;
         let doctors = ["DR-IM-006", "DR-ON-002", "DR-EM-004"];
         let mut events = Vec::new();
         for (number, (patient, first, last)) in rows.iter().enumerate() {
             let doctor = doctors[number % doctors.len()];
-            events.push(read_event(number, now, doctor, &[patient.as_str()], &[first, last]));
+            events.push(read_event(
+                number,
+                now,
+                doctor,
+                &[patient.as_str()],
+                &[first, last],
+            ));
         }
-        let all: Vec<&str> = rows.iter().map(|(patient, _, _)| patient.as_str()).collect();
+        let all: Vec<&str> = rows
+            .iter()
+            .map(|(patient, _, _)| patient.as_str())
+            .collect();
         events.push(read_event(rows.len(), now, "DR-IM-006", &all, &[]));
         Ok(events)
     }
@@ -192,7 +267,12 @@ impl Hospital {
         let target = self
             .db
             .query_row(sql, [], |row| {
-                Ok(Target { table: "observation".into(), id: row.get(0)?, patient: row.get(1)?, value: row.get(2)? })
+                Ok(Target {
+                    table: "observation".into(),
+                    id: row.get(0)?,
+                    patient: row.get(1)?,
+                    value: row.get(2)?,
+                })
             })
             .optional()
             .map_err(Failure::service)?;
@@ -213,19 +293,33 @@ impl Hospital {
             )
             .map_err(Failure::service)?;
         // A record's text columns stand in the file one after the other.
-        let stored =
-            [target.id.as_str(), &target.patient, &status, &code, &recorded, &target.value].concat().into_bytes();
+        let stored = [
+            target.id.as_str(),
+            &target.patient,
+            &status,
+            &code,
+            &recorded,
+            &target.value,
+        ]
+        .concat()
+        .into_bytes();
         let at = bytes
             .windows(stored.len())
             .position(|window| window == stored)
-            .ok_or_else(|| Failure::Service("the record was not found in the database file".into()))?
+            .ok_or_else(|| {
+                Failure::Service("the record was not found in the database file".into())
+            })?
             + stored.len()
             - target.value.len();
         bytes[at] += 1;
         let edited = String::from_utf8_lossy(&bytes[at..at + target.value.len()]).into_owned();
         use std::os::unix::fs::FileExt;
-        let file = std::fs::File::options().write(true).open(&self.path).map_err(Failure::service)?;
-        file.write_all_at(&bytes[at..=at], at as u64).map_err(Failure::service)?;
+        let file = std::fs::File::options()
+            .write(true)
+            .open(&self.path)
+            .map_err(Failure::service)?;
+        file.write_all_at(&bytes[at..=at], at as u64)
+            .map_err(Failure::service)?;
         file.sync_all().map_err(Failure::service)?;
         Ok((at as u64, edited))
     }
@@ -241,12 +335,16 @@ impl Hospital {
                 return Ok(());
             }
         }
-        Err(Failure::Service("the database is too busy to be checkpointed".into()))
+        Err(Failure::Service(
+            "the database is too busy to be checkpointed".into(),
+        ))
     }
 
     /// Deletes a record with plain SQL, naming nobody.
     pub(super) fn delete_row(&self, target: &Target) -> Result<(), Failure> {
-        self.db.execute("DELETE FROM observation WHERE id = ?1", [&target.id]).map_err(Failure::service)?;
+        self.db
+            .execute("DELETE FROM observation WHERE id = ?1", [&target.id])
+            .map_err(Failure::service)?;
         Ok(())
     }
 }
@@ -261,13 +359,19 @@ fn upsert(db: &Connection, kind: &str, resource: &Value) -> Result<(), Failure> 
     let row = params![
         text(&resource["id"]),
         patient_of(kind, resource),
-        known(&resource["status"]).or_else(|| known(&resource["clinicalStatus"]["coding"][0]["code"])),
-        known(&resource["code"]["text"]).or_else(|| known(&resource["code"]["coding"][0]["display"])),
-        known(&resource["effectiveDateTime"]).or_else(|| known(&resource["meta"]["lastUpdated"])).unwrap_or_default(),
+        known(&resource["status"])
+            .or_else(|| known(&resource["clinicalStatus"]["coding"][0]["code"])),
+        known(&resource["code"]["text"])
+            .or_else(|| known(&resource["code"]["coding"][0]["display"])),
+        known(&resource["effectiveDateTime"])
+            .or_else(|| known(&resource["meta"]["lastUpdated"]))
+            .unwrap_or_default(),
         value_of(resource),
         resource.to_string(),
     ];
-    db.prepare_cached(&sql).and_then(|mut q| q.execute(row)).map_err(Failure::service)?;
+    db.prepare_cached(&sql)
+        .and_then(|mut q| q.execute(row))
+        .map_err(Failure::service)?;
     Ok(())
 }
 
@@ -305,29 +409,48 @@ fn value_of(resource: &Value) -> Option<String> {
 
 /// The person whom a resource names as its author.
 fn actor_of(resource: &Value) -> String {
-    ["performer", "recorder", "requester", "author", "asserter", "participant"]
-        .iter()
-        .map(|member| &resource[*member])
-        .map(|value| if value.is_array() { &value[0] } else { value })
-        .find_map(|value| {
-            known(&value["reference"])
-                .or_else(|| known(&value["actor"]["reference"]))
-                .or_else(|| known(&value["individual"]["reference"]))
-        })
-        .and_then(|reference| reference.strip_prefix("Practitioner/").map(str::to_owned))
-        .unwrap_or_else(|| "ward-clerk-1".into())
+    [
+        "performer",
+        "recorder",
+        "requester",
+        "author",
+        "asserter",
+        "participant",
+    ]
+    .iter()
+    .map(|member| &resource[*member])
+    .map(|value| if value.is_array() { &value[0] } else { value })
+    .find_map(|value| {
+        known(&value["reference"])
+            .or_else(|| known(&value["actor"]["reference"]))
+            .or_else(|| known(&value["individual"]["reference"]))
+    })
+    .and_then(|reference| reference.strip_prefix("Practitioner/").map(str::to_owned))
+    .unwrap_or_else(|| "ward-clerk-1".into())
 }
 
-fn read_event(number: usize, now: &str, doctor: &str, patients: &[&str], observations: &[&str]) -> String {
-    let entity = |reference: String, kind: &str, role: &str| {
-        serde_json::json!({ "what": { "reference": reference }, "type": { "code": kind }, "role": { "code": role } })
-    };
+fn read_event(
+    number: usize,
+    now: &str,
+    doctor: &str,
+    patients: &[&str],
+    observations: &[&str],
+) -> String {
+    let entity = |reference: String, kind: &str, role: &str| serde_json::json!({ "what": { "reference": reference }, "type": { "code": kind }, "role": { "code": role } });
     let entities: Vec<Value> = patients
         .iter()
         .map(|patient| entity(format!("Patient/{patient}"), "1", "1"))
-        .chain(observations.iter().map(|id| entity(format!("Observation/{id}"), "2", "4")))
+        .chain(
+            observations
+                .iter()
+                .map(|id| entity(format!("Observation/{id}"), "2", "4")),
+        )
         .collect();
-    let (action, subtype) = if observations.is_empty() { ("E", "search") } else { ("R", "read") };
+    let (action, subtype) = if observations.is_empty() {
+        ("E", "search")
+    } else {
+        ("R", "read")
+    };
     serde_json::json!({
         "resourceType": "AuditEvent",
         "id": format!("demo-read-{number}"),
@@ -353,7 +476,9 @@ fn read_event(number: usize, now: &str, doctor: &str, patients: &[&str], observa
 
 fn unpack(compressed: &[u8]) -> Result<String, Failure> {
     let mut text = String::new();
-    flate2::read::GzDecoder::new(compressed).read_to_string(&mut text).map_err(Failure::input)?;
+    flate2::read::GzDecoder::new(compressed)
+        .read_to_string(&mut text)
+        .map_err(Failure::input)?;
     Ok(text)
 }
 

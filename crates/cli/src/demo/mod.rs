@@ -67,7 +67,8 @@ fn prepare(dir: &Path) -> Result<(), Failure> {
     let mut there = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(dir).map_err(|e| Failure::Service(format!("{}: {e}", dir.display())))?;
+            std::fs::create_dir_all(dir)
+                .map_err(|e| Failure::Service(format!("{}: {e}", dir.display())))?;
             std::fs::read_dir(dir).map_err(Failure::service)?
         }
         Err(e) => return Err(Failure::Service(format!("{}: {e}", dir.display()))),
@@ -78,7 +79,11 @@ fn prepare(dir: &Path) -> Result<(), Failure> {
             dir.display()
         )));
     }
-    std::fs::write(dir.join(MARKER), "Made by `pitser demo`, which may delete this folder.\n").map_err(Failure::service)
+    std::fs::write(
+        dir.join(MARKER),
+        "Made by `pitser demo`, which may delete this folder.\n",
+    )
+    .map_err(Failure::service)
 }
 
 /// Everything that runs.
@@ -113,12 +118,21 @@ impl Demo {
         let dir = args.dir.clone();
         let authority = start_authority(&dir).await?;
         let uri = format!("ksi+tcp://{USER}:{USER}@{}", authority.tcp_address());
-        let client = Client::connect(Endpoint::parse(&uri).map_err(Failure::input)?).await.map_err(Failure::service)?;
-        stage.done("authority", format!("one round a second on {}", authority.tcp_address()));
+        let client = Client::connect(Endpoint::parse(&uri).map_err(Failure::input)?)
+            .await
+            .map_err(Failure::service)?;
+        stage.done(
+            "authority",
+            format!("one round a second on {}", authority.tcp_address()),
+        );
 
         let mut bar = stage.bar("hospital", 3150);
         let hospital = Hospital::create(&dir.join("hospital.db"), |n| bar.set(n))?;
-        bar.finish(format!("{} records of 31 March in {}", bar.position(), dir.join("hospital.db").display()));
+        bar.finish(format!(
+            "{} records of 31 March in {}",
+            bar.position(),
+            dir.join("hospital.db").display()
+        ));
 
         let source = Source {
             name: "clinic".into(),
@@ -137,10 +151,20 @@ impl Demo {
         };
         let plan = init::install(&source, &tuning, clock::micros()).map_err(Failure::service)?;
         let genesis = plan.genesis.unwrap_or_default();
-        stage.done("guardian", format!("{} tables, trail demo.example/clinic begins with {}…", plan.tables.len(), short(&genesis)));
+        stage.done(
+            "guardian",
+            format!(
+                "{} tables, trail demo.example/clinic begins with {}…",
+                plan.tables.len(),
+                short(&genesis)
+            ),
+        );
 
         let (peer, witness) = start_witness(&dir, &tuning, &source)?;
-        stage.done("witness", format!("{} cosigns the trail's heads", witness.name()));
+        stage.done(
+            "witness",
+            format!("{} cosigns the trail's heads", witness.name()),
+        );
 
         let guardian = Guardian::start(Parts {
             source: source.clone(),
@@ -151,7 +175,18 @@ impl Demo {
         })
         .map_err(Failure::service)?;
         let web = start_web(args.listen, &guardian).await?;
-        Ok(Self { dir, authority, client, witness, guardian, web, hospital, tuning, source, genesis })
+        Ok(Self {
+            dir,
+            authority,
+            client,
+            witness,
+            guardian,
+            web,
+            hospital,
+            tuning,
+            source,
+            genesis,
+        })
     }
 
     async fn play(&mut self, stage: &Stage) -> Result<Summary, Failure> {
@@ -162,27 +197,43 @@ impl Demo {
 
         let edited = self.hospital.value_to_edit()?;
         let deleted = self.hospital.row_to_delete(&edited)?;
-        let findings = vec![self.edit(stage, &edited).await?, self.delete(stage, &deleted).await?];
+        let findings = vec![
+            self.edit(stage, &edited).await?,
+            self.delete(stage, &deleted).await?,
+        ];
 
         self.guardian.settle().await.map_err(Failure::Service)?;
         let codes = self.publish(stage).await?;
         let (evidence, anchors) = self.export(stage, &edited.patient, codes).await?;
         let verdict = self.judge(stage, &evidence, &anchors)?;
-        Ok(Summary { verdict, evidence, anchors, findings })
+        Ok(Summary {
+            verdict,
+            evidence,
+            anchors,
+            findings,
+        })
     }
 
     async fn baseline(&self, stage: &Stage) -> Result<(), Failure> {
         let wait = stage.spinner("sealing", "the rows that are already there");
-        let sealed = self.guardian.wait_for(|s| s.blocks > 0 && s.unsealed == 0 && s.sealed_up_to.is_some()).await;
+        let sealed = self
+            .guardian
+            .wait_for(|s| s.blocks > 0 && s.unsealed == 0 && s.sealed_up_to.is_some())
+            .await;
         let status = sealed.ok_or_else(|| Failure::Service("the guardian stopped".into()))?;
-        wait.finish(format!("{} lines sealed at {}", status.lines, status.sealed_up_to.unwrap_or_default()));
+        wait.finish(format!(
+            "{} lines sealed at {}",
+            status.lines,
+            status.sealed_up_to.unwrap_or_default()
+        ));
         Ok(())
     }
 
     async fn april(&mut self, stage: &Stage) -> Result<(), Failure> {
         let changes = Hospital::april()?;
         let mut bar = stage.bar("april", changes.len() as u64);
-        let (created, updated) = tokio::task::block_in_place(|| self.hospital.apply(&changes, |n| bar.set(n)))?;
+        let (created, updated) =
+            tokio::task::block_in_place(|| self.hospital.apply(&changes, |n| bar.set(n)))?;
         bar.finish(format!("{created} records created and {updated} updated by the application, each by a named person"));
         Ok(())
     }
@@ -195,14 +246,20 @@ impl Demo {
             stage::post_json(self.web.address(), "/fhir/AuditEvent", event).await?;
             bar.set(number as u64 + 1);
         }
-        bar.finish(format!("{count} AuditEvents taken at http://{}/fhir/AuditEvent", self.web.address()));
+        bar.finish(format!(
+            "{count} AuditEvents taken at http://{}/fhir/AuditEvent",
+            self.web.address()
+        ));
         Ok(())
     }
 
     async fn publish(&self, stage: &Stage) -> Result<Vec<PublicationData>, Failure> {
         self.guardian.settle().await.map_err(Failure::Service)?;
         let published = self.authority.publish().await.map_err(Failure::service)?;
-        stage.done("published", format!("{} for {}", published.code, published.data.time));
+        stage.done(
+            "published",
+            format!("{} for {}", published.code, published.data.time),
+        );
         Ok(vec![published.data])
     }
 
@@ -210,7 +267,13 @@ impl Demo {
     async fn edit(&self, stage: &Stage, target: &Target) -> Result<Detected, Failure> {
         let edited_at = clock::micros();
         let (offset, value) = self.hospital.edit_file(target)?;
-        stage.attack("insider 1", format!("edits byte {offset} of the file: {} becomes {value}", target.value));
+        stage.attack(
+            "insider 1",
+            format!(
+                "edits byte {offset} of the file: {} becomes {value}",
+                target.value
+            ),
+        );
         self.caught(stage, "ROW-01", target, edited_at).await
     }
 
@@ -222,19 +285,51 @@ impl Demo {
         self.caught(stage, "ACT-01", target, deleted_at).await
     }
 
-    async fn caught(&self, stage: &Stage, code: &str, target: &Target, since: u64) -> Result<Detected, Failure> {
+    async fn caught(
+        &self,
+        stage: &Stage,
+        code: &str,
+        target: &Target,
+        since: u64,
+    ) -> Result<Detected, Failure> {
         let is_it = |f: &FindingStatus| {
-            f.code == code && f.table.as_deref() == Some(&target.table) && f.key.as_deref() == Some(&target.id)
+            f.code == code
+                && f.table.as_deref() == Some(&target.table)
+                && f.key.as_deref() == Some(&target.id)
         };
-        let found = tokio::time::timeout(PATIENCE, self.guardian.wait_for(|s| s.findings.iter().any(is_it))).await;
+        let found = tokio::time::timeout(
+            PATIENCE,
+            self.guardian.wait_for(|s| s.findings.iter().any(is_it)),
+        )
+        .await;
         let status = found.ok().flatten().ok_or_else(|| {
-            Failure::Service(format!("{code} on {} was not raised within {PATIENCE:?}", target.table))
+            Failure::Service(format!(
+                "{code} on {} was not raised within {PATIENCE:?}",
+                target.table
+            ))
         })?;
-        let finding = status.findings.into_iter().find(is_it).ok_or_else(|| Failure::Service("finding vanished".into()))?;
+        let finding = status
+            .findings
+            .into_iter()
+            .find(is_it)
+            .ok_or_else(|| Failure::Service("finding vanished".into()))?;
         let detected_ms = finding.found_at_us.saturating_sub(since) / 1000;
-        let columns = if finding.columns.is_empty() { String::new() } else { format!(", columns {}", finding.columns.join(", ")) };
-        stage.finding(code, format!("{} {}{columns}: {} ({detected_ms} ms)", target.table, target.id, finding.text));
-        Ok(Detected { finding, detected_ms })
+        let columns = if finding.columns.is_empty() {
+            String::new()
+        } else {
+            format!(", columns {}", finding.columns.join(", "))
+        };
+        stage.finding(
+            code,
+            format!(
+                "{} {}{columns}: {} ({detected_ms} ms)",
+                target.table, target.id, finding.text
+            ),
+        );
+        Ok(Detected {
+            finding,
+            detected_ms,
+        })
     }
 
     /// An independent replay, the evidence file, and the verifier's own anchors.
@@ -247,7 +342,8 @@ impl Demo {
         let layout = self.tuning.layout(&self.source);
         let head = std::fs::read(layout.head()).map_err(Failure::service)?;
         let head = Note::parse(&head).map_err(Failure::service)?;
-        let auditor = SigningKey::from_seed("auditor.demo.example", &random()?).map_err(Failure::service)?;
+        let auditor =
+            SigningKey::from_seed("auditor.demo.example", &random()?).map_err(Failure::service)?;
         let origin = self.tuning.origin(&self.source);
         let known = audit::Known {
             origin: origin.clone(),
@@ -255,26 +351,47 @@ impl Demo {
             witnesses: vec![self.witness.clone()],
             quorum: 1,
         };
-        let statement = audit::replay(&layout, &head, &known, &auditor, clock::now()).map_err(Failure::service)?;
-        pitser_trail::disk::replace(&layout.audit(), statement.to_string().as_bytes()).map_err(Failure::service)?;
-        stage.done("auditor", format!("{} replayed every line and signed the map", auditor.name()));
+        let statement = audit::replay(&layout, &head, &known, &auditor, clock::now())
+            .map_err(Failure::service)?;
+        pitser_trail::disk::replace(&layout.audit(), statement.to_string().as_bytes())
+            .map_err(Failure::service)?;
+        stage.done(
+            "auditor",
+            format!("{} replayed every line and signed the map", auditor.name()),
+        );
 
         let mut exporter = Exporter::open_at_head(layout).map_err(Failure::service)?;
         let seals = extended(&self.client, &exporter, &self.authority, &codes).await?;
         let evidence = exporter
-            .evidence(patient, Some(statement.to_string()), Some(self.authority.publications_file().to_vec()), |block, seal| {
-                seals.get(&block).cloned().unwrap_or_else(|| seal.to_vec())
-            })
+            .evidence(
+                patient,
+                Some(statement.to_string()),
+                Some(self.authority.publications_file().to_vec()),
+                |block, seal| seals.get(&block).cloned().unwrap_or_else(|| seal.to_vec()),
+            )
             .map_err(Failure::service)?;
         let evidence_path = self.dir.join(format!("evidence-{patient}.json"));
         std::fs::write(&evidence_path, evidence.encode()).map_err(Failure::service)?;
-        stage.done("evidence", format!("{} lines on one patient in {}", evidence.lines.len(), evidence_path.display()));
+        stage.done(
+            "evidence",
+            format!(
+                "{} lines on one patient in {}",
+                evidence.lines.len(),
+                evidence_path.display()
+            ),
+        );
 
         let anchors = Anchors {
             version: 1,
             witness_quorum: 1,
-            trails: vec![TrailAnchor { origin, genesis: known.genesis }],
-            publications: codes.into_iter().map(|code| PublicationAnchor { code }).collect(),
+            trails: vec![TrailAnchor {
+                origin,
+                genesis: known.genesis,
+            }],
+            publications: codes
+                .into_iter()
+                .map(|code| PublicationAnchor { code })
+                .collect(),
             authorities: vec![AuthorityAnchor {
                 certificate: self.authority.certificate_pem().to_owned(),
                 constraints: vec![self.authority.constraint().to_owned()],
@@ -284,12 +401,23 @@ impl Demo {
         };
         let anchors_path = self.dir.join("anchors.toml");
         std::fs::write(&anchors_path, anchors.to_toml()).map_err(Failure::service)?;
-        stage.done("anchors", format!("what a verifier brings along, in {}", anchors_path.display()));
+        stage.done(
+            "anchors",
+            format!(
+                "what a verifier brings along, in {}",
+                anchors_path.display()
+            ),
+        );
         Ok((evidence_path, anchors_path))
     }
 
     /// As `pitser verify` does it: from the two files alone.
-    fn judge(&self, stage: &Stage, evidence: &Path, anchors: &Path) -> Result<&'static str, Failure> {
+    fn judge(
+        &self,
+        stage: &Stage,
+        evidence: &Path,
+        anchors: &Path,
+    ) -> Result<&'static str, Failure> {
         let bytes = std::fs::read(evidence).map_err(Failure::service)?;
         let evidence = Evidence::decode(&bytes).map_err(Failure::input)?;
         let text = std::fs::read_to_string(anchors).map_err(Failure::service)?;
@@ -304,8 +432,19 @@ impl Demo {
         let latency = status.seal_latency_ms;
         let url = format!("http://{}/", self.web.address());
         write_config(&self.dir, &self.source, self.web.address())?;
-        let record = summary.findings.first().and_then(|d| d.finding.key.as_deref()).unwrap_or_default();
-        stage.invite(&url, &self.dir, &summary.evidence, &summary.anchors, record, args.once);
+        let record = summary
+            .findings
+            .first()
+            .and_then(|d| d.finding.key.as_deref())
+            .unwrap_or_default();
+        stage.invite(
+            &url,
+            &self.dir,
+            &summary.evidence,
+            &summary.anchors,
+            record,
+            args.once,
+        );
         stage.summary(&json!({
             "events": status.events,
             "blocks": status.blocks,
@@ -343,14 +482,24 @@ async fn start_authority(dir: &Path) -> Result<AuthorityHandle, Failure> {
         email: "publications@demo.example".into(),
     };
     Authority::init(&authority_dir, clock::now(), &subject).map_err(Failure::service)?;
-    let config = AuthorityConfig { publish_every_s: 0, ..AuthorityConfig::new(&authority_dir) }
-        .with_user(User::new(USER, USER.as_bytes()));
-    Authority::start(config, || Micros(clock::micros())).await.map_err(Failure::service)
+    let config = AuthorityConfig {
+        publish_every_s: 0,
+        ..AuthorityConfig::new(&authority_dir)
+    }
+    .with_user(User::new(USER, USER.as_bytes()));
+    Authority::start(config, || Micros(clock::micros()))
+        .await
+        .map_err(Failure::service)
 }
 
-fn start_witness(dir: &Path, tuning: &Tuning, source: &Source) -> Result<(Peer, VerifierKey), Failure> {
+fn start_witness(
+    dir: &Path,
+    tuning: &Tuning,
+    source: &Source,
+) -> Result<(Peer, VerifierKey), Failure> {
     let keys = pitser_trail::Keys::open(&tuning.layout(source)).map_err(Failure::service)?;
-    let key = CosigningKey::from_seed("witness.demo.example", &random()?).map_err(Failure::service)?;
+    let key =
+        CosigningKey::from_seed("witness.demo.example", &random()?).map_err(Failure::service)?;
     let store = SqliteStore::open(dir.join("witness.db")).map_err(Failure::service)?;
     let mut witness = Witness::new(key, store);
     witness.add_log(Log::new(keys.log().verifier()));
@@ -360,7 +509,10 @@ fn start_witness(dir: &Path, tuning: &Tuning, source: &Source) -> Result<(Peer, 
 }
 
 /// The wished address, or any free port if nobody wished for one.
-async fn start_web(listen: Option<SocketAddr>, guardian: &Handle) -> Result<pitser_web::ServerHandle, Failure> {
+async fn start_web(
+    listen: Option<SocketAddr>,
+    guardian: &Handle,
+) -> Result<pitser_web::ServerHandle, Failure> {
     let usual = SocketAddr::from(([127, 0, 0, 1], 7070));
     let first = pitser_web::Server::start(listen.unwrap_or(usual), vec![guardian.clone()]);
     match (first, listen) {
@@ -380,16 +532,21 @@ async fn extended(
     authority: &AuthorityHandle,
     codes: &[PublicationData],
 ) -> Result<HashMap<u64, Vec<u8>>, Failure> {
-    let file = pitser_ksi::publications_file::PublicationsFile::decode(&authority.publications_file())
-        .map_err(Failure::service)?;
-    let Some(record) = codes.first().and_then(|code| file.at_time(code.time)) else { return Ok(HashMap::new()) };
+    let file =
+        pitser_ksi::publications_file::PublicationsFile::decode(&authority.publications_file())
+            .map_err(Failure::service)?;
+    let Some(record) = codes.first().and_then(|code| file.at_time(code.time)) else {
+        return Ok(HashMap::new());
+    };
     crate::seals::extended(client, exporter.view(), record).await
 }
 
 /// The configuration with which other commands find what the demo made.
 fn write_config(dir: &Path, source: &Source, listen: SocketAddr) -> Result<(), Failure> {
     let table = |map: &std::collections::BTreeMap<String, String>| {
-        map.iter().map(|(k, v)| format!("{k} = {v:?}\n")).collect::<String>()
+        map.iter()
+            .map(|(k, v)| format!("{k} = {v:?}\n"))
+            .collect::<String>()
     };
     let text = format!(
         "# Written by `pitser demo`.\n\

@@ -35,8 +35,16 @@ pub(super) struct Bar<'a> {
 
 impl Stage {
     pub(super) fn new(json: bool) -> Self {
-        let terminal = if json { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
-        let stage = Self { json, colour: may_colour(terminal), terminal };
+        let terminal = if json {
+            std::io::stderr().is_terminal()
+        } else {
+            std::io::stdout().is_terminal()
+        };
+        let stage = Self {
+            json,
+            colour: may_colour(terminal),
+            terminal,
+        };
         stage.line("");
         stage
     }
@@ -50,22 +58,39 @@ impl Stage {
     }
 
     fn paint(&self, style: &str, text: &str) -> String {
-        if self.colour { format!("{style}{text}{RESET}") } else { text.to_owned() }
+        if self.colour {
+            format!("{style}{text}{RESET}")
+        } else {
+            text.to_owned()
+        }
     }
 
     /// A step that is done.
     pub(super) fn done(&self, name: &str, text: impl AsRef<str>) {
-        self.line(&format!("{} {name:<10} {}", self.paint(GREEN, "✓"), text.as_ref()));
+        self.line(&format!(
+            "{} {name:<10} {}",
+            self.paint(GREEN, "✓"),
+            text.as_ref()
+        ));
     }
 
     /// What an insider does.
     pub(super) fn attack(&self, name: &str, text: impl AsRef<str>) {
-        self.line(&format!("{} {name:<10} {}", self.paint(RED, "✗"), text.as_ref()));
+        self.line(&format!(
+            "{} {name:<10} {}",
+            self.paint(RED, "✗"),
+            text.as_ref()
+        ));
     }
 
     /// What the guardian says to it.
     pub(super) fn finding(&self, code: &str, text: impl AsRef<str>) {
-        self.line(&format!("{} {} {}", self.paint(YELLOW, "!"), self.paint(YELLOW, &format!("{code:<10}")), text.as_ref()));
+        self.line(&format!(
+            "{} {} {}",
+            self.paint(YELLOW, "!"),
+            self.paint(YELLOW, &format!("{code:<10}")),
+            text.as_ref()
+        ));
     }
 
     /// A step whose length is known.
@@ -76,7 +101,12 @@ impl Stage {
             bar.set_style(style.progress_chars("━━─"));
         }
         bar.set_prefix(name);
-        Bar { stage: self, name, bar, position: 0 }
+        Bar {
+            stage: self,
+            name,
+            bar,
+            position: 0,
+        }
     }
 
     /// A step whose length is not known.
@@ -88,7 +118,12 @@ impl Stage {
         bar.set_prefix(name);
         bar.set_message(text.to_owned());
         bar.enable_steady_tick(Duration::from_millis(80));
-        Bar { stage: self, name, bar, position: 0 }
+        Bar {
+            stage: self,
+            name,
+            bar,
+            position: 0,
+        }
     }
 
     fn target(&self) -> ProgressDrawTarget {
@@ -108,7 +143,12 @@ impl Stage {
                 StepState::Waiting => (YELLOW, "waiting"),
                 StepState::Broken => (RED, "broken"),
             };
-            self.line(&format!("  {:<9} {} {}", step.name, self.paint(style, word), step.text));
+            self.line(&format!(
+                "  {:<9} {} {}",
+                step.name,
+                self.paint(style, word),
+                step.text
+            ));
         }
         let verdict = report.verdict.as_str();
         let style = if verdict == "intact" { GREEN } else { RED };
@@ -116,16 +156,33 @@ impl Stage {
     }
 
     /// What to try now.
-    pub(super) fn invite(&self, url: &str, dir: &Path, evidence: &Path, anchors: &Path, record: &str, once: bool) {
+    pub(super) fn invite(
+        &self,
+        url: &str,
+        dir: &Path,
+        evidence: &Path,
+        anchors: &Path,
+        record: &str,
+        once: bool,
+    ) {
         self.line("");
         self.line(&self.paint(DIM, "Try, here or on another machine:"));
-        self.line(&format!("  pitser verify {} --anchors {}", evidence.display(), anchors.display()));
+        self.line(&format!(
+            "  pitser verify {} --anchors {}",
+            evidence.display(),
+            anchors.display()
+        ));
         let config = dir.join("pitser.toml");
-        self.line(&format!("  pitser history observation {record} --config {}", config.display()));
+        self.line(&format!(
+            "  pitser history observation {record} --config {}",
+            config.display()
+        ));
         if once {
             self.line("");
         } else {
-            self.line(&format!("\nStill guarding. Status page: {url}   Stop with Ctrl-C.\n"));
+            self.line(&format!(
+                "\nStill guarding. Status page: {url}   Stop with Ctrl-C.\n"
+            ));
         }
     }
 
@@ -157,20 +214,35 @@ impl Bar<'_> {
 ///
 /// # Errors
 /// Unless the answer is 200 or 201.
-pub(super) async fn post_json(address: SocketAddr, path: &str, body: String) -> Result<(), Failure> {
-    let mut stream = TcpStream::connect(address).await.map_err(Failure::service)?;
+pub(super) async fn post_json(
+    address: SocketAddr,
+    path: &str,
+    body: String,
+) -> Result<(), Failure> {
+    let mut stream = TcpStream::connect(address)
+        .await
+        .map_err(Failure::service)?;
     let request = format!(
         "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/fhir+json\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n{body}",
         body.len()
     );
-    stream.write_all(request.as_bytes()).await.map_err(Failure::service)?;
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .map_err(Failure::service)?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.map_err(Failure::service)?;
+    stream
+        .read_to_end(&mut answer)
+        .await
+        .map_err(Failure::service)?;
     let status = answer.get(9..12).unwrap_or_default();
     if status == b"201" || status == b"200" {
         return Ok(());
     }
     let first = String::from_utf8_lossy(&answer);
-    Err(Failure::Service(format!("the guardian refused an audit event: {}", first.lines().next().unwrap_or_default())))
+    Err(Failure::Service(format!(
+        "the guardian refused an audit event: {}",
+        first.lines().next().unwrap_or_default()
+    )))
 }

@@ -1,0 +1,164 @@
+//! Publications and slots: what the server keeps for us.
+//!
+//! The publication comes first: a slot decodes with the catalogue as it was,
+//! and a publication made after it does not exist for the changes in between.
+
+use super::error::{Doing, quote};
+use super::{Connection, Lsn, Name, PgError};
+use crate::event::Cell;
+
+/// A slot that was just made. While this lives its snapshot can be used: the
+/// rows in it, and then the stream from the consistent point, miss nothing and
+/// tell nothing twice.
+#[derive(Debug)]
+pub struct Created<'c> {
+    consistent_point: Lsn,
+    snapshot: String,
+    /// The next command on this connection would end the snapshot.
+    _held: &'c mut Connection,
+}
+
+impl Created<'_> {
+    /// Where the stream begins.
+    pub fn consistent_point(&self) -> Lsn {
+        self.consistent_point
+    }
+
+    /// The snapshot's name, for `SET TRANSACTION SNAPSHOT` in another session.
+    pub fn snapshot(&self) -> &str {
+        &self.snapshot
+    }
+}
+
+/// How a slot stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Everything after what is durable here is still to be had.
+    Sound {
+        /// Where the slot stands.
+        confirmed: Lsn,
+    },
+    /// Somebody moved it over changes that we have not (`CAP-01`).
+    Moved {
+        /// Where it stands now.
+        confirmed: Lsn,
+    },
+    /// There is no such slot for this database (`CAP-01`).
+    Missing,
+    /// The server dropped the log that the slot needs (`CAP-01`).
+    Lost,
+}
+
+/// Makes the publication, or sets the tables of the one that there is.
+///
+/// `tables` are schemas and names as the catalogue spells them, at least one.
+///
+/// # Errors
+/// [`PgError::Permission`]; [`PgError::Server`] for a table that there is not.
+pub fn publish(
+    sql: &mut Connection,
+    publication: &Name,
+    tables: &[(&str, &str)],
+) -> Result<(), PgError> {
+    let known = sql.query(&format!(
+        "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = '{publication}'"
+    ))?;
+    let list: Vec<String> = tables
+        .iter()
+        .map(|(schema, table)| format!("{}.{}", quote(schema), quote(table)))
+        .collect();
+    let list = list.join(", ");
+    let statement = if known.is_empty() {
+        format!("CREATE PUBLICATION {publication} FOR TABLE {list}")
+    } else {
+        format!("ALTER PUBLICATION {publication} SET TABLE {list}")
+    };
+    let (user, database) = (sql.user().to_owned(), sql.database().to_owned());
+    let doing = Doing::Publishing {
+        user: &user,
+        database: &database,
+    };
+    sql.query_doing(&statement, doing).map(|_| ())
+}
+
+/// Makes a slot for `pgoutput` on a replication connection.
+///
+/// Waits for the transactions that are open in the whole cluster to end, up
+/// to any length of time.
+///
+/// # Errors
+/// [`PgError::WalLevel`], [`PgError::NoFreeSlot`], [`PgError::SlotExists`],
+/// [`PgError::Permission`].
+pub fn create<'c>(replication: &'c mut Connection, slot: &Name) -> Result<Created<'c>, PgError> {
+    check_wal_level(replication)?;
+    let user = replication.user().to_owned();
+    let doing = Doing::MakingSlot {
+        user: &user,
+        slot: slot.as_str(),
+    };
+    let command = format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export')");
+    let rows = replication.query_doing(&command, doing)?;
+    let cell = |place: usize| text(rows.first()?.get(place)?);
+    match (cell(1), cell(2)) {
+        (Some(point), Some(snapshot)) => Ok(Created {
+            consistent_point: point.parse()?,
+            snapshot: snapshot.to_owned(),
+            _held: replication,
+        }),
+        _ => Err(PgError::Protocol("a new slot without its snapshot")),
+    }
+}
+
+/// How the slot stands, if everything before `durable` is durable here.
+///
+/// # Errors
+/// Those of a query.
+pub fn state(sql: &mut Connection, slot: &Name, durable: Lsn) -> Result<State, PgError> {
+    let rows = sql.query(&format!(
+        "SELECT confirmed_flush_lsn, wal_status FROM pg_catalog.pg_replication_slots \
+         WHERE slot_name = '{slot}' AND plugin = 'pgoutput' AND database = current_database()"
+    ))?;
+    let Some(row) = rows.first() else {
+        return Ok(State::Missing);
+    };
+    let (Some(confirmed), status) = (row.first().and_then(text), row.get(1).and_then(text)) else {
+        return Ok(State::Lost);
+    };
+    let confirmed = confirmed.parse()?;
+    Ok(match status {
+        Some("lost") => State::Lost,
+        _ if confirmed > durable => State::Moved { confirmed },
+        _ => State::Sound { confirmed },
+    })
+}
+
+/// Takes slot and publication out again, as far as they are there.
+///
+/// # Errors
+/// [`PgError::Permission`]; [`PgError::Server`] while somebody reads the slot.
+pub fn remove(sql: &mut Connection, slot: &Name, publication: &Name) -> Result<(), PgError> {
+    sql.query(&format!(
+        "SELECT pg_catalog.pg_drop_replication_slot(slot_name) \
+         FROM pg_catalog.pg_replication_slots \
+         WHERE slot_name = '{slot}' AND database = current_database()"
+    ))?;
+    sql.query(&format!("DROP PUBLICATION IF EXISTS {publication}"))?;
+    Ok(())
+}
+
+/// Asked before the slot is made, since the server's refusal says it in the
+/// server's own language only.
+fn check_wal_level(sql: &mut Connection) -> Result<(), PgError> {
+    let rows = sql.query("SHOW wal_level")?;
+    match rows.first().and_then(|row| text(row.first()?)) {
+        Some("logical") => Ok(()),
+        found => Err(PgError::WalLevel {
+            found: found.unwrap_or("unknown").to_owned(),
+        }),
+    }
+}
+
+/// A catalogue cell as text; `None` for null.
+pub(super) fn text(cell: &Cell) -> Option<&str> {
+    std::str::from_utf8(cell.expose()?).ok()
+}

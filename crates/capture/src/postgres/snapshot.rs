@@ -1,0 +1,149 @@
+//! The guarded tables as of one moment.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::error::quote;
+use super::slot::text;
+use super::{Config, Connection, Name, PgError, spelled};
+use crate::event::{Cell, Key, Row};
+
+/// A published table, as the stream tells of it: same name, columns and key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// `schema.table`, spelled as in [`crate::Change::table`].
+    pub name: String,
+    /// Its columns, without generated ones, in order.
+    pub columns: Arc<[String]>,
+    /// Places in `columns` of those that identify a row, ascending. Empty: its
+    /// rows cannot be followed, and PostgreSQL refuses updates and deletes.
+    pub key: Vec<usize>,
+    /// As SQL takes it.
+    sql: String,
+}
+
+/// One moment of the database, in a session and transaction of its own.
+///
+/// While it lives, the server keeps row versions that it could clean up.
+#[derive(Debug)]
+pub struct Snapshot {
+    sql: Connection,
+}
+
+impl Snapshot {
+    /// Opens the snapshot that a new slot exported: baseline rows.
+    ///
+    /// # Errors
+    /// Those of [`Connection::open`], and [`PgError::Server`] for a snapshot
+    /// that has ended.
+    pub fn open_exported(config: &Config, name: &str) -> Result<Self, PgError> {
+        let mut snapshot = Self::open(config)?;
+        let name = name.replace('\'', "''");
+        snapshot
+            .sql
+            .query(&format!("SET TRANSACTION SNAPSHOT '{name}'"))?;
+        Ok(snapshot)
+    }
+
+    /// Opens a snapshot of the present moment.
+    ///
+    /// # Errors
+    /// Those of [`Connection::open`].
+    pub fn open(config: &Config) -> Result<Self, PgError> {
+        let mut sql = Connection::open(config)?;
+        // Row security must refuse, not leave rows out.
+        sql.query("SET row_security = off")?;
+        sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+        Ok(Self { sql })
+    }
+
+    /// The tables of a publication, by schema and name.
+    ///
+    /// # Errors
+    /// Those of a query.
+    pub fn tables(&mut self, publication: &Name) -> Result<Vec<Table>, PgError> {
+        let rows = self.sql.query(&format!(
+            "SELECT n.nspname, c.relname, a.attname, \
+               coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), c.relreplident = 'f') \
+             FROM pg_catalog.pg_publication_tables p \
+             JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
+             JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid \
+               AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
+             LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND CASE c.relreplident \
+               WHEN 'd' THEN i.indisprimary AND i.indimmediate \
+               WHEN 'i' THEN i.indisreplident \
+               WHEN 'f' THEN i.indisprimary ELSE false END \
+             WHERE p.pubname = '{publication}' ORDER BY 1, 2, a.attnum"
+        ))?;
+        grouped(&rows).ok_or(PgError::Protocol("a catalogue that cannot be read"))
+    }
+
+    /// Every row of a table with its key, in chunks of up to `chunk` rows, in
+    /// no particular order, until `each` breaks.
+    ///
+    /// # Errors
+    /// [`PgError::NoKey`], [`PgError::Permission`], and [`PgError::Server`]
+    /// for a damaged page or a policy that would hide rows.
+    pub fn scan(
+        &mut self,
+        table: &Table,
+        chunk: usize,
+        mut each: impl FnMut(Vec<(Key, Row)>) -> ControlFlow<()>,
+    ) -> Result<(), PgError> {
+        if table.key.is_empty() {
+            let table = table.name.clone();
+            return Err(PgError::NoKey { table });
+        }
+        let columns: Vec<String> = table.columns.iter().map(|name| quote(name)).collect();
+        let (columns, name) = (columns.join(", "), &table.sql);
+        self.sql.query(&format!(
+            "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM ONLY {name}"
+        ))?;
+        let fetch = format!("FETCH FORWARD {} FROM pitser", chunk.max(1));
+        loop {
+            let rows = self.sql.query(&fetch)?;
+            if rows.is_empty() {
+                break;
+            }
+            let rows: Option<Vec<_>> = rows.into_iter().map(|cells| table.keyed(cells)).collect();
+            let rows = rows.ok_or(PgError::Protocol("a row of another shape than its table"))?;
+            if each(rows).is_break() {
+                break;
+            }
+        }
+        self.sql.query("CLOSE pitser").map(|_| ())
+    }
+}
+
+impl Table {
+    fn keyed(&self, cells: Vec<Cell>) -> Option<(Key, Row)> {
+        let key: Option<Vec<Cell>> = self.key.iter().map(|at| cells.get(*at).cloned()).collect();
+        let row = Row {
+            columns: Arc::clone(&self.columns),
+            cells,
+        };
+        Some((Key::new(key?), row)).filter(|(_, row)| row.cells.len() == self.columns.len())
+    }
+}
+
+/// Tables from rows of `(schema, table, column, whether it is of the key)`.
+fn grouped(rows: &[Vec<Cell>]) -> Option<Vec<Table>> {
+    let same = |a: &Vec<Cell>, b: &Vec<Cell>| a.get(..2) == b.get(..2);
+    rows.chunk_by(same)
+        .map(|columns| {
+            let first = columns.first()?;
+            let (schema, table) = (text(first.first()?)?, text(first.get(1)?)?);
+            let name = |row: &Vec<Cell>| text(row.get(2)?).map(str::to_owned);
+            let is_key = |row: &Vec<Cell>| row.get(3).and_then(text) == Some("t");
+            Some(Table {
+                name: spelled(schema, table),
+                columns: columns.iter().map(name).collect::<Option<_>>()?,
+                key: (0..columns.len())
+                    .filter(|place| is_key(&columns[*place]))
+                    .collect(),
+                sql: format!("{}.{}", quote(schema), quote(table)),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,639 @@
+//! From the server's messages to events, in commit order.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::error::Doing;
+use super::pgoutput::{self, DecodeError, DecodeErrorKind, Message, Old, Relation, Tuple, Value};
+use super::slot::{self, State, text};
+use super::wire::Streamed;
+use super::{Connection, Lsn, Name, PgError, spelled};
+use crate::event::{Actor, Binding, Captured, Cell, Change, Key, Op, Person, Row, is_instant};
+
+/// Where to go on: what the trail keeps with its newest complete transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Transactions that were committed before here are durable.
+    pub after: Lsn,
+    /// The last event's position; 0 before the first.
+    pub pos: u64,
+}
+
+/// One thing that the stream tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every step is an event")]
+pub enum Step {
+    /// Something happened in a committed transaction.
+    Event {
+        /// Where its transaction's commit record stands.
+        commit: Lsn,
+        /// Its place among the transaction's events, from 0. `commit` and this
+        /// name the event for good; its `pos` follows from [`Resume`].
+        ordinal: u64,
+        /// What happened.
+        captured: Captured,
+    },
+    /// The transaction's events are complete. Once they and `resume` are
+    /// durable, [`Stream::ack`] may let the server forget them.
+    Commit {
+        /// Where to go on.
+        resume: Resume,
+    },
+    /// Nothing else of ours was committed before `resume`. Acknowledge it like
+    /// a commit, or the server keeps its log for ever; make it durable first,
+    /// or the slot will seem to have been moved.
+    Idle {
+        /// Where to go on.
+        resume: Resume,
+    },
+    /// Nothing was said within the time allowed.
+    Quiet,
+}
+
+/// A slot being read.
+///
+/// After a restart from a [`Resume`] the transactions after it come again from
+/// their first event, with the same positions: an event whose `pos` is durable
+/// already is to be skipped. So each is told exactly once.
+#[derive(Debug)]
+pub struct Stream {
+    connection: Connection,
+    slot: Name,
+    publication: Name,
+    assembler: Assembler,
+    /// The highest place handed out in a `Commit` or `Idle`.
+    handed: Lsn,
+    /// What the server may forget.
+    acked: Lsn,
+    /// Messages since the server last heard from us.
+    unheard: u32,
+}
+
+impl Stream {
+    /// Begins to read a slot after what is durable here.
+    ///
+    /// # Errors
+    /// [`PgError::SlotGone`], [`PgError::SlotMoved`] (start again from where it
+    /// stands, once the gap is in the trail), [`PgError::SlotBusy`].
+    pub fn start(
+        mut connection: Connection,
+        slot: &Name,
+        publication: &Name,
+        resume: Resume,
+    ) -> Result<Self, PgError> {
+        refuse_unsound(
+            slot,
+            resume.after,
+            slot::state(&mut connection, slot, resume.after)?,
+        )?;
+        let keys = primary_keys(&mut connection)?;
+        let newest_xid = newest_xid(&mut connection)?;
+        let command = format!(
+            "START_REPLICATION SLOT {slot} LOGICAL {} \
+             (proto_version '1', publication_names '{publication}', messages 'true')",
+            resume.after
+        );
+        let doing = Doing::Streaming {
+            slot: slot.as_str(),
+            publication: publication.as_str(),
+        };
+        connection.copy_both(&command, doing)?;
+        Ok(Self {
+            connection,
+            slot: slot.clone(),
+            publication: publication.clone(),
+            assembler: Assembler::new(keys, newest_xid, resume.pos),
+            handed: resume.after,
+            acked: resume.after,
+            unheard: 0,
+        })
+    }
+
+    /// The next step, waiting up to `wait` for the server to say something.
+    ///
+    /// Call it more often than the server's `wal_sender_timeout` (60 s unless
+    /// set): this is what answers the server's questions.
+    ///
+    /// # Errors
+    /// [`PgError::is_passing`] ones: start again from the last durable
+    /// [`Resume`]. [`PgError::Decode`]: nothing more can be read from here.
+    pub fn next(&mut self, wait: Duration) -> Result<Step, PgError> {
+        loop {
+            if let Some(step) = self.assembler.told.pop_front() {
+                if let Step::Commit { resume } = &step {
+                    self.handed = self.handed.max(resume.after);
+                }
+                return Ok(step);
+            }
+            let doing = Doing::Streaming {
+                slot: self.slot.as_str(),
+                publication: self.publication.as_str(),
+            };
+            match self.connection.streamed(wait, doing)? {
+                Streamed::Data { message } => {
+                    self.assembler.take(pgoutput::decode(&message)?)?;
+                    self.unheard += 1;
+                    if self.unheard >= LONGEST_SILENCE {
+                        self.report()?;
+                    }
+                }
+                Streamed::Keepalive { end, reply } => {
+                    if reply {
+                        self.report()?;
+                    }
+                    if self.assembler.open.is_none() && end > self.handed {
+                        self.handed = end;
+                        let pos = self.assembler.pos;
+                        let resume = Resume { after: end, pos };
+                        return Ok(Step::Idle { resume });
+                    }
+                }
+                Streamed::Quiet => {
+                    // Also how a peer that vanished is noticed in the end.
+                    self.report()?;
+                    return Ok(Step::Quiet);
+                }
+            }
+        }
+    }
+
+    /// Lets the server forget what was committed before `upto`: the `after` of
+    /// a `Commit` or `Idle` that is durable with everything before it.
+    ///
+    /// # Errors
+    /// [`PgError::AckAhead`] for more than was handed out.
+    pub fn ack(&mut self, upto: Lsn) -> Result<(), PgError> {
+        if upto > self.handed {
+            return Err(PgError::AckAhead {
+                upto,
+                position: self.handed,
+            });
+        }
+        self.acked = self.acked.max(upto);
+        self.report()
+    }
+
+    /// Tells the server what it may forget, and that we are still here.
+    fn report(&mut self) -> Result<(), PgError> {
+        self.unheard = 0;
+        self.connection.status(self.acked)
+    }
+}
+
+fn refuse_unsound(slot: &Name, durable: Lsn, state: State) -> Result<(), PgError> {
+    let slot = slot.as_str().to_owned();
+    match state {
+        State::Sound { .. } => Ok(()),
+        State::Moved { confirmed } => Err(PgError::SlotMoved {
+            slot,
+            confirmed,
+            durable,
+        }),
+        State::Missing => Err(PgError::SlotGone {
+            slot,
+            what: "missing",
+        }),
+        State::Lost => Err(PgError::SlotGone {
+            slot,
+            what: "no longer valid",
+        }),
+    }
+}
+
+/// Primary keys by table number: under `REPLICA IDENTITY FULL` the stream does
+/// not say which columns they are.
+fn primary_keys(sql: &mut Connection) -> Result<HashMap<u32, Vec<String>>, PgError> {
+    let rows = sql.query(
+        "SELECT i.indrelid, a.attname FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
+         AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
+         WHERE i.indisprimary",
+    )?;
+    let mut keys: HashMap<u32, Vec<String>> = HashMap::new();
+    for row in &rows {
+        if let [table, column] = &row[..]
+            && let Some(table) = text(table).and_then(|oid| oid.parse().ok())
+            && let Some(column) = text(column)
+        {
+            keys.entry(table).or_default().push(column.to_owned());
+        }
+    }
+    Ok(keys)
+}
+
+/// The next transaction's number, with its epoch.
+fn newest_xid(sql: &mut Connection) -> Result<u64, PgError> {
+    let rows = sql.query("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())")?;
+    rows.first()
+        .and_then(|row| text(row.first()?)?.parse().ok())
+        .ok_or(PgError::Protocol(
+            "a snapshot without its newest transaction",
+        ))
+}
+
+/// Turns messages into steps; does no input or output.
+#[derive(Debug)]
+struct Assembler {
+    keys: HashMap<u32, Vec<String>>,
+    tables: HashMap<u32, Table>,
+    open: Option<Transaction>,
+    /// Steps that are told but not yet handed out.
+    told: VecDeque<Step>,
+    /// The last event's position.
+    pos: u64,
+    /// A transaction number with its epoch, near those that come.
+    near_xid: u64,
+}
+
+/// A table as the changes after its description have it.
+#[derive(Debug)]
+struct Table {
+    name: String,
+    columns: Arc<[String]>,
+    /// Places of the key's columns, in the table's order.
+    key: Result<Vec<usize>, &'static str>,
+}
+
+/// The transaction whose changes are coming.
+#[derive(Debug)]
+struct Transaction {
+    commit: Lsn,
+    xid: u64,
+    at: String,
+    events: u64,
+    claim: Claim,
+}
+
+/// What the transaction's logical messages say about who is acting.
+#[derive(Debug)]
+enum Claim {
+    Nothing,
+    One(Attribution),
+    /// They contradict each other, or cannot be read: nobody is believed.
+    Unclear,
+}
+
+/// The content of a logical message with the prefix `pitser`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct Attribution {
+    person: Option<Claimed>,
+    role: Option<String>,
+    app: Option<String>,
+    client: Option<String>,
+    purpose: Option<String>,
+}
+
+/// A person's name on its way into [`Person`], which `Debug` does not show.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+struct Claimed(Person);
+
+impl From<String> for Claimed {
+    fn from(name: String) -> Self {
+        Self(Person::new(name))
+    }
+}
+
+/// An event that has no place in the order yet.
+#[derive(Debug)]
+enum Event {
+    Change {
+        table: String,
+        op: Op,
+        key: Key,
+        old: Option<Row>,
+        new: Option<Row>,
+    },
+    Unreadable(&'static str),
+}
+
+/// Messages of one long transaction after which we say that we are still here:
+/// the server's own question waits behind everything that it has sent.
+const LONGEST_SILENCE: u32 = 1000;
+const PREFIX: &str = "pitser";
+/// Longest attribution message that is read, bytes.
+const LONGEST_CLAIM: usize = 1 << 16;
+const NOT_SENT: &str =
+    "an unchanged large value was not sent: the table needs REPLICA IDENTITY FULL";
+const NO_KEY: &str = "the table has no primary key and no REPLICA IDENTITY FULL";
+const KEY_RENAMED: &str = "the primary key is not the one that the table had when this was written";
+
+impl Assembler {
+    fn new(keys: HashMap<u32, Vec<String>>, near_xid: u64, pos: u64) -> Self {
+        Self {
+            keys,
+            tables: HashMap::new(),
+            open: None,
+            told: VecDeque::new(),
+            pos,
+            near_xid,
+        }
+    }
+
+    fn take(&mut self, message: Message<'_>) -> Result<(), DecodeError> {
+        match message {
+            Message::Begin { commit, time, xid } => self.begin(commit, time, xid),
+            Message::Commit { commit, end } => self.commit(commit, end),
+            Message::Relation(relation) => {
+                self.describe(relation);
+                Ok(())
+            }
+            Message::Insert { relation, new } => {
+                let event = self.table(relation, &[&new])?.created(&new);
+                self.tell(event)
+            }
+            Message::Update { relation, old, new } => {
+                let table = self.table(relation, &[old.as_ref().map_or(&new, Old::tuple), &new])?;
+                let events = table.updated(old.as_ref(), &new);
+                events.into_iter().try_for_each(|event| self.tell(event))
+            }
+            Message::Delete { relation, old } => {
+                let event = self.table(relation, &[old.tuple()])?.deleted(&old);
+                self.tell(event)
+            }
+            Message::Truncate { relations } => relations.into_iter().try_for_each(|relation| {
+                let event = self.table(relation, &[])?.emptied();
+                self.tell(event)
+            }),
+            Message::Logical {
+                transactional: true,
+                prefix: PREFIX,
+                content,
+            } => self.claim(content.0),
+            Message::Logical { .. } | Message::Origin | Message::Type => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, commit: Lsn, time: i64, xid: u32) -> Result<(), DecodeError> {
+        if self.open.is_some() {
+            return Err(FAULT_ORDER);
+        }
+        self.near_xid = widen(self.near_xid, xid);
+        self.open = Some(Transaction {
+            commit,
+            xid: self.near_xid,
+            at: instant(time).ok_or(fault(DecodeErrorKind::Time))?,
+            events: 0,
+            claim: Claim::Nothing,
+        });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: Lsn, end: Lsn) -> Result<(), DecodeError> {
+        match self.open.take() {
+            Some(open) if open.commit == commit && end >= commit => {
+                let resume = Resume {
+                    after: end,
+                    pos: self.pos,
+                };
+                self.told.push_back(Step::Commit { resume });
+                Ok(())
+            }
+            _ => Err(FAULT_ORDER),
+        }
+    }
+
+    fn describe(&mut self, relation: Relation) {
+        let primary = self.keys.get(&relation.id).map(Vec::as_slice);
+        self.tables
+            .insert(relation.id, Table::of(relation, primary));
+    }
+
+    /// The table, if it was described and these tuples fit it.
+    fn table(&self, relation: u32, tuples: &[&Tuple<'_>]) -> Result<&Table, DecodeError> {
+        self.tables
+            .get(&relation)
+            .filter(|table| {
+                tuples
+                    .iter()
+                    .all(|tuple| tuple.len() == table.columns.len())
+            })
+            .ok_or(fault(DecodeErrorKind::Shape))
+    }
+
+    fn claim(&mut self, content: &[u8]) -> Result<(), DecodeError> {
+        let open = self.open.as_mut().ok_or(FAULT_ORDER)?;
+        let said = match content.len() {
+            0..=LONGEST_CLAIM => serde_json::from_slice::<Attribution>(content).ok(),
+            _ => None,
+        };
+        open.claim = match (&open.claim, said) {
+            (Claim::Nothing, Some(said)) => Claim::One(said),
+            (Claim::One(before), Some(said)) if *before == said => Claim::One(said),
+            _ => Claim::Unclear,
+        };
+        Ok(())
+    }
+
+    fn tell(&mut self, event: Event) -> Result<(), DecodeError> {
+        let open = self.open.as_mut().ok_or(FAULT_ORDER)?;
+        self.pos += 1;
+        let captured = match event {
+            Event::Unreadable(why) => Captured::Unreadable { pos: self.pos, why },
+            Event::Change {
+                table,
+                op,
+                key,
+                old,
+                new,
+            } => {
+                let (actor, purpose) = open.claim.attribute();
+                Captured::Change(Change {
+                    pos: self.pos,
+                    tx: open.xid,
+                    at: open.at.clone(),
+                    table,
+                    op,
+                    key,
+                    old,
+                    new,
+                    actor,
+                    purpose,
+                })
+            }
+        };
+        self.told.push_back(Step::Event {
+            commit: open.commit,
+            ordinal: open.events,
+            captured,
+        });
+        open.events += 1;
+        Ok(())
+    }
+}
+
+impl Table {
+    fn of(relation: Relation, primary: Option<&[String]>) -> Self {
+        let name = spelled(&relation.schema, &relation.table);
+        let place = |column: &String| relation.columns.iter().position(|name| name == column);
+        let key = match primary {
+            _ if relation.key.is_empty() => Err(NO_KEY),
+            Some(primary) if relation.full => primary
+                .iter()
+                .map(place)
+                .collect::<Option<Vec<usize>>>()
+                .map(|mut places| {
+                    places.sort_unstable();
+                    places
+                })
+                .ok_or(KEY_RENAMED),
+            _ => Ok(relation.key),
+        };
+        Self {
+            name,
+            columns: relation.columns.into(),
+            key,
+        }
+    }
+
+    fn created(&self, new: &Tuple<'_>) -> Event {
+        self.event(Op::Create, None, Some(new))
+    }
+
+    fn deleted(&self, old: &Old<'_>) -> Event {
+        self.event(Op::Delete, Some(old), None)
+    }
+
+    /// A changed key is another record: delete of the old one, create of the new.
+    fn updated(&self, old: Option<&Old<'_>>, new: &Tuple<'_>) -> Vec<Event> {
+        let new = self.filled(old, new);
+        let moved = old.is_some_and(|old| self.key(old.tuple()) != self.key(&new));
+        match old {
+            Some(old) if moved => vec![self.deleted(old), self.created(&new)],
+            _ => vec![self.event(Op::Update, old, Some(&new))],
+        }
+    }
+
+    fn emptied(&self) -> Event {
+        Event::Change {
+            table: self.name.clone(),
+            op: Op::Truncate,
+            key: Key::new(Vec::new()),
+            old: None,
+            new: None,
+        }
+    }
+
+    /// The new tuple, with what was not sent taken from the old one where that holds it.
+    fn filled<'t>(&self, old: Option<&Old<'t>>, new: &Tuple<'t>) -> Tuple<'t> {
+        let key = self.key.as_deref().unwrap_or_default();
+        let before = |place: usize| match old? {
+            Old::Row(row) => row.get(place).copied(),
+            Old::Key(row) if key.contains(&place) => row.get(place).copied(),
+            Old::Key(_) => None,
+        };
+        new.iter()
+            .enumerate()
+            .map(|(place, value)| match value {
+                Value::Unchanged => before(place).unwrap_or(Value::Unchanged),
+                known => *known,
+            })
+            .collect()
+    }
+
+    fn event(&self, op: Op, old: Option<&Old<'_>>, new: Option<&Tuple<'_>>) -> Event {
+        let read = || {
+            let identified = new.or(old.map(Old::tuple)).ok_or(NO_KEY)?;
+            let key = self.key(identified)?;
+            let old = match old {
+                Some(Old::Row(row)) => Some(self.row(row)?),
+                Some(Old::Key(_)) | None => None,
+            };
+            let new = new.map(|row| self.row(row)).transpose()?;
+            Ok(Event::Change {
+                table: self.name.clone(),
+                op,
+                key,
+                old,
+                new,
+            })
+        };
+        read().unwrap_or_else(Event::Unreadable)
+    }
+
+    fn key(&self, tuple: &Tuple<'_>) -> Result<Key, &'static str> {
+        let places = self.key.as_ref().map_err(|why| *why)?;
+        let cells: Result<Vec<Cell>, _> = places.iter().map(|place| cell(&tuple[*place])).collect();
+        cells.map(Key::new)
+    }
+
+    fn row(&self, tuple: &Tuple<'_>) -> Result<Row, &'static str> {
+        Ok(Row {
+            columns: Arc::clone(&self.columns),
+            cells: tuple.iter().map(cell).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Claim {
+    /// Who is acting and why, as far as one voice says so.
+    fn attribute(&self) -> (Option<Actor>, Option<String>) {
+        let Self::One(said) = self else {
+            return (None, None);
+        };
+        let binding = match said {
+            Attribution {
+                person: Some(_), ..
+            } => Binding::C,
+            Attribution {
+                role: None,
+                app: None,
+                ..
+            } => Binding::E,
+            _ => Binding::D,
+        };
+        let actor = Actor {
+            role: said.role.clone(),
+            app: said.app.clone(),
+            client: said.client.clone(),
+            person: said.person.clone().map(|Claimed(person)| person),
+            binding,
+        };
+        (Some(actor), said.purpose.clone())
+    }
+}
+
+impl<'a> Old<'a> {
+    fn tuple(&self) -> &Tuple<'a> {
+        match self {
+            Self::Key(tuple) | Self::Row(tuple) => tuple,
+        }
+    }
+}
+
+const FAULT_ORDER: DecodeError = fault(DecodeErrorKind::Order);
+
+const fn fault(kind: DecodeErrorKind) -> DecodeError {
+    DecodeError { kind, at: 0 }
+}
+
+fn cell(value: &Value<'_>) -> Result<Cell, &'static str> {
+    match value {
+        Value::Null => Ok(Cell::NULL),
+        Value::Text(text) => Ok(Cell::new(*text)),
+        Value::Unchanged => Err(NOT_SENT),
+    }
+}
+
+/// The 64-bit number that ends in `xid` and is nearest to `near`: living
+/// transactions are never 2^31 apart.
+fn widen(near: u64, xid: u32) -> u64 {
+    let ahead = xid.wrapping_sub(near as u32).cast_signed();
+    near.checked_add_signed(i64::from(ahead))
+        .unwrap_or_else(|| u64::from(xid))
+}
+
+/// PostgreSQL's microseconds since 2000 as the time of an event.
+fn instant(since_2000: i64) -> Option<String> {
+    const FROM_1970_TO_2000: i64 = 946_684_800_000_000;
+    let time = Timestamp::from_microsecond(since_2000.checked_add(FROM_1970_TO_2000)?).ok()?;
+    let shown = format!("{time:.6}");
+    is_instant(&shown).then_some(shown)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! Messages recorded from PostgreSQL 15, through the assembler.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::postgres::pgoutput::tests::recorded;
+
+const NOTE: u32 = 0x400a;
+
+fn assembler() -> Assembler {
+    let keys = HashMap::from([(NOTE, vec!["id".to_owned()])]);
+    Assembler::new(keys, (5 << 32) + 700, 10)
+}
+
+/// What these messages tell.
+fn told(messages: &[Vec<u8>]) -> Vec<Step> {
+    let mut assembler = assembler();
+    for message in messages {
+        assembler.take(pgoutput::decode(message).unwrap()).unwrap();
+    }
+    assembler.told.into()
+}
+
+fn changes(steps: &[Step]) -> Vec<&Change> {
+    let change = |step| match step {
+        &Step::Event {
+            captured: Captured::Change(ref change),
+            ..
+        } => Some(change),
+        _ => None,
+    };
+    steps.iter().filter_map(change).collect()
+}
+
+#[test]
+fn a_transaction_in_order() {
+    let steps = told(&recorded()[..9]);
+    let ops: Vec<(u64, Op)> = changes(&steps).iter().map(|c| (c.pos, c.op)).collect();
+    assert_eq!(
+        ops,
+        [
+            (11, Op::Create),
+            (12, Op::Update),
+            (13, Op::Delete),
+            (14, Op::Create),
+            (15, Op::Delete)
+        ]
+    );
+    let end = Resume {
+        after: Lsn(0x0153_b6f8),
+        pos: 15,
+    };
+    assert_eq!(steps.last(), Some(&Step::Commit { resume: end }));
+    for (ordinal, change) in (0..).zip(changes(&steps)) {
+        assert_eq!(change.table, "public.ward");
+        assert_eq!(change.tx, (5 << 32) + 731);
+        assert_eq!(change.at, "2026-11-23T05:48:06.472422Z");
+        let actor = change.actor.as_ref().unwrap();
+        assert_eq!(actor.person.as_ref().unwrap().expose(), "EE1");
+        assert_eq!(actor.binding, Binding::C);
+        let Step::Event {
+            commit,
+            ordinal: found,
+            ..
+        } = &steps[ordinal]
+        else {
+            panic!("a change is an event");
+        };
+        assert_eq!((*commit, *found), (Lsn(0x0153_b6c8), ordinal as u64));
+    }
+}
+
+#[test]
+fn the_whole_old_row_and_its_key() {
+    let steps = told(&recorded()[9..17]);
+    let changes = changes(&steps);
+    let row = |change: &Change| {
+        let row = change.old.as_ref().unwrap();
+        row.get("body").unwrap().expose().unwrap().to_vec()
+    };
+    assert_eq!(row(changes[1]), b"x");
+    assert_eq!(row(changes[2]), b"y");
+    for change in &changes {
+        assert_eq!(
+            change.key,
+            Key::new(vec![Cell::new(*b"7")]),
+            "the primary key, not the row"
+        );
+        assert_eq!((&change.actor, &change.purpose), (&None, &None));
+    }
+}
+
+#[test]
+fn a_value_that_was_not_sent_is_said_to_be_missing() {
+    let steps = told(&recorded()[17..21]);
+    let Step::Event {
+        captured: Captured::Unreadable { pos: 11, why },
+        ..
+    } = &steps[0]
+    else {
+        panic!("{steps:?}");
+    };
+    assert!(why.contains("REPLICA IDENTITY FULL"));
+}
+
+#[test]
+fn truncation_is_told_for_each_table() {
+    let described = [
+        &recorded()[21..22],
+        &recorded()[3..4],
+        &recorded()[10..11],
+        &recorded()[22..],
+    ]
+    .concat();
+    let steps = told(&described);
+    let tables: Vec<(&str, Op)> = changes(&steps)
+        .iter()
+        .map(|c| (c.table.as_str(), c.op))
+        .collect();
+    assert_eq!(
+        tables,
+        [("public.ward", Op::Truncate), ("public.note", Op::Truncate)]
+    );
+}
+
+#[test]
+fn contradicting_claims_count_for_nothing() {
+    let mut claims = Vec::new();
+    for said in [
+        &br#"{"person":"A"}"#[..],
+        br#"{"person":"A"}"#,
+        br#"{"person":"B"}"#,
+        br#"{"person":"A"}"#,
+    ] {
+        let mut assembler = assembler();
+        assembler.begin(Lsn(1), 0, 1).unwrap();
+        claims.push(said);
+        for said in &claims {
+            assembler.claim(said).unwrap();
+        }
+        let (actor, _) = assembler.open.unwrap().claim.attribute();
+        assert_eq!(actor.is_some(), claims.len() < 3, "{}", claims.len());
+    }
+}
+
+#[test]
+fn a_claim_that_cannot_be_read_counts_for_nothing() {
+    for said in [
+        "",
+        "x",
+        "[]",
+        r#"{"person":1}"#,
+        r#"{"person":"A","person":"B"}"#,
+        &"9".repeat(LONGEST_CLAIM + 1),
+    ] {
+        let mut assembler = assembler();
+        assembler.begin(Lsn(1), 0, 1).unwrap();
+        assembler.claim(said.as_bytes()).unwrap();
+        assert_eq!(
+            assembler.open.unwrap().claim.attribute(),
+            (None, None),
+            "{said:.20}"
+        );
+    }
+}
+
+#[test]
+fn claims_bind_as_firmly_as_what_they_say() {
+    #[track_caller]
+    fn check(said: &str, binding: Binding) {
+        let mut assembler = assembler();
+        assembler.begin(Lsn(1), 0, 1).unwrap();
+        assembler.claim(said.as_bytes()).unwrap();
+        let (actor, _) = assembler.open.unwrap().claim.attribute();
+        assert_eq!(actor.unwrap().binding, binding, "{said}");
+    }
+    check(r#"{"person":"EE1","role":"nurse"}"#, Binding::C);
+    check(r#"{"role":"nurse"}"#, Binding::D);
+    check(r#"{"app":"ward"}"#, Binding::D);
+    check(r#"{"client":"10.0.0.7"}"#, Binding::E);
+    check("{}", Binding::E);
+}
+
+#[test]
+fn messages_out_of_order_are_refused() {
+    let recorded = recorded();
+    for lines in [&[4][..], &[8], &[0, 0], &[0, 12], &[0, 4], &[1]] {
+        let mut assembler = assembler();
+        let outcome = lines.iter().try_for_each(|line: &usize| {
+            assembler.take(pgoutput::decode(&recorded[*line]).unwrap())
+        });
+        assert!(outcome.is_err(), "{lines:?}");
+    }
+}
+
+#[test]
+fn transaction_numbers_get_their_epoch() {
+    #[track_caller]
+    fn check(near: u64, xid: u32, wide: u64) {
+        assert_eq!(widen(near, xid), wide);
+    }
+    check(700, 731, 731);
+    check(731, 700, 700);
+    check((1 << 32) + 5, u32::MAX, u64::from(u32::MAX));
+    check((2 << 32) - 5, 7, (2 << 32) + 7);
+    check(5, u32::MAX, u64::from(u32::MAX));
+}
+
+#[test]
+fn impossible_times_are_refused() {
+    assert_eq!(instant(0).as_deref(), Some("2000-01-01T00:00:00.000000Z"));
+    assert_eq!(instant(i64::MAX), None);
+    assert_eq!(instant(i64::MIN), None);
+}
+
+proptest! {
+    #[test]
+    fn any_order_of_messages_is_told_or_refused(lines in proptest::collection::vec(0..24_usize, 0..60)) {
+        let recorded = recorded();
+        let mut assembler = assembler();
+        for line in lines {
+            if assembler.take(pgoutput::decode(&recorded[line]).unwrap()).is_err() {
+                break;
+            }
+        }
+        let mut pos = 10;
+        for step in assembler.told {
+            if let Step::Event { captured, .. } = step {
+                pos += 1;
+                prop_assert_eq!(captured.reached(), Some(pos));
+            }
+        }
+    }
+}

@@ -1,0 +1,563 @@
+//! PostgreSQL's frontend/backend protocol 3.0, as much of it as replication needs.
+//!
+//! ```text
+//! every message     tag:1 ‖ length:32 (of itself and the body) ‖ body
+//! inside CopyData   'w' ‖ start:64 ‖ end:64 ‖ time:64 ‖ one pgoutput message
+//!                   'k' ‖ end:64 ‖ time:64 ‖ reply wanted:8
+//!              we:  'r' ‖ written:64 ‖ flushed:64 ‖ applied:64 ‖ time:64 ‖ reply wanted:8
+//! ```
+
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::frontend;
+
+use super::error::{Doing, Refusal};
+use super::{Config, Lsn, PgError};
+use crate::event::Cell;
+
+/// The settings under which every value is printed (DESIGN §4), in the order
+/// in which they are sent. They override what role and database have set.
+const SESSION: [(&str, &str); 8] = [
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO"),
+    ("TimeZone", "UTC"),
+    ("IntervalStyle", "iso_8601"),
+    ("extra_float_digits", "1"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+];
+
+/// Longest message before we are let in, bytes: greetings are short.
+const GREETING_LIMIT: usize = 1 << 16;
+/// Longest message afterwards, bytes: PostgreSQL builds none beyond 1 GiB.
+const MESSAGE_LIMIT: usize = 1 << 30;
+/// Most rounds of key derivation that a server may ask for; its default is 4,096.
+const MOST_ROUNDS: u32 = 1_000_000;
+
+/// A session with the server, blocking, for ordinary SQL or for replication.
+///
+/// Dropping it ends the session.
+pub struct Connection {
+    socket: TcpStream,
+    received: BytesMut,
+    chunk: Box<[u8]>,
+    /// Longest message that is accepted now, bytes.
+    limit: usize,
+    /// The timeout that the socket has now.
+    wait: Option<Duration>,
+    user: String,
+    database: String,
+}
+
+/// One message: its tag and its body.
+pub(super) struct Frame {
+    pub(super) tag: u8,
+    pub(super) body: Bytes,
+}
+
+/// What the server sends while it streams.
+pub(super) enum Streamed {
+    /// One message of the output plugin.
+    Data { message: Bytes },
+    /// Everything up to here was sent; `reply` if the server wants an answer.
+    Keepalive { end: Lsn, reply: bool },
+    /// Nothing within the time allowed.
+    Quiet,
+}
+
+impl Connection {
+    /// How long to wait for a connection, for each answer while it is set up,
+    /// and for the server to take what is sent. A query may take any time.
+    pub const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Opens a session for ordinary SQL.
+    ///
+    /// # Errors
+    /// Those of [`PgError`] about reaching the server and being let in.
+    pub fn open(config: &Config) -> Result<Self, PgError> {
+        Self::start(config, None)
+    }
+
+    /// Opens a session for replication, which also takes ordinary SQL.
+    ///
+    /// # Errors
+    /// As [`Connection::open`], and [`PgError::Permission`] for a role that is
+    /// neither superuser nor has `REPLICATION`.
+    pub fn open_replication(config: &Config) -> Result<Self, PgError> {
+        Self::start(config, Some(("replication", "database")))
+    }
+
+    /// Runs statements that take no arguments; the rows of all, as text.
+    ///
+    /// # Errors
+    /// What the server refused, or the connection's end.
+    pub fn query(&mut self, sql: &str) -> Result<Vec<Vec<Cell>>, PgError> {
+        let user = self.user.clone();
+        self.query_doing(sql, Doing::Asking { user: &user })
+    }
+
+    /// The role that this session runs as.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The database that this session is in.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    fn start(config: &Config, mode: Option<(&str, &str)>) -> Result<Self, PgError> {
+        let socket = connect(config)?;
+        let mut connection = Self {
+            socket,
+            received: BytesMut::new(),
+            chunk: vec![0; 1 << 16].into(),
+            limit: GREETING_LIMIT,
+            wait: None,
+            user: config.user.clone(),
+            database: config.database.clone(),
+        };
+        let who = [
+            ("user", config.user.as_str()),
+            ("database", config.database.as_str()),
+            ("application_name", "pitser"),
+        ];
+        connection.send(|out| {
+            frontend::startup_message(who.into_iter().chain(SESSION).chain(mode), out)
+        })?;
+        connection.authenticate(config)?;
+        connection.limit = MESSAGE_LIMIT;
+        Ok(connection)
+    }
+
+    /// Everything from the first message to the first `ReadyForQuery`.
+    fn authenticate(&mut self, config: &Config) -> Result<(), PgError> {
+        let mut scram = Scram::Unasked;
+        loop {
+            let frame = self.answer()?;
+            match frame.tag {
+                b'R' => scram = self.prove(config, scram, frame.body)?,
+                b'E' => {
+                    let doing = Doing::Connecting { user: &config.user };
+                    return Err(Refusal::read(&frame.body).explain(doing));
+                }
+                b'S' | b'K' | b'N' => {}
+                b'Z' if matches!(scram, Scram::LetIn) => return Ok(()),
+                _ => return Err(PgError::Protocol("an unexpected message while logging in")),
+            }
+        }
+    }
+
+    /// One authentication message: what was asked, what we answer.
+    fn prove(&mut self, config: &Config, scram: Scram, mut body: Bytes) -> Result<Scram, PgError> {
+        let code = body
+            .try_get_u32()
+            .map_err(|_| PgError::Protocol("an authentication request without a kind"))?;
+        match (code, scram) {
+            (0, Scram::Unasked | Scram::Proved) => Ok(Scram::LetIn),
+            (0, _) => Err(PgError::Impostor),
+            (3, _) => Err(PgError::WeakAuthentication { how: "in clear" }),
+            (5, _) => Err(PgError::WeakAuthentication {
+                how: "as an MD5 hash",
+            }),
+            (10, Scram::Unasked) => self.begin_scram(config, &body),
+            (11, Scram::Asked(mut exchange)) => {
+                if rounds(&body).is_none_or(|rounds| rounds > MOST_ROUNDS) {
+                    return Err(PgError::Protocol("an unreasonable password challenge"));
+                }
+                exchange
+                    .update(&body)
+                    .map_err(|_| PgError::Protocol("a password challenge that cannot be read"))?;
+                self.send(|out| frontend::sasl_response(exchange.message(), out))?;
+                Ok(Scram::Answered(exchange))
+            }
+            (12, Scram::Answered(mut exchange)) => {
+                exchange.finish(&body).map_err(|_| PgError::Impostor)?;
+                Ok(Scram::Proved)
+            }
+            (10..=12, _) => Err(PgError::Protocol("a password exchange out of order")),
+            (code, _) => Err(PgError::Authentication { code }),
+        }
+    }
+
+    fn begin_scram(&mut self, config: &Config, mechanisms: &[u8]) -> Result<Scram, PgError> {
+        if !mechanisms
+            .split(|byte| *byte == 0)
+            .any(|name| name == SCRAM_SHA_256.as_bytes())
+        {
+            return Err(PgError::Authentication { code: 10 });
+        }
+        let password = config
+            .expose_password()
+            .ok_or_else(|| PgError::NoPassword {
+                user: config.user.clone(),
+            })?;
+        let exchange = ScramSha256::new(password, ChannelBinding::unsupported());
+        self.send(|out| frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), out))?;
+        Ok(Scram::Asked(Box::new(exchange)))
+    }
+
+    pub(super) fn query_doing(
+        &mut self,
+        sql: &str,
+        doing: Doing<'_>,
+    ) -> Result<Vec<Vec<Cell>>, PgError> {
+        self.send(|out| frontend::query(sql, out))?;
+        let mut rows = Vec::new();
+        let mut refusal: Option<Refusal> = None;
+        loop {
+            let frame = match (self.read_frame(None), &refusal) {
+                // A fatal refusal ends the session: it says more than the end does.
+                (Err(PgError::Lost(_)), Some(refusal)) => {
+                    return Err(refusal.clone().explain(doing));
+                }
+                (frame, _) => frame?.ok_or(PgError::Lost(ErrorKind::TimedOut))?,
+            };
+            match frame.tag {
+                b'D' => rows.push(data_row(frame.body)?),
+                b'E' => refusal = Some(Refusal::read(&frame.body)),
+                b'T' | b'C' | b'I' | b'N' | b'S' | b'A' => {}
+                b'Z' => break,
+                _ => return Err(PgError::Protocol("an unexpected answer to a query")),
+            }
+        }
+        match refusal {
+            Some(refusal) => Err(refusal.explain(doing)),
+            None => Ok(rows),
+        }
+    }
+
+    /// Sends a replication command that turns the session into a stream.
+    pub(super) fn copy_both(&mut self, command: &str, doing: Doing<'_>) -> Result<(), PgError> {
+        self.send(|out| frontend::query(command, out))?;
+        loop {
+            let frame = self.answer()?;
+            match frame.tag {
+                b'W' => return Ok(()),
+                b'E' => return Err(Refusal::read(&frame.body).explain(doing)),
+                b'N' | b'S' | b'A' => {}
+                _ => {
+                    return Err(PgError::Protocol(
+                        "an unexpected answer to START_REPLICATION",
+                    ));
+                }
+            }
+        }
+    }
+
+    /// The next thing on a stream, waiting up to `wait` for its next bytes.
+    pub(super) fn streamed(
+        &mut self,
+        wait: Duration,
+        doing: Doing<'_>,
+    ) -> Result<Streamed, PgError> {
+        const SHORT: PgError = PgError::Protocol("a replication message that is too short");
+        loop {
+            let Some(Frame { tag, mut body }) = self.read_frame(Some(wait))? else {
+                return Ok(Streamed::Quiet);
+            };
+            match tag {
+                b'd' => {}
+                b'E' => return Err(Refusal::read(&body).explain(doing)),
+                b'c' | b'C' => {
+                    return Err(PgError::NotNow {
+                        message: "it ended the stream".to_owned(),
+                    });
+                }
+                b'N' | b'S' | b'A' => continue,
+                _ => return Err(PgError::Protocol("an unexpected message in a stream")),
+            }
+            match body.try_get_u8().map_err(|_| SHORT)? {
+                b'w' if body.len() >= 24 => {
+                    body.advance(24);
+                    return Ok(Streamed::Data { message: body });
+                }
+                b'k' if body.len() >= 17 => {
+                    let end = Lsn(body.get_u64());
+                    body.advance(8);
+                    let reply = body.get_u8() != 0;
+                    return Ok(Streamed::Keepalive { end, reply });
+                }
+                b'w' | b'k' => return Err(SHORT),
+                _ => return Err(PgError::Protocol("an unknown replication message")),
+            }
+        }
+    }
+
+    /// Tells the server that everything up to `flushed` is durable here.
+    /// The time in it is left at zero: this crate has no clock.
+    pub(super) fn status(&mut self, flushed: Lsn) -> Result<(), PgError> {
+        let mut status = [0; 34];
+        status[0] = b'r';
+        for place in [1, 9, 17] {
+            status[place..place + 8].copy_from_slice(&flushed.0.to_be_bytes());
+        }
+        self.send(|out| {
+            frontend::CopyData::new(&status[..])?.write(out);
+            Ok(())
+        })
+    }
+
+    fn send(
+        &mut self,
+        build: impl FnOnce(&mut BytesMut) -> std::io::Result<()>,
+    ) -> Result<(), PgError> {
+        let mut out = BytesMut::new();
+        build(&mut out).map_err(|_| PgError::Protocol("text with a zero byte cannot be sent"))?;
+        Ok(self.socket.write_all(&out)?)
+    }
+
+    /// A message that must come within [`Self::PATIENCE`].
+    fn answer(&mut self) -> Result<Frame, PgError> {
+        self.read_frame(Some(Self::PATIENCE))?
+            .ok_or(PgError::Lost(ErrorKind::TimedOut))
+    }
+
+    /// The next message; `None` if `wait` passed without a byte. What was
+    /// received of it by then is kept.
+    fn read_frame(&mut self, wait: Option<Duration>) -> Result<Option<Frame>, PgError> {
+        loop {
+            if let Some(frame) = take_frame(&mut self.received, self.limit)? {
+                return Ok(Some(frame));
+            }
+            if self.wait != wait {
+                // A zero timeout would mean none at all.
+                let least = wait.map(|wait| wait.max(Duration::from_millis(1)));
+                self.socket.set_read_timeout(least)?;
+                self.wait = wait;
+            }
+            match self.socket.read(&mut self.chunk) {
+                Ok(0) => return Err(PgError::Lost(ErrorKind::UnexpectedEof)),
+                Ok(count) => self.received.extend_from_slice(&self.chunk[..count]),
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(None),
+                    ErrorKind::Interrupted => {}
+                    kind => return Err(PgError::Lost(kind)),
+                },
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The server notices a closed socket as well; this is politeness.
+        let _ = self.send(|out| {
+            frontend::terminate(out);
+            Ok(())
+        });
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("user", &self.user)
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far a password exchange is.
+enum Scram {
+    Unasked,
+    Asked(Box<ScramSha256>),
+    Answered(Box<ScramSha256>),
+    /// The server has proved itself; now it may let us in.
+    Proved,
+    LetIn,
+}
+
+fn connect(config: &Config) -> Result<TcpStream, PgError> {
+    let unreachable = |kind| PgError::Unreachable {
+        host: config.host.clone(),
+        port: config.port,
+        kind,
+    };
+    let addresses = (config.host.as_str(), config.port)
+        .to_socket_addrs()
+        .map_err(|_| unreachable(ErrorKind::NotFound))?;
+    let mut kind = ErrorKind::NotFound;
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, Connection::PATIENCE) {
+            Ok(socket) => {
+                socket.set_nodelay(true)?;
+                socket.set_write_timeout(Some(Connection::PATIENCE))?;
+                return Ok(socket);
+            }
+            Err(error) => kind = error.kind(),
+        }
+    }
+    Err(unreachable(kind))
+}
+
+/// Takes one whole message from the front, if there is one.
+fn take_frame(received: &mut BytesMut, limit: usize) -> Result<Option<Frame>, PgError> {
+    let Some((&[tag, a, b, c, d], _)) = received.split_first_chunk() else {
+        return Ok(None);
+    };
+    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+    if length < 4 || length > limit {
+        return Err(PgError::Protocol("a message of an impossible length"));
+    }
+    if received.len() <= length {
+        return Ok(None);
+    }
+    let mut body = received.split_to(1 + length).freeze();
+    body.advance(5);
+    Ok(Some(Frame { tag, body }))
+}
+
+/// `count:16 ‖ (length:32, -1 for null ‖ bytes)*`
+fn data_row(mut body: Bytes) -> Result<Vec<Cell>, PgError> {
+    const BAD: PgError = PgError::Protocol("a row that cannot be read");
+    let count = body.try_get_u16().map_err(|_| BAD)?;
+    let mut cells = Vec::new();
+    for _ in 0..count {
+        cells.push(match body.try_get_i32().map_err(|_| BAD)? {
+            -1 => Cell::NULL,
+            length => {
+                let length = usize::try_from(length).map_err(|_| BAD)?;
+                if length > body.len() {
+                    return Err(BAD);
+                }
+                Cell::new(&*body.split_to(length))
+            }
+        });
+    }
+    Ok(cells)
+}
+
+/// The rounds that a SCRAM challenge asks for: `r=...,s=...,i=4096`.
+fn rounds(challenge: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(challenge).ok()?;
+    text.split(',')
+        .find_map(|part| part.strip_prefix("i="))?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_message_comes_out_when_it_is_whole() {
+        let whole = [b"Z\0\0\0\x05I".as_slice(), b"N\0\0\0\x04"].concat();
+        for cut in 0..6 {
+            let mut received = BytesMut::from(&whole[..cut]);
+            assert!(take_frame(&mut received, 100).unwrap().is_none(), "{cut}");
+        }
+        let mut received = BytesMut::from(&whole[..]);
+        let first = take_frame(&mut received, 100).unwrap().unwrap();
+        assert_eq!((first.tag, &first.body[..]), (b'Z', &b"I"[..]));
+        let second = take_frame(&mut received, 100).unwrap().unwrap();
+        assert_eq!(
+            (second.tag, second.body.len(), received.len()),
+            (b'N', 0, 0)
+        );
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused_at_once() {
+        for header in [*b"D\0\0\0\x03", *b"D\xFF\xFF\xFF\xFF", *b"D\0\x01\0\0"] {
+            assert!(take_frame(&mut BytesMut::from(&header[..]), 1000).is_err());
+        }
+    }
+
+    #[test]
+    fn a_challenge_says_how_many_rounds() {
+        assert_eq!(rounds(b"r=abc,s=QSXCR+Q6sek8bf92,i=4096"), Some(4096));
+        assert_eq!(rounds(b"r=abc,i=-1"), None);
+        assert_eq!(rounds(b"r=i=5"), None);
+        assert_eq!(rounds(b"\xFF"), None);
+    }
+
+    /// Logs in, with a password, to a server that says this whatever it hears.
+    fn log_in(answers: Vec<Vec<u8>>) -> PgError {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut heard = [0; 4096];
+            for answer in answers {
+                assert_ne!(socket.read(&mut heard).unwrap(), 0);
+                socket.write_all(&answer).unwrap();
+            }
+            // Until the client has gone.
+            while socket.read(&mut heard).is_ok_and(|count| count > 0) {}
+        });
+        let config = Config::parse(&format!("postgres://a:hunter@127.0.0.1:{port}/d")).unwrap();
+        let error = Connection::open(&config).unwrap_err();
+        server.join().unwrap();
+        error
+    }
+
+    fn authentication(code: u32, rest: &[u8]) -> Vec<u8> {
+        let body = [&code.to_be_bytes(), rest].concat();
+        let length = u32::try_from(4 + body.len()).unwrap();
+        [b"R", &length.to_be_bytes()[..], &body].concat()
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_the_password_is_not_believed() {
+        let scram = authentication(10, b"SCRAM-SHA-256\0\0");
+        let challenge = authentication(11, b"r=abc,s=QSXCR+Q6sek8bf92,i=4096");
+        let endless = authentication(11, b"r=abc,s=QSXCR+Q6sek8bf92,i=4294967295");
+        let let_in = authentication(0, b"");
+        assert!(matches!(
+            log_in(vec![scram.clone(), let_in]),
+            PgError::Impostor
+        ));
+        assert!(matches!(
+            log_in(vec![scram.clone(), challenge.clone()]),
+            PgError::Protocol(_)
+        ));
+        assert!(matches!(log_in(vec![scram, endless]), PgError::Protocol(_)));
+        assert!(matches!(log_in(vec![challenge]), PgError::Protocol(_)));
+    }
+
+    #[test]
+    fn the_password_is_never_sent_in_a_way_that_gives_it_away() {
+        let weak = |code| {
+            matches!(
+                log_in(vec![authentication(code, b"salt")]),
+                PgError::WeakAuthentication { .. }
+            )
+        };
+        assert!(weak(3) && weak(5));
+        let other = authentication(10, b"SCRAM-SHA-999\0\0");
+        assert!(matches!(
+            log_in(vec![other]),
+            PgError::Authentication { code: 10 }
+        ));
+        assert!(matches!(
+            log_in(vec![authentication(7, b"")]),
+            PgError::Authentication { code: 7 }
+        ));
+    }
+
+    #[test]
+    fn what_is_not_postgresql_is_refused() {
+        let said = |answer: &[u8]| log_in(vec![answer.to_vec()]).to_string();
+        assert!(said(b"HTTP/1.1 400 Bad Request\r\n\r\n").contains("not PostgreSQL"));
+        assert!(said(b"Z\0\0\0\x05I").contains("not PostgreSQL"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = data_row(Bytes::from(bytes.clone()));
+            let _ = rounds(&bytes);
+            let mut received = BytesMut::from(&bytes[..]);
+            while let Ok(Some(_)) = take_frame(&mut received, 100) {}
+        }
+    }
+}

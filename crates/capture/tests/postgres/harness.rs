@@ -1,0 +1,205 @@
+//! A throw-away PostgreSQL 15 on a free loopback port.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use pitser_capture::postgres::{Config, Connection};
+use tempfile::TempDir;
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// The superuser's password; with characters that a URL must escape.
+const PASSWORD: &str = "p@ss/w:rd õ";
+
+/// A server of our own, stopped when dropped, also by a test that fails.
+pub(crate) struct Server {
+    dir: TempDir,
+    port: u16,
+    owner: Owner,
+}
+
+/// Whom the server runs as: it refuses to run as root.
+#[derive(Clone, Copy)]
+struct Owner {
+    uid: u32,
+    gid: u32,
+}
+
+impl Server {
+    /// Starts a server with these settings over ours, and these lines first in
+    /// `pg_hba.conf`; `None`, said loudly, if there is no PostgreSQL here and
+    /// none can be installed.
+    pub(crate) fn start(settings: &[&str], hba: &[&str]) -> Option<Self> {
+        if !installed() {
+            eprintln!("skipped: no PostgreSQL 15 in {BIN}, and apt-get cannot install it");
+            return None;
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("pitser-pg-")
+            .tempdir()
+            .unwrap();
+        let owner = owner(dir.path());
+        chown(dir.path(), Some(owner.uid), Some(owner.gid)).unwrap();
+        let port = free_port();
+        let server = Self { dir, port, owner };
+        server.initialise(settings, hba);
+        server.pg_ctl(&["start"]);
+        Some(server)
+    }
+
+    /// Stops the server as a power cut would, and starts it again.
+    pub(crate) fn crash_and_restart(&self) {
+        self.pg_ctl(&["restart", "-m", "immediate"]);
+    }
+
+    /// Stops the server in an orderly way, and starts it again.
+    pub(crate) fn restart(&self) {
+        self.pg_ctl(&["restart", "-m", "fast"]);
+    }
+
+    pub(crate) fn stop(&self) {
+        self.pg_ctl(&["stop", "-m", "fast"]);
+    }
+
+    /// The superuser's access.
+    pub(crate) fn config(&self) -> Config {
+        self.config_of("postgres", "p%40ss%2Fw%3Ard%20%C3%B5")
+    }
+
+    /// Somebody's access, with the password as a URL has it.
+    pub(crate) fn config_of(&self, user: &str, password: &str) -> Config {
+        let port = self.port;
+        Config::parse(&format!(
+            "postgres://{user}:{password}@127.0.0.1:{port}/postgres"
+        ))
+        .unwrap()
+    }
+
+    pub(crate) fn sql(&self) -> Connection {
+        Connection::open(&self.config()).unwrap()
+    }
+
+    pub(crate) fn replication(&self) -> Connection {
+        Connection::open_replication(&self.config()).unwrap()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn initialise(&self, settings: &[&str], hba: &[&str]) {
+        let (password, data) = (self.dir.path().join("password"), self.data());
+        fs::write(&password, PASSWORD).unwrap();
+        let mut initdb = self.command("initdb");
+        initdb
+            .args([
+                "--username=postgres",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+            ])
+            .args(["--locale=C.UTF-8", "--no-sync"])
+            .arg(format!("--pwfile={}", password.display()))
+            .arg("-D")
+            .arg(&data);
+        run(&mut initdb);
+        let sockets = self.dir.path().display();
+        let ours = format!(
+            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{sockets}'\n\
+             wal_level = logical\nfsync = on\nmax_wal_senders = 5\n{}\n",
+            self.port,
+            settings.join("\n")
+        );
+        let path = data.join("postgresql.conf");
+        let theirs = fs::read_to_string(&path).unwrap();
+        fs::write(&path, theirs + &ours).unwrap();
+        let path = data.join("pg_hba.conf");
+        let theirs = fs::read_to_string(&path).unwrap();
+        fs::write(&path, hba.join("\n") + "\n" + &theirs).unwrap();
+    }
+
+    fn pg_ctl(&self, arguments: &[&str]) {
+        run(&mut self.control(arguments));
+    }
+
+    fn control(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command("pg_ctl");
+        command
+            .args(arguments)
+            .arg("-w")
+            .arg("-D")
+            .arg(self.data())
+            .arg("-l")
+            .arg(self.dir.path().join("log"));
+        command
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(Path::new(BIN).join(name));
+        command
+            .uid(self.owner.uid)
+            .gid(self.owner.gid)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // By the process number that the server itself wrote down.
+        // That there is none left is no failure: a test may have stopped it.
+        let mut stop = self.control(&["stop", "-m", "immediate"]);
+        let _ = stop.stderr(Stdio::null()).status();
+    }
+}
+
+fn installed() -> bool {
+    let there = || Path::new(BIN).join("initdb").exists();
+    there() || {
+        // Fails for all but root, which is as it should be.
+        let install = ["install", "-y", "--no-install-recommends", "postgresql-15"];
+        let _ = Command::new("apt-get")
+            .args(install)
+            .stdin(Stdio::null())
+            .status();
+        there()
+    }
+}
+
+/// The user `postgres` if we are root, otherwise ourselves.
+fn owner(ours: &Path) -> Owner {
+    let metadata = fs::metadata(ours).unwrap();
+    let ourselves = Owner {
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    };
+    if ourselves.uid != 0 {
+        return ourselves;
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let line = users
+        .lines()
+        .find(|line| line.starts_with("postgres:"))
+        .expect("the package makes this user");
+    let number = |place: usize| line.split(':').nth(place).unwrap().parse().unwrap();
+    Owner {
+        uid: number(2),
+        gid: number(3),
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let status = command.status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
