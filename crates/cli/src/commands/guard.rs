@@ -70,7 +70,7 @@ struct Asking {
 }
 
 /// How long a stopping guardian waits for the seal of its last block.
-const LAST_SEAL: Duration = Duration::from_secs(3);
+const LAST_SEAL: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Outcome {
