@@ -91,7 +91,8 @@ fn told(summary: &Value) {
     assert_eq!(summary["evidence"]["verdict"], "intact");
     // 3147 baselines, 2552 changes, a line for each read of a record, the findings.
     assert!(summary["events"].as_u64().unwrap() > 5700, "{summary}");
-    assert!(summary["blocks"].as_u64().unwrap() >= 4, "{summary}");
+    // At least one for what was there, and one for what happened.
+    assert!(summary["blocks"].as_u64().unwrap() >= 2, "{summary}");
     assert!(
         summary["seal_latency_ms"]["p50"].is_u64() && summary["seal_latency_ms"]["p99"].is_u64()
     );
