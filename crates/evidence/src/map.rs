@@ -232,7 +232,7 @@ impl SparseMap {
         unreachable!("two keys differ within 256 bits")
     }
 
-    /// The root: [`EMPTY`] for an empty map.
+    /// The root: 32 zero bytes for an empty map.
     pub fn root(&mut self) -> [u8; 32] {
         match self.root {
             Some(root) => self.hash(root),

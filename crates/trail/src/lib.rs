@@ -2,7 +2,7 @@
 //! vault, recovery after a crash, and what is exported for outsiders.
 //!
 //! In scope: the files of one trail directory ([`layout`]), their single
-//! writer ([`Trail`]), the reader that recomputes everything ([`read`]), keys
+//! writer ([`Trail`]), the reader that recomputes everything ([`mod@read`]), keys
 //! at rest ([`keys`]), the vault ([`vault`]), evidence files ([`export`]).
 //! Elsewhere: formats (`evidence`), sockets (signatures and cosignatures are
 //! handed in), what happened in a database (`capture`). Time is an argument.
