@@ -12,7 +12,6 @@
 
 pub mod event;
 pub mod fhir;
-#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod sqlite;
 

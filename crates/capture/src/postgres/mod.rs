@@ -54,13 +54,14 @@ mod wire;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::event::Cell;
 use error::quote;
 
 pub use config::Config;
 pub use error::PgError;
 pub use snapshot::{Snapshot, Table};
 pub use stream::{Resume, Step, Stream};
-pub use wire::Connection;
+pub use wire::{Connection, Field};
 
 /// A place in the write-ahead log, in bytes from its beginning.
 ///
@@ -124,6 +125,11 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A value in canonical form: `t` and the server's text (spec 62 §7).
+fn cell(text: Option<&[u8]>) -> Cell {
+    text.map_or(Cell::NULL, |text| Cell::new([b"t", text].concat()))
 }
 
 /// `schema.table`, each part quoted only where a dot or quote would mislead.

@@ -4,8 +4,8 @@
 //! and a publication made after it does not exist for the changes in between.
 
 use super::error::{Doing, quote};
+use super::wire::Field;
 use super::{Connection, Lsn, Name, PgError};
-use crate::event::Cell;
 
 /// A slot that was just made. While this lives its snapshot can be used: the
 /// rows in it, and then the stream from the consistent point, miss nothing and
@@ -158,7 +158,7 @@ fn check_wal_level(sql: &mut Connection) -> Result<(), PgError> {
     }
 }
 
-/// A catalogue cell as text; `None` for null.
-pub(super) fn text(cell: &Cell) -> Option<&str> {
-    std::str::from_utf8(cell.expose()?).ok()
+/// A field of the catalogue; `None` for null.
+pub(super) fn text(field: &Field) -> Option<&str> {
+    std::str::from_utf8(field.as_ref()?).ok()
 }

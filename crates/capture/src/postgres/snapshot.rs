@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::error::quote;
 use super::slot::text;
-use super::{Config, Connection, Name, PgError, spelled};
+use super::wire::Field;
+use super::{Config, Connection, Name, PgError, cell, spelled};
 use crate::event::{Cell, Key, Row};
 
 /// A published table, as the stream tells of it: same name, columns and key.
@@ -106,7 +107,7 @@ impl Snapshot {
             if rows.is_empty() {
                 break;
             }
-            let rows: Option<Vec<_>> = rows.into_iter().map(|cells| table.keyed(cells)).collect();
+            let rows: Option<Vec<_>> = rows.into_iter().map(|row| table.keyed(row)).collect();
             let rows = rows.ok_or(PgError::Protocol("a row of another shape than its table"))?;
             if each(rows).is_break() {
                 break;
@@ -117,7 +118,8 @@ impl Snapshot {
 }
 
 impl Table {
-    fn keyed(&self, cells: Vec<Cell>) -> Option<(Key, Row)> {
+    fn keyed(&self, fields: Vec<Field>) -> Option<(Key, Row)> {
+        let cells: Vec<Cell> = fields.iter().map(|field| cell(field.as_deref())).collect();
         let key: Option<Vec<Cell>> = self.key.iter().map(|at| cells.get(*at).cloned()).collect();
         let row = Row {
             columns: Arc::clone(&self.columns),
@@ -128,14 +130,14 @@ impl Table {
 }
 
 /// Tables from rows of `(schema, table, column, whether it is of the key)`.
-fn grouped(rows: &[Vec<Cell>]) -> Option<Vec<Table>> {
-    let same = |a: &Vec<Cell>, b: &Vec<Cell>| a.get(..2) == b.get(..2);
+fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
+    let same = |a: &Vec<Field>, b: &Vec<Field>| a.get(..2) == b.get(..2);
     rows.chunk_by(same)
         .map(|columns| {
             let first = columns.first()?;
             let (schema, table) = (text(first.first()?)?, text(first.get(1)?)?);
-            let name = |row: &Vec<Cell>| text(row.get(2)?).map(str::to_owned);
-            let is_key = |row: &Vec<Cell>| row.get(3).and_then(text) == Some("t");
+            let name = |row: &Vec<Field>| text(row.get(2)?).map(str::to_owned);
+            let is_key = |row: &Vec<Field>| row.get(3).and_then(text) == Some("t");
             Some(Table {
                 name: spelled(schema, table),
                 columns: columns.iter().map(name).collect::<Option<_>>()?,

@@ -613,8 +613,8 @@ const fn fault(kind: DecodeErrorKind) -> DecodeError {
 
 fn cell(value: &Value<'_>) -> Result<Cell, &'static str> {
     match value {
-        Value::Null => Ok(Cell::NULL),
-        Value::Text(text) => Ok(Cell::new(*text)),
+        Value::Null => Ok(super::cell(None)),
+        Value::Text(text) => Ok(super::cell(Some(text))),
         Value::Unchanged => Err(NOT_SENT),
     }
 }

@@ -18,7 +18,6 @@ use postgres_protocol::message::frontend;
 
 use super::error::{Doing, Refusal};
 use super::{Config, Lsn, PgError};
-use crate::event::Cell;
 
 /// The settings under which every value is printed (DESIGN §4), in the order
 /// in which they are sent. They override what role and database have set.
@@ -54,6 +53,9 @@ pub struct Connection {
     user: String,
     database: String,
 }
+
+/// One column of an answer: null, or the server's text.
+pub type Field = Option<Bytes>;
 
 /// One message: its tag and its body.
 pub(super) struct Frame {
@@ -97,7 +99,7 @@ impl Connection {
     ///
     /// # Errors
     /// What the server refused, or the connection's end.
-    pub fn query(&mut self, sql: &str) -> Result<Vec<Vec<Cell>>, PgError> {
+    pub fn query(&mut self, sql: &str) -> Result<Vec<Vec<Field>>, PgError> {
         let user = self.user.clone();
         self.query_doing(sql, Doing::Asking { user: &user })
     }
@@ -207,7 +209,7 @@ impl Connection {
         &mut self,
         sql: &str,
         doing: Doing<'_>,
-    ) -> Result<Vec<Vec<Cell>>, PgError> {
+    ) -> Result<Vec<Vec<Field>>, PgError> {
         self.send(|out| frontend::query(sql, out))?;
         let mut rows = Vec::new();
         let mut refusal: Option<Refusal> = None;
@@ -415,19 +417,19 @@ fn take_frame(received: &mut BytesMut, limit: usize) -> Result<Option<Frame>, Pg
 }
 
 /// `count:16 ‖ (length:32, -1 for null ‖ bytes)*`
-fn data_row(mut body: Bytes) -> Result<Vec<Cell>, PgError> {
+fn data_row(mut body: Bytes) -> Result<Vec<Field>, PgError> {
     const BAD: PgError = PgError::Protocol("a row that cannot be read");
     let count = body.try_get_u16().map_err(|_| BAD)?;
     let mut cells = Vec::new();
     for _ in 0..count {
         cells.push(match body.try_get_i32().map_err(|_| BAD)? {
-            -1 => Cell::NULL,
+            -1 => None,
             length => {
                 let length = usize::try_from(length).map_err(|_| BAD)?;
                 if length > body.len() {
                     return Err(BAD);
                 }
-                Cell::new(&*body.split_to(length))
+                Some(body.split_to(length))
             }
         });
     }

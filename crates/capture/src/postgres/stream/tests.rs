@@ -76,14 +76,19 @@ fn the_whole_old_row_and_its_key() {
     let changes = changes(&steps);
     let row = |change: &Change| {
         let row = change.old.as_ref().unwrap();
-        row.get("body").unwrap().expose().unwrap().to_vec()
+        row.get("body")
+            .unwrap()
+            .expose_text()
+            .unwrap()
+            .as_bytes()
+            .to_vec()
     };
     assert_eq!(row(changes[1]), b"x");
     assert_eq!(row(changes[2]), b"y");
     for change in &changes {
         assert_eq!(
             change.key,
-            Key::new(vec![Cell::new(*b"7")]),
+            Key::new(vec![Cell::new(*b"t7")]),
             "the primary key, not the row"
         );
         assert_eq!((&change.actor, &change.purpose), (&None, &None));
