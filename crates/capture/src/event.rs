@@ -1,6 +1,7 @@
 //! What a source reports: changes to records, and the holes in its own account.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,80 @@ impl Key {
     }
 }
 
+/// A place in a source's order. Places of one source compare; each is written
+/// so that it reads back.
+///
+/// ```
+/// use pitser_capture::Position;
+///
+/// let third: Position = "16/B374D848:3".parse()?;
+/// assert_eq!(third, Position::Log { lsn: 0x16_B374_D848, nth: 3 });
+/// assert!(third > "16/B374D848".parse()?);
+/// assert_eq!(Position::Outbox(17).to_string(), "17");
+/// # Ok::<(), pitser_capture::NoPosition>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Position {
+    /// An outbox row's number, counted from 1 without holes; 0 is before the first.
+    Outbox(u64),
+    /// A place in a write-ahead log.
+    Log {
+        /// Bytes from the log's beginning: for an event, where its
+        /// transaction's commit record begins; for a boundary (`nth` 0),
+        /// everything that was committed before here has been told.
+        lsn: u64,
+        /// The event's place in its transaction, from 1; 0 for a boundary.
+        nth: u64,
+    },
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Outbox(id) => write!(f, "{id}"),
+            Self::Log { lsn, nth } => {
+                write!(f, "{:X}/{:X}", lsn >> 32, lsn & 0xFFFF_FFFF)?;
+                match nth {
+                    0 => Ok(()),
+                    nth => write!(f, ":{nth}"),
+                }
+            }
+        }
+    }
+}
+
+/// Text that is no position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is no position in a source")]
+pub struct NoPosition;
+
+impl FromStr for Position {
+    type Err = NoPosition;
+
+    fn from_str(text: &str) -> Result<Self, NoPosition> {
+        let plain = |digits: &str| digits.bytes().all(|b| b.is_ascii_alphanumeric());
+        let half = |part: &str| {
+            let sound = (1..=8).contains(&part.len()) && plain(part);
+            u64::from_str_radix(part, 16).ok().filter(|_| sound)
+        };
+        let number = |part: &str| part.parse().ok().filter(|_| plain(part));
+        let position = match text.split_once('/') {
+            None => number(text).map(Self::Outbox),
+            Some((high, rest)) => {
+                let (low, nth) = match rest.split_once(':') {
+                    None => (rest, Some(0)),
+                    Some((low, nth)) => (low, number(nth).filter(|nth| *nth > 0)),
+                };
+                let lsn = half(high)
+                    .zip(half(low))
+                    .map(|(high, low)| high << 32 | low);
+                lsn.zip(nth).map(|(lsn, nth)| Self::Log { lsn, nth })
+            }
+        };
+        position.ok_or(NoPosition)
+    }
+}
+
 /// What happened to a record or, for `Truncate`, to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -179,8 +254,8 @@ pub struct Actor {
 /// One change of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Position in the source's order; rises by one from event to event.
-    pub pos: u64,
+    /// Its place in the source's order.
+    pub pos: Position,
     /// The transaction: equal for the changes that the source says belong together.
     pub tx: u64,
     /// The engine's time: RFC 3339, UTC, exactly six fractional digits.
@@ -195,6 +270,9 @@ pub struct Change {
     pub old: Option<Row>,
     /// The version after; `None` if the record is gone.
     pub new: Option<Row>,
+    /// Places in `new` of large values that the change left alone and the
+    /// engine did not send; their cells are null until they are filled in.
+    pub unsent: Vec<usize>,
     /// `None`: the change is unattributed (`ACT-01`).
     pub actor: Option<Actor>,
     /// Why, in the application's words or codes.
@@ -208,29 +286,32 @@ pub struct Change {
 pub enum Captured {
     /// A record changed.
     Change(Change),
-    /// A step that concerns no record (the bounds of an attributed transaction).
+    /// A step that concerns no record: the bounds of a transaction, or the
+    /// news that nothing of ours stands before `pos`.
     Mark {
         /// Its position.
-        pos: u64,
+        pos: Position,
     },
-    /// Positions `expected..found` are missing (`CAP-01`): `found` is the next one there is.
+    /// What happened after `after`, up to and including `upto`, may be missing (`CAP-01`).
     Gap {
-        /// The first missing position.
-        expected: u64,
-        /// The position after the last missing one.
-        found: u64,
+        /// The last position before the hole.
+        after: Position,
+        /// The last position in it.
+        upto: Position,
+        /// What happened, in one sentence; names no value.
+        what: String,
     },
     /// The source counts from an earlier position than it had reached (`CAP-02`).
     Rewound {
         /// The position that it had reached.
-        expected: u64,
-        /// A position that it counts from now.
-        found: u64,
+        expected: Position,
+        /// Where to go on after.
+        found: Position,
     },
-    /// The step at `pos` was not written by our triggers (`CAP-01`): it cannot be read.
+    /// The step at `pos` cannot be read (`CAP-01`).
     Unreadable {
         /// Its position.
-        pos: u64,
+        pos: Position,
         /// What is wrong with it; names no value.
         why: &'static str,
     },
@@ -239,11 +320,11 @@ pub enum Captured {
 impl Captured {
     /// The position to continue after, once this step is durable. `None` for
     /// [`Captured::Rewound`]: where to continue is then a decision, not a fact.
-    pub fn reached(&self) -> Option<u64> {
+    pub fn reached(&self) -> Option<Position> {
         match self {
             Self::Change(change) => Some(change.pos),
             Self::Mark { pos } | Self::Unreadable { pos, .. } => Some(*pos),
-            Self::Gap { found, .. } => Some(found.saturating_sub(1)),
+            Self::Gap { upto, .. } => Some(*upto),
             Self::Rewound { .. } => None,
         }
     }
@@ -270,7 +351,7 @@ mod tests {
             cells: vec![Cell::new(*b"t38001085718"), Cell::NULL],
         };
         let change = Change {
-            pos: 1,
+            pos: Position::Outbox(1),
             tx: 1,
             at: "2026-03-14T09:26:53.000000Z".to_owned(),
             table: "patient".to_owned(),
@@ -278,6 +359,7 @@ mod tests {
             key: Key::new(vec![Cell::new(*b"t38001085718")]),
             old: None,
             new: Some(row),
+            unsent: Vec::new(),
             actor: Some(Actor {
                 role: None,
                 app: Some("ward".to_owned()),
@@ -290,6 +372,21 @@ mod tests {
         let shown = format!("{change:?}");
         assert!(!shown.contains("38001085718"), "{shown}");
         assert!(shown.contains("[12]") && shown.contains("null"), "{shown}");
+    }
+
+    #[test]
+    fn positions_read_back_and_keep_their_order() {
+        let log = |lsn, nth| Position::Log { lsn, nth };
+        let rising = [log(0, 0), log(5, 0), log(5, 1), log(5, 2), log(u64::MAX, 0)];
+        assert!(rising.is_sorted());
+        for position in rising.into_iter().chain([Position::Outbox(u64::MAX)]) {
+            assert_eq!(position.to_string().parse(), Ok(position));
+        }
+        for wrong in [
+            "", "-1", "+1", "1/", "/1", "0/1:0", "0/1:", "0/+1", "0/1:+1", "1/2/3",
+        ] {
+            assert_eq!(wrong.parse::<Position>(), Err(NoPosition), "{wrong:?}");
+        }
     }
 
     #[test]

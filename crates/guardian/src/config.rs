@@ -10,9 +10,9 @@ use std::path::PathBuf;
 pub struct Source {
     /// Name of the source; the last part of the trail's origin.
     pub name: String,
-    /// Which engine: `sqlite`.
+    /// Which engine.
     pub kind: Kind,
-    /// Where the database is; for SQLite the path of its file.
+    /// Where the database is: the path of an SQLite file, or `postgres://…`.
     pub url: String,
     /// Tables to guard; `*` stands for any characters.
     pub tables: Vec<String>,
@@ -25,6 +25,36 @@ pub struct Source {
     /// FHIR resource types and the tables that hold them, for audit events.
     #[serde(default)]
     pub resources: BTreeMap<String, String>,
+    /// Which columns of a table's rows name who wrote them: tables by pattern,
+    /// and `column`, `column, column` or `column -> table.column`.
+    #[serde(default)]
+    pub actor: BTreeMap<String, String>,
+    /// The column that the application sets anew each time it writes a row:
+    /// tables by pattern, and the column, or `none`. Where nothing is said, the
+    /// actor column's sibling: `write_uid` has `write_date`.
+    #[serde(default)]
+    pub stamp: BTreeMap<String, String>,
+    /// How changes by the application look; what looks different is `ACT-02`.
+    #[serde(default)]
+    pub application: Application,
+    /// Whether the vault keeps the rows themselves, encrypted, or only what is
+    /// needed to name a column that was altered.
+    #[serde(default = "yes")]
+    pub vault: bool,
+    /// PostgreSQL: what becomes of tables without a key.
+    #[serde(default)]
+    pub keyless: Keyless,
+    /// PostgreSQL: whether updates and deletes carry the row that they replace.
+    #[serde(default)]
+    pub replica_identity: ReplicaIdentity,
+    /// PostgreSQL: the replication slot's name; `pitser_NAME` if absent.
+    pub slot: Option<String>,
+    /// PostgreSQL: the publication's name; `pitser_NAME` if absent.
+    pub publication: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The engine of a source.
@@ -33,6 +63,47 @@ pub struct Source {
 pub enum Kind {
     /// An SQLite database file on this machine.
     Sqlite,
+    /// A PostgreSQL database.
+    Postgres,
+}
+
+/// What a change by the application looks like. Every rule that is given must
+/// hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    /// Database roles that the application logs in as; empty: any.
+    #[serde(default)]
+    pub roles: Vec<String>,
+    /// Names that it gives its sessions (`application_name`), `*` allowed;
+    /// empty: any. Anybody can give that name.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// The application's own log table, into which it writes in each
+    /// transaction that changes something.
+    pub log: Option<String>,
+}
+
+/// What becomes of tables that have no primary key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keyless {
+    /// `guard init` refuses them by name.
+    #[default]
+    Refuse,
+    /// The whole row is the key, under `REPLICA IDENTITY FULL`.
+    Full,
+}
+
+/// Whether updates and deletes carry the row that they replace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicaIdentity {
+    /// As the tables have it.
+    #[default]
+    Keep,
+    /// `guard init` sets `REPLICA IDENTITY FULL`, `uninstall` puts it back.
+    Full,
 }
 
 /// How a guardian works; the same for all its sources.

@@ -10,6 +10,7 @@
 //! One thread owns the source and the trail; everything else reaches it as a
 //! command and waits for the answer.
 
+mod actors;
 pub mod audit;
 pub mod config;
 pub mod init;

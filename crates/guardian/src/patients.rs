@@ -2,7 +2,7 @@
 //! in-order state, never by asking the live database.
 
 use crate::config::Source;
-use pitser_capture::{Cell, Row};
+use pitser_capture::{Cell, Row, Shape};
 use std::collections::{BTreeMap, HashMap};
 
 /// How the patient of a table's rows is found.
@@ -23,14 +23,6 @@ pub struct PathError {
     table: String,
     path: String,
     why: String,
-}
-
-/// A guarded table: its columns, and those of its primary key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) name: String,
-    pub(crate) columns: Vec<String>,
-    pub(crate) key: Vec<String>,
 }
 
 /// The paths of all guarded tables, and which record belongs to whom.

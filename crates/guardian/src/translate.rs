@@ -1,10 +1,9 @@
 //! From what was captured to lines: one change or audit event becomes one
 //! event of one or several drafts.
 
-use crate::patients::Patients;
 use pitser_capture::event::{Actor, Binding, Change, Op as Changed, Row};
 use pitser_capture::fhir::{AuditEvent, Patient as FhirPatient};
-use pitser_capture::{Key, sqlite};
+use pitser_capture::{Key, Position, sqlite};
 use pitser_evidence::line::{Binding as LineBinding, Op, Timestamp};
 use pitser_monitor::key_cells;
 use pitser_trail::{Draft, DraftActor, PatientId};
@@ -18,12 +17,23 @@ pub(crate) struct Whose {
     pub(crate) after: Option<String>,
 }
 
+/// What is known of a change besides what its source tells.
+pub(crate) struct About {
+    pub(crate) whose: Whose,
+    /// Who did it, by everything that is known.
+    pub(crate) actor: Option<Actor>,
+    /// Names of the columns that changed.
+    pub(crate) columns: Vec<String>,
+    /// Whether the vault keeps the row itself.
+    pub(crate) image: bool,
+}
+
 /// The lines of one change. A record that moves to another patient is named
 /// in both lists. `now` stands in for a time that no line can hold.
-pub(crate) fn change(change: &Change, source: &str, whose: Whose, now: &Timestamp) -> Vec<Draft> {
+pub(crate) fn change(change: &Change, source: &str, about: About, now: &Timestamp) -> Vec<Draft> {
     let at = change.at.parse().unwrap_or_else(|_| now.clone());
     let pos = change.pos.to_string();
-    let Whose { before, after } = whose;
+    let Whose { before, after } = about.whose;
     let patient = if change.new.is_some() {
         after
     } else {
@@ -34,8 +44,9 @@ pub(crate) fn change(change: &Change, source: &str, whose: Whose, now: &Timestam
         table: Some(change.table.clone()),
         key: Some(key_cells(&change.key)),
         patient: patient.map(PatientId::Id),
-        actor: change.actor.as_ref().map(actor),
+        actor: about.actor.as_ref().map(actor),
         purpose: change.purpose.clone(),
+        image: about.image,
         ..Draft::new(op, at.clone(), source, &pos)
     };
     let mut drafts = Vec::new();
@@ -50,27 +61,35 @@ pub(crate) fn change(change: &Change, source: &str, whose: Whose, now: &Timestam
         Changed::Baseline => Op::Baseline,
     };
     let mut line = draft(op, patient);
-    line.columns = Some(changed_columns(change));
+    line.columns = Some(about.columns);
     line.row = change.new.as_ref().map(cells);
     drafts.push(line);
     drafts
 }
 
+/// Names of the columns that differ between two versions of a row.
+pub(crate) fn changed_columns(old: &Row, new: &Row) -> Vec<String> {
+    new.iter()
+        .filter(|(name, cell)| old.get(name) != Some(*cell))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
 /// The line of a row that was there when capture began.
 pub(crate) fn baseline(
-    table: &str,
-    key: &Key,
-    row: &Row,
+    (table, key, row): (&str, &Key, &Row),
+    patient: Option<String>,
+    image: bool,
     at: &Timestamp,
-    pos: u64,
     source: &str,
-    patients: &Patients,
+    pos: Position,
 ) -> Draft {
     Draft {
         table: Some(table.to_owned()),
         key: Some(key_cells(key)),
-        patient: patients.of(table, row).map(PatientId::Id),
+        patient: patient.map(PatientId::Id),
         row: Some(cells(row)),
+        image,
         ..Draft::new(Op::Baseline, at.clone(), source, &pos.to_string())
     }
 }
@@ -194,21 +213,6 @@ pub(crate) fn key_value(key: &Key) -> Option<&[u8]> {
         [cell] => cell.expose(),
         _ => None,
     }
-}
-
-fn changed_columns(change: &Change) -> Vec<String> {
-    let Some(row) = change.new.as_ref().or(change.old.as_ref()) else {
-        return Vec::new();
-    };
-    let differs = |name: &str| match (&change.old, &change.new) {
-        (Some(old), Some(new)) => old.get(name) != new.get(name),
-        _ => true,
-    };
-    row.iter()
-        .map(|(name, _)| name)
-        .filter(|name| differs(name))
-        .map(str::to_owned)
-        .collect()
 }
 
 fn cells(row: &Row) -> Vec<(String, Option<Vec<u8>>)> {

@@ -39,12 +39,11 @@ impl Finding {
     }
 
     fn identity(&self) -> Identity {
-        // An unattributed change is an event of its own; a wrong row stays
+        // What somebody did is an event of its own; a wrong row stays
         // the same incident however often it is looked at.
-        let event = if self.code == Code::Unattributed {
-            self.about
-        } else {
-            None
+        let event = match self.code {
+            Code::Unattributed | Code::OutsideApplication | Code::Truncated => self.about,
+            _ => None,
         };
         (
             self.code,

@@ -10,4 +10,4 @@ mod finding;
 mod scan;
 
 pub use finding::{Finding, Incident, Incidents, key_cells, key_of, show_key};
-pub use scan::{Expected, Look, ScanTable, Touched, differing, expected, judge, look};
+pub use scan::{Expected, Look, ScanTable, Sealed, Touched, expected, judge, look};

@@ -6,19 +6,18 @@
 //! with its seal when it was captured) and names what is left.
 
 use crate::finding::{Finding, key_cells, key_of};
-use pitser_capture::sqlite::{Snapshot, SqliteError};
-use pitser_capture::{Key, Row};
+use pitser_capture::{Key, Position, Row, Snapshot, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row, record_key};
 use pitser_evidence::line::Patient;
 use pitser_trail::vault::VaultError;
-use pitser_trail::{Content, Trail};
+use pitser_trail::{Content, Trail, row_marks};
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 /// Rows for which expectations are asked at a time.
-const CHUNK: usize = 256;
+const CHUNK: usize = 2048;
 
 /// A table and the key that makes its records' opaque names.
 #[derive(Debug, Clone)]
@@ -58,7 +57,7 @@ struct Suspect {
 #[derive(Debug)]
 pub struct Look {
     /// The source's position that the rows are of.
-    pub position: u64,
+    pub position: Position,
     /// Rows compared.
     pub rows: u64,
     suspects: Vec<Suspect>,
@@ -96,10 +95,10 @@ impl Touched {
 /// The database cannot be read; a damaged file is one, and names the table.
 /// `Ok(None)` if `expect` gave up.
 pub fn look(
-    snapshot: &Snapshot,
+    snapshot: &mut dyn Snapshot,
     tables: &[ScanTable],
     mut expect: impl FnMut(&str, &[Bytes32]) -> Option<Vec<Expected>>,
-) -> Result<Option<Look>, SqliteError> {
+) -> Result<Option<Look>, SourceError> {
     let mut look = Look {
         position: snapshot.position(),
         rows: 0,
@@ -110,7 +109,7 @@ pub fn look(
         let mut gave_up = false;
         let met = look.met.entry(table.name.clone()).or_default();
         let (rows, suspects) = (&mut look.rows, &mut look.suspects);
-        snapshot.scan(&table.name, CHUNK, |chunk| {
+        snapshot.scan(&table.name, CHUNK, &mut |chunk| {
             let records: Vec<Bytes32> =
                 chunk.iter().map(|(key, _)| record_of(table, key)).collect();
             let Some(expected) = expect(&table.name, &records) else {
@@ -172,6 +171,75 @@ pub fn expected(trail: &mut Trail, table: &str, record: &Bytes32) -> Result<Expe
     })
 }
 
+/// The version of a record that was sealed last, as far as the vault opens it.
+#[derive(Debug)]
+pub struct Sealed {
+    /// Its line.
+    pub seq: u64,
+    /// What the line commits to.
+    pub content: Content,
+    nonce: LineNonce,
+}
+
+impl Sealed {
+    /// The sealed version of a record; `None` if it has none, or it was erased.
+    ///
+    /// # Errors
+    /// The vault cannot be read.
+    pub fn of(trail: &mut Trail, table: &str, record: &Bytes32) -> Result<Option<Self>, VaultError> {
+        let known = trail.state().record(table, record).and_then(|r| r.leaf.row);
+        let Some(row) = known else {
+            return Ok(None);
+        };
+        let found = trail.vault().get(row.seq)?;
+        Ok(found.map(|(key, content)| Self {
+            seq: row.seq,
+            nonce: trail.nonce(&key, row.seq),
+            content,
+        }))
+    }
+
+    /// Names of the columns whose sealed values differ from the live ones, and
+    /// of those that only one side has. By the row's image, or by the marks
+    /// that the vault keeps in its place.
+    pub fn differing(&self, live: &Row) -> Vec<String> {
+        let Content { row, marks, .. } = &self.content;
+        match (row, marks) {
+            (Some(row), _) => {
+                let sealed = row.iter().map(|(name, value)| (name, value.as_ref().map(|v| &*v.0)));
+                differing(sealed, cells(live))
+            }
+            (None, Some(marks)) => {
+                let live_marks = row_marks(&self.nonce, cells(live));
+                let live = live.columns.iter().zip(&live_marks);
+                differing(
+                    marks.iter().map(|(name, mark)| (name, mark.0.as_slice())),
+                    live.map(|(name, mark)| (name.as_str(), mark.as_slice())),
+                )
+            }
+            (None, None) => Vec::new(),
+        }
+    }
+}
+
+/// Names whose values differ, in the order of the live side; then the names
+/// that only the sealed side has.
+fn differing<'a, V: PartialEq>(
+    sealed: impl Iterator<Item = (&'a String, V)>,
+    live: impl Iterator<Item = (&'a str, V)>,
+) -> Vec<String> {
+    let mut sealed: Vec<_> = sealed.collect();
+    let mut differing = Vec::new();
+    for (name, value) in live {
+        let at = sealed.iter().position(|(sealed, _)| *sealed == name);
+        if at.map(|at| sealed.remove(at).1) != Some(value) {
+            differing.push(name.to_owned());
+        }
+    }
+    differing.extend(sealed.into_iter().map(|(name, _)| name.clone()));
+    differing
+}
+
 /// What is wrong, by a pass whose position the trail has reached by now.
 ///
 /// # Errors
@@ -191,18 +259,16 @@ pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Fin
 }
 
 fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Finding, VaultError> {
-    let sealed = trail
-        .state()
-        .record(&suspect.table, &suspect.record)
-        .and_then(|r| r.leaf.row);
-    let (code, columns, text) = match sealed {
+    let known = trail.state().record(&suspect.table, &suspect.record);
+    let about = known.and_then(|r| r.leaf.row).map(|row| row.seq);
+    let (code, columns, text) = match about {
         None => (Code::RowUnknown, Vec::new(), "the row was never sealed"),
-        Some(sealed) => {
-            let content = trail.vault().get(sealed.seq)?.map(|(_, content)| content);
-            let columns = differing(content.as_ref(), &suspect.row);
+        Some(_) => {
+            let sealed = Sealed::of(trail, &suspect.table, &suspect.record)?;
+            let columns = sealed.map(|sealed| sealed.differing(&suspect.row));
             (
                 Code::RowDiffers,
-                columns,
+                columns.unwrap_or_default(),
                 "the row differs from its sealed version",
             )
         }
@@ -213,7 +279,7 @@ fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Finding, VaultError> {
         key: Some(suspect.key),
         record: Some(suspect.record),
         columns,
-        about: sealed.map(|s| s.seq),
+        about,
         text: text.to_owned(),
     })
 }
@@ -251,25 +317,4 @@ fn missing(
 
 fn cells(row: &Row) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
     row.iter().map(|(name, cell)| (name, cell.expose()))
-}
-
-/// Names of the columns whose sealed values differ from the live ones, and of
-/// those that only one side has.
-pub fn differing(sealed: Option<&Content>, live: &Row) -> Vec<String> {
-    let Some(sealed) = sealed.and_then(|c| c.row.as_ref()) else {
-        return Vec::new();
-    };
-    let same = |name: &str, value: Option<&[u8]>| {
-        sealed
-            .iter()
-            .any(|(n, v)| n == name && v.as_ref().map(|v| v.0.as_slice()) == value)
-    };
-    let changed = cells(live)
-        .filter(|(name, value)| !same(name, *value))
-        .map(|(name, _)| name.to_owned());
-    let dropped = sealed
-        .iter()
-        .filter(|(name, _)| live.get(name).is_none())
-        .map(|(name, _)| name.clone());
-    changed.chain(dropped).collect()
 }

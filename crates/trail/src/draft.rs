@@ -31,6 +31,8 @@ pub struct Draft {
     pub columns: Option<Vec<String>>,
     /// The whole row afterwards: column names and canonical values.
     pub row: Option<Vec<(String, Option<Vec<u8>>)>>,
+    /// Whether the vault keeps the row itself, or only its columns' marks.
+    pub image: bool,
     /// The raw message.
     pub raw: Option<Vec<u8>>,
     /// What else the operation needs.
@@ -53,6 +55,7 @@ impl Draft {
             purpose: None,
             columns: None,
             row: None,
+            image: true,
             raw: None,
             body: Body::None,
         }

@@ -24,7 +24,7 @@ pub use draft::{Body, Draft, DraftActor, PatientId};
 pub use keys::Keys;
 pub use layout::Layout;
 pub use read::{BlockInfo, Damage, ReadError, View, read};
-pub use vault::{Content, Vault};
+pub use vault::{Content, Vault, row_marks};
 pub use write::{
     BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, TableDraft, Trail, TrailError,
 };

@@ -3,7 +3,7 @@
 //! ```text
 //! compartment  id (pseudonym or "table:NAME") | key wrapped under the master key
 //!              | the patient's identifier, sealed under the compartment's key
-//! content      seq | compartment | key cells, row, person, raw message, sealed
+//! content      seq | compartment | key cells, row or its marks, person, raw message, sealed
 //! ```
 //! Sealing is XChaCha20-Poly1305 with a random 24-byte nonce in front; the
 //! compartment's id and the line's number are authenticated with it. Destroying
@@ -15,7 +15,7 @@
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use pitser_evidence::codec::Blob;
-use pitser_evidence::commit::Key;
+use pitser_evidence::commit::{Key, LineNonce, commit_row};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -35,9 +35,25 @@ pub struct Content {
     /// The raw message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Blob>,
+    /// In place of the row, where no images are kept: for each column, the
+    /// first [`MARK_LEN`] bytes of its leaf, which show whether it changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marks: Option<Vec<(String, Blob)>>,
     /// The row: column names and canonical values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row: Option<Vec<(String, Option<Blob>)>>,
+}
+
+/// Bytes of a column's leaf that are kept as its mark.
+pub const MARK_LEN: usize = 8;
+
+/// The marks of a row's columns, in their order.
+pub fn row_marks<'a>(
+    nonce: &LineNonce,
+    columns: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
+) -> Vec<Vec<u8>> {
+    let (leaves, _) = commit_row(nonce, columns);
+    leaves.iter().map(|leaf| leaf[..MARK_LEN].to_vec()).collect()
 }
 
 impl Content {

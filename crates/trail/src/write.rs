@@ -5,7 +5,7 @@ use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
 use crate::read::{self, Place, ReadError, View, part_magics};
-use crate::vault::{Content, Vault, VaultError};
+use crate::vault::{Content, MARK_LEN, Vault, VaultError};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{
@@ -372,21 +372,22 @@ impl Trail {
     /// Puts what the line commits to into the vault, and the commitments into the line.
     fn keep(&mut self, draft: &Draft, line: &mut Line) -> Result<(), TrailError> {
         let person = draft.actor.as_ref().and_then(|a| a.person.clone());
-        let content = Content {
+        let mut content = Content {
             key: draft
                 .key
                 .as_ref()
                 .map(|cells| cells.iter().map(|c| Blob(c.clone())).collect()),
             person: person.clone(),
             raw: draft.raw.as_ref().map(|raw| Blob(raw.clone())),
-            row: draft.row.as_ref().map(|row| {
+            marks: None,
+            row: draft.row.as_ref().filter(|_| draft.image).map(|row| {
                 row.iter()
                     .map(|(name, value)| (name.clone(), value.as_ref().map(|v| Blob(v.clone()))))
                     .collect()
             }),
         };
         line.actor = draft.actor.as_ref().map(|actor| actor_of(actor, None));
-        if content.is_empty() {
+        if content.is_empty() && draft.row.is_none() {
             return Ok(());
         }
         let (compartment, identifier) = self.compartment(draft, line.patient);
@@ -396,7 +397,13 @@ impl Trail {
             let columns = row
                 .iter()
                 .map(|(name, value)| (name.as_str(), value.as_deref()));
-            line.row = Some(commit_row(&nonce, columns).1);
+            let (leaves, root) = commit_row(&nonce, columns);
+            line.row = Some(root);
+            if !draft.image {
+                let mark = |leaf: &[u8; 32]| Blob(leaf[..MARK_LEN].to_vec());
+                let names = row.iter().map(|(name, _)| name.clone());
+                content.marks = Some(names.zip(leaves.iter().map(mark)).collect());
+            }
         }
         if let (Some(actor), Some(person)) = (&draft.actor, &person) {
             line.actor = Some(actor_of(

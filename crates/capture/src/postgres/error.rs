@@ -165,6 +165,22 @@ pub enum PgError {
         /// The table.
         table: String,
     },
+    /// The publication does not hold this table.
+    #[error("table {table:?} is not guarded")]
+    NotGuarded {
+        /// The name that was asked for.
+        table: String,
+    },
+    /// The key has another number of columns.
+    #[error("the key of {table} has {wanted} columns, not {given}")]
+    KeyLength {
+        /// The table.
+        table: String,
+        /// Columns of the table's key.
+        wanted: usize,
+        /// Words given.
+        given: usize,
+    },
     /// Acknowledging would give up changes that were never handed out.
     #[error("cannot acknowledge {upto}: only {position} was reached")]
     AckAhead {

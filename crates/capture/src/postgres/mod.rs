@@ -6,7 +6,8 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use pitser_capture::postgres::{Config, Connection, Name, Resume, Snapshot, Step, Stream, slot};
+//! use pitser_capture::postgres::{Config, Connection, Name, Snapshot, Stream, slot};
+//! use pitser_capture::{Captured, Position};
 //! use std::ops::ControlFlow;
 //! use std::time::Duration;
 //!
@@ -18,7 +19,7 @@
 //! slot::publish(&mut sql, &publication, &[("public", "observation")])?;
 //! let mut replication = Connection::open_replication(&config)?;
 //! let made = slot::create(&mut replication, &name)?;
-//! let start = Resume { after: made.consistent_point(), pos: 0 };
+//! let start = Position::Log { lsn: made.consistent_point().0, nth: 0 };
 //! let mut baseline = Snapshot::open_exported(&config, made.snapshot())?;
 //! for table in baseline.tables(&publication)? {
 //!     baseline.scan(&table, 1000, |rows| { /* into the trail */ ControlFlow::Continue(()) })?;
@@ -28,12 +29,10 @@
 //! let mut stream = Stream::start(replication, &name, &publication, start)?;
 //! loop {
 //!     match stream.next(Duration::from_secs(1))? {
-//!         Step::Event { captured, .. } => { /* into the trail */ }
-//!         Step::Commit { resume } | Step::Idle { resume } => {
-//!             // once everything before, and `resume` itself, is on disk:
-//!             stream.ack(resume.after)?;
-//!         }
-//!         Step::Quiet => {}
+//!         // Once everything up to `pos`, and `pos` itself, is on disk:
+//!         Some(Captured::Mark { pos }) => stream.ack(pos)?,
+//!         Some(event) => { /* into the trail */ }
+//!         None => {}
 //!     }
 //! }
 //! # }
@@ -48,6 +47,7 @@ mod error;
 pub mod pgoutput;
 pub mod slot;
 mod snapshot;
+mod source;
 mod stream;
 mod wire;
 
@@ -60,7 +60,8 @@ use error::quote;
 pub use config::Config;
 pub use error::PgError;
 pub use snapshot::{Snapshot, Table};
-pub use stream::{Resume, Step, Stream};
+pub use source::{Moment, PgSource, Place};
+pub use stream::Stream;
 pub use wire::{Connection, Field};
 
 /// A place in the write-ahead log, in bytes from its beginning.

@@ -132,16 +132,36 @@ pub fn state(sql: &mut Connection, slot: &Name, durable: Lsn) -> Result<State, P
     })
 }
 
-/// Takes slot and publication out again, as far as they are there.
+/// Whether the cluster has a slot of this name, whoever made it.
+///
+/// # Errors
+/// Those of a query.
+pub fn exists(sql: &mut Connection, slot: &Name) -> Result<bool, PgError> {
+    let found = sql.query(&format!(
+        "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
+    ))?;
+    Ok(!found.is_empty())
+}
+
+/// Drops a slot of this database that nobody reads; none is no error.
 ///
 /// # Errors
 /// [`PgError::Permission`]; [`PgError::Server`] while somebody reads the slot.
-pub fn remove(sql: &mut Connection, slot: &Name, publication: &Name) -> Result<(), PgError> {
+pub fn drop(sql: &mut Connection, slot: &Name) -> Result<(), PgError> {
     sql.query(&format!(
         "SELECT pg_catalog.pg_drop_replication_slot(slot_name) \
          FROM pg_catalog.pg_replication_slots \
          WHERE slot_name = '{slot}' AND database = current_database()"
     ))?;
+    Ok(())
+}
+
+/// Takes slot and publication out again, as far as they are there.
+///
+/// # Errors
+/// [`PgError::Permission`]; [`PgError::Server`] while somebody reads the slot.
+pub fn remove(sql: &mut Connection, slot: &Name, publication: &Name) -> Result<(), PgError> {
+    drop(sql, slot)?;
     sql.query(&format!("DROP PUBLICATION IF EXISTS {publication}"))?;
     Ok(())
 }

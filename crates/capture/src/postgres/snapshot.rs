@@ -7,7 +7,7 @@ use super::error::quote;
 use super::slot::text;
 use super::wire::Field;
 use super::{Config, Connection, Name, PgError, cell, spelled};
-use crate::event::{Cell, Key, Row};
+use crate::event::{Cell, Key, Row, is_instant};
 
 /// A published table, as the stream tells of it: same name, columns and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Table {
     /// Places in `columns` of those that identify a row, ascending. Empty: its
     /// rows cannot be followed, and PostgreSQL refuses updates and deletes.
     pub key: Vec<usize>,
-    /// As SQL takes it.
+    /// What a query selects from.
     sql: String,
 }
 
@@ -58,19 +58,51 @@ impl Snapshot {
         Ok(Self { sql })
     }
 
+    /// The server's time of this snapshot: RFC 3339, UTC, six fractional digits.
+    ///
+    /// # Errors
+    /// Those of a query.
+    pub fn at(&mut self) -> Result<String, PgError> {
+        let rows = self.sql.query(
+            "SELECT pg_catalog.to_char(pg_catalog.transaction_timestamp(), \
+             'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+        )?;
+        rows.first()
+            .and_then(|row| text(row.first()?).filter(|at| is_instant(at)))
+            .map(str::to_owned)
+            .ok_or(PgError::Protocol("a server without a time"))
+    }
+
     /// The tables of a publication, by schema and name.
     ///
     /// # Errors
     /// Those of a query.
     pub fn tables(&mut self, publication: &Name) -> Result<Vec<Table>, PgError> {
-        let rows = self.sql.query(&format!(
+        Self::tables_of(&mut self.sql, publication)
+    }
+
+    pub(super) fn tables_of(
+        sql: &mut Connection,
+        publication: &Name,
+    ) -> Result<Vec<Table>, PgError> {
+        // Column lists came with PostgreSQL 15.
+        let version = sql.query("SHOW server_version_num")?;
+        let version = version
+            .first()
+            .and_then(|row| text(row.first()?)?.parse().ok());
+        let listed = match version.unwrap_or(0_u32) {
+            150_000.. => "AND a.attname = ANY (p.attnames)",
+            _ => "",
+        };
+        let rows = sql.query(&format!(
             "SELECT n.nspname, c.relname, a.attname, \
-               coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), c.relreplident = 'f') \
+               coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), c.relreplident = 'f'), \
+               c.relkind = 'p' \
              FROM pg_catalog.pg_publication_tables p \
              JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
              JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid \
-               AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
+               AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' {listed} \
              LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND CASE c.relreplident \
                WHEN 'd' THEN i.indisprimary AND i.indimmediate \
                WHEN 'i' THEN i.indisreplident \
@@ -99,7 +131,7 @@ impl Snapshot {
         let columns: Vec<String> = table.columns.iter().map(|name| quote(name)).collect();
         let (columns, name) = (columns.join(", "), &table.sql);
         self.sql.query(&format!(
-            "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM ONLY {name}"
+            "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM {name}"
         ))?;
         let fetch = format!("FETCH FORWARD {} FROM pitser", chunk.max(1));
         loop {
@@ -129,7 +161,8 @@ impl Table {
     }
 }
 
-/// Tables from rows of `(schema, table, column, whether it is of the key)`.
+/// Tables from rows of `(schema, table, column, whether it is of the key,
+/// whether the table is partitioned)`.
 fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
     let same = |a: &Vec<Field>, b: &Vec<Field>| a.get(..2) == b.get(..2);
     rows.chunk_by(same)
@@ -144,7 +177,12 @@ fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
                 key: (0..columns.len())
                     .filter(|place| is_key(&columns[*place]))
                     .collect(),
-                sql: format!("{}.{}", quote(schema), quote(table)),
+                // The partitions of a partitioned table are its rows; the children
+                // of an ordinary one are tables of their own.
+                sql: match first.get(4).and_then(text) {
+                    Some("t") => format!("{}.{}", quote(schema), quote(table)),
+                    _ => format!("ONLY {}.{}", quote(schema), quote(table)),
+                },
             })
         })
         .collect()

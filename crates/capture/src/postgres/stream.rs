@@ -12,60 +12,24 @@ use super::pgoutput::{self, DecodeError, DecodeErrorKind, Message, Old, Relation
 use super::slot::{self, State, text};
 use super::wire::Streamed;
 use super::{Connection, Lsn, Name, PgError, spelled};
-use crate::event::{Actor, Binding, Captured, Cell, Change, Key, Op, Person, Row, is_instant};
-
-/// Where to go on: what the trail keeps with its newest complete transaction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Resume {
-    /// Transactions that were committed before here are durable.
-    pub after: Lsn,
-    /// The last event's position; 0 before the first.
-    pub pos: u64,
-}
-
-/// One thing that the stream tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every step is an event")]
-pub enum Step {
-    /// Something happened in a committed transaction.
-    Event {
-        /// Where its transaction's commit record stands.
-        commit: Lsn,
-        /// Its place among the transaction's events, from 0. `commit` and this
-        /// name the event for good; its `pos` follows from [`Resume`].
-        ordinal: u64,
-        /// What happened.
-        captured: Captured,
-    },
-    /// The transaction's events are complete. Once they and `resume` are
-    /// durable, [`Stream::ack`] may let the server forget them.
-    Commit {
-        /// Where to go on.
-        resume: Resume,
-    },
-    /// Nothing else of ours was committed before `resume`. Acknowledge it like
-    /// a commit, or the server keeps its log for ever; make it durable first,
-    /// or the slot will seem to have been moved.
-    Idle {
-        /// Where to go on.
-        resume: Resume,
-    },
-    /// Nothing was said within the time allowed.
-    Quiet,
-}
+use crate::event::{
+    Actor, Binding, Captured, Cell, Change, Key, Op, Person, Position, Row, is_instant,
+};
 
 /// A slot being read.
 ///
-/// After a restart from a [`Resume`] the transactions after it come again from
-/// their first event, with the same positions: an event whose `pos` is durable
-/// already is to be skipped. So each is told exactly once.
+/// Every event's [`Position`] is its transaction's commit record and its place
+/// in the transaction. Decoding is deterministic: after a restart from a durable
+/// position, the events after it come with the same positions, each once.
 #[derive(Debug)]
 pub struct Stream {
     connection: Connection,
     slot: Name,
     publication: Name,
     assembler: Assembler,
-    /// The highest place handed out in a `Commit` or `Idle`.
+    /// Up to here everything is durable already.
+    after: Position,
+    /// The farthest place in the log that was handed out.
     handed: Lsn,
     /// What the server may forget.
     acked: Lsn,
@@ -83,19 +47,15 @@ impl Stream {
         mut connection: Connection,
         slot: &Name,
         publication: &Name,
-        resume: Resume,
+        after: Position,
     ) -> Result<Self, PgError> {
-        refuse_unsound(
-            slot,
-            resume.after,
-            slot::state(&mut connection, slot, resume.after)?,
-        )?;
+        let from = lsn(after)?;
+        refuse_unsound(slot, from, slot::state(&mut connection, slot, from)?)?;
         let keys = primary_keys(&mut connection)?;
         let newest_xid = newest_xid(&mut connection)?;
         let command = format!(
-            "START_REPLICATION SLOT {slot} LOGICAL {} \
-             (proto_version '1', publication_names '{publication}', messages 'true')",
-            resume.after
+            "START_REPLICATION SLOT {slot} LOGICAL {from} \
+             (proto_version '1', publication_names '{publication}', messages 'true')"
         );
         let doing = Doing::Streaming {
             slot: slot.as_str(),
@@ -106,28 +66,38 @@ impl Stream {
             connection,
             slot: slot.clone(),
             publication: publication.clone(),
-            assembler: Assembler::new(keys, newest_xid, resume.pos),
-            handed: resume.after,
-            acked: resume.after,
+            assembler: Assembler::new(keys, newest_xid),
+            after,
+            handed: from,
+            acked: from,
             unheard: 0,
         })
     }
 
-    /// The next step, waiting up to `wait` for the server to say something.
+    /// The next step, waiting up to `wait` for the server to say something;
+    /// `None` if it said nothing.
+    ///
+    /// A transaction's events are followed by a [`Captured::Mark`]; another one
+    /// tells, while nothing of ours is committed, how far the log was read.
+    /// Acknowledge both once they are durable, or the server keeps its log for
+    /// ever.
     ///
     /// Call it more often than the server's `wal_sender_timeout` (60 s unless
     /// set): this is what answers the server's questions.
     ///
     /// # Errors
     /// [`PgError::is_passing`] ones: start again from the last durable
-    /// [`Resume`]. [`PgError::Decode`]: nothing more can be read from here.
-    pub fn next(&mut self, wait: Duration) -> Result<Step, PgError> {
+    /// position. [`PgError::Decode`]: nothing more can be read from here.
+    pub fn next(&mut self, wait: Duration) -> Result<Option<Captured>, PgError> {
         loop {
-            if let Some(step) = self.assembler.told.pop_front() {
-                if let Step::Commit { resume } = &step {
-                    self.handed = self.handed.max(resume.after);
+            while let Some(step) = self.assembler.told.pop_front() {
+                let Some(reached) = step.reached() else {
+                    return Ok(Some(step));
+                };
+                self.handed = self.handed.max(lsn(reached)?);
+                if reached > self.after {
+                    return Ok(Some(step));
                 }
-                return Ok(step);
             }
             let doing = Doing::Streaming {
                 slot: self.slot.as_str(),
@@ -147,26 +117,23 @@ impl Stream {
                     }
                     if self.assembler.open.is_none() && end > self.handed {
                         self.handed = end;
-                        let pos = self.assembler.pos;
-                        let resume = Resume { after: end, pos };
-                        return Ok(Step::Idle { resume });
+                        let pos = boundary(end);
+                        return Ok(Some(Captured::Mark { pos }));
                     }
                 }
-                Streamed::Quiet => {
-                    // Also how a peer that vanished is noticed in the end.
-                    self.report()?;
-                    return Ok(Step::Quiet);
-                }
+                Streamed::Quiet => return Ok(None),
             }
         }
     }
 
-    /// Lets the server forget what was committed before `upto`: the `after` of
-    /// a `Commit` or `Idle` that is durable with everything before it.
+    /// Lets the server forget what was committed before `upto`: a position
+    /// that is durable with everything before it. Also tells the server that
+    /// we are still here; a peer that vanished is noticed by it in the end.
     ///
     /// # Errors
     /// [`PgError::AckAhead`] for more than was handed out.
-    pub fn ack(&mut self, upto: Lsn) -> Result<(), PgError> {
+    pub fn ack(&mut self, upto: Position) -> Result<(), PgError> {
+        let upto = lsn(upto)?;
         if upto > self.handed {
             return Err(PgError::AckAhead {
                 upto,
@@ -178,10 +145,27 @@ impl Stream {
     }
 
     /// Tells the server what it may forget, and that we are still here.
-    fn report(&mut self) -> Result<(), PgError> {
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub fn report(&mut self) -> Result<(), PgError> {
         self.unheard = 0;
         self.connection.status(self.acked)
     }
+}
+
+/// The place in the log of a position; an event's is that of its transaction's
+/// commit record, from which the whole transaction would come again.
+pub(super) fn lsn(position: Position) -> Result<Lsn, PgError> {
+    match position {
+        Position::Log { lsn, .. } => Ok(Lsn(lsn)),
+        Position::Outbox(_) => Err(PgError::Protocol("a position of another engine")),
+    }
+}
+
+/// Everything that was committed before `end` has been told.
+pub(super) fn boundary(end: Lsn) -> Position {
+    Position::Log { lsn: end.0, nth: 0 }
 }
 
 fn refuse_unsound(slot: &Name, durable: Lsn, state: State) -> Result<(), PgError> {
@@ -242,9 +226,7 @@ struct Assembler {
     tables: HashMap<u32, Table>,
     open: Option<Transaction>,
     /// Steps that are told but not yet handed out.
-    told: VecDeque<Step>,
-    /// The last event's position.
-    pos: u64,
+    told: VecDeque<Captured>,
     /// A transaction number with its epoch, near those that come.
     near_xid: u64,
 }
@@ -307,6 +289,7 @@ enum Event {
         key: Key,
         old: Option<Row>,
         new: Option<Row>,
+        unsent: Vec<usize>,
     },
     Unreadable(&'static str),
 }
@@ -318,18 +301,17 @@ const PREFIX: &str = "pitser";
 /// Longest attribution message that is read, bytes.
 const LONGEST_CLAIM: usize = 1 << 16;
 const NOT_SENT: &str =
-    "an unchanged large value was not sent: the table needs REPLICA IDENTITY FULL";
+    "a large value in the key was not sent: the table needs REPLICA IDENTITY FULL";
 const NO_KEY: &str = "the table has no primary key and no REPLICA IDENTITY FULL";
 const KEY_RENAMED: &str = "the primary key is not the one that the table had when this was written";
 
 impl Assembler {
-    fn new(keys: HashMap<u32, Vec<String>>, near_xid: u64, pos: u64) -> Self {
+    fn new(keys: HashMap<u32, Vec<String>>, near_xid: u64) -> Self {
         Self {
             keys,
             tables: HashMap::new(),
             open: None,
             told: VecDeque::new(),
-            pos,
             near_xid,
         }
     }
@@ -386,11 +368,8 @@ impl Assembler {
     fn commit(&mut self, commit: Lsn, end: Lsn) -> Result<(), DecodeError> {
         match self.open.take() {
             Some(open) if open.commit == commit && end >= commit => {
-                let resume = Resume {
-                    after: end,
-                    pos: self.pos,
-                };
-                self.told.push_back(Step::Commit { resume });
+                let pos = boundary(end);
+                self.told.push_back(Captured::Mark { pos });
                 Ok(())
             }
             _ => Err(FAULT_ORDER),
@@ -431,19 +410,24 @@ impl Assembler {
 
     fn tell(&mut self, event: Event) -> Result<(), DecodeError> {
         let open = self.open.as_mut().ok_or(FAULT_ORDER)?;
-        self.pos += 1;
+        open.events += 1;
+        let pos = Position::Log {
+            lsn: open.commit.0,
+            nth: open.events,
+        };
         let captured = match event {
-            Event::Unreadable(why) => Captured::Unreadable { pos: self.pos, why },
+            Event::Unreadable(why) => Captured::Unreadable { pos, why },
             Event::Change {
                 table,
                 op,
                 key,
                 old,
                 new,
+                unsent,
             } => {
                 let (actor, purpose) = open.claim.attribute();
                 Captured::Change(Change {
-                    pos: self.pos,
+                    pos,
                     tx: open.xid,
                     at: open.at.clone(),
                     table,
@@ -451,17 +435,13 @@ impl Assembler {
                     key,
                     old,
                     new,
+                    unsent,
                     actor,
                     purpose,
                 })
             }
         };
-        self.told.push_back(Step::Event {
-            commit: open.commit,
-            ordinal: open.events,
-            captured,
-        });
-        open.events += 1;
+        self.told.push_back(captured);
         Ok(())
     }
 }
@@ -515,6 +495,7 @@ impl Table {
             key: Key::new(Vec::new()),
             old: None,
             new: None,
+            unsent: Vec::new(),
         }
     }
 
@@ -540,16 +521,18 @@ impl Table {
             let identified = new.or(old.map(Old::tuple)).ok_or(NO_KEY)?;
             let key = self.key(identified)?;
             let old = match old {
-                Some(Old::Row(row)) => Some(self.row(row)?),
+                Some(Old::Row(row)) => Some(self.row(row)),
                 Some(Old::Key(_)) | None => None,
             };
-            let new = new.map(|row| self.row(row)).transpose()?;
+            let unsent = new.into_iter().flatten().enumerate();
+            let unsent = unsent.filter(|(_, value)| **value == Value::Unchanged);
             Ok(Event::Change {
                 table: self.name.clone(),
                 op,
                 key,
                 old,
-                new,
+                new: new.map(|row| self.row(row)),
+                unsent: unsent.map(|(place, _)| place).collect(),
             })
         };
         read().unwrap_or_else(Event::Unreadable)
@@ -557,15 +540,18 @@ impl Table {
 
     fn key(&self, tuple: &Tuple<'_>) -> Result<Key, &'static str> {
         let places = self.key.as_ref().map_err(|why| *why)?;
-        let cells: Result<Vec<Cell>, _> = places.iter().map(|place| cell(&tuple[*place])).collect();
-        cells.map(Key::new)
+        let cells = places.iter().map(|place| match tuple[*place] {
+            Value::Unchanged => Err(NOT_SENT),
+            known => Ok(cell(&known)),
+        });
+        cells.collect::<Result<_, _>>().map(Key::new)
     }
 
-    fn row(&self, tuple: &Tuple<'_>) -> Result<Row, &'static str> {
-        Ok(Row {
+    fn row(&self, tuple: &Tuple<'_>) -> Row {
+        Row {
             columns: Arc::clone(&self.columns),
-            cells: tuple.iter().map(cell).collect::<Result<_, _>>()?,
-        })
+            cells: tuple.iter().map(cell).collect(),
+        }
     }
 }
 
@@ -611,12 +597,12 @@ const fn fault(kind: DecodeErrorKind) -> DecodeError {
     DecodeError { kind, at: 0 }
 }
 
-fn cell(value: &Value<'_>) -> Result<Cell, &'static str> {
-    match value {
-        Value::Null => Ok(super::cell(None)),
-        Value::Text(text) => Ok(super::cell(Some(text))),
-        Value::Unchanged => Err(NOT_SENT),
-    }
+/// A value that was not sent stands as null, until the guardian fills it in.
+fn cell(value: &Value<'_>) -> Cell {
+    super::cell(match value {
+        Value::Null | Value::Unchanged => None,
+        Value::Text(text) => Some(text),
+    })
 }
 
 /// The 64-bit number that ends in `xid` and is nearest to `near`: living

@@ -22,7 +22,7 @@
 //! # let app = rusqlite::Connection::open(&path)?;
 //! # app.execute_batch("CREATE TABLE observation(id INTEGER PRIMARY KEY, value REAL)")?;
 //! use pitser_capture::sqlite::{SqliteSource, TableSpec};
-//! use pitser_capture::{Captured, Op};
+//! use pitser_capture::{Captured, Op, Position};
 //!
 //! let mut source = SqliteSource::open(&path, &[TableSpec::new("observation")])?;
 //! source.install(&[7; 16])?;
@@ -31,7 +31,7 @@
 //!
 //! for step in source.poll(0, 100)? {
 //!     if let Captured::Change(change) = step {
-//!         assert_eq!((change.pos, change.op), (1, Op::Create));
+//!         assert_eq!((change.pos, change.op), (Position::Outbox(1), Op::Create));
 //!         assert!(change.actor.is_none(), "ACT-01");
 //!     }
 //! }
@@ -48,6 +48,7 @@ mod install;
 mod outbox;
 mod repair;
 mod snapshot;
+mod source;
 mod table;
 mod value;
 
@@ -59,6 +60,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use thiserror::Error;
 
 use crate::event::{Captured, Key, Row};
+use crate::source::Shape;
 pub use fingerprint::{Drift, Fingerprint, How};
 pub use outbox::{Pending, Was};
 pub use snapshot::Snapshot;
@@ -105,10 +107,13 @@ pub fn table_names(path: impl AsRef<Path>) -> Result<Vec<String>, SqliteError> {
 pub struct SqliteSource {
     path: PathBuf,
     tables: Vec<Table>,
+    shapes: Vec<Shape>,
     db: Connection,
     busy: Duration,
     /// Everything up to here was deleted from the outbox by [`SqliteSource::ack`].
     acked: u64,
+    /// The file's version when a poll last came back empty.
+    polled: Option<i64>,
 }
 
 impl SqliteSource {
@@ -142,9 +147,11 @@ impl SqliteSource {
         let mut source = Self {
             path: path.to_owned(),
             tables: Vec::new(),
+            shapes: Vec::new(),
             db,
             busy,
             acked: 0,
+            polled: None,
         };
         source.check_encoding()?;
         for spec in tables {
@@ -155,6 +162,7 @@ impl SqliteSource {
         if source.is_installed()? {
             snapshot::quick_check(&source.db, "pitser_outbox")?;
         }
+        source.shapes = source::shapes(&source)?;
         Ok(source)
     }
 

@@ -12,7 +12,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{SqliteError, value};
-use crate::event::{self, Actor, Binding, Captured, Change, Key, Op, Person, Row};
+use crate::event::{self, Actor, Binding, Captured, Change, Key, Op, Person, Position, Row};
 
 /// The highest id ever given.
 pub(super) fn position(db: &Connection) -> Result<u64, SqliteError> {
@@ -36,25 +36,39 @@ pub(super) fn read(
     let position = position(db)?;
     if position < after {
         return Ok(vec![Captured::Rewound {
-            expected: after,
-            found: position,
+            expected: Position::Outbox(after),
+            found: Position::Outbox(position.saturating_sub(1)),
         }]);
     }
     if let Some(found) = risen(db, acked)? {
         return Ok(vec![Captured::Rewound {
-            expected: acked,
-            found,
+            expected: Position::Outbox(acked),
+            found: Position::Outbox(found.saturating_sub(1)),
         }]);
     }
     let mut steps = Reader::new(db, after)?.read(max)?;
-    let reached = steps.last().and_then(Captured::reached).unwrap_or(after);
+    let reached = steps.last().and_then(reached).unwrap_or(after);
     if steps.len() < max && reached < position {
-        steps.push(Captured::Gap {
-            expected: reached + 1,
-            found: position + 1,
-        });
+        steps.push(gap(reached, position));
     }
     Ok(steps)
+}
+
+/// The outbox id that a step reaches.
+fn reached(step: &Captured) -> Option<u64> {
+    match step.reached()? {
+        Position::Outbox(id) => Some(id),
+        Position::Log { .. } => None,
+    }
+}
+
+/// Rows `after + 1 ..= upto` are not there.
+fn gap(after: u64, upto: u64) -> Captured {
+    Captured::Gap {
+        after: Position::Outbox(after),
+        upto: Position::Outbox(upto),
+        what: format!("{} changes are missing from the outbox", upto - after),
+    }
 }
 
 /// An id that stands in the outbox although it was acknowledged: the counter
@@ -123,11 +137,11 @@ pub(super) fn pending(db: &Connection, after: u64, upto: u64) -> Result<Pending,
         complete: true,
         ..Pending::default()
     };
-    let mut reached = after;
-    while reached < upto {
-        for step in read(db, reached, 0, CHUNK)? {
-            match step.reached() {
-                Some(pos) => reached = pos,
+    let mut at = after;
+    while at < upto {
+        for step in read(db, at, 0, CHUNK)? {
+            match reached(&step) {
+                Some(id) => at = id,
                 None => {
                     return Ok(Pending {
                         complete: false,
@@ -136,7 +150,9 @@ pub(super) fn pending(db: &Connection, after: u64, upto: u64) -> Result<Pending,
                 }
             }
             match step {
-                Captured::Change(change) if change.pos <= upto => pending.note(change),
+                Captured::Change(change) if change.pos <= Position::Outbox(upto) => {
+                    pending.note(change)
+                }
                 Captured::Change(_) | Captured::Mark { .. } => {}
                 _ => pending.complete = false,
             }
@@ -310,10 +326,7 @@ impl<'a> Reader<'a> {
             let pos = u64::try_from(row.get::<_, i64>(0)?)
                 .expect("ids above an unsigned bound are positive");
             if pos != expected {
-                steps.push(Captured::Gap {
-                    expected,
-                    found: pos,
-                });
+                steps.push(gap(expected - 1, pos - 1));
             }
             steps.push(self.step(row, pos)?);
             expected = pos.saturating_add(1);
@@ -325,11 +338,15 @@ impl<'a> Reader<'a> {
         let kind = row.get_ref(1)?;
         if kind == ValueRef::Text(b"begin") || kind == ValueRef::Text(b"end") {
             self.bracket = Bracket::over(self.db, pos)?;
+            let pos = Position::Outbox(pos);
             return Ok(Captured::Mark { pos });
         }
         Ok(match self.change(row, pos) {
             Ok(change) => Captured::Change(change),
-            Err(why) => Captured::Unreadable { pos, why },
+            Err(why) => Captured::Unreadable {
+                pos: Position::Outbox(pos),
+                why,
+            },
         })
     }
 
@@ -353,7 +370,7 @@ impl<'a> Reader<'a> {
         let image = new.as_ref().or(old.as_ref()).ok_or("no image")?;
         let bracket = self.bracket.as_ref();
         Ok(Change {
-            pos,
+            pos: Position::Outbox(pos),
             tx: bracket.map_or(pos, |bracket| bracket.begin),
             at,
             table: shape.table.clone(),
@@ -363,6 +380,7 @@ impl<'a> Reader<'a> {
             purpose: bracket.and_then(|bracket| bracket.purpose.clone()),
             old,
             new,
+            unsent: Vec::new(),
         })
     }
 }

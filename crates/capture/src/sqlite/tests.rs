@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::event::{Binding, Cell, Change};
+use crate::event::{Binding, Cell, Change, Position};
 
 const SYSTEM: [u8; 16] = [7; 16];
 
@@ -104,6 +104,14 @@ fn apply(model: &mut Model, table: &str, step: Captured) {
         Some(row) => model.insert(change.key, row.cells),
         None => model.remove(&change.key),
     };
+}
+
+/// The outbox id that a step reaches.
+fn reached(step: &Captured) -> u64 {
+    match step.reached() {
+        Some(Position::Outbox(id)) => id,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn as_change(step: Captured) -> Option<Change> {
@@ -578,7 +586,7 @@ fn check_actors(sql: &str, actors: &str) {
         let mut seen = Vec::new();
         loop {
             let steps = world.source.poll(after, max).unwrap();
-            let Some(reached) = steps.last().map(|step| step.reached().unwrap()) else {
+            let Some(reached) = steps.last().map(reached) else {
                 break;
             };
             after = reached;
@@ -664,26 +672,29 @@ fn the_actor_is_the_applications_word() {
 
 // Holes.
 
+fn gap(after: u64, upto: u64) -> Captured {
+    Captured::Gap {
+        after: Position::Outbox(after),
+        upto: Position::Outbox(upto),
+        what: format!("{} changes are missing from the outbox", upto - after),
+    }
+}
+
+fn rewound(expected: u64, found: u64) -> Captured {
+    Captured::Rewound {
+        expected: Position::Outbox(expected),
+        found: Position::Outbox(found),
+    }
+}
+
 #[test]
 fn deleted_outbox_rows_are_a_gap() {
     let mut world = World::new(PATIENT, &["patient"]);
     world.run("INSERT INTO patient(id) VALUES(1), (2), (3), (4)");
     world.run("DELETE FROM pitser_outbox WHERE id IN (2, 4)");
     let steps = world.steps();
-    assert_eq!(
-        steps[1],
-        Captured::Gap {
-            expected: 2,
-            found: 3
-        }
-    );
-    assert_eq!(
-        steps[3],
-        Captured::Gap {
-            expected: 4,
-            found: 5
-        }
-    );
+    assert_eq!(steps[1], gap(1, 2));
+    assert_eq!(steps[3], gap(3, 4));
     assert_eq!(world.source.poll(4, 10).unwrap(), []);
     assert!(!world.source.pending(0, 4).unwrap().is_complete());
 }
@@ -692,13 +703,7 @@ fn deleted_outbox_rows_are_a_gap() {
 fn emptied_outbox_is_a_gap() {
     let mut world = World::new(PATIENT, &["patient"]);
     world.run("INSERT INTO patient(id) VALUES(1), (2); DELETE FROM pitser_outbox");
-    assert_eq!(
-        world.steps(),
-        [Captured::Gap {
-            expected: 1,
-            found: 3
-        }]
-    );
+    assert_eq!(world.steps(), [gap(0, 2)]);
 }
 
 #[test]
@@ -708,20 +713,11 @@ fn turned_back_counter_is_a_rewind() {
     world.source.ack(3).unwrap();
     assert_eq!(world.source.poll(3, 10).unwrap(), []);
     world.run("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'pitser_outbox'");
-    assert_eq!(
-        world.source.poll(3, 10).unwrap(),
-        [Captured::Rewound {
-            expected: 3,
-            found: 0
-        }]
-    );
+    assert_eq!(world.source.poll(3, 10).unwrap(), [rewound(3, 0)]);
     world.run("INSERT INTO patient(id) VALUES(11), (12), (13), (14)");
     assert_eq!(
         world.source.poll(3, 10).unwrap(),
-        [Captured::Rewound {
-            expected: 3,
-            found: 1
-        }],
+        [rewound(3, 0)],
         "caught up meanwhile"
     );
 }
@@ -757,7 +753,7 @@ fn forged_outbox_rows_are_unreadable() {
     );
     assert_eq!(
         steps.last().unwrap().reached(),
-        Some(u64::try_from(i64::MAX).unwrap())
+        Some(Position::Outbox(u64::try_from(i64::MAX).unwrap()))
     );
 }
 
@@ -777,7 +773,10 @@ fn acknowledged_rows_are_gone_and_positions_go_on() {
     ));
     world.run("VACUUM; INSERT INTO patient(id) VALUES(3)");
     assert_eq!(world.source.position().unwrap(), 3);
-    assert_eq!(world.source.poll(2, 10).unwrap()[0].reached(), Some(3));
+    assert_eq!(
+        world.source.poll(2, 10).unwrap()[0].reached(),
+        Some(Position::Outbox(3))
+    );
 }
 
 #[test]
@@ -1238,7 +1237,7 @@ fn follows_a_busy_application(journal: &str) {
             break;
         }
         for step in steps {
-            after = step.reached().unwrap();
+            after = reached(&step);
             assert!(
                 !matches!(&step, Captured::Change(change) if change.actor.is_none()),
                 "unattributed"
@@ -1439,7 +1438,7 @@ proptest! {
         world.agrees("t");
 
         let steps = world.steps();
-        prop_assert_eq!(steps.last().map_or(0, |step| step.reached().unwrap()), world.source.position().unwrap());
+        prop_assert_eq!(steps.last().map_or(0, reached), world.source.position().unwrap());
         let cut = cut.index(steps.len() + 1);
         let mut then = Model::new();
         for step in &steps[..cut] {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use harness::Server;
 use pitser_capture::postgres::slot::{self, State};
-use pitser_capture::postgres::{Connection, Name, PgError, Resume, Snapshot, Step, Stream};
-use pitser_capture::{Binding, Captured, Cell, Change, Key, Op, Row};
+use pitser_capture::postgres::{Connection, Lsn, Name, PgError, Snapshot, Stream};
+use pitser_capture::{Binding, Captured, Cell, Change, Key, Op, Position, Row};
 
 const WAIT: Duration = Duration::from_millis(200);
 /// Silences of `WAIT` in a row before a test gives up.
@@ -26,7 +26,7 @@ fn name() -> Name {
 struct World {
     server: Server,
     sql: Connection,
-    start: Resume,
+    start: Position,
 }
 
 impl World {
@@ -38,10 +38,7 @@ impl World {
         slot::publish(&mut sql, &name(), &tables).unwrap();
         let mut replication = server.replication();
         let made = slot::create(&mut replication, &name()).unwrap();
-        let start = Resume {
-            after: made.consistent_point(),
-            pos: 0,
-        };
+        let start = boundary(made.consistent_point());
         Some(Self { server, sql, start })
     }
 
@@ -51,20 +48,36 @@ impl World {
             .unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    fn stream(&self, from: Resume) -> Stream {
+    fn stream(&self, from: Position) -> Stream {
         Stream::start(self.server.replication(), &name(), &name(), from).unwrap()
     }
 }
 
+/// Everything before this place has been told.
+fn boundary(at: Lsn) -> Position {
+    Position::Log { lsn: at.0, nth: 0 }
+}
+
+fn durable_lsn(position: Position) -> Lsn {
+    match position {
+        Position::Log { lsn, .. } => Lsn(lsn),
+        Position::Outbox(_) => panic!("{position:?}"),
+    }
+}
+
 /// Reads whole transactions, and where to go on after each.
-fn transactions(stream: &mut Stream, count: usize) -> Vec<(Vec<Captured>, Resume)> {
+fn transactions(stream: &mut Stream, count: usize) -> Vec<(Vec<Captured>, Position)> {
     let (mut done, mut open, mut quiet) = (Vec::new(), Vec::new(), 0);
     while done.len() < count {
         match stream.next(WAIT).unwrap() {
-            Step::Event { captured, .. } => open.push(captured),
-            Step::Commit { resume } => done.push((std::mem::take(&mut open), resume)),
-            Step::Idle { .. } => assert!(open.is_empty(), "idle within a transaction"),
-            Step::Quiet => {
+            Some(Captured::Mark { pos }) => {
+                // Without events before it, it tells how far the log was read.
+                if !open.is_empty() {
+                    done.push((std::mem::take(&mut open), pos));
+                }
+            }
+            Some(event) => open.push(event),
+            None => {
                 quiet += 1;
                 assert!(
                     quiet < PATIENCE,
@@ -227,8 +240,12 @@ fn changes_in_commit_order_with_keys_savepoints_and_truncation() {
             .iter()
             .all(|change| change.actor.is_none() && change.table == "public.visit")
     );
-    let order: Vec<u64> = found.iter().map(|change| change.pos).collect();
-    assert_eq!(order, [1, 2, 3, 4, 5, 6]);
+    assert!(found.is_sorted_by(|one, next| one.pos < next.pos));
+    let nth = found.iter().map(|change| match change.pos {
+        Position::Log { nth, .. } => nth,
+        Position::Outbox(_) => 0,
+    });
+    assert_eq!(nth.collect::<Vec<_>>(), [1, 2, 1, 1, 2, 1]);
     let tx: Vec<u64> = found.iter().map(|change| change.tx - found[0].tx).collect();
     assert_eq!(tx, [0, 0, 1, 2, 2, 3]);
 
@@ -347,12 +364,12 @@ fn each_change_exactly_once_across_restarts() {
     let seen = transactions(&mut stream, 3);
     // Two are durable; the third came, but the guardian died before it wrote.
     let durable = seen[1].1;
-    stream.ack(durable.after).unwrap();
+    stream.ack(durable).unwrap();
 
     world.server.crash_and_restart();
     let error = loop {
         match stream.next(WAIT) {
-            Ok(step) => assert!(!matches!(step, Step::Event { .. }), "{step:?}"),
+            Ok(step) => assert!(!matches!(step, Some(Captured::Change(_))), "{step:?}"),
             Err(error) => break error,
         }
     };
@@ -367,24 +384,21 @@ fn each_change_exactly_once_across_restarts() {
     let Captured::Change(fourth) = &again[1].0[0] else {
         panic!("{again:?}");
     };
-    assert_eq!(
-        (fourth.pos, show(&fourth.key.cells()[0])),
-        (4, "4".to_owned())
-    );
+    assert_eq!(show(&fourth.key.cells()[0]), "4");
+    assert!(matches!(fourth.pos, Position::Log { nth: 1, .. }));
     let durable = again[1].1;
-    stream.ack(durable.after).unwrap();
+    stream.ack(durable).unwrap();
 
     // What is not ours moves the place to go on from, so that log can go.
     world.run("INSERT INTO other SELECT generate_series(1, 10)");
     let idle = loop {
         match stream.next(WAIT).unwrap() {
-            Step::Idle { resume } if resume.after > durable.after => break resume,
-            Step::Idle { .. } | Step::Quiet => {}
+            Some(Captured::Mark { pos }) if pos > durable => break pos,
+            Some(Captured::Mark { .. }) | None => {}
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(idle.pos, durable.pos);
-    stream.ack(idle.after).unwrap();
+    stream.ack(idle).unwrap();
     drop(stream);
 
     world.server.restart();
@@ -393,7 +407,7 @@ fn each_change_exactly_once_across_restarts() {
     let mut stream = world.stream(idle);
     let fifth = changes(&mut stream, 1);
     assert_eq!(story(&fifth), ["Create 5 - -> 5"]);
-    assert_eq!(fifth[0].pos, 5);
+    assert!(fifth[0].pos > idle);
 }
 
 #[test]
@@ -403,10 +417,13 @@ fn nothing_is_acknowledged_before_it_was_handed_out() {
     };
     world.run("INSERT INTO visit VALUES (1)");
     let mut stream = world.stream(world.start);
-    let ahead = pitser_capture::postgres::Lsn(world.start.after.0 + (1 << 30));
+    let ahead = Position::Log {
+        lsn: durable_lsn(world.start).0 + (1 << 30),
+        nth: 0,
+    };
     assert!(matches!(stream.ack(ahead), Err(PgError::AckAhead { .. })));
-    let (_, resume) = transactions(&mut stream, 1).remove(0);
-    stream.ack(resume.after).unwrap();
+    let (_, end) = transactions(&mut stream, 1).remove(0);
+    stream.ack(end).unwrap();
 }
 
 #[test]
@@ -414,7 +431,7 @@ fn a_slot_that_is_missing_moved_or_busy_is_noticed() {
     let Some(mut world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
         return;
     };
-    let durable = world.start.after;
+    let durable = durable_lsn(world.start);
     let sound = State::Sound { confirmed: durable };
     assert_eq!(
         slot::state(&mut world.sql, &name(), durable).unwrap(),
@@ -471,7 +488,7 @@ fn a_publication_made_after_its_slot_is_named() {
     let mut stream = world.stream(world.start);
     let error = loop {
         match stream.next(WAIT) {
-            Ok(step) => assert!(!matches!(step, Step::Event { .. }), "{step:?}"),
+            Ok(step) => assert!(!matches!(step, Some(Captured::Change(_))), "{step:?}"),
             Err(error) => break error,
         }
     };
@@ -635,10 +652,7 @@ fn rows_of_the_exported_snapshot_and_the_stream_meet() {
     let keyless = snapshot.scan(&tables[1], 2, |_| ControlFlow::Continue(()));
     says(keyless, false, &["public.heap", "REPLICA IDENTITY FULL"]);
 
-    let start = Resume {
-        after: made.consistent_point(),
-        pos: 0,
-    };
+    let start = boundary(made.consistent_point());
     let mut stream = Stream::start(replication, &name(), &name(), start).unwrap();
     let found = changes(&mut stream, 1);
     let lines = ["Create w6 - -> 6,w6,7", "Create 2 - -> 2"];
@@ -720,11 +734,10 @@ fn statement(random: &mut u64) -> String {
 }
 
 /// A guardian that dies now and then: what it has is what is durable.
-#[derive(Default)]
 struct Guardian {
     rows: BTreeMap<Key, Row>,
-    pos: u64,
-    resume: Resume,
+    reached: Position,
+    steps: u32,
 }
 
 impl Guardian {
@@ -732,34 +745,44 @@ impl Guardian {
     fn read(&mut self, stream: &mut Stream, count: usize) -> bool {
         for _ in 0..count {
             match stream.next(WAIT).unwrap() {
-                Step::Event {
-                    captured: Captured::Change(change),
-                    ..
-                } => {
+                Some(Captured::Change(change)) => {
                     if self.apply(change) {
                         return true;
                     }
                 }
-                Step::Commit { resume } | Step::Idle { resume } => {
-                    assert!(resume.after >= self.resume.after && resume.pos <= self.pos);
-                    self.resume = resume;
-                    if resume.pos % 3 == 0 {
-                        stream.ack(resume.after).unwrap();
-                    }
+                Some(Captured::Mark { pos }) => {
+                    assert!(pos > self.reached);
+                    self.reached = pos;
                 }
-                Step::Quiet => {}
+                None => {}
                 other => panic!("{other:?}"),
+            }
+            self.steps += 1;
+            if self.steps.is_multiple_of(3) {
+                stream.ack(self.reached).unwrap();
             }
         }
         false
     }
 
     fn apply(&mut self, change: Change) -> bool {
-        if change.pos <= self.pos {
-            return false;
-        }
-        assert_eq!(change.pos, self.pos + 1, "no event is left out");
-        self.pos = change.pos;
+        let places = (self.reached, change.pos);
+        let (
+            Position::Log { lsn, nth },
+            Position::Log {
+                lsn: now,
+                nth: next,
+            },
+        ) = places
+        else {
+            panic!("{places:?}");
+        };
+        let follows = if now == lsn { nth + 1 } else { 1 };
+        assert!(
+            now >= lsn && next == follows,
+            "told twice or left out: {places:?}"
+        );
+        self.reached = change.pos;
         let last = show(&change.key.cells()[0]) == "-1";
         let known = self.rows.contains_key(&change.key);
         assert_eq!(
@@ -786,13 +809,14 @@ fn what_was_told_adds_up_to_the_table_whoever_dies() {
         return;
     };
     let mut guardian = Guardian {
-        resume: world.start,
-        ..Guardian::default()
+        rows: BTreeMap::new(),
+        reached: world.start,
+        steps: 0,
     };
     let mut lives = 0;
     let mut live = |guardian: &mut Guardian, world: &World, steps| {
         lives += 1;
-        guardian.read(&mut restarted(world, guardian.resume), steps)
+        guardian.read(&mut restarted(world, guardian.reached), steps)
     };
     let clients = busy_clients(&world.server, [1, 2, 3]);
     for _ in 0..4 {
@@ -843,7 +867,7 @@ fn busy_clients(server: &Server, seeds: [u64; 3]) -> [JoinHandle<()>; 3] {
 }
 
 /// A stream as soon as the server has let go of the one before.
-fn restarted(world: &World, from: Resume) -> Stream {
+fn restarted(world: &World, from: Position) -> Stream {
     loop {
         match Stream::start(world.server.replication(), &name(), &name(), from) {
             Err(PgError::SlotBusy { .. }) => {}

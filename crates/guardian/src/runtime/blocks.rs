@@ -1,9 +1,8 @@
 //! Blocks, their seals, and heads that witnesses cosign.
 
-use super::{Ended, LATENCIES, RECENT, SECOND_US, Session, Worker};
+use super::{Ended, LATENCIES, POSITION, RECENT, SECOND_US, Session, Worker};
 use crate::sealer::{Outcome, Wanted};
 use crate::status::BlockStatus;
-use pitser_capture::sqlite::SqliteError;
 use pitser_evidence::Code;
 use pitser_ksi::time::Second;
 use pitser_monitor::Finding;
@@ -36,7 +35,8 @@ impl Session {
             });
         }
         // The checkpoint line holds the position: from here on it survives.
-        self.ack_due = Some(self.position);
+        self.kept = self.position;
+        self.ack_due = Some(self.kept);
         let took = (worker.parts.clock)().saturating_sub(began);
         self.closing_us = took.max(self.closing_us - self.closing_us / 8);
         self.show(worker);
@@ -57,7 +57,7 @@ impl Session {
                     other => other?,
                 }
                 worker.delayed = None;
-                self.sealed(worker, block, &signature);
+                self.note_seal(worker, block, &signature);
                 self.settled(worker)?;
             }
         }
@@ -65,7 +65,7 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn sealed(&mut self, worker: &Worker, block: u64, signature: &[u8]) {
+    fn note_seal(&mut self, worker: &Worker, block: u64, signature: &[u8]) {
         let now = (worker.parts.clock)();
         while let Some((_, times)) = self.waiting.pop_front_if(|(number, _)| *number <= block) {
             self.latencies
@@ -169,10 +169,11 @@ impl Session {
         Ok(Ok(size))
     }
 
-    /// Empties the outbox up to where the last checkpoint line reaches, when
-    /// there is nothing better to do and nobody else is writing.
+    /// Lets the source forget what is durable here, and tells it each second
+    /// that we are still here. An outbox is emptied when there is nothing
+    /// better to do and nobody else is writing.
     pub(super) fn acknowledge(&mut self) -> Result<(), Ended> {
-        if self.more {
+        if self.more && !self.source.is_stream() {
             return Ok(());
         }
         let Some(upto) = self.ack_due else {
@@ -180,9 +181,22 @@ impl Session {
         };
         match self.source.ack(upto) {
             Ok(()) => self.ack_due = None,
-            Err(SqliteError::Locked) => {}
+            Err(error) if error.is_busy() => {}
             Err(error) => return Err(error.into()),
         }
+        Ok(())
+    }
+
+    /// Makes the position durable although no line tells of it: nothing of
+    /// ours happened up to there.
+    pub(super) fn keep_position(&mut self) -> Result<(), Ended> {
+        if self.position > self.kept {
+            let path = self.trail.layout().dir().join(POSITION);
+            let text = format!("{}\n", self.position);
+            pitser_trail::disk::replace(&path, text.as_bytes()).map_err(TrailError::from)?;
+            self.kept = self.position;
+        }
+        self.ack_due = Some(self.kept);
         Ok(())
     }
 }

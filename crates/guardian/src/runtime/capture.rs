@@ -1,191 +1,332 @@
-//! What happened, in the order in which the source tells it; and the rows that
-//! were there before.
+//! What happened, in the order in which the source tells it.
 
-use super::{BASELINE_CHUNK, BATCH, BLOCK_LINES, Ended, Receipt, Session, SubmitError, Worker};
-use crate::status::SourceState;
-use crate::translate::{self, Message, Resolved, Whose, text_key};
-use pitser_capture::event::{Captured, Change};
+use super::{BATCH, BLOCK_LINES, Ended, Receipt, Session, SubmitError, Suspect, TRANSACTION, Worker};
+use crate::actors::Judged;
+use crate::translate::{self, About, Message, Resolved, Whose, text_key};
+use pitser_capture::event::{Captured, Change, Op as Changed, Row};
 use pitser_capture::fhir;
-use pitser_capture::sqlite::SqliteError;
+use pitser_capture::{Cell, Key, Position};
 use pitser_evidence::Code;
-use pitser_evidence::commit::{LineNonce, commit_row};
-use pitser_evidence::line::{Gap, Op, Patient, Timestamp};
-use pitser_monitor::{Finding, key_cells};
+use pitser_evidence::codec::Bytes32;
+use pitser_evidence::commit::commit_row;
+use pitser_evidence::line::{Gap, Op};
+use pitser_monitor::{Expected, Finding, Sealed, expected, key_cells, key_of};
 use pitser_trail::{Body, Draft, PatientId, TrailError};
+
+/// Lines of one truncation that are one event.
+const TRUNCATED: usize = 500;
 
 impl Session {
     /// Takes the next batch of what was committed, and makes it durable.
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        let version = match self.source.data_version() {
-            Err(SqliteError::Locked) => return Ok(()),
+        let steps = match self.source.poll(self.position, BATCH) {
+            Err(error) if error.is_busy() => return Ok(()),
             other => other?,
         };
-        if version == self.data_version && !self.more {
+        self.more = !steps.is_empty();
+        if steps.is_empty() {
             return Ok(());
         }
-        let steps = match self.source.poll(self.position, BATCH) {
-            Err(SqliteError::Locked) => return Ok(()),
-            other => other?,
-        };
-        self.data_version = version;
-        self.more = !steps.is_empty();
         for step in steps {
             self.step(worker, step)?;
+        }
+        if !self.source.is_stream() {
+            self.end_transaction(worker)?;
         }
         self.trail.commit()?;
         self.show(worker);
         Ok(())
     }
 
-    pub(super) fn step(&mut self, worker: &Worker, step: Captured) -> Result<(), Ended> {
-        let reached = step.reached();
-        let name = &worker.parts.source.name;
+    fn step(&mut self, worker: &mut Worker, step: Captured) -> Result<(), Ended> {
         match step {
-            Captured::Change(change) => self.change(worker, &change)?,
-            Captured::Mark { .. } => {}
-            Captured::Gap { expected, found } => {
-                self.gap(worker, expected.saturating_sub(1), found)?;
-                let text = format!(
-                    "{} changes are missing from the outbox",
-                    found.saturating_sub(expected)
-                );
-                self.finding(worker, Finding::general(Code::CaptureGap, text))?;
+            Captured::Change(change) => return self.take(worker, change),
+            Captured::Mark { pos } => {
+                self.end_transaction(worker)?;
+                self.position = pos;
+            }
+            Captured::Gap { after, upto, what } => {
+                self.end_transaction(worker)?;
+                self.gap(worker, after, upto)?;
+                self.finding(worker, Finding::general(Code::CaptureGap, what))?;
             }
             Captured::Rewound { expected, found } => {
+                self.end_transaction(worker)?;
                 self.gap(worker, expected, found)?;
                 let text = "the database counts its changes from an earlier position: it was rewound or replaced";
                 self.finding(worker, Finding::general(Code::DatabaseRewound, text))?;
-                self.position = found.saturating_sub(1);
             }
             Captured::Unreadable { pos, why } => {
-                self.gap(worker, pos.saturating_sub(1), pos)?;
-                self.finding(
-                    worker,
-                    Finding::general(
-                        Code::CaptureGap,
-                        format!("an outbox row is unreadable: {why}"),
-                    ),
-                )?;
+                self.write_open(worker)?;
+                self.unreadable(worker, pos, why)?;
             }
             other => {
-                tracing::warn!(source = %name, step = ?other, "a step of a kind that this version does not know")
+                let name = &worker.parts.source.name;
+                tracing::warn!(source = %name, step = ?other, "a step of a kind that this version does not know");
             }
-        }
-        if let Some(reached) = reached {
-            self.position = reached;
         }
         Ok(())
     }
 
-    pub(super) fn change(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
-        let source = &worker.parts.source.name;
-        self.compare_old(worker, change)?;
-        let whose = self.whose(change)?;
-        let drafts = translate::change(change, source, whose, &self.now(worker));
-        if self.patients.is_target(&change.table)
-            && let Some(key) = translate::key_value(&change.key)
-        {
-            let row = change.new.as_ref();
-            let owner = row.and_then(|row| self.patients.of(&change.table, row));
-            self.patients.learn(&change.table, key, owner);
+    /// Keeps a change until its transaction has said more about it.
+    fn take(&mut self, worker: &mut Worker, change: Change) -> Result<(), Ended> {
+        if self.open_changes.first().is_some_and(|open| open.tx != change.tx) {
+            self.end_transaction(worker)?;
         }
+        self.open_changes.push(change);
+        if self.open_changes.len() >= TRANSACTION {
+            self.write_open(worker)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left of the transaction, and what is wrong with it.
+    fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        self.write_open(worker)?;
+        for suspect in std::mem::take(&mut self.suspects) {
+            let Suspect { mut finding, patient, rows } = suspect;
+            if rows > 1 {
+                finding.text += &format!(" (and {} more rows of this table in its transaction)", rows - 1);
+            }
+            self.finding_of(worker, finding, patient)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the changes that were kept, by what they say together.
+    fn write_open(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let changes = std::mem::take(&mut self.open_changes);
+        for change in &changes {
+            let sealed = match self.actors.compares(change) {
+                true => self.sealed(change)?,
+                false => None,
+            };
+            let content = sealed.as_ref().map(|sealed| &sealed.content);
+            self.actors.witness(&mut self.witness, change, content);
+        }
+        for change in changes {
+            let pos = change.pos;
+            match change.op {
+                Changed::Truncate => self.truncate(worker, &change)?,
+                _ => self.change(worker, change)?,
+            }
+            self.position = pos;
+            if self.trail.open_lines() >= BLOCK_LINES {
+                self.close(worker)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, worker: &Worker, mut change: Change) -> Result<(), Ended> {
+        self.compare_old(worker, &change)?;
+        let sealed = match change.op {
+            // The row that an update replaces, where the engine does not send it.
+            Changed::Update if change.old.is_none() || !change.unsent.is_empty() => {
+                self.sealed(&change)?
+            }
+            _ => None,
+        };
+        if !fill_in(&mut change, sealed.as_ref()) {
+            let why = "a large value that the update left alone was not sent, and its sealed version is not known: set REPLICA IDENTITY FULL";
+            return self.unreadable(worker, change.pos, why);
+        }
+        let columns = match (&change.old, &change.new, &sealed) {
+            (Some(old), Some(new), _) => translate::changed_columns(old, new),
+            (None, Some(new), Some(sealed)) => sealed.differing(new),
+            (old, new, _) => new.as_ref().or(old.as_ref()).map_or_else(Vec::new, |row| row.columns.to_vec()),
+        };
+        let content = sealed.as_ref().map(|sealed| &sealed.content);
+        let Judged { actor, finding } = self.actors.judge(&change, content, &self.witness);
+        let about = About {
+            whose: self.whose(&change)?,
+            actor,
+            columns,
+            image: self.keeps_image(worker, &change.table),
+        };
+        let drafts = translate::change(&change, &worker.parts.source.name, about, &self.now(worker));
+        self.learn(&change.table, &change.key, change.new.as_ref());
         let Some(line) = drafts.last().cloned() else {
             return Ok(());
         };
         let seq = self.append(drafts)?;
         self.open_times.push(line.at.micros());
-        if change.actor.is_none() {
+        if let Some((code, text)) = finding {
             let about = self.trail.state().next_seq() - 1;
-            let finding = Finding {
-                code: Code::Unattributed,
-                table: Some(change.table.clone()),
-                record: Some(
-                    self.trail
-                        .record_key(Some(&change.table), &key_cells(&change.key)),
-                ),
+            self.suspect(&change, code, text, about, line);
+        }
+        tracing::debug!(seq, table = %change.table, op = ?change.op, "captured");
+        Ok(())
+    }
+
+    /// Notes what is wrong with a change; it is told when its transaction ends,
+    /// once for each table.
+    fn suspect(&mut self, change: &Change, code: Code, text: String, about: u64, line: Draft) {
+        let table = Some(&change.table);
+        let known = self
+            .suspects
+            .iter_mut()
+            .find(|s| s.finding.code == code && s.finding.table.as_ref() == table);
+        if let Some(known) = known {
+            known.rows += 1;
+            return;
+        }
+        let record = self.trail.record_key(table.map(String::as_str), &key_cells(&change.key));
+        self.suspects.push(Suspect {
+            finding: Finding {
+                code,
+                table: table.cloned(),
+                record: Some(record),
                 key: Some(change.key.clone()),
                 columns: line.columns.unwrap_or_default(),
                 about: Some(about),
-                text: format!("{} without an attributed actor", line.op.as_str()),
-            };
-            self.finding_of(worker, finding, line.patient)?;
+                text,
+            },
+            patient: line.patient,
+            rows: 1,
+        });
+    }
+
+    /// All rows of a table are gone at once: a line for each, since each stands
+    /// in the list of its own patient.
+    fn truncate(&mut self, worker: &mut Worker, change: &Change) -> Result<(), Ended> {
+        let Judged { actor, finding } = self.actors.judge(change, None, &self.witness);
+        let records = self.trail.state().records(&change.table);
+        let gone: Vec<Bytes32> = records
+            .filter(|(_, known)| known.leaf.row.is_some())
+            .map(|(record, _)| *record)
+            .collect();
+        let first = self.trail.state().next_seq();
+        let mut left = gone.len();
+        for part in gone.chunks(TRUNCATED) {
+            left -= part.len();
+            // Until its last line is durable, the truncation is to come again.
+            let pos = if left == 0 { change.pos } else { self.position };
+            let mut drafts = Vec::new();
+            for record in part {
+                drafts.extend(self.truncated_row(worker, change, record, actor.clone(), pos)?);
+            }
+            if !drafts.is_empty() {
+                self.append(drafts)?;
+            }
+            if self.trail.open_lines() >= BLOCK_LINES {
+                self.close(worker)?;
+            }
         }
-        tracing::debug!(seq, table = %change.table, op = line.op.as_str(), "captured");
-        Ok(())
+        self.open_times.push((worker.parts.clock)());
+        let of_table = |code, text| Finding {
+            table: Some(change.table.clone()),
+            about: Some(first),
+            ..Finding::general(code, text)
+        };
+        if let Some((code, text)) = finding {
+            self.finding(worker, of_table(code, text))?;
+        }
+        let text = format!("the table was truncated: {} rows are gone", gone.len());
+        self.finding(worker, of_table(Code::Truncated, text))
+    }
+
+    /// The line of one row of a truncated table; none if its key was destroyed.
+    fn truncated_row(
+        &mut self,
+        worker: &Worker,
+        change: &Change,
+        record: &Bytes32,
+        actor: Option<pitser_capture::Actor>,
+        pos: Position,
+    ) -> Result<Option<Draft>, Ended> {
+        let sealed = Sealed::of(&mut self.trail, &change.table, record).map_err(TrailError::from)?;
+        let Some(key) = sealed.and_then(|sealed| sealed.content.key) else {
+            return Ok(None);
+        };
+        let before = self.known_patient(&change.table, record)?;
+        let gone = Change {
+            pos,
+            op: Changed::Delete,
+            key: key_of(key.into_iter().map(|cell| cell.0)),
+            ..change.clone()
+        };
+        let about = About {
+            whose: Whose { before, after: None },
+            actor,
+            columns: Vec::new(),
+            image: true,
+        };
+        let drafts = translate::change(&gone, &worker.parts.source.name, about, &self.now(worker));
+        Ok(drafts.into_iter().next_back())
+    }
+
+    /// Whether the vault keeps the rows of this table.
+    pub(super) fn keeps_image(&self, worker: &Worker, table: &str) -> bool {
+        worker.parts.source.vault || self.actors.is_lookup(table)
+    }
+
+    /// Remembers what other rows will be looked up by.
+    pub(super) fn learn(&mut self, table: &str, key: &Key, row: Option<&Row>) {
+        let Some(value) = translate::key_value(key) else {
+            return;
+        };
+        if self.patients.is_target(table) {
+            let owner = row.and_then(|row| self.patients.of(table, row));
+            self.patients.learn(table, value, owner);
+        }
+        if let Some(row) = row {
+            self.actors.learn_row(table, value, row);
+        }
     }
 
     /// Whose record a change is about: by the trail before, by the row after.
     fn whose(&mut self, change: &Change) -> Result<Whose, TrailError> {
-        let key = key_cells(&change.key);
-        let record = self.trail.record_key(Some(&change.table), &key);
+        let record = self.record_of(change);
         let row = change.new.as_ref().or(change.old.as_ref());
-        let after = row.and_then(|row| self.patients.of(&change.table, row));
-        let known = self.trail.state().record(&change.table, &record);
-        let before = match known.and_then(|record| record.patient) {
-            Some(patient @ Patient::Pseudonym(_)) => {
-                self.trail.vault().identifier(&patient.to_string())?
-            }
-            _ => None,
-        };
-        Ok(Whose { before, after })
+        Ok(Whose {
+            after: row.and_then(|row| self.patients.of(&change.table, row)),
+            before: self.known_patient(&change.table, &record)?,
+        })
+    }
+
+    fn record_of(&self, change: &Change) -> Bytes32 {
+        self.trail
+            .record_key(Some(&change.table), &key_cells(&change.key))
+    }
+
+    /// The version of a record that was sealed before a change.
+    fn sealed(&mut self, change: &Change) -> Result<Option<Sealed>, TrailError> {
+        let record = self.record_of(change);
+        Ok(Sealed::of(&mut self.trail, &change.table, &record)?)
     }
 
     /// The row that a change replaces must be the one that was sealed last:
-    /// an edit past the triggers cannot be hidden by a later update.
-    pub(super) fn compare_old(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
+    /// an edit past the engine cannot be hidden by a later update.
+    fn compare_old(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
         let Some(old) = &change.old else {
             return Ok(());
         };
-        let record = self
-            .trail
-            .record_key(Some(&change.table), &key_cells(&change.key));
-        let Some(known) = self.trail.state().record(&change.table, &record).copied() else {
+        let record = self.record_of(change);
+        let expected =
+            expected(&mut self.trail, &change.table, &record).map_err(TrailError::from)?;
+        let Expected::Row { nonce, row } = expected else {
             return Ok(());
         };
-        let Some(sealed) = known.leaf.row else {
-            return Ok(());
-        };
-        let compartment = known
-            .row_patient
-            .map_or_else(|| format!("table:{}", change.table), |p| p.to_string());
-        let Some(key) = self
-            .trail
-            .vault()
-            .key(&compartment)
-            .map_err(TrailError::from)?
-        else {
-            return Ok(());
-        };
-        let nonce = LineNonce::new(
-            &key,
-            &self.trail.genesis().origin,
-            sealed.timeline,
-            sealed.seq,
-        );
         let cells = old.iter().map(|(name, cell)| (name, cell.expose()));
-        if commit_row(&nonce, cells).1 == sealed.row {
+        if commit_row(&nonce, cells).1 == row {
             return Ok(());
         }
-        let content = self
-            .trail
-            .vault()
-            .get(sealed.seq)
-            .map_err(TrailError::from)?
-            .map(|(_, c)| c);
+        let sealed = self.sealed(change)?;
         let finding = Finding {
             code: Code::RowDiffers,
             table: Some(change.table.clone()),
             record: Some(record),
             key: Some(change.key.clone()),
-            columns: pitser_monitor::differing(content.as_ref(), old),
-            about: Some(sealed.seq),
+            columns: sealed.as_ref().map(|s| s.differing(old)).unwrap_or_default(),
+            about: sealed.map(|sealed| sealed.seq),
             text: "the row that was changed was not the one that was sealed".into(),
         };
         self.finding(worker, finding)
     }
 
-    pub(super) fn gap(&mut self, worker: &Worker, from: u64, to: u64) -> Result<(), Ended> {
-        let at = self.now(worker);
+    /// A hole in the source's account: noted, and all rows looked at.
+    fn gap(&mut self, worker: &Worker, from: Position, to: Position) -> Result<(), Ended> {
         let draft = Draft {
             body: Body::Gap(Gap {
                 from: from.to_string(),
@@ -193,14 +334,21 @@ impl Session {
             }),
             ..Draft::new(
                 Op::Gap,
-                at,
+                self.now(worker),
                 &worker.parts.source.name,
-                &to.saturating_sub(1).max(from).to_string(),
+                &to.to_string(),
             )
         };
         self.scan_due = true;
         self.append(vec![draft])?;
+        self.position = to;
         Ok(())
+    }
+
+    fn unreadable(&mut self, worker: &Worker, pos: Position, why: &str) -> Result<(), Ended> {
+        self.gap(worker, self.position, pos)?;
+        let text = format!("a change cannot be read: {why}");
+        self.finding(worker, Finding::general(Code::CaptureGap, text))
     }
 
     pub(super) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, Ended> {
@@ -275,109 +423,33 @@ impl Session {
             None => text_key(id),
         };
         let record = self.trail.record_key(Some(&table), &key);
-        let patient = self
-            .trail
-            .state()
-            .record(&table, &record)
-            .and_then(|r| r.patient);
-        let patient = match patient {
-            Some(p @ Patient::Pseudonym(_)) => self
-                .trail
-                .vault()
-                .identifier(&p.to_string())?
-                .map(PatientId::Id),
-            _ => None,
-        };
+        let patient = self.known_patient(&table, &record)?.map(PatientId::Id);
         Ok(Resolved {
             table,
             key,
             patient,
         })
     }
+}
 
-    /// Writes the rows that were there at the genesis. After a crash it goes
-    /// on where it was: later changes are undone by their first old images.
-    pub(super) fn baseline(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        if self.live {
-            return Ok(());
-        }
-        worker
-            .publish
-            .send_modify(|s| s.state = SourceState::Baseline);
-        let snapshot = self.source.snapshot()?;
-        let at: Timestamp = snapshot.at().parse().unwrap_or_else(|_| self.now(worker));
-        for table in self.patients.order() {
-            let mut failed = None;
-            let from = self.genesis_position;
-            let complete = snapshot.scan_at(from, &table, BASELINE_CHUNK, |rows| {
-                match self.baseline_rows(worker, &table, rows, &at) {
-                    Ok(()) => std::ops::ControlFlow::Continue(()),
-                    Err(ended) => {
-                        failed = Some(ended);
-                        std::ops::ControlFlow::Break(())
-                    }
-                }
-            })?;
-            if let Some(ended) = failed {
-                return Err(ended);
+/// Fills in the large values that an update left alone and the engine did not
+/// send; `false` if they are not known.
+fn fill_in(change: &mut Change, sealed: Option<&Sealed>) -> bool {
+    let Some(new) = &mut change.new else {
+        return true;
+    };
+    for place in std::mem::take(&mut change.unsent) {
+        let row = sealed.and_then(|sealed| sealed.content.row.as_ref());
+        let name = new.columns.get(place);
+        let known = row.zip(name).and_then(|(row, name)| {
+            row.iter().find(|(sealed, _)| sealed == name).map(|(_, value)| value)
+        });
+        match (known, new.cells.get_mut(place)) {
+            (Some(value), Some(cell)) => {
+                *cell = value.as_ref().map_or(Cell::NULL, |value| Cell::new(value.0.clone()));
             }
-            if !complete {
-                let text = "changes since the genesis are missing from the outbox: the baseline is incomplete";
-                self.finding(worker, Finding::general(Code::CaptureGap, text))?;
-            }
+            _ => return false,
         }
-        drop(snapshot);
-        let live = Draft::new(
-            Op::Live,
-            self.now(worker),
-            &worker.parts.source.name,
-            &self.genesis_position.to_string(),
-        );
-        self.append(vec![live])?;
-        self.live = true;
-        self.close(worker)
     }
-
-    pub(super) fn baseline_rows(
-        &mut self,
-        worker: &mut Worker,
-        table: &str,
-        rows: Vec<(pitser_capture::Key, pitser_capture::Row)>,
-        at: &Timestamp,
-    ) -> Result<(), Ended> {
-        let name = worker.parts.source.name.clone();
-        for (key, row) in rows {
-            if self.patients.is_target(table)
-                && let Some(value) = translate::key_value(&key)
-            {
-                let owner = self.patients.of(table, &row);
-                self.patients.learn(table, value, owner);
-            }
-            let record = self.trail.record_key(Some(table), &key_cells(&key));
-            if self
-                .trail
-                .state()
-                .record(table, &record)
-                .is_some_and(|r| r.leaf.row.is_some())
-            {
-                continue;
-            }
-            let draft = translate::baseline(
-                table,
-                &key,
-                &row,
-                at,
-                self.genesis_position,
-                &name,
-                &self.patients,
-            );
-            self.append(vec![draft])?;
-        }
-        self.trail.commit()?;
-        if self.trail.open_lines() >= BLOCK_LINES {
-            self.close(worker)?;
-        }
-        self.show(worker);
-        Ok(())
-    }
+    true
 }

@@ -1,9 +1,8 @@
 //! What is wrong: findings into the trail, and the schema that capture relies on.
 
 use super::{Ended, Parts, Session, StartError, Worker};
-use pitser_capture::sqlite::{Drift, Fingerprint};
 use pitser_evidence::Code;
-use pitser_evidence::codec::Digest;
+use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient, Timestamp};
 use pitser_monitor::{Finding, Incidents, key_cells};
 use pitser_trail::{Body, Draft, PatientId, Trail, TrailError};
@@ -58,17 +57,21 @@ impl Session {
         let (Some(table), Some(record)) = (&finding.table, &finding.record) else {
             return Ok(None);
         };
-        match self
-            .trail
-            .state()
-            .record(table, record)
-            .and_then(|r| r.patient)
-        {
-            Some(p @ Patient::Pseudonym(_)) => Ok(self
-                .trail
-                .vault()
-                .identifier(&p.to_string())?
-                .map(PatientId::Id)),
+        let patient = self.known_patient(table, record)?;
+        Ok(patient.map(PatientId::Id))
+    }
+
+    /// Whose record the trail says this is.
+    pub(super) fn known_patient(
+        &mut self,
+        table: &str,
+        record: &Bytes32,
+    ) -> Result<Option<String>, TrailError> {
+        let known = self.trail.state().record(table, record);
+        match known.and_then(|record| record.patient) {
+            Some(patient @ Patient::Pseudonym(_)) => {
+                Ok(self.trail.vault().identifier(&patient.to_string())?)
+            }
             _ => Ok(None),
         }
     }
@@ -81,25 +84,23 @@ impl Session {
         sealed: Option<Digest>,
     ) -> Result<(), StartError> {
         let now = self.source.fingerprint()?;
-        let hash = fingerprint_hash(&now);
+        let hash = Digest::of(&[&now]);
         let path = self.trail.layout().dir().join("fingerprint.json");
         let before = match sealed {
             Some(sealed) if sealed == hash => return Ok(()),
             Some(sealed) => {
-                let kept = std::fs::read(&path)
-                    .ok()
-                    .filter(|bytes| Digest::of(&[bytes]) == sealed);
-                if let Some(kept) = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+                let kept = std::fs::read(&path).unwrap_or_default();
+                if Digest::of(&[&kept]) == sealed {
                     self.fingerprint = kept;
                 }
                 Some(sealed)
             }
-            None if path.exists() && fingerprint_hash(&self.fingerprint) == hash => return Ok(()),
-            None if path.exists() => Some(fingerprint_hash(&self.fingerprint)),
+            None if path.exists() && self.fingerprint == now => return Ok(()),
+            None if path.exists() => Some(Digest::of(&[&self.fingerprint])),
             None => None,
         };
         let drifts = if before.is_some() {
-            self.fingerprint.compare(&now)
+            self.source.drifts(&self.fingerprint, &now)
         } else {
             Vec::new()
         };
@@ -117,16 +118,18 @@ impl Session {
             )
         }];
         self.scan_due |= !drifts.is_empty();
-        // An untouched-looking schema with a new version: another table's DDL,
-        // or a trigger dropped and put back. Only the rows can tell.
-        for drift in drifts
-            .iter()
-            .filter(|drift| !matches!(drift, Drift::Touched { .. }))
-        {
-            let finding = Finding::general(drift_code(drift), drift.to_string());
+        for drift in drifts {
+            let Some(code) = drift.code.map(drift_code) else {
+                continue;
+            };
+            let finding = Finding {
+                table: drift.table,
+                ..Finding::general(code, drift.text)
+            };
             if self.incidents.note(finding.clone(), (parts.clock)()) {
                 tracing::warn!(code = %finding.code, "{}", finding.text);
                 drafts.push(Draft {
+                    table: finding.table,
                     body: Body::Finding(LineFinding {
                         about: None,
                         code: finding.code,
@@ -146,8 +149,7 @@ impl Session {
             self.trail.append(vec![draft])?;
         }
         self.trail.commit()?;
-        let json = fingerprint_bytes(&now);
-        pitser_trail::disk::replace(&path, &json).map_err(TrailError::from)?;
+        pitser_trail::disk::replace(&path, &now).map_err(TrailError::from)?;
         self.fingerprint = now;
         Ok(())
     }
@@ -180,16 +182,8 @@ pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, 
     Ok(incidents)
 }
 
-fn fingerprint_bytes(fingerprint: &Fingerprint) -> Vec<u8> {
-    serde_json::to_vec(fingerprint).expect("strings and lists")
-}
-
-fn fingerprint_hash(fingerprint: &Fingerprint) -> Digest {
-    Digest::of(&[&fingerprint_bytes(fingerprint)])
-}
-
-fn drift_code(drift: &Drift) -> Code {
-    match drift.code() {
+fn drift_code(code: &str) -> Code {
+    match code {
         "CAP-02" => Code::DatabaseRewound,
         "CAP-05" => Code::SchemaChanged,
         _ => Code::CaptureWeakened,

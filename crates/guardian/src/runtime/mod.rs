@@ -1,5 +1,6 @@
 //! The thread that owns a source and its trail.
 
+mod baseline;
 mod blocks;
 mod capture;
 mod findings;
@@ -10,16 +11,18 @@ mod show;
 use crate::Clock;
 use crate::config::{Source, Tuning};
 use crate::init::InitError;
+use crate::actors::{Actors, Witness};
 use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
 use crate::status::{BlockStatus, FindingStatus, SourceState, Status};
+use pitser_capture::event::Change;
 use pitser_capture::fhir::FhirError;
-use pitser_capture::sqlite::{Fingerprint, SqliteError, SqliteSource};
+use pitser_capture::{Position, Snapshot, Source as Database, SourceError};
 use pitser_client::Client;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
-use pitser_monitor::{Expected, Incidents, Look, Touched};
-use pitser_trail::{Trail, TrailError};
+use pitser_monitor::{Expected, Finding, Incidents, Look, Touched};
+use pitser_trail::{PatientId, Trail, TrailError};
 use pitser_witness::Peer;
 use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -28,8 +31,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// How often the database is asked whether anything was committed.
 const POLL: Duration = Duration::from_millis(20);
-/// Outbox rows taken at a time.
-const BATCH: usize = 200;
+/// Steps taken from the source at a time.
+const BATCH: usize = 500;
+/// Changes of one transaction that are looked at together before they are
+/// written: what the first of them means, a later one may say.
+const TRANSACTION: usize = 1000;
+/// The file that holds a position which no line tells of.
+const POSITION: &str = "position";
 /// Rows of a baseline written before they are made durable.
 const BASELINE_CHUNK: usize = 500;
 /// Lines after which a block is closed without waiting for the second's end.
@@ -61,7 +69,7 @@ pub enum StartError {
     Init(#[from] InitError),
     /// The database.
     #[error(transparent)]
-    Database(#[from] SqliteError),
+    Database(#[from] SourceError),
     /// The trail.
     #[error(transparent)]
     Trail(#[from] TrailError),
@@ -125,7 +133,7 @@ enum Command {
     /// A pass has ended.
     Looked {
         pass: u64,
-        seen: Result<Option<Look>, SqliteError>,
+        seen: Result<Option<Look>, SourceError>,
     },
     Stop {
         reply: oneshot::Sender<()>,
@@ -144,38 +152,43 @@ impl Guardian {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub fn start(parts: Parts) -> Result<Handle, StartError> {
-        let (commands, inbox) = channel();
-        let (publish, status) = watch::channel(Status {
-            name: parts.source.name.clone(),
-            origin: parts.tuning.origin(&parts.source),
-            ..Status::default()
-        });
-        let seals = parts.client.clone().map(|client| {
-            let (wanted, requests) = mpsc::unbounded_channel();
-            let back = commands.clone();
-            tokio::spawn(sealer::run(client, requests, move |outcome| {
-                // The guardian is gone only when the process ends.
-                let _ = back.send(Command::Seal(outcome));
-            }));
-            wanted
-        });
-        let mut worker = Worker {
-            parts,
-            commands: commands.clone(),
-            pass: 0,
-            seals,
-            inbox,
-            publish,
-            delayed: None,
-            uncosigned: None,
-            unscanned: None,
+        let seals = |client: Option<Client>, commands: &Sender<Command>| {
+            client.map(|client| {
+                let (wanted, requests) = mpsc::unbounded_channel();
+                let back = commands.clone();
+                tokio::spawn(sealer::run(client, requests, move |outcome| {
+                    // The guardian is gone only when the process ends.
+                    let _ = back.send(Command::Seal(outcome));
+                }));
+                wanted
+            })
         };
+        let (mut worker, handle) = Worker::new(parts, seals);
         let session = Session::open(&mut worker)?;
         std::thread::Builder::new()
             .name(format!("guard-{}", worker.parts.source.name))
             .spawn(move || worker.run(session))
             .map_err(StartError::Thread)?;
-        Ok(Handle { commands, status })
+        Ok(handle)
+    }
+
+    /// Writes the rows of a snapshot into a trail that was just begun, and
+    /// returns when they are durable; nothing is sealed yet. `progress` is told
+    /// how many rows were written.
+    ///
+    /// # Errors
+    /// [`StartError`]; what is durable then stays, and a running guardian goes on.
+    pub fn baseline(
+        parts: Parts,
+        snapshot: &mut dyn Snapshot,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), StartError> {
+        let (mut worker, _handle) = Worker::new(parts, |_, _| None);
+        let mut session = Session::open(&mut worker)?;
+        match session.baseline_of(&mut worker, snapshot, progress) {
+            Ok(()) | Err(Ended::Stopped) => Ok(()),
+            Err(Ended::Failed(error)) => Err(error),
+        }
     }
 }
 
@@ -271,6 +284,34 @@ struct Worker {
 }
 
 impl Worker {
+    fn new(
+        mut parts: Parts,
+        seals: impl FnOnce(
+            Option<Client>,
+            &Sender<Command>,
+        ) -> Option<mpsc::UnboundedSender<Wanted>>,
+    ) -> (Self, Handle) {
+        let (commands, inbox) = channel();
+        let (publish, status) = watch::channel(Status {
+            name: parts.source.name.clone(),
+            origin: parts.tuning.origin(&parts.source),
+            ..Status::default()
+        });
+        let seals = seals(parts.client.take(), &commands);
+        let worker = Self {
+            parts,
+            commands: commands.clone(),
+            pass: 0,
+            seals,
+            inbox,
+            publish,
+            delayed: None,
+            uncosigned: None,
+            unscanned: None,
+        };
+        (worker, Handle { commands, status })
+    }
+
     fn run(mut self, session: Session) {
         let mut session = Some(session);
         let mut wait = Duration::from_millis(200);
@@ -358,30 +399,36 @@ impl<E: Into<StartError>> From<E> for Ended {
 /// What every line of the trail is asked for when it is opened.
 #[derive(Default)]
 struct Collected {
-    position: u64,
-    genesis_position: u64,
+    position: Option<Position>,
+    genesis_position: Option<Position>,
     live: bool,
     events: u64,
     messages: HashSet<String>,
     findings: Vec<Line>,
     fingerprint: Option<Digest>,
+    /// Records that were deleted before the baseline was complete.
+    gone: HashSet<(String, Bytes32)>,
 }
 
 impl Collected {
     fn line(&mut self, line: &Line) {
-        let pos = line.pos.parse::<u64>().ok();
         match line.op {
             Op::Read => {
                 self.messages.insert(line.pos.clone());
             }
-            Op::Genesis => self.genesis_position = pos.unwrap_or(0),
+            Op::Genesis => self.genesis_position = line.pos.parse().ok(),
             Op::Live => self.live = true,
             Op::Finding => self.findings.push(line.clone()),
             Op::Ddl => self.fingerprint = line.ddl.as_ref().map(|d| d.after),
+            Op::Delete if !self.live => {
+                if let (Some(table), Some(record)) = (&line.table, line.key) {
+                    self.gone.insert((table.clone(), record));
+                }
+            }
             _ => {}
         }
-        if let (false, Some(pos)) = (line.op == Op::Read, pos) {
-            self.position = self.position.max(pos);
+        if line.op != Op::Read {
+            self.position = line.pos.parse().ok().or(self.position);
         }
         self.events += u64::from(!matches!(line.op, Op::Checkpoint | Op::Genesis | Op::Live));
     }
@@ -389,19 +436,29 @@ impl Collected {
 
 /// One stretch of guarding between two failures.
 struct Session {
-    source: SqliteSource,
+    source: Box<dyn Database>,
     trail: Trail,
     patients: Patients,
+    actors: Actors,
     mapping: Digest,
-    fingerprint: Fingerprint,
+    fingerprint: Vec<u8>,
     incidents: Incidents,
     messages: HashSet<String>,
     /// Everything up to here is in the trail, though perhaps not durable.
-    position: u64,
-    genesis_position: u64,
+    position: Position,
+    /// The newest position that is durable, in a checkpoint line or its own file.
+    kept: Position,
+    genesis_position: Position,
     live: bool,
+    /// Records that were deleted before the baseline was complete.
+    gone: HashSet<(String, Bytes32)>,
     events: u64,
-    data_version: i64,
+    /// Changes of the transaction under way that are not in the trail yet.
+    open_changes: Vec<Change>,
+    /// What that transaction's changes say together.
+    witness: Witness,
+    /// What is wrong with that transaction, by code and table.
+    suspects: Vec<Suspect>,
     /// The last poll gave something: there may be more.
     more: bool,
     /// Blocks under the head that was kept last.
@@ -415,13 +472,20 @@ struct Session {
     closed_at: u64,
     /// How long closing a block took lately, in microseconds.
     closing_us: u64,
-    /// The outbox can be emptied up to here.
-    ack_due: Option<u64>,
+    /// The source can forget what stands up to here.
+    ack_due: Option<Position>,
     scan_due: bool,
     scanning: Option<Pass>,
     /// Who waits for the pass after the one under way.
     scan_replies: Vec<ScanReply>,
     next: Due,
+}
+
+/// Something that is wrong with a transaction, told once for each table.
+struct Suspect {
+    finding: Finding,
+    patient: Option<PatientId>,
+    rows: u64,
 }
 
 type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;

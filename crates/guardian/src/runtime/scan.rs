@@ -1,8 +1,9 @@
 //! Passes over the live rows, on threads of their own.
 
 use super::{Command, Ended, Pass, SECOND_US, ScanSummary, Session, StartError, Worker};
-use pitser_capture::sqlite::SqliteError;
+use pitser_capture::SourceError;
 use pitser_evidence::Code;
+use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
 use pitser_monitor::{Look, ScanTable, Touched};
 use pitser_trail::TrailError;
@@ -11,8 +12,8 @@ use std::sync::mpsc::channel;
 impl Session {
     /// Sends a pass over the live rows on its way, on a thread of its own.
     pub(super) fn start_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        let snapshot = match self.source.snapshot() {
-            Err(SqliteError::Locked) => {
+        let open = match self.source.snapshot() {
+            Err(error) if error.is_busy() => {
                 self.scan_due = true;
                 return Ok(());
             }
@@ -20,17 +21,16 @@ impl Session {
         };
         worker.pass += 1;
         let pass = worker.pass;
-        let tables: Vec<ScanTable> = self
-            .source
-            .tables()
-            .map(|name| ScanTable {
-                name: name.to_owned(),
-                key: self.trail.keys().table(name),
+        let shapes = self.source.shapes().iter();
+        let tables: Vec<ScanTable> = shapes
+            .map(|shape| ScanTable {
+                key: self.trail.keys().table(&shape.name),
+                name: shape.name.clone(),
             })
             .collect();
         let commands = worker.commands.clone();
         let look = move || {
-            let seen = pitser_monitor::look(&snapshot, &tables, |table, records| {
+            let expect = |table: &str, records: &[Bytes32]| {
                 let (reply, answer) = channel();
                 let ask = Command::Expect {
                     pass,
@@ -40,14 +40,13 @@ impl Session {
                 };
                 commands.send(ask).ok()?;
                 answer.recv().ok()
-            });
+            };
+            let seen = open()
+                .and_then(|mut snapshot| pitser_monitor::look(&mut *snapshot, &tables, expect));
             // Without a guardian nobody is waiting.
             let _ = commands.send(Command::Looked { pass, seen });
         };
-        std::thread::Builder::new()
-            .name(format!("scan-{}", worker.parts.source.name))
-            .spawn(look)
-            .map_err(StartError::Thread)?;
+        // Before the snapshot is taken: what changes from now on is not judged.
         let replies = std::mem::take(&mut self.scan_replies);
         self.scanning = Some(Pass {
             number: pass,
@@ -55,10 +54,14 @@ impl Session {
             replies,
             seen: None,
         });
+        std::thread::Builder::new()
+            .name(format!("scan-{}", worker.parts.source.name))
+            .spawn(look)
+            .map_err(StartError::Thread)?;
         Ok(())
     }
 
-    pub(super) fn looked(&mut self, worker: &mut Worker, seen: Result<Option<Look>, SqliteError>) {
+    pub(super) fn looked(&mut self, worker: &mut Worker, seen: Result<Option<Look>, SourceError>) {
         let trouble = match seen {
             Ok(Some(look)) => {
                 if let Some(pass) = &mut self.scanning {
@@ -67,11 +70,9 @@ impl Session {
                 return;
             }
             Ok(None) => "the scan was given up".to_owned(),
-            Err(error @ SqliteError::Damaged { .. }) => {
-                format!(
-                    "{error}. The database file itself is damaged: restore the table from a backup and scan again"
-                )
-            }
+            Err(error) if error.is_damage() => format!(
+                "{error}. The database's files are damaged: restore the table from a backup and scan again"
+            ),
             Err(error) => error.to_string(),
         };
         tracing::warn!(error = %trouble, "scan failed");

@@ -1,49 +1,61 @@
 //! One stretch of guarding between two failures: opening, waiting, deciding what is due.
 
 use super::{
-    BLOCK_LINES, Collected, Command, Due, Ended, POLL, SECOND_US, Session, StartError, SubmitError,
-    Worker,
+    BLOCK_LINES, Collected, Command, Due, Ended, POLL, POSITION, SECOND_US, Session, StartError,
+    SubmitError, Worker,
 };
+use crate::actors::{Actors, Witness};
 use crate::config::Tuning;
 use crate::init::{self, InitError};
 use crate::patients::Patients;
 use crate::sealer::Wanted;
-use pitser_evidence::codec::Digest;
-use pitser_evidence::line::Patient;
+use pitser_capture::{Cell, Position};
+use pitser_evidence::codec::{Bytes32, Digest};
+use pitser_monitor::Sealed;
 use pitser_trail::{Trail, TrailError};
 use std::collections::VecDeque;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+/// How long a stream may take to tell what was committed, in microseconds.
+const PATIENCE_US: u64 = 10 * SECOND_US;
+
 impl Session {
     pub(super) fn open(worker: &mut Worker) -> Result<Self, StartError> {
         let parts = &worker.parts;
-        let source = init::open_source(&parts.source)?;
-        if !source.is_installed()? {
-            return Err(InitError::NotInitialised(parts.source.name.clone()).into());
-        }
+        let mut source = init::open_guarded(&parts.source)?;
         let layout = parts.tuning.layout(&parts.source);
         let (mut trail, collected, recovery) = Trail::open(layout, Collected::line)?;
         if recovery != pitser_trail::Recovery::default() {
             tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
         }
         trail.set_segment_bytes_max(parts.tuning.segment_bytes_max);
-        init::check_identity(&source, &trail)?;
-        let patients =
-            Patients::new(&parts.source, &init::shapes(&source)?).map_err(InitError::from)?;
+        init::check_identity(&source.identity()?, &trail)?;
+        let shapes = source.shapes();
+        let patients = Patients::new(&parts.source, shapes).map_err(InitError::from)?;
+        let actors = Actors::new(&parts.source, shapes).map_err(InitError::from)?;
         let now = (parts.clock)();
+        let told = collected.position.or(collected.genesis_position);
+        let told = told.ok_or_else(|| InitError::NoPosition(parts.source.name.clone()))?;
+        let kept = std::fs::read_to_string(trail.layout().dir().join(POSITION));
+        let kept = kept.ok().and_then(|text| text.trim_end().parse().ok());
+        let position = kept.map_or(told, |kept: Position| kept.max(told));
         let mut session = Self {
             mapping: Digest::of(&[patients.mapping().as_bytes()]),
             fingerprint: source.fingerprint()?,
-            data_version: i64::MIN,
             more: false,
             head_size: 0,
             incidents: super::findings::incidents(&mut trail, &collected.findings)?,
             messages: collected.messages,
-            position: collected.position,
-            genesis_position: collected.genesis_position,
+            position,
+            kept: position,
+            genesis_position: collected.genesis_position.unwrap_or(told),
             live: collected.live,
+            gone: collected.gone,
             events: collected.events,
+            open_changes: Vec::new(),
+            witness: Witness::default(),
+            suspects: Vec::new(),
             waiting: VecDeque::new(),
             open_times: Vec::new(),
             latencies: VecDeque::new(),
@@ -64,6 +76,7 @@ impl Session {
             source,
             trail,
             patients,
+            actors,
         };
         session.next.close = session.close_time(&worker.parts.tuning, now);
         session.next.scan = session.scan_time(&worker.parts.tuning, now);
@@ -82,38 +95,31 @@ impl Session {
         Ok(session)
     }
 
-    /// Records that other tables find their patients through, from the vault.
+    /// Records that other tables find their patients and people through, from
+    /// the vault.
     pub(super) fn learn_owners(&mut self) -> Result<(), StartError> {
-        let targets: Vec<String> = self
-            .source
-            .tables()
-            .filter(|t| self.patients.is_target(t))
-            .map(str::to_owned)
+        let shapes = self.source.shapes().iter().map(|shape| shape.name.clone());
+        let targets: Vec<String> = shapes
+            .filter(|table| self.patients.is_target(table) || self.actors.is_lookup(table))
             .collect();
         for table in targets {
-            let known: Vec<_> = self
-                .trail
-                .state()
-                .records(&table)
-                .filter_map(|(_, r)| Some((r.leaf.row?.seq, r.row_patient)))
+            let records = self.trail.state().records(&table);
+            let known: Vec<Bytes32> = records
+                .filter(|(_, known)| known.leaf.row.is_some())
+                .map(|(record, _)| *record)
                 .collect();
-            for (seq, patient) in known {
-                let content = self
-                    .trail
-                    .vault()
-                    .get(seq)
-                    .map_err(TrailError::from)?
-                    .map(|(_, c)| c);
-                let owner = match patient {
-                    Some(p @ Patient::Pseudonym(_)) => self
-                        .trail
-                        .vault()
-                        .identifier(&p.to_string())
-                        .map_err(TrailError::from)?,
-                    _ => None,
-                };
-                if let Some([cell]) = content.and_then(|c| c.key).as_deref() {
+            for record in known {
+                let sealed = Sealed::of(&mut self.trail, &table, &record);
+                let content = sealed.map_err(TrailError::from)?.map(|s| s.content);
+                let owner = self.known_patient(&table, &record)?;
+                let Some(content) = content else { continue };
+                if let Some([cell]) = content.key.as_deref() {
                     self.patients.learn(&table, &cell.0, owner);
+                    self.actors.learn(&table, &cell.0, |label| {
+                        let row = content.row.iter().flatten();
+                        let value = row.filter(|(name, _)| name == label).find_map(|(_, v)| v.as_ref());
+                        crate::patients::identifier(&Cell::new(value?.0.clone()))
+                    });
                 }
             }
         }
@@ -156,8 +162,14 @@ impl Session {
 
     /// Takes everything that was committed so far, however much it is.
     pub(super) fn capture_all(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let newest = self.source.newest()?;
+        let until = (worker.parts.clock)() + PATIENCE_US;
         self.capture(worker)?;
-        while self.more {
+        while self.more || (self.position < newest && self.source.is_stream()) {
+            if (worker.parts.clock)() > until && !self.more {
+                tracing::warn!(source = %worker.parts.source.name, "the stream is slow to tell what was committed");
+                break;
+            }
             self.capture(worker)?;
             self.regular(worker)?;
         }
@@ -188,6 +200,8 @@ impl Session {
                 now.saturating_sub(self.closed_at) >= tuning.heartbeat_s.saturating_mul(SECOND_US);
             if self.trail.open_lines() > 0 || idle {
                 self.close(worker)?;
+            } else {
+                self.keep_position()?;
             }
         }
         if now >= self.next.cosign {
@@ -218,8 +232,12 @@ impl Session {
     pub(super) fn command(&mut self, worker: &mut Worker, command: Command) -> Result<(), Ended> {
         match command {
             Command::Submit { raw, reply } => {
-                // What was committed before the event was sent comes before it.
-                self.capture_all(worker)?;
+                // What was committed before the event was sent comes before it,
+                // as far as the source has told it.
+                self.capture(worker)?;
+                while self.more {
+                    self.capture(worker)?;
+                }
                 let taken = self.submit(worker, &raw);
                 let (answer, failed) = match taken {
                     Ok(answer) => (answer, None),

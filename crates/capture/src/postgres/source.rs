@@ -1,0 +1,307 @@
+//! A guarded PostgreSQL database as any other source.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use super::slot::{self, State, text};
+use super::stream::{boundary, lsn};
+use super::{Config, Connection, Lsn, Name, PgError, Snapshot, Stream, Table, cell};
+use crate::event::{Captured, Cell, Key, Position};
+use crate::source::{self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError};
+
+/// Where a guarded database is, and under which names it is captured.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The database, and as whom.
+    pub config: Config,
+    /// What is guarded.
+    pub publication: Name,
+    /// What keeps the log for us.
+    pub slot: Name,
+}
+
+/// A guarded PostgreSQL database: one session for questions, one that streams.
+#[derive(Debug)]
+pub struct PgSource {
+    place: Place,
+    sql: Connection,
+    stream: Option<Stream>,
+    shapes: Vec<Shape>,
+}
+
+impl PgSource {
+    /// Connects, and reads which tables the publication guards.
+    ///
+    /// # Errors
+    /// Those of [`Connection::open`].
+    pub fn open(place: &Place) -> Result<Self, PgError> {
+        let mut sql = Connection::open(&place.config)?;
+        let shapes = shapes(&Snapshot::tables_of(&mut sql, &place.publication)?);
+        Ok(Self {
+            place: place.clone(),
+            sql,
+            stream: None,
+            shapes,
+        })
+    }
+
+    /// The session for questions.
+    pub fn sql(&mut self) -> &mut Connection {
+        &mut self.sql
+    }
+
+    /// Begins to stream after what is durable. A slot that was moved or is gone
+    /// is a gap, never a silent new beginning.
+    fn begin(&mut self, after: Position) -> Result<Option<Captured>, PgError> {
+        let Place {
+            config,
+            publication,
+            slot,
+        } = &self.place;
+        let durable = lsn(after)?;
+        let (from, what) = match slot::state(&mut self.sql, slot, durable)? {
+            State::Sound { .. } => (None, String::new()),
+            State::Moved { confirmed } => (
+                Some(confirmed),
+                format!(
+                    "slot {slot} was moved to {confirmed}, past {durable}: what was committed between is missing"
+                ),
+            ),
+            State::Missing => (
+                Some(self.new_slot()?),
+                format!(
+                    "slot {slot} was missing: what was committed after {durable} until it was made anew is missing"
+                ),
+            ),
+            State::Lost => {
+                slot::drop(&mut self.sql, slot)?;
+                (
+                    Some(self.new_slot()?),
+                    format!(
+                        "the server dropped the log that slot {slot} needs (max_slot_wal_keep_size): what was \
+                         committed after {durable} until the slot was made anew is missing"
+                    ),
+                )
+            }
+        };
+        let start = from.map_or(after, boundary);
+        let connection = Connection::open_replication(config)?;
+        self.stream = Some(Stream::start(connection, slot, publication, start)?);
+        Ok(from.map(|_| Captured::Gap {
+            after,
+            upto: start,
+            what,
+        }))
+    }
+
+    fn new_slot(&self) -> Result<Lsn, PgError> {
+        let mut connection = Connection::open_replication(&self.place.config)?;
+        let created = slot::create(&mut connection, &self.place.slot)?;
+        Ok(created.consistent_point())
+    }
+
+    fn shape(&self, table: &str) -> Result<&Shape, PgError> {
+        let known = self.shapes.iter().find(|shape| shape.name == table);
+        known.ok_or_else(|| PgError::NotGuarded {
+            table: table.to_owned(),
+        })
+    }
+}
+
+/// How long one look at the stream waits for the server to say something.
+const INSTANT: Duration = Duration::from_millis(1);
+
+impl Source for PgSource {
+    fn shapes(&self) -> &[Shape] {
+        &self.shapes
+    }
+
+    fn is_stream(&self) -> bool {
+        true
+    }
+
+    fn identity(&mut self) -> Result<Identity, SourceError> {
+        Ok(identity(&mut self.sql)?)
+    }
+
+    fn key(&self, table: &str, words: &[&str]) -> Result<Key, SourceError> {
+        let wanted = self.shape(table)?.key.len();
+        if wanted != words.len() {
+            return Err(PgError::KeyLength {
+                table: table.to_owned(),
+                wanted,
+                given: words.len(),
+            }
+            .into());
+        }
+        let cells: Vec<Cell> = words.iter().map(|w| cell(Some(w.as_bytes()))).collect();
+        Ok(Key::new(cells))
+    }
+
+    fn poll(&mut self, after: Position, max: usize) -> Result<Vec<Captured>, SourceError> {
+        let mut steps = Vec::new();
+        if self.stream.is_none() {
+            steps.extend(self.begin(after)?);
+        }
+        if let Some(stream) = &mut self.stream {
+            while steps.len() < max {
+                match stream.next(INSTANT)? {
+                    Some(step) => steps.push(step),
+                    None => break,
+                }
+            }
+        }
+        Ok(steps)
+    }
+
+    fn newest(&mut self) -> Result<Position, SourceError> {
+        Ok(boundary(barrier(&mut self.sql)?))
+    }
+
+    fn ack(&mut self, upto: Position) -> Result<(), SourceError> {
+        match &mut self.stream {
+            Some(stream) => Ok(stream.ack(upto)?),
+            None => Ok(()),
+        }
+    }
+
+    fn snapshot(&mut self) -> Result<OpenSnapshot, SourceError> {
+        let place = self.place.clone();
+        Ok(Box::new(move || {
+            Ok(Box::new(Moment::now(&place)?) as Box<dyn source::Snapshot>)
+        }))
+    }
+
+    fn fingerprint(&mut self) -> Result<Vec<u8>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    fn drifts(&self, _before: &[u8], _now: &[u8]) -> Vec<Drift> {
+        Vec::new()
+    }
+}
+
+/// One moment of the guarded tables.
+#[derive(Debug)]
+pub struct Moment {
+    snapshot: Snapshot,
+    tables: HashMap<String, Table>,
+    position: Position,
+    at: String,
+}
+
+impl Moment {
+    /// The present moment.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::open`].
+    pub fn now(place: &Place) -> Result<Self, PgError> {
+        let mut snapshot = Snapshot::open(&place.config)?;
+        // The first question takes the snapshot; the barrier comes after it, so
+        // that every transaction that the rows show was committed before.
+        let at = snapshot.at()?;
+        let upto = barrier(&mut Connection::open(&place.config)?)?;
+        Self::of(snapshot, &place.publication, boundary(upto), at)
+    }
+
+    /// The moment at which a slot was made.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::open_exported`].
+    pub fn exported(place: &Place, created: &slot::Created<'_>) -> Result<Self, PgError> {
+        let mut snapshot = Snapshot::open_exported(&place.config, created.snapshot())?;
+        let at = snapshot.at()?;
+        let upto = boundary(created.consistent_point());
+        Self::of(snapshot, &place.publication, upto, at)
+    }
+
+    fn of(
+        mut snapshot: Snapshot,
+        publication: &Name,
+        position: Position,
+        at: String,
+    ) -> Result<Self, PgError> {
+        let tables = snapshot.tables(publication)?;
+        let tables = tables.into_iter().map(|table| (table.name.clone(), table));
+        Ok(Self {
+            tables: tables.collect(),
+            snapshot,
+            position,
+            at,
+        })
+    }
+}
+
+impl source::Snapshot for Moment {
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn at(&self) -> &str {
+        &self.at
+    }
+
+    fn scan(
+        &mut self,
+        table: &str,
+        chunk: usize,
+        each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
+    ) -> Result<(), SourceError> {
+        let Some(known) = self.tables.get(table) else {
+            let table = table.to_owned();
+            return Err(PgError::NotGuarded { table }.into());
+        };
+        Ok(self.snapshot.scan(known, chunk, each)?)
+    }
+}
+
+fn shapes(tables: &[Table]) -> Vec<Shape> {
+    let shape = |table: &Table| Shape {
+        name: table.name.clone(),
+        columns: table.columns.to_vec(),
+        key: table
+            .key
+            .iter()
+            .map(|at| table.columns[*at].clone())
+            .collect(),
+    };
+    tables.iter().map(shape).collect()
+}
+
+/// A place in the log behind everything that was committed by now, and in front
+/// of a commit that is on its way to the stream: a message that says nothing.
+///
+/// A role that may not write it gets the log's present end, which the stream
+/// reaches once the server has flushed it.
+fn barrier(sql: &mut Connection) -> Result<Lsn, PgError> {
+    let asked = sql.query("SELECT pg_catalog.pg_logical_emit_message(true, 'pitser.mark', '')");
+    let rows = match asked {
+        Err(PgError::Permission { .. }) => {
+            sql.query("SELECT pg_catalog.pg_current_wal_insert_lsn()")?
+        }
+        other => other?,
+    };
+    rows.first()
+        .and_then(|row| text(row.first()?))
+        .ok_or(PgError::Protocol("no place in the log"))?
+        .parse()
+}
+
+/// The cluster's own number, and the database's in it.
+fn identity(sql: &mut Connection) -> Result<Identity, PgError> {
+    let rows = sql.query(
+        "SELECT s.system_identifier, d.oid, c.timeline_id \
+         FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
+           pg_catalog.pg_database d \
+         WHERE d.datname = pg_catalog.current_database()",
+    )?;
+    let field = |place: usize| rows.first().and_then(|row| text(row.get(place)?));
+    match (field(0), field(1), field(2).map(str::parse)) {
+        (Some(system), Some(database), Some(Ok(timeline))) => Ok(Identity {
+            system: format!("postgres:{system}/{database}"),
+            timeline,
+        }),
+        _ => Err(PgError::Protocol("a server without an identity")),
+    }
+}

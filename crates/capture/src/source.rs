@@ -1,0 +1,191 @@
+//! What a guardian asks of a database, whatever engine it is.
+//!
+//! A source tells what happened in one order of its own ([`Source::poll`]),
+//! forgets it when told that it is durable elsewhere ([`Source::ack`]), shows
+//! its rows as of one moment ([`Snapshot`]), and what capture relies on
+//! ([`Source::fingerprint`]).
+
+use std::ops::ControlFlow;
+
+use thiserror::Error;
+
+use crate::event::{Captured, Key, Position, Row};
+use crate::postgres::PgError;
+use crate::sqlite::SqliteError;
+
+/// A guarded table: its columns, and those of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Its name, as in [`crate::Change::table`].
+    pub name: String,
+    /// Its stored columns, in the table's order.
+    pub columns: Vec<String>,
+    /// The columns that identify a row, in key order.
+    pub key: Vec<String>,
+}
+
+/// Which database this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Engine and the name that it was given when it came to be.
+    pub system: String,
+    /// Its timeline; 1 where the engine has none.
+    pub timeline: u32,
+}
+
+/// A guarded database: the guardian's one connection that may write.
+pub trait Source: Send {
+    /// The guarded tables.
+    fn shapes(&self) -> &[Shape];
+
+    /// Whether the engine hands changes over as a stream: it follows each
+    /// transaction with a [`Captured::Mark`], forgets at once what is
+    /// acknowledged, and wants to hear from us each second. Otherwise changes
+    /// lie in the database, and acknowledging is a write there.
+    fn is_stream(&self) -> bool;
+
+    /// Which database this is.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn identity(&mut self) -> Result<Identity, SourceError>;
+
+    /// The key that a person means by these words, one per key column.
+    ///
+    /// # Errors
+    /// A table that is not guarded, or another number of words than key columns.
+    fn key(&self, table: &str, words: &[&str]) -> Result<Key, SourceError>;
+
+    /// What was committed after `after`, in order, about `max` steps at most.
+    /// Empty if nothing is there yet: does not wait for more than an instant.
+    ///
+    /// `after` is what is durable; it matters when reading begins, later calls
+    /// go on where the last one ended.
+    ///
+    /// # Errors
+    /// The database cannot be asked; [`SourceError::is_busy`]: try again soon.
+    /// Missing, rewound or forged changes are no errors but steps.
+    fn poll(&mut self, after: Position, max: usize) -> Result<Vec<Captured>, SourceError>;
+
+    /// A position that covers everything committed by now. [`Source::poll`]
+    /// reaches it soon, whatever else happens.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn newest(&mut self) -> Result<Position, SourceError>;
+
+    /// Lets the database forget what is durable elsewhere, up to and including
+    /// `upto`, and tells it that we are still here. Repeating it is cheap.
+    ///
+    /// # Errors
+    /// [`SourceError::is_busy`]: it can wait, try again.
+    fn ack(&mut self, upto: Position) -> Result<(), SourceError>;
+
+    /// Prepares a snapshot of the present moment, to be opened on any thread.
+    ///
+    /// # Errors
+    /// As [`Source::poll`].
+    fn snapshot(&mut self) -> Result<OpenSnapshot, SourceError>;
+
+    /// Everything that capture relies on, as canonical JSON without row data.
+    ///
+    /// # Errors
+    /// As [`Source::poll`].
+    fn fingerprint(&mut self) -> Result<Vec<u8>, SourceError>;
+
+    /// How two fingerprints of this source differ. One that cannot be read
+    /// differs.
+    fn drifts(&self, before: &[u8], now: &[u8]) -> Vec<Drift>;
+}
+
+/// Opens a snapshot, on the thread that will read it.
+pub type OpenSnapshot = Box<dyn FnOnce() -> Result<Box<dyn Snapshot>, SourceError> + Send>;
+
+/// Some rows of a table, with their keys.
+pub type Rows = Vec<(Key, Row)>;
+
+/// All guarded tables as of one moment.
+pub trait Snapshot {
+    /// Every change that the rows show stands at or before this position.
+    fn position(&self) -> Position;
+
+    /// The engine's time when the snapshot was taken: RFC 3339, UTC, exactly
+    /// six fractional digits.
+    fn at(&self) -> &str;
+
+    /// Every row of a table, in chunks of up to `chunk` rows, in no particular
+    /// order, until `each` breaks.
+    ///
+    /// # Errors
+    /// The table cannot be read to its end; [`SourceError::is_damage`] if a page
+    /// is not as the engine wrote it.
+    fn scan(
+        &mut self,
+        table: &str,
+        chunk: usize,
+        each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
+    ) -> Result<(), SourceError>;
+
+    /// The rows as they were earlier, where the engine keeps enough for that.
+    fn past(&mut self) -> Option<&mut dyn Past> {
+        None
+    }
+}
+
+/// Rows as they were at an earlier position.
+pub trait Past {
+    /// As [`Snapshot::scan`], as of the earlier position `after`. `Ok(false)`
+    /// if the source no longer tells what happened since.
+    ///
+    /// # Errors
+    /// As [`Snapshot::scan`].
+    fn scan_at(
+        &mut self,
+        after: Position,
+        table: &str,
+        chunk: usize,
+        each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
+    ) -> Result<bool, SourceError>;
+}
+
+/// One difference between two fingerprints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// `CAP-02`, `CAP-03` or `CAP-05`; `None` if only a scan can tell whether
+    /// it means anything.
+    pub code: Option<&'static str>,
+    /// The guarded table that it is about, if it is about one.
+    pub table: Option<String>,
+    /// What was done to which object, in one sentence.
+    pub text: String,
+}
+
+/// Why a database could not be asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// An SQLite file.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// A PostgreSQL server.
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+}
+
+impl SourceError {
+    /// Somebody else is in the way for a moment: nothing is wrong.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Sqlite(SqliteError::Locked))
+    }
+
+    /// The stored data itself cannot be read as the engine wrote it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => matches!(error, SqliteError::Damaged { .. }),
+            // Class XX: internal error, data corrupted, index corrupted.
+            Self::Postgres(error) => {
+                matches!(error, PgError::Server { code, .. } if code.starts_with("XX"))
+            }
+        }
+    }
+}

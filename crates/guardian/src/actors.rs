@@ -1,0 +1,432 @@
+//! Who changed a row, and whether it was the application: what the engine's
+//! own attribution says, and what the row, its transaction and the
+//! application's log table say beside it.
+//!
+//! | the engine says | the row or its transaction says | actor | finding |
+//! |---|---|---|---|
+//! | nothing | anything | none | `ACT-01` |
+//! | role, program, a person | | the person, binding as the engine has it | unless a rule is broken: none |
+//! | role, program | a person, written by this transaction | the person, binding C | none |
+//! | role, program | nobody | the role, binding D | `ACT-02`, where the row should have said |
+//! | a role or program that is not the application's | anything | the role, binding D | `ACT-02` |
+
+use crate::config::{Application, Source, matches};
+use pitser_capture::event::{Actor, Binding, Change, Op, Person};
+use pitser_capture::{Cell, Row, Shape};
+use pitser_evidence::Code;
+use pitser_trail::Content;
+use std::collections::{BTreeMap, HashMap};
+
+/// A rule about actors that does not fit the tables.
+#[derive(Debug, thiserror::Error)]
+#[error("source.{section}.\"{pattern}\" = \"{text}\": {why}")]
+pub struct ActorError {
+    section: &'static str,
+    pattern: String,
+    text: String,
+    why: String,
+}
+
+/// What is known of those who write, and the rules about them.
+#[derive(Debug, Default)]
+pub(crate) struct Actors {
+    rules: BTreeMap<String, Rule>,
+    application: Application,
+    /// Look-up tables: the label column, and for each key its label.
+    people: HashMap<String, People>,
+}
+
+/// How rows of one table name who wrote them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rule {
+    /// Columns that name the writer of an existing row; the first that is not
+    /// null counts.
+    writers: Vec<String>,
+    /// Columns that name the creator of a new row, looked at first.
+    creators: Vec<String>,
+    /// The column that every write by the application changes.
+    stamp: Option<String>,
+    /// The look-up table, if the columns hold its keys.
+    people: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct People {
+    label: String,
+    names: HashMap<Vec<u8>, String>,
+}
+
+/// What the changes of one transaction say together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Witness {
+    /// The number of the transaction.
+    tx: u64,
+    /// The application wrote into its log table, as this person.
+    logged: Option<Option<String>>,
+    /// A row that names who wrote it, by this very transaction.
+    stamped: Option<String>,
+}
+
+/// Who did it, and what is wrong with that.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Judged {
+    pub(crate) actor: Option<Actor>,
+    pub(crate) finding: Option<(Code, String)>,
+}
+
+impl Actors {
+    /// Reads the configured rules for `tables`.
+    pub(crate) fn new(source: &Source, tables: &[Shape]) -> Result<Self, ActorError> {
+        let mut this = Self {
+            application: source.application.clone(),
+            ..Self::default()
+        };
+        for (pattern, text) in &source.actor {
+            let wrong = |why: String| ActorError {
+                section: "actor",
+                pattern: pattern.clone(),
+                text: text.clone(),
+                why,
+            };
+            if let Some(lookup) = Lookup::parse(text).map_err(wrong)?.1 {
+                let known = tables.iter().find(|shape| shape.name == lookup.table);
+                let shape = known
+                    .ok_or_else(|| wrong(format!("there is no table {}", lookup.table)))?;
+                if shape.key.len() != 1 {
+                    return Err(wrong(format!("{} has no key of one column", shape.name)));
+                }
+                if !shape.columns.contains(&lookup.label) {
+                    return Err(wrong(format!("{} has no column {}", shape.name, lookup.label)));
+                }
+                let people = this.people.entry(lookup.table).or_default();
+                if !people.label.is_empty() && people.label != lookup.label {
+                    return Err(wrong("another rule names another column of that table".into()));
+                }
+                people.label = lookup.label;
+            }
+            let named = tables.iter().find(|shape| shape.name == *pattern);
+            let fits = named.is_none_or(|shape| Rule::of(shape, text, &source.stamp).is_some());
+            if !fits {
+                return Err(wrong(format!("table {pattern} has no such column")));
+            }
+        }
+        if let Some(log) = &source.application.log
+            && !tables.iter().any(|shape| shape.name == *log)
+        {
+            return Err(ActorError {
+                section: "application",
+                pattern: "log".into(),
+                text: log.clone(),
+                why: "there is no table of this name".into(),
+            });
+        }
+        for shape in tables {
+            let text = most_specific(&source.actor, &shape.name);
+            if let Some(rule) = text.and_then(|text| Rule::of(shape, text, &source.stamp)) {
+                this.rules.insert(shape.name.clone(), rule);
+            }
+        }
+        Ok(this)
+    }
+
+    /// Tables that the rules need to see, and of which columns alone:
+    /// look-up tables and the log table.
+    pub(crate) fn needed(source: &Source) -> Vec<Needed> {
+        let mut needed: Vec<Needed> = Vec::new();
+        for text in source.actor.values() {
+            let Ok((_, Some(lookup))) = Lookup::parse(text) else {
+                continue;
+            };
+            needed.push(Needed {
+                table: lookup.table,
+                column: Some(lookup.label),
+            });
+        }
+        needed.extend(source.application.log.iter().map(|table| Needed {
+            table: table.clone(),
+            column: None,
+        }));
+        needed
+    }
+
+    /// Columns of a table that the rules look at.
+    pub(crate) fn columns(source: &Source, shape: &Shape) -> Vec<String> {
+        let text = most_specific(&source.actor, &shape.name);
+        let rule = text.and_then(|text| Rule::of(shape, text, &source.stamp));
+        rule.into_iter()
+            .flat_map(|rule| {
+                let names = rule.writers.into_iter().chain(rule.creators);
+                names.chain(rule.stamp).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Whether rows of this table say who somebody is: the vault must keep them.
+    pub(crate) fn is_lookup(&self, table: &str) -> bool {
+        self.people.contains_key(table)
+    }
+
+    /// All look-up tables.
+    pub(crate) fn lookups(&self) -> impl Iterator<Item = &str> {
+        self.people.keys().map(String::as_str)
+    }
+
+    /// Remembers what a row of a look-up table says; `None`: the row is gone.
+    /// The last label stays known: later deletes may still name it.
+    pub(crate) fn learn(&mut self, table: &str, key: &[u8], label: impl FnOnce(&str) -> Option<String>) {
+        if let Some(people) = self.people.get_mut(table)
+            && let Some(label) = label(&people.label)
+        {
+            people.names.insert(key.to_vec(), label);
+        }
+    }
+
+    /// As [`Actors::learn`], from a row.
+    pub(crate) fn learn_row(&mut self, table: &str, key: &[u8], row: &Row) {
+        self.learn(table, key, |label| row.get(label).and_then(shown));
+    }
+
+    /// Whether it takes the version that a change replaces to see what it says.
+    pub(crate) fn compares(&self, change: &Change) -> bool {
+        change.op == Op::Update && change.old.is_none() && self.rules.contains_key(&change.table)
+    }
+
+    /// What a change adds to what its transaction says.
+    pub(crate) fn witness(&self, witness: &mut Witness, change: &Change, sealed: Option<&Content>) {
+        if witness.tx != change.tx {
+            *witness = Witness {
+                tx: change.tx,
+                ..Witness::default()
+            };
+        }
+        let person = self.stamped(change, sealed);
+        if self.application.log.as_ref() == Some(&change.table) && change.op == Op::Create {
+            let known = witness.logged.take().flatten();
+            witness.logged = Some(known.or(person.clone()));
+        }
+        if witness.stamped.is_none() {
+            witness.stamped = person;
+        }
+    }
+
+    /// Who did it, by everything that is known, and whether it looks like the
+    /// application. `sealed` is the version that the change replaces.
+    pub(crate) fn judge(
+        &self,
+        change: &Change,
+        sealed: Option<&Content>,
+        witness: &Witness,
+    ) -> Judged {
+        let Some(said) = &change.actor else {
+            let text = format!("{} without an attributed actor", word(change.op));
+            return Judged {
+                actor: None,
+                finding: Some((Code::Unattributed, text)),
+            };
+        };
+        let stranger = self.stranger(said);
+        let mut actor = said.clone();
+        if stranger.is_some() && actor.person.is_some() {
+            // An assertion counts from the application alone.
+            actor.person = None;
+            actor.binding = Binding::D;
+        } else if stranger.is_none() && actor.person.is_none() {
+            let row = self.stamped(change, sealed);
+            let logged = || witness.logged.clone().flatten();
+            let person = row.or_else(logged).or_else(|| witness.stamped.clone());
+            if let Some(person) = person {
+                actor.person = Some(Person::new(person));
+                actor.binding = Binding::C;
+            }
+        }
+        let outside = stranger.or_else(|| self.unseen(change, said, witness));
+        Judged {
+            finding: outside.map(|why| {
+                let text = format!("{} from outside the application: {why}", word(change.op));
+                (Code::OutsideApplication, text)
+            }),
+            actor: Some(actor),
+        }
+    }
+
+    /// Why a session is not the application's.
+    fn stranger(&self, said: &Actor) -> Option<String> {
+        let Application { roles, names, .. } = &self.application;
+        let role = said.role.as_deref().unwrap_or_default();
+        let app = said.app.as_deref().unwrap_or_default();
+        if !roles.is_empty() && !roles.iter().any(|known| known == role) {
+            return Some(format!("the role is {role}"));
+        }
+        if !names.is_empty() && !names.iter().any(|pattern| matches(pattern, app)) {
+            return Some("the program is not the application's".into());
+        }
+        None
+    }
+
+    /// What the application would have left behind, and is not there.
+    fn unseen(&self, change: &Change, said: &Actor, witness: &Witness) -> Option<String> {
+        let Application { roles, names, log } = &self.application;
+        if let Some(log) = log
+            && witness.logged.is_none()
+        {
+            return Some(format!("{log} has no entry in its transaction"));
+        }
+        let rule = self.rules.get(&change.table)?;
+        let named = said.person.is_some() || witness.stamped.is_some();
+        let gone = change.new.is_none();
+        let by_session = !roles.is_empty() || !names.is_empty() || log.is_some();
+        if named || (gone && by_session) {
+            return None;
+        }
+        Some(match gone {
+            true => "nobody is named in its transaction".to_owned(),
+            false => format!("{} was not written anew", rule.asked(change.op)),
+        })
+    }
+
+    /// Whom the row names as its writer, if this change wrote that.
+    fn stamped(&self, change: &Change, sealed: Option<&Content>) -> Option<String> {
+        let rule = self.rules.get(&change.table)?;
+        let row = change.new.as_ref()?;
+        let fresh = change.op != Op::Update || rule.is_fresh(row, change.old.as_ref(), sealed);
+        self.named(rule, change, row).filter(|_| fresh)
+    }
+
+    fn named(&self, rule: &Rule, change: &Change, row: &Row) -> Option<String> {
+        let creators = rule.creators.iter().filter(|_| change.op == Op::Create);
+        let cell = creators
+            .chain(&rule.writers)
+            .filter_map(|column| row.get(column))
+            .find(|cell| !cell.is_null())?;
+        match &rule.people {
+            None => shown(cell),
+            Some(table) => {
+                let known = self.people.get(table)?.names.get(cell.expose()?);
+                // Somebody who is not known yet is still named, by number.
+                known.cloned().or_else(|| Some(format!("{table} {}", shown(cell)?)))
+            }
+        }
+    }
+}
+
+/// A table that is guarded because the rules look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Needed {
+    pub(crate) table: String,
+    /// The column that names people; `None` for the log table.
+    pub(crate) column: Option<String>,
+}
+
+/// `-> table.column`.
+struct Lookup {
+    table: String,
+    label: String,
+}
+
+impl Lookup {
+    /// Column names, and where their values lead.
+    fn parse(text: &str) -> Result<(Vec<String>, Option<Self>), String> {
+        let (columns, target) = match text.split_once("->") {
+            None => (text, None),
+            Some((columns, target)) => (columns, Some(target.trim())),
+        };
+        let columns: Vec<String> = columns.split(',').map(|c| c.trim().to_owned()).collect();
+        if columns.iter().any(String::is_empty) {
+            return Err("a column name is missing".into());
+        }
+        let lookup = target.map(|target| match target.rsplit_once('.') {
+            Some((table, label)) if !table.is_empty() && !label.is_empty() => Ok(Self {
+                table: table.to_owned(),
+                label: label.to_owned(),
+            }),
+            _ => Err("after -> comes table.column".to_owned()),
+        });
+        Ok((columns, lookup.transpose()?))
+    }
+}
+
+impl Rule {
+    /// The rule for a table; `None` if it has none of the columns.
+    fn of(shape: &Shape, text: &str, stamps: &BTreeMap<String, String>) -> Option<Self> {
+        let (columns, lookup) = Lookup::parse(text).ok()?;
+        let has = |name: &String| shape.columns.contains(name);
+        let writers: Vec<String> = columns.into_iter().filter(has).collect();
+        // Tryton and Odoo write create_uid once and write_uid on each change.
+        let sibling = |name: &String| {
+            let sibling = name.strip_prefix("write_").map(|rest| format!("create_{rest}"));
+            sibling.filter(has)
+        };
+        let creators: Vec<String> = writers.iter().filter_map(sibling).collect();
+        let stamp = match most_specific(stamps, &shape.name) {
+            Some("none") => None,
+            Some(column) => Some(column.to_owned()).filter(has),
+            None => writers.iter().find_map(|writer| {
+                let (stem, _) = writer.rsplit_once('_')?;
+                let candidates = ["date", "at", "time", "on"].map(|end| format!("{stem}_{end}"));
+                candidates.into_iter().find(has)
+            }),
+        };
+        (!writers.is_empty()).then_some(Self {
+            writers,
+            creators,
+            stamp,
+            people: lookup.map(|lookup| lookup.table),
+        })
+    }
+
+    /// Whether an update wrote the columns that name its writer. Where no stamp
+    /// is known, the same person writing twice looks like nobody writing, and
+    /// the row is believed.
+    fn is_fresh(&self, row: &Row, old: Option<&Row>, sealed: Option<&Content>) -> bool {
+        let Some(stamp) = &self.stamp else {
+            return true;
+        };
+        self.writers.iter().chain([stamp]).any(|column| {
+            let before = match (old, sealed.and_then(|content| content.row.as_ref())) {
+                (Some(old), _) => old.get(column).map(Cell::expose),
+                (None, Some(sealed)) => sealed
+                    .iter()
+                    .find(|(name, _)| name == column)
+                    .map(|(_, value)| value.as_ref().map(|value| &*value.0)),
+                // Nothing to compare with: the row is believed.
+                (None, None) => return true,
+            };
+            before != row.get(column).map(Cell::expose)
+        })
+    }
+
+    /// The column that a change of this kind should have written.
+    fn asked(&self, op: Op) -> &str {
+        let creator = self.creators.first().filter(|_| op == Op::Create);
+        creator.or(self.writers.first()).map_or("", String::as_str)
+    }
+}
+
+/// The text of the pattern that fits a table best: its own name, else the
+/// longest pattern.
+fn most_specific<'a>(patterns: &'a BTreeMap<String, String>, table: &str) -> Option<&'a str> {
+    if let Some(exact) = patterns.get(table) {
+        return Some(exact);
+    }
+    patterns
+        .iter()
+        .filter(|(pattern, _)| matches(pattern, table))
+        .max_by_key(|(pattern, _)| pattern.len())
+        .map(|(_, text)| text.as_str())
+}
+
+/// A value without its type letter, if it is not empty.
+fn shown(cell: &Cell) -> Option<String> {
+    let text = std::str::from_utf8(cell.expose()?.get(1..)?).ok()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn word(op: Op) -> &'static str {
+    match op {
+        Op::Create => "create",
+        Op::Update => "update",
+        Op::Delete => "delete",
+        Op::Truncate => "truncate",
+        Op::Baseline => "baseline",
+    }
+}

@@ -1,0 +1,240 @@
+//! Preparing a database for guarding, and taking everything out again.
+
+mod postgres;
+mod sqlite;
+
+use crate::actors::{ActorError, Actors};
+use crate::config::{Kind, Source, Tuning, matches};
+use crate::patients::{PathError, Patients};
+use crate::runtime::StartError;
+use crate::Clock;
+use pitser_capture::postgres::{Name, PgError};
+use pitser_capture::sqlite::SqliteError;
+use pitser_capture::{Identity, Position, Shape, Source as Database, SourceError};
+use pitser_evidence::line::Timestamp;
+use pitser_trail::{GenesisDraft, TableDraft, Trail, TrailError};
+
+/// Why a source cannot be prepared or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] SourceError),
+    /// The trail.
+    #[error(transparent)]
+    Trail(#[from] TrailError),
+    /// A patient path.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// A rule about actors.
+    #[error(transparent)]
+    Actor(#[from] ActorError),
+    /// A table that a rule looks at.
+    #[error("source {name}: there is no table {table}, at which source.actor or source.application.log looks")]
+    NoSuchTable {
+        /// The source.
+        name: String,
+        /// The table.
+        table: String,
+    },
+    /// A slot without a trail.
+    #[error(
+        "replication slot {0} is there already, but no trail that began with it. If another guardian reads it, give this \
+         source another one (slot = \"...\"); if not, drop it: SELECT pg_drop_replication_slot('{0}')"
+    )]
+    StaleSlot(Name),
+    /// The trail does not say how far it is.
+    #[error("source {0}: the trail names no position that this version can read")]
+    NoPosition(String),
+    /// Writing the baseline.
+    #[error("the baseline is not complete: {0}. `pitser guard run` goes on with it")]
+    Baseline(Box<StartError>),
+    /// No table fits the patterns.
+    #[error("source {name}: no table of its database fits tables = {patterns:?}")]
+    NoTables {
+        /// The source.
+        name: String,
+        /// The configured patterns.
+        patterns: Vec<String>,
+    },
+    /// Not prepared yet.
+    #[error(
+        "source {0} is not prepared: run `pitser guard init` first (with --dry-run it only prints what it would do)"
+    )]
+    NotInitialised(String),
+    /// The trail belongs to another database.
+    #[error(
+        "CAP-02 the trail was begun for database {expected}, this one is {found}: it was replaced, or the wrong file \
+         is configured. A new database needs a new trail (another source name)"
+    )]
+    OtherDatabase {
+        /// What the genesis line says.
+        expected: String,
+        /// What the database says.
+        found: String,
+    },
+    /// No random numbers.
+    #[error("the system gave no random numbers: {0}")]
+    Random(String),
+}
+
+/// What preparing a source did, or would do.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Statements for the database, in order.
+    pub statements: Vec<String>,
+    /// Tables that will be guarded.
+    pub tables: Vec<String>,
+    /// What could not be done, and who can.
+    pub notes: Vec<String>,
+    /// What is not covered; it is sealed with the genesis.
+    pub uncovered: Vec<String>,
+    /// Rows that were written as the baseline.
+    pub rows: u64,
+    /// True if the trail has to be begun.
+    pub new_trail: bool,
+    /// Hash of the genesis line, once there is a trail.
+    pub genesis: Option<String>,
+}
+
+impl From<SqliteError> for InitError {
+    fn from(error: SqliteError) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl From<PgError> for InitError {
+    fn from(error: PgError) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl InitError {
+    /// Whether trying again later, with nothing changed by anybody, may help.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Database(SourceError::Postgres(error)) if error.is_passing())
+    }
+}
+
+/// What [`install`] would do.
+///
+/// # Errors
+/// [`InitError`].
+pub fn plan(source: &Source, tuning: &Tuning) -> Result<Plan, InitError> {
+    let plan = match source.kind {
+        Kind::Sqlite => sqlite::plan(source)?,
+        Kind::Postgres => postgres::plan(source)?,
+    };
+    Ok(Plan {
+        new_trail: is_new(source, tuning),
+        ..plan
+    })
+}
+
+/// Installs capture and begins the trail; whatever is there already stays.
+/// `progress` is told how many rows of the baseline are written.
+///
+/// # Errors
+/// [`InitError`].
+pub fn install(
+    source: &Source,
+    tuning: &Tuning,
+    clock: &Clock,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Plan, InitError> {
+    match source.kind {
+        Kind::Sqlite => sqlite::install(source, tuning, clock()),
+        Kind::Postgres => postgres::install(source, tuning, clock, progress),
+    }
+}
+
+/// Takes everything of ours out of the database. The trail stays.
+///
+/// # Errors
+/// [`InitError`].
+pub fn uninstall(source: &Source, dry_run: bool) -> Result<Vec<String>, InitError> {
+    match source.kind {
+        Kind::Sqlite => sqlite::uninstall(source, dry_run),
+        Kind::Postgres => postgres::uninstall(source, dry_run),
+    }
+}
+
+/// Opens a database that [`install`] prepared.
+pub(crate) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitError> {
+    match source.kind {
+        Kind::Sqlite => sqlite::open_guarded(source),
+        Kind::Postgres => postgres::open_guarded(source),
+    }
+}
+
+/// The database must be the one that the trail was begun for.
+pub(crate) fn check_identity(found: &Identity, trail: &Trail) -> Result<(), InitError> {
+    let expected = &trail.genesis().system;
+    if *expected == found.system {
+        Ok(())
+    } else {
+        Err(InitError::OtherDatabase {
+            expected: expected.clone(),
+            found: found.system.clone(),
+        })
+    }
+}
+
+fn is_new(source: &Source, tuning: &Tuning) -> bool {
+    !tuning.layout(source).segment(0).exists()
+}
+
+/// Whether a source's patterns name this table.
+fn is_wanted(source: &Source, name: &str) -> bool {
+    let fits = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
+    fits(&source.tables) && !fits(&source.exclude)
+}
+
+fn no_tables(source: &Source) -> InitError {
+    InitError::NoTables {
+        name: source.name.clone(),
+        patterns: source.tables.clone(),
+    }
+}
+
+/// Refuses paths and rules that do not fit the tables, before anything is done.
+fn check_rules(source: &Source, shapes: &[Shape]) -> Result<Patients, InitError> {
+    Actors::new(source, shapes)?;
+    Ok(Patients::new(source, shapes)?)
+}
+
+/// Where and when a trail begins, and what is known not to be covered.
+struct Beginning {
+    at: Timestamp,
+    identity: Identity,
+    position: Position,
+    uncovered: Vec<String>,
+}
+
+/// Begins the trail of a source that is prepared.
+fn begin(
+    source: &Source,
+    tuning: &Tuning,
+    shapes: &[Shape],
+    patients: &Patients,
+    beginning: Beginning,
+) -> Result<Trail, InitError> {
+    let table = |shape: &Shape| TableDraft {
+        name: shape.name.clone(),
+        columns: shape.columns.clone(),
+        key: shape.key.clone(),
+        patient: patients.text(&shape.name),
+    };
+    let draft = GenesisDraft {
+        at: beginning.at,
+        system: beginning.identity.system,
+        timeline: beginning.identity.timeline,
+        pos: beginning.position.to_string(),
+        source: source.name.clone(),
+        tables: shapes.iter().map(table).collect(),
+        uncovered: beginning.uncovered,
+    };
+    let layout = tuning.layout(source);
+    pitser_trail::disk::private_dir(layout.dir()).map_err(TrailError::from)?;
+    Ok(Trail::create(layout, &tuning.origin(source), &draft)?)
+}

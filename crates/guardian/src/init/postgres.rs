@@ -1,0 +1,226 @@
+//! Preparing a PostgreSQL database: what capture needs, the slot, the trail,
+//! and the rows of the snapshot that the slot exports.
+
+use super::{Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables};
+use crate::Clock;
+use crate::actors::Actors;
+use crate::config::{Keyless, ReplicaIdentity, Source, Tuning};
+use crate::runtime::{Guardian, Parts};
+use pitser_capture::postgres::install::{self, Found, Request, Wanted};
+use pitser_capture::postgres::{Config, Connection, Moment, Name, PgSource, Place, slot};
+use pitser_capture::{Shape, Snapshot, Source as Database};
+use pitser_evidence::line::Timestamp;
+use pitser_trail::{Trail, TrailError};
+
+pub(super) fn plan(source: &Source) -> Result<Plan, InitError> {
+    let place = place(source)?;
+    let mut sql = Connection::open(&place.config)?;
+    install::check(&mut sql, &place.slot)?;
+    let wanted = wanted(source, &mut sql)?;
+    check_rules(source, &shapes(&wanted))?;
+    let planned = install::plan(&mut sql, &request(source, &place, &wanted))?;
+    let mut statements = planned.statements;
+    if !slot::exists(&mut sql, &place.slot)? {
+        let slot = &place.slot;
+        statements.push(format!(
+            "CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export')"
+        ));
+    }
+    Ok(Plan {
+        statements,
+        notes: planned.notes,
+        uncovered: planned.uncovered,
+        tables: wanted.iter().map(|w| w.found.name.clone()).collect(),
+        ..Plan::default()
+    })
+}
+
+pub(super) fn install(
+    source: &Source,
+    tuning: &Tuning,
+    clock: &Clock,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Plan, InitError> {
+    let place = place(source)?;
+    let mut sql = Connection::open(&place.config)?;
+    install::check(&mut sql, &place.slot)?;
+    let wanted = wanted(source, &mut sql)?;
+    let shapes = shapes(&wanted);
+    let patients = check_rules(source, &shapes)?;
+    let new_trail = is_new(source, tuning);
+    if new_trail && slot::exists(&mut sql, &place.slot)? {
+        return Err(InitError::StaleSlot(place.slot));
+    }
+    let done = install::install(&mut sql, &request(source, &place, &wanted))?;
+    let mut plan = Plan {
+        statements: done.statements,
+        notes: done.notes,
+        uncovered: done.uncovered,
+        tables: wanted.iter().map(|w| w.found.name.clone()).collect(),
+        new_trail,
+        ..Plan::default()
+    };
+    let mut guarded = PgSource::open(&place)?;
+    let identity = guarded.identity()?;
+    if !new_trail {
+        let (trail, (), _) = Trail::open(tuning.layout(source), |(), _| {})?;
+        check_identity(&identity, &trail)?;
+        plan.genesis = Some(trail.genesis_hash().to_string());
+        return Ok(plan);
+    }
+    let mut replication = Connection::open_replication(&place.config)?;
+    let created = slot::create(&mut replication, &place.slot)?;
+    let begun = (|| {
+        let moment = Moment::exported(&place, &created)?;
+        let beginning = Beginning {
+            at: Timestamp::from_micros(clock()).map_err(TrailError::from)?,
+            identity,
+            position: moment.position(),
+            uncovered: plan.uncovered.clone(),
+        };
+        let trail = begin(source, tuning, &shapes, &patients, beginning)?;
+        Ok::<_, InitError>((moment, trail.genesis_hash().to_string()))
+    })();
+    let (mut moment, genesis) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            // Nobody would read it, and it would keep the server's log for ever.
+            drop(replication);
+            slot::drop(&mut sql, &place.slot)?;
+            return Err(error);
+        }
+    };
+    plan.genesis = Some(genesis);
+    let parts = Parts {
+        source: source.clone(),
+        tuning: tuning.clone(),
+        client: None,
+        witnesses: Vec::new(),
+        clock: clock.clone(),
+    };
+    let mut counted = |rows| {
+        plan.rows = rows;
+        progress(rows);
+    };
+    Guardian::baseline(parts, &mut moment, &mut counted)
+        .map_err(|error| InitError::Baseline(Box::new(error)))?;
+    Ok(plan)
+}
+
+pub(super) fn uninstall(source: &Source, dry_run: bool) -> Result<Vec<String>, InitError> {
+    let Place {
+        config,
+        publication,
+        slot,
+    } = place(source)?;
+    let mut sql = Connection::open(&config)?;
+    Ok(match dry_run {
+        true => install::plan_removal(&mut sql, &slot, &publication)?,
+        false => install::uninstall(&mut sql, &slot, &publication)?,
+    })
+}
+
+pub(super) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitError> {
+    let database = PgSource::open(&place(source)?)?;
+    match database.shapes().is_empty() {
+        true => Err(InitError::NotInitialised(source.name.clone())),
+        false => Ok(Box::new(database)),
+    }
+}
+
+fn place(source: &Source) -> Result<Place, InitError> {
+    // Slots are named across the cluster, so that sources need names of their own.
+    let usual = format!("pitser_{}", source.name.to_ascii_lowercase().replace('-', "_"));
+    let name = |given: &Option<String>| Name::new(given.as_ref().unwrap_or(&usual).as_str());
+    Ok(Place {
+        config: Config::parse(&source.url)?,
+        publication: name(&source.publication)?,
+        slot: name(&source.slot)?,
+    })
+}
+
+/// The tables that the patterns name, and those that rules look at.
+fn wanted(source: &Source, sql: &mut Connection) -> Result<Vec<Wanted>, InitError> {
+    let all = install::tables(sql)?;
+    let full = |found: &Found| {
+        let keyless = found.key.is_empty() && source.keyless == Keyless::Full;
+        // Without images there is nothing to fill in large values from.
+        keyless || (!source.vault && found.toastable)
+    };
+    let mut wanted: Vec<Wanted> = all
+        .iter()
+        .filter(|found| is_wanted(source, &found.name))
+        .map(|found| Wanted {
+            found: found.clone(),
+            columns: None,
+            full: full(found),
+        })
+        .collect();
+    if wanted.is_empty() {
+        return Err(no_tables(source));
+    }
+    for needed in Actors::needed(source) {
+        let known = all.iter().find(|found| found.name == needed.table);
+        let found = known.ok_or_else(|| InitError::NoSuchTable {
+            name: source.name.clone(),
+            table: needed.table.clone(),
+        })?;
+        match wanted.iter_mut().find(|w| w.found.name == found.name) {
+            Some(Wanted { columns: None, .. }) => {}
+            Some(Wanted {
+                columns: Some(columns),
+                ..
+            }) => columns.extend(needed.column),
+            None => {
+                let mut columns = found.key.clone();
+                columns.extend(needed.column);
+                columns.extend(Actors::columns(source, &shape(found)));
+                wanted.push(Wanted {
+                    found: found.clone(),
+                    columns: Some(columns),
+                    full: false,
+                });
+            }
+        }
+    }
+    for Wanted { found, columns, .. } in &mut wanted {
+        if let Some(columns) = columns {
+            let listed = std::mem::take(columns);
+            *columns = found.columns.clone();
+            columns.retain(|column| listed.contains(column));
+        }
+    }
+    wanted.sort_by(|one, other| one.found.name.cmp(&other.found.name));
+    Ok(wanted)
+}
+
+fn request<'a>(source: &Source, place: &'a Place, tables: &'a [Wanted]) -> Request<'a> {
+    Request {
+        publication: &place.publication,
+        slot: &place.slot,
+        tables,
+        full: source.replica_identity == ReplicaIdentity::Full,
+    }
+}
+
+fn shapes(wanted: &[Wanted]) -> Vec<Shape> {
+    let of = |wanted: &Wanted| {
+        let mut shape = shape(&wanted.found);
+        if let Some(columns) = &wanted.columns {
+            shape.columns.clone_from(columns);
+        }
+        if shape.key.is_empty() {
+            shape.key.clone_from(&shape.columns);
+        }
+        shape
+    };
+    wanted.iter().map(of).collect()
+}
+
+fn shape(found: &Found) -> Shape {
+    Shape {
+        name: found.name.clone(),
+        columns: found.columns.clone(),
+        key: found.key.clone(),
+    }
+}

@@ -1,0 +1,144 @@
+//! The rows that were there when guarding began.
+
+use super::{BASELINE_CHUNK, BLOCK_LINES, Ended, SECOND_US, Session, Worker};
+use crate::status::SourceState;
+use crate::translate;
+use pitser_capture::source::Rows;
+use pitser_capture::{Key, Row, Snapshot};
+use pitser_evidence::Code;
+use pitser_evidence::line::{Op, Timestamp};
+use pitser_monitor::{Finding, key_cells};
+use pitser_trail::Draft;
+use std::ops::ControlFlow;
+
+impl Session {
+    /// Writes the rows that were there at the genesis, unless that is done. After
+    /// a crash it goes on where it was.
+    pub(super) fn baseline(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        if self.live {
+            return Ok(());
+        }
+        let mut snapshot = self.source.snapshot()?()?;
+        if snapshot.past().is_none() {
+            // The rows show what happened since: it has to stand in the trail
+            // first, and whatever it touched needs no baseline any more.
+            while self.position < snapshot.position() {
+                self.capture(worker)?;
+                self.regular(worker)?;
+            }
+        }
+        self.baseline_of(worker, &mut *snapshot, &mut |_| {})
+    }
+
+    /// Writes the rows of a snapshot that the trail does not know yet.
+    pub(super) fn baseline_of(
+        &mut self,
+        worker: &mut Worker,
+        snapshot: &mut dyn Snapshot,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), Ended> {
+        worker
+            .publish
+            .send_modify(|s| s.state = SourceState::Baseline);
+        let at: Timestamp = snapshot.at().parse().unwrap_or_else(|_| self.now(worker));
+        let from = self.genesis_position;
+        let mut written = 0;
+        for table in self.baseline_order() {
+            let mut failed = None;
+            let mut each = |rows: Rows| match self.baseline_rows(worker, &table, rows, &at) {
+                Ok(count) => {
+                    written += count;
+                    progress(written);
+                    ControlFlow::Continue(())
+                }
+                Err(ended) => {
+                    failed = Some(ended);
+                    ControlFlow::Break(())
+                }
+            };
+            let complete = match snapshot.past() {
+                Some(past) => past.scan_at(from, &table, BASELINE_CHUNK, &mut each)?,
+                None => {
+                    snapshot.scan(&table, BASELINE_CHUNK, &mut each)?;
+                    true
+                }
+            };
+            if let Some(ended) = failed {
+                return Err(ended);
+            }
+            if !complete {
+                let text = "changes since the genesis are missing from the outbox: the baseline is incomplete";
+                self.finding(worker, Finding::general(Code::CaptureGap, text))?;
+            }
+        }
+        let live = Draft::new(
+            Op::Live,
+            self.now(worker),
+            &worker.parts.source.name,
+            &self.position.to_string(),
+        );
+        self.append(vec![live])?;
+        self.live = true;
+        self.gone.clear();
+        self.close(worker)
+    }
+
+    /// All tables, those first through which others find patients and people.
+    fn baseline_order(&self) -> Vec<String> {
+        let mut tables = self.patients.order();
+        tables.sort_by_key(|table| !self.actors.is_lookup(table));
+        tables
+    }
+
+    fn baseline_rows(
+        &mut self,
+        worker: &mut Worker,
+        table: &str,
+        rows: Rows,
+        at: &Timestamp,
+    ) -> Result<u64, Ended> {
+        let mut written = 0;
+        for (key, row) in rows {
+            written += u64::from(self.baseline_row(worker, table, &key, &row, at)?);
+        }
+        self.trail.commit()?;
+        if self.trail.open_lines() >= BLOCK_LINES {
+            self.close(worker)?;
+        }
+        let now = (worker.parts.clock)();
+        if now >= self.next.fingerprint {
+            self.next.fingerprint = now + SECOND_US;
+            self.ack_due = Some(self.kept);
+            self.acknowledge()?;
+        }
+        self.show(worker);
+        Ok(written)
+    }
+
+    fn baseline_row(
+        &mut self,
+        worker: &Worker,
+        table: &str,
+        key: &Key,
+        row: &Row,
+        at: &Timestamp,
+    ) -> Result<bool, Ended> {
+        let record = self.trail.record_key(Some(table), &key_cells(key));
+        let known = self.trail.state().record(table, &record);
+        let known = known.is_some_and(|record| record.leaf.row.is_some());
+        if known || self.gone.contains(&(table.to_owned(), record)) {
+            return Ok(false);
+        }
+        self.learn(table, key, Some(row));
+        let draft = translate::baseline(
+            (table, key, row),
+            self.patients.of(table, row),
+            self.keeps_image(worker, table),
+            at,
+            &worker.parts.source.name,
+            self.position,
+        );
+        self.append(vec![draft])?;
+        Ok(true)
+    }
+}
