@@ -203,6 +203,51 @@ pub enum PgError {
     /// A replicated change cannot be read.
     #[error("a replicated change cannot be read: {0}")]
     Decode(#[from] DecodeError),
+    /// Tables that are to be guarded and whose rows cannot be told apart.
+    #[error(
+        "no key, so their rows cannot be followed: {}. Give each a primary key, or take the whole \
+         row as its key (keyless = \"full\" in the configuration, or ALTER TABLE ... REPLICA IDENTITY FULL)",
+        tables.join(", ")
+    )]
+    NoKeys {
+        /// All of them.
+        tables: Vec<String>,
+    },
+    /// Somebody works on a table that has to be altered.
+    #[error(
+        "table {table} is locked by another transaction, for longer than we may make others wait: \
+         nothing was changed; try again when it has ended"
+    )]
+    Locked {
+        /// The table.
+        table: String,
+    },
+    /// What is asked for cannot be guarded in that way.
+    #[error("{what}")]
+    Unfit {
+        /// What does not fit, and what would.
+        what: String,
+    },
+    /// A server that is older than what we know.
+    #[error("this is PostgreSQL {found}; 14 is the oldest that can be guarded")]
+    Version {
+        /// The server's version.
+        found: String,
+    },
+    /// A standby decodes nothing for us.
+    #[error("this server is a standby: attach to its primary")]
+    Standby,
+    /// An object with one of our names that is not of our making.
+    #[error(
+        "{object} belongs to {owner:?}: do this as {owner:?} if that is who installed pitser; \
+         otherwise find out who made it, and drop it"
+    )]
+    Foreign {
+        /// The object.
+        object: String,
+        /// Whose it is.
+        owner: String,
+    },
 }
 
 impl PgError {
@@ -215,6 +260,7 @@ impl PgError {
                 | Self::NotNow { .. }
                 | Self::TooManyConnections { .. }
                 | Self::SlotBusy { .. }
+                | Self::Locked { .. }
         )
     }
 }

@@ -39,11 +39,12 @@
 //! ```
 //!
 //! In scope: the wire protocol, decoding `pgoutput`, slots and publications,
-//! turning transactions into events. Elsewhere: what is installed for
-//! attribution (triggers, `guard init`), who is whose patient, when to retry.
+//! turning transactions into events, what is [installed](install) in the
+//! database. Elsewhere: who is whose patient, when to retry.
 
 mod config;
 mod error;
+pub mod install;
 pub mod pgoutput;
 pub mod slot;
 mod snapshot;
