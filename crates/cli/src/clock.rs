@@ -14,6 +14,11 @@ pub(crate) fn micros() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// The clock, for those who are handed one.
+pub(crate) fn shared() -> pitser_guardian::Clock {
+    std::sync::Arc::new(micros)
+}
+
 /// Seconds since 1970.
 pub(crate) fn now() -> pitser_ksi::time::Second {
     pitser_ksi::time::Second(micros() / 1_000_000)

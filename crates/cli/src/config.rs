@@ -1,7 +1,7 @@
 //! `pitser.toml`: read strictly, with errors that name file, line and a way out.
 
 use crate::outcome::Failure;
-use pitser_guardian::config::{Source, Tuning};
+use pitser_guardian::config::{Kind, Source, Tuning};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,9 @@ impl Config {
         config.dir = path.parent().unwrap_or(Path::new(".")).to_owned();
         config.guard.data = config.dir.join(&config.guard.data);
         for source in &mut config.sources {
-            source.url = config.dir.join(&source.url).display().to_string();
+            if source.kind == Kind::Sqlite {
+                source.url = config.dir.join(&source.url).display().to_string();
+            }
         }
         Ok(config)
     }

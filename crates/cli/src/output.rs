@@ -235,6 +235,50 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(&(json + "\n"))
 }
 
+/// How far a long piece of work is, on standard error: a moving line on a
+/// terminal, a plain one now and then elsewhere.
+pub(crate) struct Progress {
+    bar: indicatif::ProgressBar,
+    what: &'static str,
+    /// When the next plain line is due; `None` on a terminal.
+    next: Option<u64>,
+}
+
+impl Progress {
+    const LINE_EVERY: u64 = 100_000;
+
+    /// Counts things of this name.
+    pub(crate) fn new(what: &'static str) -> Self {
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let bar = indicatif::ProgressBar::no_length();
+        if let Ok(style) =
+            indicatif::ProgressStyle::with_template("{spinner} {human_pos} {msg}, {per_sec}")
+        {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Self {
+            bar,
+            what,
+            next: (!terminal).then_some(Self::LINE_EVERY),
+        }
+    }
+
+    /// So many are done.
+    pub(crate) fn set(&mut self, done: u64) {
+        self.bar.set_position(done);
+        if let Some(next) = self.next.filter(|next| done >= *next) {
+            eprintln!("{done} {}", self.what);
+            self.next = Some(next + Self::LINE_EVERY);
+        }
+    }
+
+    /// Takes the moving line away.
+    pub(crate) fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// Whether a stream may be coloured: a terminal, and nobody objects
 /// (no-color.org).
 pub(crate) fn may_colour(is_terminal: bool) -> bool {

@@ -90,17 +90,22 @@ impl Actors {
             };
             if let Some(lookup) = Lookup::parse(text).map_err(wrong)?.1 {
                 let known = tables.iter().find(|shape| shape.name == lookup.table);
-                let shape = known
-                    .ok_or_else(|| wrong(format!("there is no table {}", lookup.table)))?;
+                let shape =
+                    known.ok_or_else(|| wrong(format!("there is no table {}", lookup.table)))?;
                 if shape.key.len() != 1 {
                     return Err(wrong(format!("{} has no key of one column", shape.name)));
                 }
                 if !shape.columns.contains(&lookup.label) {
-                    return Err(wrong(format!("{} has no column {}", shape.name, lookup.label)));
+                    return Err(wrong(format!(
+                        "{} has no column {}",
+                        shape.name, lookup.label
+                    )));
                 }
                 let people = this.people.entry(lookup.table).or_default();
                 if !people.label.is_empty() && people.label != lookup.label {
-                    return Err(wrong("another rule names another column of that table".into()));
+                    return Err(wrong(
+                        "another rule names another column of that table".into(),
+                    ));
                 }
                 people.label = lookup.label;
             }
@@ -166,14 +171,14 @@ impl Actors {
         self.people.contains_key(table)
     }
 
-    /// All look-up tables.
-    pub(crate) fn lookups(&self) -> impl Iterator<Item = &str> {
-        self.people.keys().map(String::as_str)
-    }
-
     /// Remembers what a row of a look-up table says; `None`: the row is gone.
     /// The last label stays known: later deletes may still name it.
-    pub(crate) fn learn(&mut self, table: &str, key: &[u8], label: impl FnOnce(&str) -> Option<String>) {
+    pub(crate) fn learn(
+        &mut self,
+        table: &str,
+        key: &[u8],
+        label: impl FnOnce(&str) -> Option<String>,
+    ) {
         if let Some(people) = self.people.get_mut(table)
             && let Some(label) = label(&people.label)
         {
@@ -303,7 +308,9 @@ impl Actors {
             Some(table) => {
                 let known = self.people.get(table)?.names.get(cell.expose()?);
                 // Somebody who is not known yet is still named, by number.
-                known.cloned().or_else(|| Some(format!("{table} {}", shown(cell)?)))
+                known
+                    .cloned()
+                    .or_else(|| Some(format!("{table} {}", shown(cell)?)))
             }
         }
     }
@@ -353,7 +360,9 @@ impl Rule {
         let writers: Vec<String> = columns.into_iter().filter(has).collect();
         // Tryton and Odoo write create_uid once and write_uid on each change.
         let sibling = |name: &String| {
-            let sibling = name.strip_prefix("write_").map(|rest| format!("create_{rest}"));
+            let sibling = name
+                .strip_prefix("write_")
+                .map(|rest| format!("create_{rest}"));
             sibling.filter(has)
         };
         let creators: Vec<String> = writers.iter().filter_map(sibling).collect();

@@ -57,6 +57,29 @@ fn yes() -> bool {
     true
 }
 
+impl Source {
+    /// A source with nothing configured but what has no default.
+    pub fn new(name: &str, kind: Kind, url: &str, tables: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            url: url.to_owned(),
+            tables: tables.iter().map(|table| (*table).to_owned()).collect(),
+            exclude: Vec::new(),
+            patient: BTreeMap::new(),
+            resources: BTreeMap::new(),
+            actor: BTreeMap::new(),
+            stamp: BTreeMap::new(),
+            application: Application::default(),
+            vault: true,
+            keyless: Keyless::default(),
+            replica_identity: ReplicaIdentity::default(),
+            slot: None,
+            publication: None,
+        }
+    }
+}
+
 /// The engine of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

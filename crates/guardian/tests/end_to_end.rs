@@ -32,6 +32,10 @@ fn micros() -> u64 {
         .as_micros() as u64
 }
 
+fn install(site: &Site) -> Result<init::Plan, init::InitError> {
+    init::install(&site.source, &site.tuning, &clock(), &mut |_| {})
+}
+
 fn clock() -> Clock {
     Arc::new(micros)
 }
@@ -65,11 +69,6 @@ impl Site {
             .unwrap();
         let path = |table: &str, path: &str| (table.to_owned(), path.to_owned());
         let source = Source {
-            name: "hospital".into(),
-            kind: Kind::Sqlite,
-            url: database.display().to_string(),
-            tables: vec!["*".into()],
-            exclude: vec![],
             patient: [
                 path("patient", "id"),
                 path("observation", "patient"),
@@ -77,6 +76,12 @@ impl Site {
             ]
             .into(),
             resources: [path("Observation", "observation")].into(),
+            ..Source::new(
+                "hospital",
+                Kind::Sqlite,
+                &database.display().to_string(),
+                &["*"],
+            )
         };
         let tuning = Tuning {
             scan_every_s: 0,
@@ -197,10 +202,7 @@ const READ: &str = r#"{"resourceType":"AuditEvent","type":{"code":"rest"},"actio
 async fn from_the_first_row_to_a_verified_evidence_file() {
     let site = Site::new();
     let (authority, client) = authority(&site.dir.path().join("authority")).await;
-    let genesis = init::install(&site.source, &site.tuning, micros())
-        .unwrap()
-        .genesis
-        .unwrap();
+    let genesis = install(&site).unwrap().genesis.unwrap();
     let (guardian, witness) = site.start(Some(client.clone()));
     guardian.settle().await.unwrap();
 
@@ -343,7 +345,7 @@ async fn export(
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trail_goes_on_while_the_authority_is_down_and_after_a_restart() {
     let site = Site::new();
-    init::install(&site.source, &site.tuning, micros()).unwrap();
+    install(&site).unwrap();
     // A port that nobody listens on.
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -382,7 +384,7 @@ async fn the_trail_goes_on_while_the_authority_is_down_and_after_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
     let site = Site::new();
-    init::install(&site.source, &site.tuning, micros()).unwrap();
+    install(&site).unwrap();
     let (guardian, _) = site.start(None);
     status_with(&guardian, "the baseline", |s| {
         s.state == SourceState::Guarding
@@ -408,7 +410,7 @@ async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_triggers_missing_and_unknown_rows_are_found() {
     let site = Site::new();
-    init::install(&site.source, &site.tuning, micros()).unwrap();
+    install(&site).unwrap();
     let (guardian, _) = site.start(None);
     status_with(&guardian, "the baseline", |s| {
         s.state == SourceState::Guarding
@@ -457,7 +459,7 @@ async fn dropped_triggers_missing_and_unknown_rows_are_found() {
 async fn a_damaged_file_is_said_to_be_damaged_and_guarding_goes_on() {
     use std::os::unix::fs::FileExt;
     let site = Site::new();
-    init::install(&site.source, &site.tuning, micros()).unwrap();
+    install(&site).unwrap();
     let (guardian, _) = site.start(None);
     status_with(&guardian, "the baseline", |s| {
         s.state == SourceState::Guarding
@@ -513,30 +515,21 @@ async fn what_is_wrong_before_the_start_is_said_with_a_remedy() {
     told(&error, "pitser guard init");
 
     site.source.tables = vec!["nothing_*".into()];
-    told(
-        &init::install(&site.source, &site.tuning, 0).unwrap_err(),
-        "no table",
-    );
+    told(&install(&site).unwrap_err(), "no table");
     site.source.tables = vec!["*".into()];
     site.source
         .patient
         .insert("observation".into(), "pasient".into());
-    told(
-        &init::install(&site.source, &site.tuning, 0).unwrap_err(),
-        "no column pasient",
-    );
+    told(&install(&site).unwrap_err(), "no column pasient");
     site.source
         .patient
         .insert("observation".into(), "patient".into());
     site.database()
         .execute_batch("CREATE TABLE notes (text TEXT)")
         .unwrap();
-    told(
-        &init::install(&site.source, &site.tuning, 0).unwrap_err(),
-        "primary key",
-    );
+    told(&install(&site).unwrap_err(), "primary key");
     site.source.exclude = vec!["notes".into()];
-    init::install(&site.source, &site.tuning, micros()).unwrap();
+    install(&site).unwrap();
     std::fs::remove_file(&site.source.url).unwrap();
     let error = Guardian::start(parts(&site)).unwrap_err();
     told(&error, "hospital.db");

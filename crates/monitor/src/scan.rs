@@ -186,7 +186,11 @@ impl Sealed {
     ///
     /// # Errors
     /// The vault cannot be read.
-    pub fn of(trail: &mut Trail, table: &str, record: &Bytes32) -> Result<Option<Self>, VaultError> {
+    pub fn of(
+        trail: &mut Trail,
+        table: &str,
+        record: &Bytes32,
+    ) -> Result<Option<Self>, VaultError> {
         let known = trail.state().record(table, record).and_then(|r| r.leaf.row);
         let Some(row) = known else {
             return Ok(None);
@@ -206,7 +210,9 @@ impl Sealed {
         let Content { row, marks, .. } = &self.content;
         match (row, marks) {
             (Some(row), _) => {
-                let sealed = row.iter().map(|(name, value)| (name, value.as_ref().map(|v| &*v.0)));
+                let sealed = row
+                    .iter()
+                    .map(|(name, value)| (name, value.as_ref().map(|v| &*v.0)));
                 differing(sealed, cells(live))
             }
             (None, Some(marks)) => {

@@ -53,7 +53,10 @@ pub fn row_marks<'a>(
     columns: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
 ) -> Vec<Vec<u8>> {
     let (leaves, _) = commit_row(nonce, columns);
-    leaves.iter().map(|leaf| leaf[..MARK_LEN].to_vec()).collect()
+    leaves
+        .iter()
+        .map(|leaf| leaf[..MARK_LEN].to_vec())
+        .collect()
 }
 
 impl Content {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use super::install;
 use super::slot::{self, State, text};
 use super::stream::{boundary, lsn};
 use super::{Config, Connection, Lsn, Name, PgError, Snapshot, Stream, Table, cell};
@@ -122,7 +123,11 @@ impl Source for PgSource {
     }
 
     fn identity(&mut self) -> Result<Identity, SourceError> {
-        Ok(identity(&mut self.sql)?)
+        let found = install::identity(&mut self.sql)?;
+        Ok(Identity {
+            system: format!("postgres:{}/{}", found.system, found.database),
+            timeline: found.timeline,
+        })
     }
 
     fn key(&self, table: &str, words: &[&str]) -> Result<Key, SourceError> {
@@ -286,22 +291,4 @@ fn barrier(sql: &mut Connection) -> Result<Lsn, PgError> {
         .and_then(|row| text(row.first()?))
         .ok_or(PgError::Protocol("no place in the log"))?
         .parse()
-}
-
-/// The cluster's own number, and the database's in it.
-fn identity(sql: &mut Connection) -> Result<Identity, PgError> {
-    let rows = sql.query(
-        "SELECT s.system_identifier, d.oid, c.timeline_id \
-         FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, \
-           pg_catalog.pg_database d \
-         WHERE d.datname = pg_catalog.current_database()",
-    )?;
-    let field = |place: usize| rows.first().and_then(|row| text(row.get(place)?));
-    match (field(0), field(1), field(2).map(str::parse)) {
-        (Some(system), Some(database), Some(Ok(timeline))) => Ok(Identity {
-            system: format!("postgres:{system}/{database}"),
-            timeline,
-        }),
-        _ => Err(PgError::Protocol("a server without an identity")),
-    }
 }

@@ -3,11 +3,11 @@
 use std::ops::ControlFlow;
 
 use super::harness::Server;
-use super::{name, says, show, story, transactions};
+use super::{boundary, name, says, show, story, transactions};
 use pitser_capture::postgres::install::{
     self, Found, Plan, Request, Wanted, check, identity, plan, plan_removal, uninstall,
 };
-use pitser_capture::postgres::{Connection, Name, PgError, Resume, Snapshot, Stream, slot};
+use pitser_capture::postgres::{Connection, Name, PgError, Snapshot, Stream, slot};
 use pitser_capture::{Captured, Change};
 
 /// A server with a schema, and the superuser's session.
@@ -804,10 +804,7 @@ fn the_stream_and_the_baseline_agree_with_what_was_installed() {
     install::install(&mut sql, &request(&tables)).unwrap();
     let mut replication = Connection::open_replication(&config).unwrap();
     let made = slot::create(&mut replication, &name()).unwrap();
-    let start = Resume {
-        after: made.consistent_point(),
-        pos: 0,
-    };
+    let start = boundary(made.consistent_point());
     drop(made);
     run(
         &mut sql,

@@ -3,19 +3,18 @@
 use crate::clock;
 use crate::config::{Config, EXAMPLE};
 use crate::outcome::{Exit, Failure, Outcome};
-use crate::output::{self, print, print_json};
+use crate::output::{self, Progress, print, print_json};
 use crate::signals;
 use pitser_authority::{Authority, AuthorityHandle, Config as AuthorityConfig, Micros, User};
 use pitser_client::{Client, Endpoint, Options};
 use pitser_guardian::config::Source;
-use pitser_guardian::init::{self, InitError};
+use pitser_guardian::init::{self, InitError, Plan};
 use pitser_guardian::{Guardian, Handle, Parts, StartError};
 use pitser_ksi::pki::Subject;
 use pitser_trail::TrailError;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Arguments of `pitser guard`.
@@ -102,6 +101,7 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
         for statement in &plan.statements {
             print(&format!("{statement};\n\n"))?;
         }
+        notes(&plan)?;
         let trail = if plan.new_trail {
             "a new trail would begin"
         } else {
@@ -114,15 +114,30 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
             plan.statements.len()
         ));
     }
-    let plan = init::install(source, &tuning, clock::micros()).map_err(Failure::service)?;
-    let genesis = plan.genesis.unwrap_or_default();
+    let mut bar = Progress::new("rows of the baseline");
+    let plan = init::install(source, &tuning, &clock::shared(), &mut |rows| bar.set(rows))
+        .map_err(Failure::service)?;
+    bar.finish();
     print(&format!(
-        "{}: {} tables guarded, {} statements run\ntrail    {}\ngenesis  {genesis}\n",
+        "{}: {} tables guarded, {} statements run\ntrail    {}\ngenesis  {}\n",
         source.name,
         plan.tables.len(),
         plan.statements.len(),
         tuning.origin(source),
-    ))
+        plan.genesis.as_deref().unwrap_or_default(),
+    ))?;
+    if plan.rows > 0 {
+        print(&format!("baseline {} rows\n", plan.rows))?;
+    }
+    notes(&plan)
+}
+
+/// What an administrator has to know or do besides.
+fn notes(plan: &Plan) -> Result<(), Failure> {
+    for note in &plan.notes {
+        print(&output::clean(&format!("note     {note}\n")))?;
+    }
+    Ok(())
 }
 
 fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failure> {
@@ -200,7 +215,7 @@ fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Fa
         tuning: config.tuning(),
         client: Some(client.clone()),
         witnesses: Vec::new(),
-        clock: Arc::new(clock::micros),
+        clock: clock::shared(),
     })
     .map_err(|error| match error {
         StartError::Init(InitError::NotInitialised(_)) => Failure::input(error),

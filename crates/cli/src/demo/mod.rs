@@ -23,7 +23,6 @@ use stage::Stage;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the guardian may take to notice what it must notice.
@@ -135,13 +134,14 @@ impl Demo {
         ));
 
         let source = Source {
-            name: "clinic".into(),
-            kind: Kind::Sqlite,
-            url: dir.join("hospital.db").display().to_string(),
-            tables: vec!["*".into()],
-            exclude: Vec::new(),
             patient: Hospital::patient_paths(),
             resources: Hospital::resources(),
+            ..Source::new(
+                "clinic",
+                Kind::Sqlite,
+                &dir.join("hospital.db").display().to_string(),
+                &["*"],
+            )
         };
         let tuning = Tuning {
             scan_every_s: 2,
@@ -149,7 +149,8 @@ impl Demo {
             witness_quorum: 1,
             ..Tuning::new("demo.example", dir.join("guard"))
         };
-        let plan = init::install(&source, &tuning, clock::micros()).map_err(Failure::service)?;
+        let plan = init::install(&source, &tuning, &clock::shared(), &mut |_| {})
+            .map_err(Failure::service)?;
         let genesis = plan.genesis.unwrap_or_default();
         stage.done(
             "guardian",
@@ -171,7 +172,7 @@ impl Demo {
             tuning: tuning.clone(),
             client: Some(client.clone()),
             witnesses: vec![peer],
-            clock: Arc::new(clock::micros),
+            clock: clock::shared(),
         })
         .map_err(Failure::service)?;
         let web = start_web(args.listen, &guardian).await?;

@@ -3,11 +3,11 @@
 mod postgres;
 mod sqlite;
 
+use crate::Clock;
 use crate::actors::{ActorError, Actors};
 use crate::config::{Kind, Source, Tuning, matches};
 use crate::patients::{PathError, Patients};
 use crate::runtime::StartError;
-use crate::Clock;
 use pitser_capture::postgres::{Name, PgError};
 use pitser_capture::sqlite::SqliteError;
 use pitser_capture::{Identity, Position, Shape, Source as Database, SourceError};
@@ -30,7 +30,9 @@ pub enum InitError {
     #[error(transparent)]
     Actor(#[from] ActorError),
     /// A table that a rule looks at.
-    #[error("source {name}: there is no table {table}, at which source.actor or source.application.log looks")]
+    #[error(
+        "source {name}: there is no table {table}, at which source.actor or source.application.log looks"
+    )]
     NoSuchTable {
         /// The source.
         name: String,

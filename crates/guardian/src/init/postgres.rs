@@ -1,7 +1,9 @@
 //! Preparing a PostgreSQL database: what capture needs, the slot, the trail,
 //! and the rows of the snapshot that the slot exports.
 
-use super::{Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables};
+use super::{
+    Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables,
+};
 use crate::Clock;
 use crate::actors::Actors;
 use crate::config::{Keyless, ReplicaIdentity, Source, Tuning};
@@ -130,7 +132,10 @@ pub(super) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitErr
 
 fn place(source: &Source) -> Result<Place, InitError> {
     // Slots are named across the cluster, so that sources need names of their own.
-    let usual = format!("pitser_{}", source.name.to_ascii_lowercase().replace('-', "_"));
+    let usual = format!(
+        "pitser_{}",
+        source.name.to_ascii_lowercase().replace('-', "_")
+    );
     let name = |given: &Option<String>| Name::new(given.as_ref().unwrap_or(&usual).as_str());
     Ok(Place {
         config: Config::parse(&source.url)?,

@@ -1,6 +1,8 @@
 //! Preparing an SQLite database.
 
-use super::{Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables};
+use super::{
+    Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables,
+};
 use crate::config::{Source, Tuning};
 use pitser_capture::Source as Database;
 use pitser_capture::sqlite::{SqliteSource, TableSpec, table_names};

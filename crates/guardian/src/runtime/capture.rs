@@ -1,6 +1,8 @@
 //! What happened, in the order in which the source tells it.
 
-use super::{BATCH, BLOCK_LINES, Ended, Receipt, Session, SubmitError, Suspect, TRANSACTION, Worker};
+use super::{
+    BATCH, BLOCK_LINES, Ended, Receipt, Session, SubmitError, Suspect, TRANSACTION, Worker,
+};
 use crate::actors::Judged;
 use crate::translate::{self, About, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
@@ -70,7 +72,11 @@ impl Session {
 
     /// Keeps a change until its transaction has said more about it.
     fn take(&mut self, worker: &mut Worker, change: Change) -> Result<(), Ended> {
-        if self.open_changes.first().is_some_and(|open| open.tx != change.tx) {
+        if self
+            .open_changes
+            .first()
+            .is_some_and(|open| open.tx != change.tx)
+        {
             self.end_transaction(worker)?;
         }
         self.open_changes.push(change);
@@ -84,9 +90,16 @@ impl Session {
     fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.write_open(worker)?;
         for suspect in std::mem::take(&mut self.suspects) {
-            let Suspect { mut finding, patient, rows } = suspect;
+            let Suspect {
+                mut finding,
+                patient,
+                rows,
+            } = suspect;
             if rows > 1 {
-                finding.text += &format!(" (and {} more rows of this table in its transaction)", rows - 1);
+                finding.text += &format!(
+                    " (and {} more rows of this table in its transaction)",
+                    rows - 1
+                );
             }
             self.finding_of(worker, finding, patient)?;
         }
@@ -134,7 +147,10 @@ impl Session {
         let columns = match (&change.old, &change.new, &sealed) {
             (Some(old), Some(new), _) => translate::changed_columns(old, new),
             (None, Some(new), Some(sealed)) => sealed.differing(new),
-            (old, new, _) => new.as_ref().or(old.as_ref()).map_or_else(Vec::new, |row| row.columns.to_vec()),
+            (old, new, _) => new
+                .as_ref()
+                .or(old.as_ref())
+                .map_or_else(Vec::new, |row| row.columns.to_vec()),
         };
         let content = sealed.as_ref().map(|sealed| &sealed.content);
         let Judged { actor, finding } = self.actors.judge(&change, content, &self.witness);
@@ -144,7 +160,8 @@ impl Session {
             columns,
             image: self.keeps_image(worker, &change.table),
         };
-        let drafts = translate::change(&change, &worker.parts.source.name, about, &self.now(worker));
+        let drafts =
+            translate::change(&change, &worker.parts.source.name, about, &self.now(worker));
         self.learn(&change.table, &change.key, change.new.as_ref());
         let Some(line) = drafts.last().cloned() else {
             return Ok(());
@@ -171,7 +188,9 @@ impl Session {
             known.rows += 1;
             return;
         }
-        let record = self.trail.record_key(table.map(String::as_str), &key_cells(&change.key));
+        let record = self
+            .trail
+            .record_key(table.map(String::as_str), &key_cells(&change.key));
         self.suspects.push(Suspect {
             finding: Finding {
                 code,
@@ -235,7 +254,8 @@ impl Session {
         actor: Option<pitser_capture::Actor>,
         pos: Position,
     ) -> Result<Option<Draft>, Ended> {
-        let sealed = Sealed::of(&mut self.trail, &change.table, record).map_err(TrailError::from)?;
+        let sealed =
+            Sealed::of(&mut self.trail, &change.table, record).map_err(TrailError::from)?;
         let Some(key) = sealed.and_then(|sealed| sealed.content.key) else {
             return Ok(None);
         };
@@ -247,7 +267,10 @@ impl Session {
             ..change.clone()
         };
         let about = About {
-            whose: Whose { before, after: None },
+            whose: Whose {
+                before,
+                after: None,
+            },
             actor,
             columns: Vec::new(),
             image: true,
@@ -318,7 +341,10 @@ impl Session {
             table: Some(change.table.clone()),
             record: Some(record),
             key: Some(change.key.clone()),
-            columns: sealed.as_ref().map(|s| s.differing(old)).unwrap_or_default(),
+            columns: sealed
+                .as_ref()
+                .map(|s| s.differing(old))
+                .unwrap_or_default(),
             about: sealed.map(|sealed| sealed.seq),
             text: "the row that was changed was not the one that was sealed".into(),
         };
@@ -442,11 +468,15 @@ fn fill_in(change: &mut Change, sealed: Option<&Sealed>) -> bool {
         let row = sealed.and_then(|sealed| sealed.content.row.as_ref());
         let name = new.columns.get(place);
         let known = row.zip(name).and_then(|(row, name)| {
-            row.iter().find(|(sealed, _)| sealed == name).map(|(_, value)| value)
+            row.iter()
+                .find(|(sealed, _)| sealed == name)
+                .map(|(_, value)| value)
         });
         match (known, new.cells.get_mut(place)) {
             (Some(value), Some(cell)) => {
-                *cell = value.as_ref().map_or(Cell::NULL, |value| Cell::new(value.0.clone()));
+                *cell = value
+                    .as_ref()
+                    .map_or(Cell::NULL, |value| Cell::new(value.0.clone()));
             }
             _ => return false,
         }

@@ -9,9 +9,9 @@ mod session;
 mod show;
 
 use crate::Clock;
+use crate::actors::{Actors, Witness};
 use crate::config::{Source, Tuning};
 use crate::init::InitError;
-use crate::actors::{Actors, Witness};
 use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
 use crate::status::{BlockStatus, FindingStatus, SourceState, Status};
@@ -76,6 +76,17 @@ pub enum StartError {
     /// The thread could not be made.
     #[error("no thread for the guardian: {0}")]
     Thread(std::io::Error),
+}
+
+impl StartError {
+    /// Whether trying again later, with nothing changed by anybody, may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Init(error) => error.is_passing(),
+            Self::Database(SourceError::Postgres(error)) => error.is_passing(),
+            _ => false,
+        }
+    }
 }
 
 /// Why an audit event was not taken.
@@ -164,7 +175,15 @@ impl Guardian {
             })
         };
         let (mut worker, handle) = Worker::new(parts, seals);
-        let session = Session::open(&mut worker)?;
+        let session = match Session::open(&mut worker) {
+            Ok(session) => Some(session),
+            // A server that is starting too: the thread tries again.
+            Err(error) if error.is_passing() => {
+                worker.interrupted(&error);
+                None
+            }
+            Err(error) => return Err(error),
+        };
         std::thread::Builder::new()
             .name(format!("guard-{}", worker.parts.source.name))
             .spawn(move || worker.run(session))
@@ -286,10 +305,7 @@ struct Worker {
 impl Worker {
     fn new(
         mut parts: Parts,
-        seals: impl FnOnce(
-            Option<Client>,
-            &Sender<Command>,
-        ) -> Option<mpsc::UnboundedSender<Wanted>>,
+        seals: impl FnOnce(Option<Client>, &Sender<Command>) -> Option<mpsc::UnboundedSender<Wanted>>,
     ) -> (Self, Handle) {
         let (commands, inbox) = channel();
         let (publish, status) = watch::channel(Status {
@@ -312,8 +328,7 @@ impl Worker {
         (worker, Handle { commands, status })
     }
 
-    fn run(mut self, session: Session) {
-        let mut session = Some(session);
+    fn run(mut self, mut session: Option<Session>) {
         let mut wait = Duration::from_millis(200);
         loop {
             let ended = match session.take() {
@@ -333,8 +348,7 @@ impl Worker {
                     return;
                 }
                 Ended::Failed(error) => {
-                    tracing::error!(source = %self.parts.source.name, error = %error, "guarding is interrupted");
-                    self.show_trouble(&error);
+                    self.interrupted(&error);
                     if self.idle(wait) {
                         return;
                     }
@@ -344,7 +358,8 @@ impl Worker {
         }
     }
 
-    fn show_trouble(&self, error: &StartError) {
+    fn interrupted(&self, error: &StartError) {
+        tracing::error!(source = %self.parts.source.name, error = %error, "guarding is interrupted");
         let state = match error {
             StartError::Database(_) | StartError::Init(_) | StartError::Thread(_) => {
                 SourceState::DatabaseUnavailable

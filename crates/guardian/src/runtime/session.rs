@@ -117,7 +117,9 @@ impl Session {
                     self.patients.learn(&table, &cell.0, owner);
                     self.actors.learn(&table, &cell.0, |label| {
                         let row = content.row.iter().flatten();
-                        let value = row.filter(|(name, _)| name == label).find_map(|(_, v)| v.as_ref());
+                        let value = row
+                            .filter(|(name, _)| name == label)
+                            .find_map(|(_, v)| v.as_ref());
                         crate::patients::identifier(&Cell::new(value?.0.clone()))
                     });
                 }
