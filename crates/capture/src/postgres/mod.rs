@@ -39,7 +39,7 @@
 //! # }
 //! ```
 //!
-//! In scope: the wire protocol, decoding `pgoutput`, slots and publications,
+//! In scope: the wire protocol and TLS, decoding `pgoutput`, slots and publications,
 //! turning transactions into events. Elsewhere: what is installed for
 //! attribution (triggers, `guard init`), who is whose patient, when to retry.
 
@@ -49,6 +49,7 @@ pub mod pgoutput;
 pub mod slot;
 mod snapshot;
 mod stream;
+mod tls;
 mod wire;
 
 use std::fmt;
@@ -57,7 +58,7 @@ use std::str::FromStr;
 use crate::event::Cell;
 use error::quote;
 
-pub use config::Config;
+pub use config::{Config, SslMode};
 pub use error::PgError;
 pub use snapshot::{Snapshot, Table};
 pub use stream::{Resume, Step, Stream};

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
