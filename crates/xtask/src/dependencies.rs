@@ -32,6 +32,8 @@ struct Sources {
 #[derive(Debug, Deserialize)]
 struct Bans {
     deny: Vec<Ban>,
+    /// Versions that may be linked beside another one: `name@version`.
+    skip: Vec<Ban>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,16 +65,19 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Vec<Complaint>, Trouble> {
             complain(format!("is barred: {}", ban.reason));
         }
     }
-    found.extend(twice_in_the_binary()?);
+    found.extend(twice_in_the_binary(&policy.bans.skip)?);
     Ok(found)
 }
 
 /// The binary links one version of each crate. Build scripts, macros and tests
 /// may use another: that costs build time alone.
-fn twice_in_the_binary() -> Result<Vec<Complaint>, Trouble> {
+fn twice_in_the_binary(skip: &[Ban]) -> Result<Vec<Complaint>, Trouble> {
     let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, version) in linked("pitser", RELEASE_TARGET)? {
-        versions.entry(name).or_default().push(version);
+        let skipped = format!("{name}@{}", version.trim_start_matches('v'));
+        if skip.iter().all(|skip| skip.name != skipped) {
+            versions.entry(name).or_default().push(version);
+        }
     }
     versions.retain(|_, versions| versions.len() > 1);
     let complaints = versions.into_iter().map(|(name, versions)| {

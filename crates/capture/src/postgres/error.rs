@@ -4,8 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
-use super::Lsn;
 use super::pgoutput::DecodeError;
+use super::{Lsn, SslMode};
 
 /// Why the server could not be asked. A slot that is missing or was moved is
 /// no error: that is an answer (`slot::State`).
@@ -17,6 +17,56 @@ pub enum PgError {
     /// The connection string cannot be read. Nothing of it is repeated here.
     #[error("the database URL {0}; it is written postgres://user:password@host:5432/database")]
     Url(&'static str),
+    /// An option of the URL is unknown or cannot be. Its value is not repeated here.
+    #[error("the database URL's option {name} {problem}")]
+    Option {
+        /// The option's name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A file that an option of the URL names cannot be used.
+    #[error("the file of {option} in the database URL {problem}")]
+    File {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong with the file.
+        problem: String,
+    },
+    /// The server has no TLS, and we may not go on without.
+    #[error(
+        "the server at {host} offers no TLS, which sslmode={mode} asks for: set ssl = on in \
+         postgresql.conf or, where the network is trusted, add ?sslmode=disable to the database URL"
+    )]
+    NoTls {
+        /// The server's host.
+        host: String,
+        /// How much was asked for.
+        mode: SslMode,
+    },
+    /// The server's certificate is not one that we may believe.
+    #[error("the certificate of the server at {host} {problem}")]
+    Certificate {
+        /// The server's host.
+        host: String,
+        /// What is wrong with it, and what to do.
+        problem: &'static str,
+    },
+    /// The server has other TLS with its client than we have with our server.
+    #[error(
+        "the server at {host} is not at the other end of our TLS: somebody stands between, or a \
+         proxy that opens it; connect to the server itself, with sslmode=verify-full"
+    )]
+    Intercepted {
+        /// The server's host.
+        host: String,
+    },
+    /// The two sides do not come to terms about TLS.
+    #[error("TLS with the server failed: {problem}")]
+    Tls {
+        /// Why.
+        problem: String,
+    },
     /// A slot or publication name that the server would not take.
     #[error(
         "{name:?} cannot name a slot or publication: use 1 to 63 of a-z, 0-9 and _, a letter first"

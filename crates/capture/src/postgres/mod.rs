@@ -38,9 +38,10 @@
 //! # }
 //! ```
 //!
-//! In scope: the wire protocol, decoding `pgoutput`, slots and publications,
-//! turning transactions into events, what is [installed](install) in the
-//! database. Elsewhere: who is whose patient, when to retry.
+//! In scope: the wire protocol and TLS, decoding `pgoutput`, slots and
+//! publications, turning transactions into events, what is
+//! [installed](install) in the database. Elsewhere: who is whose patient, when
+//! to retry.
 
 mod config;
 mod error;
@@ -50,6 +51,7 @@ pub mod slot;
 mod snapshot;
 mod source;
 mod stream;
+mod tls;
 mod wire;
 
 use std::fmt;
@@ -58,7 +60,7 @@ use std::str::FromStr;
 use crate::event::Cell;
 use error::quote;
 
-pub use config::Config;
+pub use config::{Config, SslMode};
 pub use error::PgError;
 pub use snapshot::{Snapshot, Table};
 pub use source::{Moment, PgSource, Place};

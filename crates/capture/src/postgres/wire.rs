@@ -8,15 +8,17 @@
 //! ```
 
 use std::fmt;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::frontend;
 
 use super::error::{Doing, Refusal};
+use super::tls::{self, Binding, Transport};
 use super::{Config, Lsn, PgError};
 
 /// The settings under which every value is printed (DESIGN §4), in the order
@@ -43,13 +45,15 @@ const MOST_ROUNDS: u32 = 1_000_000;
 ///
 /// Dropping it ends the session.
 pub struct Connection {
-    socket: TcpStream,
+    transport: Transport,
     received: BytesMut,
     chunk: Box<[u8]>,
     /// Longest message that is accepted now, bytes.
     limit: usize,
-    /// The timeout that the socket has now.
-    wait: Option<Duration>,
+    /// The timeout that the socket has now; `None` before the first is set.
+    wait: Option<Option<Duration>>,
+    /// How long each answer may take now.
+    patience: Duration,
     user: String,
     database: String,
 }
@@ -75,7 +79,8 @@ pub(super) enum Streamed {
 
 impl Connection {
     /// How long to wait for a connection, for each answer while it is set up,
-    /// and for the server to take what is sent. A query may take any time.
+    /// and for the server to take what is sent. A query may take any time. The
+    /// URL's `connect_timeout` holds in its place until the session is open.
     pub const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Opens a session for ordinary SQL.
@@ -115,13 +120,14 @@ impl Connection {
     }
 
     fn start(config: &Config, mode: Option<(&str, &str)>) -> Result<Self, PgError> {
-        let socket = connect(config)?;
+        let (transport, binding) = Transport::open(config)?;
         let mut connection = Self {
-            socket,
+            transport,
             received: BytesMut::new(),
             chunk: vec![0; 1 << 16].into(),
             limit: GREETING_LIMIT,
             wait: None,
+            patience: config.patience(),
             user: config.user.clone(),
             database: config.database.clone(),
         };
@@ -133,21 +139,33 @@ impl Connection {
         connection.send(|out| {
             frontend::startup_message(who.into_iter().chain(SESSION).chain(mode), out)
         })?;
-        connection.authenticate(config)?;
+        connection.authenticate(config, &binding)?;
         connection.limit = MESSAGE_LIMIT;
+        connection.patience = Self::PATIENCE;
         Ok(connection)
     }
 
     /// Everything from the first message to the first `ReadyForQuery`.
-    fn authenticate(&mut self, config: &Config) -> Result<(), PgError> {
+    fn authenticate(&mut self, config: &Config, binding: &Binding) -> Result<(), PgError> {
         let mut scram = Scram::Unasked;
         loop {
             let frame = self.answer()?;
             match frame.tag {
-                b'R' => scram = self.prove(config, scram, frame.body)?,
+                b'R' => scram = self.prove(config, binding, scram, frame.body)?,
                 b'E' => {
                     let doing = Doing::Connecting { user: &config.user };
-                    return Err(Refusal::read(&frame.body).explain(doing));
+                    let refusal = Refusal::read(&frame.body);
+                    // A wrong password has another code: this is the binding.
+                    let unbound = matches!(scram, Scram::Asked(_) | Scram::Answered(_))
+                        && refusal.code == "28000";
+                    return Err(match binding {
+                        Binding::EndPoint(_) | Binding::Undefined { .. } if unbound => {
+                            PgError::Intercepted {
+                                host: config.host.clone(),
+                            }
+                        }
+                        _ => refusal.explain(doing),
+                    });
                 }
                 b'S' | b'K' | b'N' => {}
                 b'Z' if matches!(scram, Scram::LetIn) => return Ok(()),
@@ -157,7 +175,13 @@ impl Connection {
     }
 
     /// One authentication message: what was asked, what we answer.
-    fn prove(&mut self, config: &Config, scram: Scram, mut body: Bytes) -> Result<Scram, PgError> {
+    fn prove(
+        &mut self,
+        config: &Config,
+        binding: &Binding,
+        scram: Scram,
+        mut body: Bytes,
+    ) -> Result<Scram, PgError> {
         let code = body
             .try_get_u32()
             .map_err(|_| PgError::Protocol("an authentication request without a kind"))?;
@@ -168,7 +192,7 @@ impl Connection {
             (5, _) => Err(PgError::WeakAuthentication {
                 how: "as an MD5 hash",
             }),
-            (10, Scram::Unasked) => self.begin_scram(config, &body),
+            (10, Scram::Unasked) => self.begin_scram(config, binding, &body),
             (11, Scram::Asked(mut exchange)) => {
                 if rounds(&body).is_none_or(|rounds| rounds > MOST_ROUNDS) {
                     return Err(PgError::Protocol("an unreasonable password challenge"));
@@ -188,20 +212,20 @@ impl Connection {
         }
     }
 
-    fn begin_scram(&mut self, config: &Config, mechanisms: &[u8]) -> Result<Scram, PgError> {
-        if !mechanisms
-            .split(|byte| *byte == 0)
-            .any(|name| name == SCRAM_SHA_256.as_bytes())
-        {
-            return Err(PgError::Authentication { code: 10 });
-        }
+    fn begin_scram(
+        &mut self,
+        config: &Config,
+        binding: &Binding,
+        offered: &[u8],
+    ) -> Result<Scram, PgError> {
+        let (mechanism, binding) = mechanism(offered, binding, &config.host)?;
         let password = config
-            .expose_password()
+            .expose_password()?
             .ok_or_else(|| PgError::NoPassword {
                 user: config.user.clone(),
             })?;
-        let exchange = ScramSha256::new(password, ChannelBinding::unsupported());
-        self.send(|out| frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), out))?;
+        let exchange = ScramSha256::new(&password, binding);
+        self.send(|out| frontend::sasl_initial_response(mechanism, exchange.message(), out))?;
         Ok(Scram::Asked(Box::new(exchange)))
     }
 
@@ -312,12 +336,12 @@ impl Connection {
     ) -> Result<(), PgError> {
         let mut out = BytesMut::new();
         build(&mut out).map_err(|_| PgError::Protocol("text with a zero byte cannot be sent"))?;
-        Ok(self.socket.write_all(&out)?)
+        self.transport.send(&out).map_err(|error| tls::lost(&error))
     }
 
-    /// A message that must come within [`Self::PATIENCE`].
+    /// A message that must come in time.
     fn answer(&mut self) -> Result<Frame, PgError> {
-        self.read_frame(Some(Self::PATIENCE))?
+        self.read_frame(Some(self.patience))?
             .ok_or(PgError::Lost(ErrorKind::TimedOut))
     }
 
@@ -328,19 +352,19 @@ impl Connection {
             if let Some(frame) = take_frame(&mut self.received, self.limit)? {
                 return Ok(Some(frame));
             }
-            if self.wait != wait {
+            if self.wait != Some(wait) {
                 // A zero timeout would mean none at all.
                 let least = wait.map(|wait| wait.max(Duration::from_millis(1)));
-                self.socket.set_read_timeout(least)?;
-                self.wait = wait;
+                self.transport.set_timeout(least)?;
+                self.wait = Some(wait);
             }
-            match self.socket.read(&mut self.chunk) {
+            match self.transport.receive(&mut self.chunk) {
                 Ok(0) => return Err(PgError::Lost(ErrorKind::UnexpectedEof)),
                 Ok(count) => self.received.extend_from_slice(&self.chunk[..count]),
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(None),
                     ErrorKind::Interrupted => {}
-                    kind => return Err(PgError::Lost(kind)),
+                    _ => return Err(tls::lost(&error)),
                 },
             }
         }
@@ -376,27 +400,44 @@ enum Scram {
     LetIn,
 }
 
-fn connect(config: &Config) -> Result<TcpStream, PgError> {
-    let unreachable = |kind| PgError::Unreachable {
-        host: config.host.clone(),
-        port: config.port,
-        kind,
+/// The mechanism to take of those offered, and what is said about binding it to
+/// the TLS session. The server refuses us if this tells it that somebody between
+/// changed its offer (RFC 5802 §6).
+fn mechanism(
+    offered: &[u8],
+    binding: &Binding,
+    host: &str,
+) -> Result<(&'static str, ChannelBinding), PgError> {
+    let offers = |wanted: &str| {
+        let mut names = offered.split(|byte| *byte == 0);
+        names.any(|name| name == wanted.as_bytes())
     };
-    let addresses = (config.host.as_str(), config.port)
-        .to_socket_addrs()
-        .map_err(|_| unreachable(ErrorKind::NotFound))?;
-    let mut kind = ErrorKind::NotFound;
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, Connection::PATIENCE) {
-            Ok(socket) => {
-                socket.set_nodelay(true)?;
-                socket.set_write_timeout(Some(Connection::PATIENCE))?;
-                return Ok(socket);
-            }
-            Err(error) => kind = error.kind(),
+    let (plain, plus) = (offers(SCRAM_SHA_256), offers(SCRAM_SHA_256_PLUS));
+    match (binding, plus) {
+        (Binding::EndPoint(hash), true) => Ok((
+            SCRAM_SHA_256_PLUS,
+            ChannelBinding::tls_server_end_point(hash.clone()),
+        )),
+        // Somebody between us has TLS with the server, and we have none.
+        (Binding::Clear, true) => Err(PgError::Protocol(
+            "an offer to bind the password to TLS where there is no TLS",
+        )),
+        // Whoever shows such a certificate unverified might want just that.
+        (Binding::Undefined { tolerated: false }, true) => Err(PgError::Certificate {
+            host: host.to_owned(),
+            problem: "has a signature (as Ed25519) that gives no hash to bind the password to: add \
+                      sslmode=verify-full and sslrootcert=PATH to the database URL",
+        }),
+        _ if !plain => Err(PgError::Authentication { code: 10 }),
+        // "We could, and you did not offer": a server that did refuses.
+        (Binding::EndPoint(_) | Binding::Undefined { .. }, false) => {
+            Ok((SCRAM_SHA_256, ChannelBinding::unrequested()))
+        }
+        // "We cannot".
+        (Binding::Clear | Binding::Undefined { tolerated: true }, _) => {
+            Ok((SCRAM_SHA_256, ChannelBinding::unsupported()))
         }
     }
-    Err(unreachable(kind))
 }
 
 /// Takes one whole message from the front, if there is one.
@@ -447,6 +488,8 @@ fn rounds(challenge: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
     use proptest::prelude::*;
 
@@ -496,7 +539,10 @@ mod tests {
             // Until the client has gone.
             while socket.read(&mut heard).is_ok_and(|count| count > 0) {}
         });
-        let config = Config::parse(&format!("postgres://a:hunter@127.0.0.1:{port}/d")).unwrap();
+        let config = Config::parse(&format!(
+            "postgres://a:hunter@127.0.0.1:{port}/d?sslmode=disable"
+        ))
+        .unwrap();
         let error = Connection::open(&config).unwrap_err();
         server.join().unwrap();
         error
@@ -544,6 +590,44 @@ mod tests {
             log_in(vec![authentication(7, b"")]),
             PgError::Authentication { code: 7 }
         ));
+    }
+
+    /// Of what was offered: the mechanism and the header that says what is bound.
+    fn choice(offered: &[&str], binding: &Binding) -> Option<(&'static str, String)> {
+        let offered = [offered.join("\0").as_bytes(), b"\0\0"].concat();
+        let (name, binding) = mechanism(&offered, binding, "h").ok()?;
+        let exchange = ScramSha256::new(b"hunter", binding);
+        let said = std::str::from_utf8(exchange.message()).unwrap();
+        Some((name, said.split("n=").next().unwrap().to_owned()))
+    }
+
+    #[test]
+    fn the_password_is_bound_to_the_session_wherever_it_can_be() {
+        let (plain, plus) = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS");
+        let bound = Binding::EndPoint(vec![7; 32]);
+        let chosen = |name, header: &str| Some((name, header.to_owned()));
+        for offered in [&[plus, plain][..], &[plain, plus], &[plus], &["X", plus]] {
+            let expected = chosen(plus, "p=tls-server-end-point,,");
+            assert_eq!(choice(offered, &bound), expected, "{offered:?}");
+        }
+        // "y" says that we could: where the offer was taken out on the way, the
+        // server knows better and refuses.
+        let undefined = |tolerated| Binding::Undefined { tolerated };
+        for binding in [bound.clone(), undefined(true), undefined(false)] {
+            assert_eq!(choice(&[plain], &binding), chosen(plain, "y,,"));
+        }
+        assert_eq!(
+            choice(&[plus, plain], &undefined(true)),
+            chosen(plain, "n,,")
+        );
+        assert_eq!(choice(&[plus, plain], &undefined(false)), None);
+        assert_eq!(choice(&[plus], &undefined(true)), None);
+        assert_eq!(choice(&[plain], &Binding::Clear), chosen(plain, "n,,"));
+        // Somebody has stripped TLS off the way to us, not off their own.
+        assert_eq!(choice(&[plus, plain], &Binding::Clear), None);
+        for binding in [Binding::Clear, bound] {
+            assert_eq!(choice(&["SCRAM-SHA-256-PLU"], &binding), None);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,6 +34,16 @@ impl Server {
     /// `pg_hba.conf`; `None`, said loudly, if there is no PostgreSQL here and
     /// none can be installed.
     pub(crate) fn start(settings: &[&str], hba: &[&str]) -> Option<Self> {
+        Self::start_with(settings, hba, &[])
+    }
+
+    /// As [`Server::start`], with these files (names and contents) beside the
+    /// server's data.
+    pub(crate) fn start_with(
+        settings: &[&str],
+        hba: &[&str],
+        files: &[(&str, &str)],
+    ) -> Option<Self> {
         if !installed() {
             eprintln!("skipped: no PostgreSQL 15 in {BIN}, and apt-get cannot install it");
             return None;
@@ -46,6 +56,9 @@ impl Server {
         chown(dir.path(), Some(owner.uid), Some(owner.gid)).unwrap();
         let port = free_port();
         let server = Self { dir, port, owner };
+        for (name, contents) in files {
+            server.write(name, contents);
+        }
         server.initialise(settings, hba);
         server.pg_ctl(&["start"]);
         Some(server)
@@ -72,11 +85,32 @@ impl Server {
 
     /// Somebody's access, with the password as a URL has it.
     pub(crate) fn config_of(&self, user: &str, password: &str) -> Config {
+        self.config_with(&format!("{user}:{password}"), "")
+    }
+
+    /// Somebody's access, `user:password` or `user`, with options of a URL.
+    /// Their paths are meant from [`Server::dir`].
+    pub(crate) fn config_with(&self, who: &str, options: &str) -> Config {
         let port = self.port;
-        Config::parse(&format!(
-            "postgres://{user}:{password}@127.0.0.1:{port}/postgres"
-        ))
-        .unwrap()
+        let url = format!("postgres://{who}@127.0.0.1:{port}/postgres?{options}");
+        Config::parse_in(&url, self.dir()).unwrap()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where the server's unix socket is, and the files beside its data.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Writes a file in [`Server::dir`] that the server alone may read.
+    pub(crate) fn write(&self, name: &str, contents: &str) {
+        let path = self.dir().join(name);
+        fs::write(&path, contents).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        chown(&path, Some(self.owner.uid), Some(self.owner.gid)).unwrap();
     }
 
     pub(crate) fn sql(&self) -> Connection {
@@ -106,7 +140,7 @@ impl Server {
             .arg("-D")
             .arg(&data);
         run(&mut initdb);
-        let sockets = self.dir.path().display();
+        let sockets = self.dir().display();
         let ours = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{sockets}'\n\
              wal_level = logical\nfsync = on\nmax_wal_senders = 5\n{}\n",

@@ -4,6 +4,7 @@
 
 mod harness;
 mod install;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
