@@ -85,6 +85,7 @@ impl Config {
         config.dir = path.parent().unwrap_or(Path::new(".")).to_owned();
         config.guard.data = config.dir.join(&config.guard.data);
         for source in &mut config.sources {
+            source.dir.clone_from(&config.dir);
             if source.kind == Kind::Sqlite {
                 source.url = config.dir.join(&source.url).display().to_string();
             }

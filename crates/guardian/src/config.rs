@@ -51,6 +51,9 @@ pub struct Source {
     pub slot: Option<String>,
     /// PostgreSQL: the publication's name; `pitser_NAME` if absent.
     pub publication: Option<String>,
+    /// The folder where relative paths in `url` start.
+    #[serde(skip)]
+    pub dir: PathBuf,
 }
 
 fn yes() -> bool {
@@ -76,6 +79,7 @@ impl Source {
             replica_identity: ReplicaIdentity::default(),
             slot: None,
             publication: None,
+            dir: PathBuf::new(),
         }
     }
 }

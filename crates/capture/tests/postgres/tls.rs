@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use authority::{Authority, Issued, Life, Signing};
-use pitser_capture::postgres::{Config, Connection, PgError, Resume, Snapshot, Stream, slot};
+use pitser_capture::postgres::{Config, Connection, PgError, Snapshot, Stream, slot};
 use rustls::crypto::ring;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{
@@ -517,10 +517,7 @@ fn snapshot_and_stream_under_tls() {
         .unwrap();
     assert_eq!(rows, 1);
 
-    let start = Resume {
-        after: made.consistent_point(),
-        pos: 0,
-    };
+    let start = super::boundary(made.consistent_point());
     let mut stream = Stream::start(replication, &name(), &name(), start).unwrap();
     let streams = "SELECT s.ssl FROM pg_stat_replication r JOIN pg_stat_ssl s USING (pid)";
     let protected = sql.query(streams).unwrap();

@@ -138,7 +138,7 @@ fn place(source: &Source) -> Result<Place, InitError> {
     );
     let name = |given: &Option<String>| Name::new(given.as_ref().unwrap_or(&usual).as_str());
     Ok(Place {
-        config: Config::parse(&source.url)?,
+        config: Config::parse_in(&source.url, &source.dir)?,
         publication: name(&source.publication)?,
         slot: name(&source.slot)?,
     })
