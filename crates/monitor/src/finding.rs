@@ -39,10 +39,12 @@ impl Finding {
     }
 
     fn identity(&self) -> Identity {
-        // What somebody did is an event of its own; a wrong row stays
+        // What happened once is an event of its own; a wrong row stays
         // the same incident however often it is looked at.
         let event = match self.code {
-            Code::Unattributed | Code::OutsideApplication | Code::Truncated => self.about,
+            Code::Unattributed | Code::OutsideApplication | Code::Truncated | Code::CaptureGap => {
+                self.about
+            }
             _ => None,
         };
         (

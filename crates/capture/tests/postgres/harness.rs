@@ -1,5 +1,7 @@
 //! A throw-away PostgreSQL 15 on a free loopback port.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -113,6 +115,30 @@ impl Server {
         chown(&path, Some(self.owner.uid), Some(self.owner.gid)).unwrap();
     }
 
+    /// The superuser's URL of a database.
+    pub(crate) fn url(&self, database: &str) -> String {
+        let port = self.port;
+        format!("postgres://postgres:p%40ss%2Fw%3Ard%20%C3%B5@127.0.0.1:{port}/{database}")
+    }
+
+    /// One of PostgreSQL's own programs, connected as this role; the password
+    /// of all roles is the superuser's.
+    pub(crate) fn client(&self, program: &str, role: &str) -> Command {
+        let mut command = Command::new(Path::new(BIN).join(program));
+        command
+            .env("PGHOST", "127.0.0.1")
+            .env("PGPORT", self.port.to_string())
+            .env("PGUSER", role)
+            .env("PGPASSWORD", PASSWORD)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a server that was stopped.
+    pub(crate) fn start_again(&self) {
+        self.pg_ctl(&["start"]);
+    }
+
     pub(crate) fn sql(&self) -> Connection {
         Connection::open(&self.config()).unwrap()
     }
@@ -121,7 +147,8 @@ impl Server {
         Connection::open_replication(&self.config()).unwrap()
     }
 
-    fn data(&self) -> PathBuf {
+    /// The folder of the server's files.
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 

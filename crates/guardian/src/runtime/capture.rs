@@ -49,8 +49,8 @@ impl Session {
             }
             Captured::Gap { after, upto, what } => {
                 self.end_transaction(worker)?;
-                self.gap(worker, after, upto)?;
-                self.finding(worker, Finding::general(Code::CaptureGap, what))?;
+                let about = self.gap(worker, after, upto)?;
+                self.missing(worker, about, what)?;
             }
             Captured::Rewound { expected, found } => {
                 self.end_transaction(worker)?;
@@ -352,7 +352,7 @@ impl Session {
     }
 
     /// A hole in the source's account: noted, and all rows looked at.
-    fn gap(&mut self, worker: &Worker, from: Position, to: Position) -> Result<(), Ended> {
+    fn gap(&mut self, worker: &Worker, from: Position, to: Position) -> Result<u64, Ended> {
         let draft = Draft {
             body: Body::Gap(Gap {
                 from: from.to_string(),
@@ -366,15 +366,23 @@ impl Session {
             )
         };
         self.scan_due = true;
-        self.append(vec![draft])?;
+        let line = self.append(vec![draft])?;
         self.position = to;
-        Ok(())
+        Ok(line)
+    }
+
+    /// The finding of a hole, whose own line is `about`.
+    fn missing(&mut self, worker: &Worker, about: u64, text: String) -> Result<(), Ended> {
+        let finding = Finding {
+            about: Some(about),
+            ..Finding::general(Code::CaptureGap, text)
+        };
+        self.finding(worker, finding)
     }
 
     fn unreadable(&mut self, worker: &Worker, pos: Position, why: &str) -> Result<(), Ended> {
-        self.gap(worker, self.position, pos)?;
-        let text = format!("a change cannot be read: {why}");
-        self.finding(worker, Finding::general(Code::CaptureGap, text))
+        let about = self.gap(worker, self.position, pos)?;
+        self.missing(worker, about, format!("a change cannot be read: {why}"))
     }
 
     pub(super) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, Ended> {

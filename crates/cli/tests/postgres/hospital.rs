@@ -1,0 +1,357 @@
+//! A hospital system as many are: a table of users, columns that say who wrote
+//! a row, a log of its own, one database role for everybody.
+
+use pitser_evidence::line::{Binding, Line, Op};
+use serde_json::Value;
+
+use crate::world::World;
+
+/// Owned by the application's role `ehr`. `eve` may write too; so may the superuser.
+pub(crate) const SCHEMA: &str = "
+    CREATE ROLE ehr LOGIN PASSWORD 'p@ss/w:rd õ';
+    CREATE ROLE eve LOGIN PASSWORD 'p@ss/w:rd õ';
+    GRANT CREATE, USAGE ON SCHEMA public TO ehr;
+    SET ROLE ehr;
+    CREATE TABLE staff (id int PRIMARY KEY, login text NOT NULL, password text,
+        create_uid int, create_date timestamptz, write_uid int, write_date timestamptz);
+    CREATE TABLE patient (id int PRIMARY KEY, name text, allergies text, letter text,
+        create_uid int, create_date timestamptz, write_uid int, write_date timestamptz);
+    CREATE TABLE visit (id int PRIMARY KEY, patient int REFERENCES patient, note text,
+        create_uid int, create_date timestamptz, write_uid int, write_date timestamptz);
+    CREATE TABLE result (id int PRIMARY KEY, visit int REFERENCES visit ON DELETE CASCADE, value numeric,
+        create_uid int, create_date timestamptz, write_uid int, write_date timestamptz);
+    CREATE TABLE journal (id serial PRIMARY KEY, create_uid int, what text);
+    CREATE TABLE visit_history (id int, note text);
+    INSERT INTO staff VALUES (1, 'admin', 'x', 1, now()), (2, 'dr.tamm', 'secret-hash', 1, now());
+    INSERT INTO patient VALUES (1, 'Jüri Õun', 'none', repeat('long ', 2000), 1, now()), (2, 'Mari Maasikas', 'latex', '', 1, now());
+    INSERT INTO visit VALUES (10, 1, 'cough', 2, now()), (20, 2, 'fever', 2, now());
+    INSERT INTO result VALUES (100, 10, 6.80, 2, now()), (200, 20, 7.1, 2, now());
+    GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO eve;
+    RESET ROLE;";
+
+pub(crate) const SOURCE: &str = r#"
+tables  = ["public.*"]
+exclude = ["public.*_history", "public.staff", "public.journal"]
+[source.patient]
+"public.patient" = "id"
+"public.visit"   = "patient -> public.patient.id"
+"public.result"  = "visit -> public.visit.id"
+[source.actor]
+"*" = "write_uid -> public.staff.login"
+"#;
+
+/// What a named person does through the application.
+pub(crate) fn stamp(person: u32) -> String {
+    format!("write_uid = {person}, write_date = clock_timestamp()")
+}
+
+impl World {
+    /// A guarded hospital.
+    pub(crate) fn hospital(guard: &str, source: &str) -> Option<Self> {
+        let mut world = Self::new("clinic")?;
+        world.psql("postgres", SCHEMA);
+        world.configure(guard, source);
+        world.run("guard init").exits(0).says("tables guarded");
+        world.guard();
+        Some(world)
+    }
+
+    /// The last line about a record, in the trail and with its person.
+    fn last(&self, table: &str, key: &str) -> (Line, Value) {
+        let said = self.run(&format!("history {table} {key} --json"));
+        let lines = said.json()["lines"].take();
+        let changes = lines.as_array().unwrap().iter();
+        let last = changes.filter(|e| e["line"]["op"] != "finding").next_back();
+        let last = last.unwrap().clone();
+        let bytes = serde_json::to_vec(&last["line"]).unwrap();
+        (Line::decode(&bytes).unwrap(), last["person"].clone())
+    }
+}
+
+#[test]
+fn everybody_is_told_apart() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    let columns = |line: &Line| line.columns.clone().unwrap().join(",");
+    let actor = |line: &Line| line.actor.clone().unwrap();
+
+    // The application, as a named person.
+    let by_tamm = stamp(2);
+    world.psql_as(
+        "ehr",
+        "ehr",
+        &format!("UPDATE patient SET allergies = 'penicillin', {by_tamm} WHERE id = 1"),
+    );
+    world.psql_as(
+        "ehr",
+        "ehr",
+        "INSERT INTO visit VALUES (11, 1, 'check', 2, now())",
+    );
+    world.psql_as("ehr", "ehr", &format!("BEGIN; UPDATE visit SET note = 'x', {by_tamm} WHERE id = 10; DELETE FROM result WHERE id = 100; COMMIT"));
+    // A person whom the application names to the database.
+    world.psql_as("ehr", "ehr", "BEGIN; SET LOCAL pitser.actor = 'EE38001085718'; SET LOCAL pitser.purpose = 'TREAT'; UPDATE visit SET note = 'better' WHERE id = 20; COMMIT");
+    world.settle();
+    let (line, person) = world.last("public.patient", "1");
+    assert_eq!(
+        (person, columns(&line)),
+        ("dr.tamm".into(), "allergies,write_uid,write_date".into())
+    );
+    let by = actor(&line);
+    assert_eq!(
+        (by.binding, by.role.as_deref(), by.app.as_deref()),
+        (Binding::C, Some("ehr"), Some("ehr"))
+    );
+    assert_eq!(by.client.as_deref(), Some("127.0.0.1"));
+    let (line, person) = world.last("public.visit", "11");
+    assert_eq!(
+        (line.op, person, actor(&line).binding),
+        (Op::Create, "dr.tamm".into(), Binding::C)
+    );
+    let (line, person) = world.last("public.result", "100");
+    assert_eq!(
+        (line.op, person, actor(&line).binding),
+        (Op::Delete, "dr.tamm".into(), Binding::C)
+    );
+    let (line, person) = world.last("public.visit", "20");
+    assert_eq!(
+        (person, columns(&line)),
+        ("EE38001085718".into(), "note".into())
+    );
+    assert_eq!(
+        (line.purpose.as_deref(), actor(&line).binding),
+        (Some("TREAT"), Binding::C)
+    );
+    let status = world.run("guard status --json").exits(0).json();
+    assert_eq!(status["sources"][0]["findings"], Value::Array(Vec::new()));
+
+    // A stranger with a login.
+    world.psql("eve", "UPDATE patient SET allergies = 'none' WHERE id = 1");
+    let finding = world.finding("ACT-02", "public.patient");
+    assert_eq!(
+        (&finding["key"], &finding["columns"]),
+        (&"1".into(), &serde_json::json!(["allergies"]))
+    );
+    let (line, person) = world.last("public.patient", "1");
+    assert_eq!((person, columns(&line)), (Value::Null, "allergies".into()));
+    let by = actor(&line);
+    assert_eq!(
+        (by.binding, by.role.as_deref(), by.app.as_deref()),
+        (Binding::D, Some("eve"), Some("psql"))
+    );
+    // Nobody is deleted in silence either, and a cascade is told in whole.
+    world.psql("eve", "DELETE FROM visit WHERE id = 20");
+    assert_eq!(world.finding("ACT-02", "public.result")["key"], "200");
+    world.finding("ACT-02", "public.visit");
+
+    // Replicas' mode does not silence the trigger; disabling it does, and shows.
+    world.psql(
+        "postgres",
+        "SET session_replication_role = replica; UPDATE patient SET allergies = 'a' WHERE id = 2",
+    );
+    let on_mari = |f: &&Value| f["table"] == "public.patient" && f["key"] == "2";
+    world.status_when("finds the superuser", |s| {
+        s["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|f| on_mari(&f) && f["code"] == "ACT-02")
+    });
+    let (line, _) = world.last("public.patient", "2");
+    assert_eq!(
+        (actor(&line).binding, actor(&line).role.as_deref()),
+        (Binding::D, Some("postgres"))
+    );
+    world.psql("postgres", "ALTER TABLE patient DISABLE TRIGGER ALL; UPDATE patient SET allergies = 'b' WHERE id = 2; ALTER TABLE patient ENABLE TRIGGER ALL, ENABLE ALWAYS TRIGGER pitser_attribution");
+    let finding = world.finding("ACT-01", "public.patient");
+    assert_eq!(
+        (&finding["key"], &finding["columns"]),
+        (&"2".into(), &serde_json::json!(["allergies"]))
+    );
+    let (line, person) = world.last("public.patient", "2");
+    assert_eq!((line.actor, person), (None, Value::Null));
+    world
+        .run("guard status")
+        .exits(1)
+        .says("ACT-01 public.patient 2 [allergies]");
+
+    // Large values that an update left alone are not lost.
+    let vault = world
+        .vault()
+        .get(world.last("public.patient", "1").0.seq)
+        .unwrap();
+    let row = vault.unwrap().1.row.unwrap();
+    assert_eq!(crate::world::value(&row, "letter"), "long ".repeat(2000));
+
+    // What stands in the trail matches the tables; nothing in it is in clear.
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    for file in crate::common::files(&world.dir.path().join("guard")) {
+        let bytes = std::fs::read(&file).unwrap();
+        for secret in [
+            "penicillin",
+            "dr.tamm",
+            "EE38001085718",
+            "Maasikas",
+            "secret-hash",
+        ] {
+            let found = bytes.windows(secret.len()).any(|w| w == secret.as_bytes());
+            assert!(!found, "{secret} in {}", file.display());
+        }
+    }
+    assert!(world.lines().iter().all(|line| line.op != Op::Gap));
+}
+
+#[test]
+fn rules_about_the_application() {
+    let source = format!(
+        "{SOURCE}\"public.journal\" = \"create_uid -> public.staff.login\"\n[source.application]\nroles = [\"ehr\"]\nnames = [\"ehr*\"]\nlog = \"public.journal\"\n"
+    );
+    let Some(world) = World::hospital("scan_every_s = 0", &source) else {
+        return;
+    };
+    let logged = |sql: &str| {
+        format!("BEGIN; {sql}; INSERT INTO journal (create_uid, what) VALUES (2, 'x'); COMMIT")
+    };
+    // Even a statement without a stamp, if the application's log tells of it.
+    world.psql_as(
+        "ehr 5.1",
+        "ehr",
+        &logged("UPDATE visit SET note = 'moved' WHERE id = 10"),
+    );
+    world.settle();
+    let (line, person) = world.last("public.visit", "10");
+    assert_eq!(
+        (person, line.actor.unwrap().binding),
+        ("dr.tamm".into(), Binding::C)
+    );
+    let open = |w: &World| {
+        w.run("guard status --json").json()["sources"][0]["findings"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(open(&world), 0);
+
+    // Without an entry in the log; under another name; as another role, who
+    // stamps and logs as the application would.
+    world.psql_as(
+        "ehr",
+        "ehr",
+        &format!("UPDATE visit SET note = 'a', {} WHERE id = 10", stamp(2)),
+    );
+    world.finding("ACT-02", "public.visit");
+    world.psql_as(
+        "psql",
+        "ehr",
+        &logged(&format!(
+            "UPDATE patient SET allergies = 'a', {} WHERE id = 1",
+            stamp(2)
+        )),
+    );
+    world.finding("ACT-02", "public.patient");
+    world.psql("eve", "SELECT 1");
+    world.psql("postgres", "GRANT USAGE ON SEQUENCE journal_id_seq TO eve");
+    world.psql_as(
+        "ehr",
+        "eve",
+        &logged(&format!(
+            "SET LOCAL pitser.actor = 'admin'; UPDATE result SET value = 1, {} WHERE id = 200",
+            stamp(2)
+        )),
+    );
+    let finding = world.finding("ACT-02", "public.result");
+    assert!(
+        finding["text"].as_str().unwrap().contains("eve"),
+        "{finding}"
+    );
+    let (line, person) = world.last("public.result", "200");
+    assert_eq!(
+        (person, line.actor.unwrap().binding),
+        (Value::Null, Binding::D)
+    );
+}
+
+#[test]
+fn one_patients_evidence_says_nothing_about_another() {
+    let Some(mut world) = World::hospital("cosign_every_s = 1", SOURCE) else {
+        return;
+    };
+    world.psql_as(
+        "ehr",
+        "ehr",
+        &format!(
+            "UPDATE patient SET allergies = 'penicillin', {} WHERE id = 1",
+            stamp(2)
+        ),
+    );
+    world.psql(
+        "eve",
+        "UPDATE patient SET allergies = 'pollen' WHERE id = 2",
+    );
+    world.finding("ACT-02", "public.patient");
+    world.settle();
+    let status = world.status_when("is sealed", |s| {
+        s["unsealed"] == 0 && s["blocks"].as_u64() > Some(1)
+    });
+    world
+        .dev
+        .published(status["sealed_up_to"].as_str().unwrap());
+    world.stop_guardian();
+    world
+        .run("evidence export --patient 1 -o one.json")
+        .exits(0);
+    let evidence = std::fs::read_to_string(world.dir.path().join("one.json")).unwrap();
+    for secret in ["pollen", "Maasikas", "latex", "fever"] {
+        assert!(!evidence.contains(secret), "{secret}");
+    }
+    // Nobody but the operator vouches for completeness here: no tampering is
+    // shown, and nothing more is claimed.
+    let said = world.run("verify one.json --json").exits(2).json();
+    assert_eq!(said["verdict"], "unconfirmed", "{said}");
+    let mut bytes = evidence.into_bytes();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(world.dir.path().join("bad.json"), bytes).unwrap();
+    let bad = world.run("verify bad.json --json");
+    assert!(matches!(bad.code, 1 | 3), "{bad:?}");
+}
+
+#[test]
+fn without_images_columns_are_named_all_the_same() {
+    let source = format!("vault = false\n{SOURCE}");
+    let Some(world) = World::hospital("scan_every_s = 0", &source) else {
+        return;
+    };
+    world.psql_as(
+        "ehr",
+        "ehr",
+        &format!(
+            "UPDATE patient SET allergies = 'penicillin', {} WHERE id = 1",
+            stamp(2)
+        ),
+    );
+    world.settle();
+    let (line, person) = world.last("public.patient", "1");
+    assert_eq!(person, "dr.tamm");
+    assert_eq!(
+        line.columns.unwrap().join(","),
+        "allergies,write_uid,write_date"
+    );
+    let (_, content) = world.vault().get(line.seq).unwrap().unwrap();
+    assert!(content.row.is_none() && content.marks.unwrap().len() == 8);
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    crate::tamper::unseen(
+        &world,
+        "patient",
+        "UPDATE patient SET allergies = 'none' WHERE id = 1",
+    );
+    let found = world.scan();
+    assert_eq!(
+        (found.len(), &found[0]["code"]),
+        (1, &"ROW-01".into()),
+        "{found:?}"
+    );
+    assert_eq!(found[0]["columns"], serde_json::json!(["allergies"]));
+}

@@ -1,0 +1,187 @@
+//! Guardian and server are killed again and again while clients write. Every
+//! committed change must stand in the trail exactly once, in commit order.
+//!
+//! `SEED=17 cargo test -p pitser --test postgres kill` replays a failure's choices.
+
+use std::collections::HashMap;
+use std::process::Stdio;
+
+use pitser_evidence::line::Op;
+use serde_json::Value;
+
+use crate::world::{World, lsn, value};
+
+const GUARDIAN_KILLS: u64 = 10;
+const SERVER_KILLS: u64 = 3;
+
+const SOURCE: &str = "tables = [\"public.pgbench_*\"]\nkeyless = \"full\"\n";
+
+/// A small generator of choices: the seed tells them all.
+struct Choices(u64);
+
+impl Choices {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// A transaction as the trail tells it: the change of its branch's balance, and
+/// the amount in its history row.
+#[derive(Default)]
+struct Told {
+    amount: Option<i64>,
+    balance: Option<i64>,
+    lines: u32,
+}
+
+#[test]
+fn killed_again_and_again_nothing_is_lost_or_told_twice() {
+    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    println!("SEED={seed}");
+    let mut choices = Choices(seed | 1);
+    let Some(mut world) = World::new("bank") else {
+        return;
+    };
+    pgbench(&world, &["-i", "-q", "-s", "1"]);
+    world.configure("scan_every_s = 3", SOURCE);
+    world.run("guard init").exits(0).says("4 tables guarded");
+    world.guard();
+
+    let mut counted = 0;
+    let mut guardian_kills = 0;
+    for server_kill in 0..=SERVER_KILLS {
+        let mut clients = world
+            .server
+            .client("pgbench", "postgres")
+            // It is stopped, or dies with the server.
+            .args(["-n", "-c", "4", "-T", "3600", "-P", "1", "bank"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let kills = (GUARDIAN_KILLS - guardian_kills).div_ceil(SERVER_KILLS + 1 - server_kill);
+        for _ in 0..kills {
+            // Dies at any moment: while it starts, catches up, seals or scans.
+            let more = counted + 1 + choices.below(400);
+            while history(&world) < more {}
+            counted = history(&world);
+            world.kill_guardian();
+            guardian_kills += 1;
+            match choices.below(2) {
+                0 => world.guard(),
+                _ => world.guard_starting(),
+            }
+        }
+        let more = counted + 200 + choices.below(400);
+        while history(&world) < more {}
+        if server_kill < SERVER_KILLS {
+            world.server.crash_and_restart();
+            clients.wait().unwrap();
+        } else {
+            clients.kill().unwrap();
+            clients.wait().unwrap();
+            // Transactions of killed clients end one way or the other.
+            let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+            while world.psql("postgres", busy).trim() != "0" {}
+        }
+        counted = history(&world);
+    }
+    assert_eq!(guardian_kills, GUARDIAN_KILLS);
+    // The test's own count: a run with a known number of transactions.
+    let before = history(&world);
+    pgbench(&world, &["-n", "-c", "4", "-t", "250"]);
+    assert_eq!(history(&world), before + 1000);
+
+    world.status_when("guards", |s| s["state"] == "guarding");
+    world.settle();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    let status = world.run("guard status --json").exits(0).json();
+    assert_eq!(
+        status["sources"][0]["findings"],
+        Value::Array(Vec::new()),
+        "no false finding"
+    );
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    check(&world, before + 1000);
+}
+
+/// Compares the trail with the tables: each transaction once, in an order in
+/// which every balance follows from the one before.
+fn check(world: &World, transactions: u64) {
+    let mut vault = world.vault();
+    let mut told: Vec<(u64, Told)> = Vec::new();
+    let mut last = (0, 0);
+    let mut per_table: HashMap<String, u64> = HashMap::new();
+    for line in world.lines() {
+        assert_ne!(line.op, Op::Gap);
+        if !matches!(line.op, Op::Create | Op::Update | Op::Delete) {
+            continue;
+        }
+        let (_, nth) = line.pos.split_once(':').unwrap();
+        let place = (lsn(&line.pos), nth.parse::<u64>().unwrap());
+        assert!(
+            place > last,
+            "line {} at {} is out of order",
+            line.seq,
+            line.pos
+        );
+        last = place;
+        let tx = line.tx.unwrap();
+        if told.last().is_none_or(|(before, _)| *before != tx) {
+            told.push((tx, Told::default()));
+        }
+        let (_, of) = told.last_mut().unwrap();
+        of.lines += 1;
+        let table = line.table.clone().unwrap();
+        let (_, content) = vault.get(line.seq).unwrap().unwrap();
+        let row = content.row.unwrap();
+        match table.as_str() {
+            "public.pgbench_history" => of.amount = Some(value(&row, "delta").parse().unwrap()),
+            "public.pgbench_branches" => {
+                of.balance = Some(value(&row, "bbalance").parse().unwrap())
+            }
+            _ => {}
+        }
+        *per_table.entry(table).or_default() += 1;
+    }
+    let mut balance = 0;
+    let mut seen = std::collections::HashSet::new();
+    for (tx, of) in &told {
+        assert!(seen.insert(tx), "transaction {tx} is told in two places");
+        assert_eq!(of.lines, 4, "transaction {tx}");
+        balance += of.amount.unwrap();
+        assert_eq!(of.balance, Some(balance), "after transaction {tx}");
+    }
+    assert_eq!(told.len() as u64, transactions);
+    for table in ["accounts", "tellers", "branches", "history"] {
+        assert_eq!(
+            per_table[&format!("public.pgbench_{table}")],
+            transactions,
+            "{table}"
+        );
+    }
+    let live = world.psql("postgres", "SELECT bbalance FROM pgbench_branches");
+    assert_eq!(live.trim(), balance.to_string());
+}
+
+/// Transactions that were committed: each leaves one row.
+fn history(world: &World) -> u64 {
+    let count = world.psql("postgres", "SELECT count(*) FROM pgbench_history");
+    count.trim().parse().unwrap()
+}
+
+pub(crate) fn pgbench(world: &World, args: &[&str]) {
+    let output = world
+        .server
+        .client("pgbench", "postgres")
+        .args(args)
+        .arg("bank")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

@@ -1,0 +1,15 @@
+//! `pitser guard` on a real PostgreSQL 15, as those who run it see it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../../../capture/tests/postgres/harness.rs"]
+mod harness;
+
+mod gnuhealth;
+mod hospital;
+mod kill;
+mod soak;
+mod tamper;
+mod world;

@@ -1,0 +1,166 @@
+//! What is changed past capture is found by looking at the rows.
+
+use serde_json::{Value, json};
+
+use crate::hospital::SOURCE;
+use crate::world::World;
+
+/// Changes rows so that the stream tells nothing of it: the table leaves the
+/// publication and comes back in one transaction.
+pub(crate) fn unseen(world: &World, table: &str, sql: &str) {
+    world.psql(
+        "postgres",
+        &format!(
+            "BEGIN; ALTER TABLE {table} DISABLE TRIGGER ALL; ALTER PUBLICATION pitser_hospital DROP TABLE ONLY {table}; \
+             {sql}; ALTER PUBLICATION pitser_hospital ADD TABLE ONLY {table}; \
+             ALTER TABLE {table} ENABLE TRIGGER ALL, ENABLE ALWAYS TRIGGER pitser_attribution; COMMIT"
+        ),
+    );
+}
+
+fn codes(findings: &[Value]) -> Vec<(&str, &str, &str)> {
+    findings
+        .iter()
+        .map(|f| {
+            let text = |name: &str| f[name].as_str().unwrap_or_default();
+            (text("code"), text("table"), text("key"))
+        })
+        .collect()
+}
+
+#[test]
+fn rows_changed_added_and_removed_past_capture() {
+    let Some(world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 10; INSERT INTO visit VALUES (99, 1, 'forged')",
+    );
+    unseen(&world, "result", "DELETE FROM result WHERE id = 200");
+    let mut found = world.scan();
+    found.sort_by_key(|f| f["code"].as_str().unwrap().to_owned());
+    assert_eq!(
+        codes(&found),
+        [
+            ("ROW-01", "public.visit", "10"),
+            ("ROW-02", "public.result", "200"),
+            ("ROW-03", "public.visit", "99")
+        ]
+    );
+    assert_eq!(found[0]["columns"], json!(["note"]));
+    // Put right again, by the same way, it is found no more; it stays on record.
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'cough' WHERE id = 10; DELETE FROM visit WHERE id = 99",
+    );
+    assert_eq!(codes(&world.scan()), [("ROW-02", "public.result", "200")]);
+    world.run("history public.visit 10").exits(1).says("ROW-01");
+}
+
+#[test]
+fn a_heap_page_edited_while_the_server_was_stopped() {
+    let Some(world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.psql("postgres", "CHECKPOINT");
+    let path = world.psql("postgres", "SELECT pg_relation_filepath('result')");
+    let file = world.server.data().join(path.trim());
+    world.server.stop();
+    // 7.1 as numeric: the header says one digit after the point, then 7, then 1000.
+    let mut page = std::fs::read(&file).unwrap();
+    let digits = [7_i16.to_ne_bytes(), 1000_i16.to_ne_bytes()].concat();
+    let at = page.windows(4).position(|w| w == digits).unwrap();
+    page[at] = 9;
+    std::fs::write(&file, page).unwrap();
+    world.server.start_again();
+    world.status_when("guards again", |s| s["state"] == "guarding");
+    assert_eq!(
+        world.psql("postgres", "SELECT value FROM result WHERE id = 200"),
+        "9.1\n"
+    );
+    let found = world.scan();
+    assert_eq!(codes(&found), [("ROW-01", "public.result", "200")]);
+    assert_eq!(found[0]["columns"], json!(["value"]));
+    world
+        .run("guard status")
+        .exits(1)
+        .says("ROW-01 public.result 200 [value]");
+}
+
+#[test]
+fn truncation_is_told_for_each_row() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.psql("ehr", "TRUNCATE visit CASCADE");
+    world.finding("CAP-04", "public.visit");
+    world.finding("CAP-04", "public.result");
+    world.finding("ACT-02", "public.visit");
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    let said = world.run("history public.result 200 --json");
+    assert_eq!(
+        said.json()["lines"].as_array().unwrap().last().unwrap()["line"]["op"],
+        "delete"
+    );
+    world.psql("ehr", "INSERT INTO visit VALUES (20, 2, 'again', 2, now())");
+    world.settle();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn a_slot_that_is_gone_or_was_moved() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.stop_guardian();
+    world.psql("postgres", "UPDATE visit SET note = 'hidden' WHERE id = 10");
+    world.psql(
+        "postgres",
+        "SELECT pg_replication_slot_advance('pitser_hospital', pg_current_wal_lsn())",
+    );
+    world.guard();
+    let moved = world.finding("CAP-01", "");
+    assert!(
+        moved["text"].as_str().unwrap().contains("was moved"),
+        "{moved}"
+    );
+    let row = world.finding("ROW-01", "public.visit");
+    assert_eq!(
+        (&row["key"], &row["columns"]),
+        (&"10".into(), &json!(["note"]))
+    );
+    world.stop_guardian();
+
+    world.psql(
+        "postgres",
+        "SELECT pg_drop_replication_slot('pitser_hospital')",
+    );
+    world.psql("postgres", "DELETE FROM result WHERE id = 200");
+    world.guard();
+    let gone = world.status_when("finds the missing slot", |s| {
+        s["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|f| f["text"].as_str().unwrap().contains("was missing"))
+    });
+    assert_eq!(gone["state"], "guarding");
+    assert_eq!(world.finding("ROW-02", "public.result")["key"], "200");
+    // From there on it goes on as ever.
+    world.psql("eve", "UPDATE patient SET allergies = 'x' WHERE id = 2");
+    world.finding("ACT-02", "public.patient");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    let gaps = world
+        .lines()
+        .into_iter()
+        .filter_map(|line| line.gap)
+        .count();
+    assert_eq!(gaps, 2);
+}
