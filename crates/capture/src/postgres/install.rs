@@ -305,7 +305,6 @@ fn draft(sql: &mut Connection, request: &Request<'_>) -> Result<Draft, PgError> 
     }
     revoke(&server, &emitters, &mut draft)?;
     publish(sql, &server, request, &wanted, &relations, &mut draft)?;
-    draft.plan.notes.extend(large_values(&wanted));
     let open = catalogue::open_ends(sql)?;
     draft.plan.uncovered = uncovered(request, &server, &listed, &relations, &emitters, open);
     Ok(draft)
@@ -704,23 +703,6 @@ fn publish(
         ));
     }
     Ok(())
-}
-
-/// What is lost of large values where the old row is not logged.
-fn large_values(wanted: &BTreeMap<u32, Guarded<'_>>) -> Option<String> {
-    let tables: Vec<&str> = wanted
-        .values()
-        .filter(|table| table.found.toastable && !table.full)
-        .map(|table| table.found.name.as_str())
-        .collect();
-    (!tables.is_empty()).then(|| {
-        format!(
-            "An update that leaves a large value (beyond about 2,000 bytes) alone cannot be read where \
-             the old row is not logged: set REPLICA IDENTITY FULL if there are any (not possible where \
-             only some columns are published): {}",
-            tables.join(", ")
-        )
-    })
 }
 
 /// What nobody sees, in plain words: sealed, so that nothing more is claimed.

@@ -355,3 +355,38 @@ fn without_images_columns_are_named_all_the_same() {
     );
     assert_eq!(found[0]["columns"], serde_json::json!(["allergies"]));
 }
+
+#[test]
+fn a_table_that_is_guarded_later_gets_its_baseline() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.psql("postgres", "INSERT INTO visit_history VALUES (1, 'old'); ALTER TABLE visit_history ADD PRIMARY KEY (id)");
+    world.stop_guardian();
+    let all = SOURCE.replace("\"public.*_history\", ", "");
+    world.configure("scan_every_s = 0", &all);
+    world.run("guard init").exits(0).says("5 tables guarded");
+    world.psql("postgres", "INSERT INTO visit_history VALUES (2, 'new'); DELETE FROM visit_history WHERE id = 2; INSERT INTO visit_history VALUES (3, 'new')");
+    world.guard();
+    world.settle();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    let ops = |world: &World, id: u32| {
+        let said = world
+            .run(&format!("history public.visit_history {id} --json"))
+            .json();
+        let lines = said["lines"].as_array().unwrap().iter();
+        lines
+            .map(|e| e["line"]["op"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ops(&world, 1), ["baseline"]);
+    assert!(ops(&world, 2).contains(&"delete".to_owned()));
+    assert!(ops(&world, 3).contains(&"create".to_owned()));
+    // And no second time.
+    world.kill_guardian();
+    world.guard();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    assert_eq!(ops(&world, 1), ["baseline"]);
+}

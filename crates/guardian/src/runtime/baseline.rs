@@ -12,10 +12,11 @@ use pitser_trail::Draft;
 use std::ops::ControlFlow;
 
 impl Session {
-    /// Writes the rows that were there at the genesis, unless that is done. After
-    /// a crash it goes on where it was.
+    /// Writes the rows that were there when guarding began, unless that is done:
+    /// of all tables, or of those that were guarded later. After a crash it goes
+    /// on where it was.
     pub(super) fn baseline(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        if self.live {
+        if self.unbaselined.is_empty() {
             return Ok(());
         }
         let mut snapshot = self.source.snapshot()?()?;
@@ -41,11 +42,12 @@ impl Session {
             .publish
             .send_modify(|s| s.state = SourceState::Baseline);
         let at: Timestamp = snapshot.at().parse().unwrap_or_else(|_| self.now(worker));
-        let from = self.genesis_position;
+        let from = self.position;
         let mut written = 0;
-        for table in self.baseline_order() {
+        let tables = self.unbaselined.clone();
+        for table in &tables {
             let mut failed = None;
-            let mut each = |rows: Rows| match self.baseline_rows(worker, &table, rows, &at) {
+            let mut each = |rows: Rows| match self.baseline_rows(worker, table, rows, &at) {
                 Ok(count) => {
                     written += count;
                     progress(written);
@@ -57,9 +59,9 @@ impl Session {
                 }
             };
             let complete = match snapshot.past() {
-                Some(past) => past.scan_at(from, &table, BASELINE_CHUNK, &mut each)?,
+                Some(past) => past.scan_at(from, table, BASELINE_CHUNK, &mut each)?,
                 None => {
-                    snapshot.scan(&table, BASELINE_CHUNK, &mut each)?;
+                    snapshot.scan(table, BASELINE_CHUNK, &mut each)?;
                     true
                 }
             };
@@ -71,20 +73,27 @@ impl Session {
                 self.finding(worker, Finding::general(Code::CaptureGap, text))?;
             }
         }
-        let live = Draft::new(
-            Op::Live,
-            self.now(worker),
-            &worker.parts.source.name,
-            &self.position.to_string(),
-        );
-        self.append(vec![live])?;
-        self.live = true;
+        let lines = match self.is_new {
+            true => vec![None],
+            false => tables.into_iter().map(Some).collect(),
+        };
+        for table in lines {
+            let at = self.now(worker);
+            let (source, pos) = (&worker.parts.source.name, self.position.to_string());
+            let live = Draft {
+                table,
+                ..Draft::new(Op::Live, at, source, &pos)
+            };
+            self.append(vec![live])?;
+        }
+        self.is_new = false;
+        self.unbaselined.clear();
         self.gone.clear();
         self.close(worker)
     }
 
     /// All tables, those first through which others find patients and people.
-    fn baseline_order(&self) -> Vec<String> {
+    pub(super) fn baseline_order(&self) -> Vec<String> {
         let mut tables = self.patients.order();
         tables.sort_by_key(|table| !self.actors.is_lookup(table));
         tables

@@ -416,12 +416,15 @@ impl<E: Into<StartError>> From<E> for Ended {
 struct Collected {
     position: Option<Position>,
     genesis_position: Option<Position>,
-    live: bool,
+    /// Tables whose rows all have their line.
+    live: HashSet<String>,
     events: u64,
     messages: HashSet<String>,
     findings: Vec<Line>,
     fingerprint: Option<Digest>,
-    /// Records that were deleted before the baseline was complete.
+    /// Tables that the trail was begun with.
+    first: Vec<String>,
+    /// Records that were deleted before their table's baseline was complete.
     gone: HashSet<(String, Bytes32)>,
 }
 
@@ -431,12 +434,21 @@ impl Collected {
             Op::Read => {
                 self.messages.insert(line.pos.clone());
             }
-            Op::Genesis => self.genesis_position = line.pos.parse().ok(),
-            Op::Live => self.live = true,
+            Op::Genesis => {
+                self.genesis_position = line.pos.parse().ok();
+                let tables = line.genesis.iter().flat_map(|genesis| &genesis.tables);
+                self.first = tables.map(|table| table.name.clone()).collect();
+            }
+            Op::Live => match &line.table {
+                Some(table) => drop(self.live.insert(table.clone())),
+                None => self.live.extend(std::mem::take(&mut self.first)),
+            },
             Op::Finding => self.findings.push(line.clone()),
             Op::Ddl => self.fingerprint = line.ddl.as_ref().map(|d| d.after),
-            Op::Delete if !self.live => {
-                if let (Some(table), Some(record)) = (&line.table, line.key) {
+            Op::Delete => {
+                if let (Some(table), Some(record)) = (&line.table, line.key)
+                    && !self.live.contains(table)
+                {
                     self.gone.insert((table.clone(), record));
                 }
             }
@@ -463,9 +475,12 @@ struct Session {
     position: Position,
     /// The newest position that is durable, in a checkpoint line or its own file.
     kept: Position,
-    genesis_position: Position,
-    live: bool,
-    /// Records that were deleted before the baseline was complete.
+    /// Tables whose rows that were there still lack their line, those first
+    /// through which others find patients and people.
+    unbaselined: Vec<String>,
+    /// All of them are of a trail that was just begun.
+    is_new: bool,
+    /// Records that were deleted before their table's baseline was complete.
     gone: HashSet<(String, Bytes32)>,
     events: u64,
     /// Changes of the transaction under way that are not in the trail yet.

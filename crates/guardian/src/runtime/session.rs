@@ -49,8 +49,8 @@ impl Session {
             messages: collected.messages,
             position,
             kept: position,
-            genesis_position: collected.genesis_position.unwrap_or(told),
-            live: collected.live,
+            unbaselined: Vec::new(),
+            is_new: !collected.first.is_empty(),
             gone: collected.gone,
             events: collected.events,
             open_changes: Vec::new(),
@@ -64,7 +64,7 @@ impl Session {
             closed_at: now,
             closing_us: 0,
             ack_due: None,
-            scan_due: collected.live,
+            scan_due: false,
             scanning: None,
             scan_replies: Vec::new(),
             next: Due {
@@ -80,6 +80,11 @@ impl Session {
         };
         session.next.close = session.close_time(&worker.parts.tuning, now);
         session.next.scan = session.scan_time(&worker.parts.tuning, now);
+        let lacking = session.baseline_order().into_iter();
+        session.unbaselined = lacking
+            .filter(|table| !collected.live.contains(table))
+            .collect();
+        session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
         session.compare_fingerprint(&worker.parts, collected.fingerprint)?;
         for block in session.trail.unsealed() {
@@ -186,7 +191,9 @@ impl Session {
             let parts = &worker.parts;
             self.compare_fingerprint(parts, None)?;
         }
+        // Rows that have no line yet are not unknown ones.
         if self.scanning.is_none()
+            && self.unbaselined.is_empty()
             && (self.scan_due || now >= self.next.scan || !self.scan_replies.is_empty())
         {
             self.scan_due = false;

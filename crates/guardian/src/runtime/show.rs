@@ -15,10 +15,9 @@ impl Session {
             .or(worker.uncosigned.as_ref())
             .cloned();
         worker.publish.send_modify(|s| {
-            s.state = if self.live {
-                SourceState::Guarding
-            } else {
-                SourceState::Baseline
+            s.state = match self.unbaselined.is_empty() {
+                true => SourceState::Guarding,
+                false => SourceState::Baseline,
             };
             s.trouble = trouble;
             s.position = self.position.to_string();
