@@ -1,9 +1,13 @@
 //! `pitser.toml`: read strictly, with errors that name file, line and a way out.
 
 use crate::outcome::Failure;
-use pitser_guardian::config::{Kind, Source, Tuning};
-use serde::Deserialize;
+use pitser_evidence::Code;
+use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
+use pitser_guardian::config::{Kind, Source, Tuning, matches};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// The commented example with every key; a test keeps it complete.
 pub(crate) const EXAMPLE: &str = include_str!("../../../pitser.toml");
@@ -19,6 +23,9 @@ pub(crate) struct Config {
     /// Guarded databases.
     #[serde(rename = "source")]
     pub(crate) sources: Vec<Source>,
+    /// Who is told of findings.
+    #[serde(rename = "alert", default)]
+    alerts: Vec<Alert>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     pub(crate) dir: PathBuf,
@@ -62,6 +69,91 @@ pub(crate) struct Guard {
     seal_alarm_s: Option<u64>,
     many_patients: Option<usize>,
     segment_mib: Option<u64>,
+    /// As an `[[alert]]` with nothing but this address.
+    webhook: Option<Hidden>,
+}
+
+/// One `[[alert]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Alert {
+    url: Hidden,
+    secret: Option<Hidden>,
+    secret_file: Option<PathBuf>,
+    codes: Option<Vec<String>>,
+    #[serde(default)]
+    keys: bool,
+    ca: Option<PathBuf>,
+}
+
+/// A text that nobody is shown: a secret, or an address that may hold one.
+#[derive(Clone)]
+struct Hidden(Zeroizing<String>);
+
+impl<'de> Deserialize<'de> for Hidden {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(..)")
+    }
+}
+
+impl Alert {
+    fn of(url: Hidden) -> Self {
+        Self {
+            url,
+            secret: None,
+            secret_file: None,
+            codes: None,
+            keys: false,
+            ca: None,
+        }
+    }
+
+    /// The receiver, its secret still unread if that is in a file.
+    fn receiver(&self, dir: &Path) -> Result<Receiver, String> {
+        let mut receiver = Receiver::new(Url::parse(&self.url.0).map_err(|e| format!("url: {e}"))?);
+        for pattern in self.codes.iter().flatten() {
+            if !Code::ALL.iter().any(|code| matches(pattern, code.as_str())) {
+                return Err(format!(
+                    "codes: no finding has the code {pattern:?}; there are {}",
+                    Code::ALL
+                        .iter()
+                        .map(|c| c.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ));
+            }
+        }
+        if let Some(codes) = &self.codes {
+            receiver.codes.clone_from(codes);
+        }
+        if self.secret.is_some() && self.secret_file.is_some() {
+            return Err("secret and secret_file: give one of them".into());
+        }
+        if let Some(secret) = &self.secret {
+            receiver.secret = Some(Secret::parse(&secret.0).map_err(|e| format!("secret: {e}"))?);
+        }
+        receiver.keys = self.keys;
+        receiver.ca = self.ca.as_ref().map(|ca| dir.join(ca));
+        Ok(receiver)
+    }
+
+    fn read_secret(&self, dir: &Path) -> Result<Option<Secret>, String> {
+        let Some(file) = &self.secret_file else {
+            return Ok(None);
+        };
+        let file = dir.join(file);
+        let wrong = |why: String| format!("secret_file: {}: {why}", file.display());
+        let text = std::fs::read_to_string(&file).map(Zeroizing::new);
+        let text = text.map_err(|e| wrong(e.to_string()))?;
+        let secret = Secret::parse(text.trim()).map_err(|e| wrong(e.to_string()))?;
+        Ok(Some(secret))
+    }
 }
 
 fn organisation() -> String {
@@ -75,7 +167,9 @@ fn listen() -> String {
 impl Config {
     /// Reads a configuration file.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
+        // It may hold secrets.
+        let text = std::fs::read_to_string(path).map(Zeroizing::new);
+        let text = text.map_err(|e| {
             Failure::Input(format!(
                 "{}: {e}. Name the configuration with --config, or write one: `pitser guard example > pitser.toml`",
                 path.display()
@@ -123,7 +217,44 @@ impl Config {
                 )));
             }
         }
+        config
+            .receivers()
+            .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
+    }
+
+    /// Who is told of findings.
+    pub(crate) fn alerts(&self) -> Result<Vec<Receiver>, Failure> {
+        let mut receivers = self.receivers().map_err(Failure::Input)?;
+        for ((what, alert), receiver) in self.all_alerts().iter().zip(&mut receivers) {
+            let secret = alert.read_secret(&self.dir);
+            let secret = secret.map_err(|e| Failure::Input(format!("{what}: {e}")))?;
+            receiver.secret = receiver.secret.take().or(secret);
+        }
+        Ok(receivers)
+    }
+
+    fn receivers(&self) -> Result<Vec<Receiver>, String> {
+        let mut receivers: Vec<Receiver> = Vec::new();
+        for (what, alert) in self.all_alerts() {
+            let receiver = alert
+                .receiver(&self.dir)
+                .map_err(|e| format!("{what}: {e}"))?;
+            if receivers.iter().any(|other| other.url == receiver.url) {
+                return Err(format!("{what}: url: another one has the same address"));
+            }
+            receivers.push(receiver);
+        }
+        Ok(receivers)
+    }
+
+    /// With what each is called in errors.
+    fn all_alerts(&self) -> Vec<(String, Alert)> {
+        let short = self.guard.webhook.iter().cloned().map(Alert::of);
+        let short = short.map(|alert| ("guard.webhook".to_owned(), alert));
+        let long = self.alerts.iter().cloned().enumerate();
+        let long = long.map(|(at, alert)| (format!("[[alert]] {}", at + 1), alert));
+        short.chain(long).collect()
     }
 
     /// How guardians work.
@@ -204,6 +335,14 @@ mod tests {
             "seal_alarm_s",
             "many_patients",
             "segment_mib",
+            "webhook",
+            "alert",
+            "url",
+            "secret",
+            "secret_file",
+            "codes",
+            "keys",
+            "ca ",
             "name",
             "kind",
             "url",
@@ -214,6 +353,103 @@ mod tests {
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }
+    }
+
+    /// The example with the keys of alerts no longer commented out.
+    fn with_alerts() -> String {
+        let keys = [
+            "[[alert]]",
+            "url",
+            "secret_file",
+            "codes",
+            "keys",
+            "ca",
+            "webhook",
+        ];
+        let line = |line: &str| match line.strip_prefix("# ") {
+            Some(bare) if keys.contains(&bare.split(" =").next().unwrap().trim()) => {
+                format!("{bare}\n")
+            }
+            _ => format!("{line}\n"),
+        };
+        EXAMPLE.lines().map(line).collect()
+    }
+
+    #[test]
+    fn the_alert_that_is_commented_out_is_valid() {
+        let config = Config::parse("pitser.toml", &with_alerts()).unwrap();
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("127.0.0.1:9000/pitser"), "{shown}");
+        let receivers = config.receivers().unwrap();
+        let labels: Vec<_> = receivers.iter().map(|r| r.url.to_string()).collect();
+        assert_eq!(labels, ["http://127.0.0.1:9000", "https://alerts.example"]);
+        assert_eq!(receivers[0].codes, ["*"]);
+        assert!(!receivers[0].keys && !receivers[1].keys);
+        let error = config.alerts().unwrap_err().to_string();
+        assert!(error.starts_with("[[alert]] 1: secret_file: "), "{error}");
+    }
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    #[track_caller]
+    fn alert_refused(alert: &str, expected: &str) {
+        let text = format!("{EXAMPLE}\n[[alert]]\n{alert}\n");
+        let error = Config::parse("pitser.toml", &text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(
+            !error.contains("T0KEN") && !error.contains(&SECRET[6..]),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn mistakes_in_alerts_are_named_without_their_secrets() {
+        alert_refused(
+            "url = \"https://u:T0KEN@a.example/\"",
+            "[[alert]] 1: url: the address holds a user",
+        );
+        alert_refused("url = \"a.example/T0KEN\"", "http:// or https://");
+        alert_refused(
+            "url = \"https://a.example/T0KEN\"\ncodes = [\"ATC-*\"]",
+            "ROW-01",
+        );
+        alert_refused(
+            &format!(
+                "url = \"https://a.example/T0KEN\"\nsecret = \"{}\"",
+                &SECRET[6..]
+            ),
+            "secret: the secret does not begin with whsec_",
+        );
+        alert_refused(
+            &format!("url = \"https://a.example/\"\nsecret = \"{SECRET}\"\nsecret_file = \"x\""),
+            "give one of them",
+        );
+        alert_refused(
+            "url = \"https://a.example/T0KEN\"\n[[alert]]\nurl = \"https://A.example:443/T0KEN\"",
+            "[[alert]] 2: url: another one has the same address",
+        );
+        alert_refused(
+            "url = \"https://a.example/\"\nsecrets = \"x\"",
+            "Did you mean `secret`?",
+        );
+    }
+
+    #[test]
+    fn a_secret_may_stand_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("hook.secret"), format!("{SECRET}\n")).unwrap();
+        let alert = "[[alert]]\nurl = \"https://a.example/\"\nsecret_file = \"hook.secret\"\n";
+        let path = dir.path().join("pitser.toml");
+        std::fs::write(&path, format!("{EXAMPLE}\n{alert}")).unwrap();
+        let config = Config::read(&path).unwrap();
+        assert!(config.alerts().unwrap()[0].secret.is_some());
+        std::fs::write(dir.path().join("hook.secret"), &SECRET[6..]).unwrap();
+        let error = config.alerts().unwrap_err().to_string();
+        assert!(
+            error.contains("hook.secret: the secret does not"),
+            "{error}"
+        );
+        assert!(!error.contains(&SECRET[6..]), "{error}");
     }
 
     #[track_caller]

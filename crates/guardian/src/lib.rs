@@ -3,7 +3,7 @@
 //!
 //! In scope: one guarded source from its configuration ([`config`]) to its
 //! running [`Guardian`]; preparing a database ([`init`]); the independent
-//! replay of a whole trail ([`audit`]).
+//! replay of a whole trail ([`audit`]); telling receivers of findings ([`alert`]).
 //! Elsewhere: reading databases (`capture`), files (`trail`), comparing rows
 //! (`monitor`), pages and APIs (`web`), clocks (`cli` hands one in).
 //!
@@ -11,6 +11,7 @@
 //! command and waits for the answer.
 
 mod actors;
+pub mod alert;
 pub mod audit;
 pub mod config;
 pub mod init;
@@ -21,7 +22,7 @@ mod status;
 mod translate;
 
 pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
-pub use status::{BlockStatus, FindingStatus, Latency, SourceState, Status};
+pub use status::{AlertStatus, BlockStatus, FindingStatus, Latency, SourceState, Status};
 
 use std::sync::Arc;
 

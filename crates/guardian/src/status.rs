@@ -43,6 +43,8 @@ pub struct Status {
     pub recent: Vec<BlockStatus>,
     /// Everything that was found, oldest first.
     pub findings: Vec<FindingStatus>,
+    /// How findings are delivered to receivers, if any are configured.
+    pub alerts: Vec<AlertStatus>,
 }
 
 /// How a source is going.
@@ -107,4 +109,19 @@ pub struct FindingStatus {
     pub open: bool,
     /// Its own line in the trail.
     pub line: Option<u64>,
+}
+
+/// Deliveries of one source's findings to one receiver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AlertStatus {
+    /// Scheme and host of its address, and a digest of the whole.
+    pub endpoint: String,
+    /// Messages delivered since the start.
+    pub delivered: u64,
+    /// Attempts that failed since the start.
+    pub failed: u64,
+    /// Messages that are due and not delivered.
+    pub waiting: u64,
+    /// Why nothing is delivered, once that has lasted a while.
+    pub trouble: Option<String>,
 }

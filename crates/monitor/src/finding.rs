@@ -114,11 +114,7 @@ impl Incidents {
     /// After a whole scan: whatever it did not find again is closed.
     pub fn settle(&mut self, scanned: &[Finding]) {
         for incident in self.0.values_mut() {
-            let of_scans = matches!(
-                incident.finding.code,
-                Code::RowDiffers | Code::RowMissing | Code::RowUnknown
-            );
-            if of_scans
+            if can_close(incident.finding.code)
                 && !scanned
                     .iter()
                     .any(|f| f.identity() == incident.finding.identity())
@@ -134,6 +130,12 @@ impl Incidents {
         all.sort_by_key(|incident| (incident.found_at, incident.line));
         all
     }
+}
+
+/// True if a later scan can find that it is so no longer; other findings are
+/// events, and stay.
+pub fn can_close(code: Code) -> bool {
+    matches!(code, Code::RowDiffers | Code::RowMissing | Code::RowUnknown)
 }
 
 /// A key's cells as trail drafts carry them; NULL as no bytes, which no value has.

@@ -9,5 +9,5 @@
 mod finding;
 mod scan;
 
-pub use finding::{Finding, Incident, Incidents, key_cells, key_of, show_key};
+pub use finding::{Finding, Incident, Incidents, can_close, key_cells, key_of, show_key};
 pub use scan::{Expected, Look, ScanTable, Sealed, Touched, expected, judge, look};

@@ -9,7 +9,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use pitser_evidence::Code;
-use pitser_guardian::{SourceState, Status};
+use pitser_guardian::{AlertStatus, SourceState, Status};
 
 use crate::Guarded;
 use crate::api::VERSION;
@@ -37,6 +37,7 @@ fn text(statuses: &[Status]) -> String {
     }
     latency(&mut out, statuses);
     findings(&mut out, statuses);
+    alerts(&mut out, statuses);
     out.0
 }
 
@@ -160,6 +161,53 @@ fn findings(out: &mut Text, statuses: &[Status]) {
     }
 }
 
+/// Nothing if no receiver is configured.
+fn alerts(out: &mut Text, statuses: &[Status]) {
+    for (name, kind, help, value) in ALERTS {
+        if statuses.iter().any(|status| !status.alerts.is_empty()) {
+            out.family(name, kind, help);
+        }
+        for status in statuses {
+            for alert in &status.alerts {
+                let labels = [
+                    ("source", status.name.as_str()),
+                    ("endpoint", alert.endpoint.as_str()),
+                ];
+                out.sample(name, &labels, value(alert));
+            }
+        }
+    }
+}
+
+type OfAlerts = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&AlertStatus) -> u64,
+);
+
+/// Metrics with one value for each source and receiver.
+const ALERTS: [OfAlerts; 3] = [
+    (
+        "pitser_alert_deliveries_total",
+        "counter",
+        "Messages about findings that a receiver took.",
+        |a| a.delivered,
+    ),
+    (
+        "pitser_alert_failures_total",
+        "counter",
+        "Attempts at delivering one that failed.",
+        |a| a.failed,
+    ),
+    (
+        "pitser_alerts_waiting",
+        "gauge",
+        "Messages that are due and not delivered.",
+        |a| a.waiting,
+    ),
+];
+
 fn number(value: u64) -> Option<f64> {
     Some(value as f64)
 }
@@ -223,6 +271,13 @@ mod tests {
             events: 12,
             sealed_up_to: Some("1970-01-01T00:01:40Z".into()),
             findings: vec![finding("ROW-01", true), finding("ROW-01", false)],
+            alerts: vec![AlertStatus {
+                endpoint: "https://a.example#12345678".into(),
+                delivered: 3,
+                failed: 2,
+                waiting: 1,
+                trouble: None,
+            }],
             ..Status::default()
         };
         let text = text(&[status]);
@@ -234,6 +289,10 @@ mod tests {
             r#"pitser_findings_total{source="e\"h\\r\n",code="ROW-01"} 2"#,
             r#"pitser_findings_open{source="e\"h\\r\n",code="ROW-01"} 1"#,
             r#"pitser_findings_open{source="e\"h\\r\n",code="TRL-04"} 0"#,
+            "# TYPE pitser_alerts_waiting gauge",
+            r#"pitser_alert_deliveries_total{source="e\"h\\r\n",endpoint="https://a.example#12345678"} 3"#,
+            r#"pitser_alert_failures_total{source="e\"h\\r\n",endpoint="https://a.example#12345678"} 2"#,
+            r#"pitser_alerts_waiting{source="e\"h\\r\n",endpoint="https://a.example#12345678"} 1"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

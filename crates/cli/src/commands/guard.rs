@@ -7,15 +7,18 @@ use crate::output::{self, Progress, print, print_json};
 use crate::signals;
 use pitser_authority::{Authority, AuthorityHandle, Config as AuthorityConfig, Micros, User};
 use pitser_client::{Client, Endpoint, Options};
+use pitser_guardian::alert::{Alerts, Pace, Surroundings};
 use pitser_guardian::config::Source;
 use pitser_guardian::init::{self, InitError, Plan};
-use pitser_guardian::{Guardian, Handle, Parts, StartError};
+use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
 use pitser_ksi::pki::Subject;
 use pitser_trail::TrailError;
+use pitser_web::{Guarded, Taken};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Arguments of `pitser guard`.
 #[derive(Debug, clap::Args)]
@@ -34,6 +37,8 @@ enum Command {
     Status(Asking),
     /// Compare every live row with its seal now; exit code 1 if one differs
     Scan(Asking),
+    /// Send a test message to each receiver of findings; exit code 4 if one does not take it
+    TestAlert(Common),
     /// Take everything of ours out of the databases; the trails stay
     Uninstall(Prepare),
     /// Print a commented pitser.toml with every key
@@ -79,6 +84,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         Command::Run(args) => guard(&Config::read(&args.config)?).await,
         Command::Status(args) => status(&args).await,
         Command::Scan(args) => scan(&args).await,
+        Command::TestAlert(args) => test_alert(&Config::read(&args.config)?).await,
         Command::Example => {
             print(EXAMPLE)?;
             Ok(Exit::Intact)
@@ -154,6 +160,7 @@ fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
 }
 
 async fn guard(config: &Config) -> Outcome {
+    let receivers = config.alerts()?;
     for source in &config.sources {
         if !config.tuning().layout(source).segment(0).exists() {
             return Err(Failure::input(InitError::NotInitialised(
@@ -177,12 +184,24 @@ async fn guard(config: &Config) -> Outcome {
     for source in &config.sources {
         handles.push(start(config, source, &client)?);
     }
+    let shown: Vec<_> = handles.iter().map(Handle::watch).collect();
+    let around = Surroundings {
+        data: config.guard.data.clone(),
+        clock: Arc::new(clock::micros),
+        pace: Pace::default(),
+    };
+    let alerts = Alerts::start(&receivers, &shown, &around).map_err(Failure::input)?;
+    let overseen = |handle: &Handle| Overseen {
+        handle: handle.clone(),
+        shown: alerts.watch(handle.watch()),
+    };
+    let overseen = handles.iter().map(overseen).collect();
     let listen: SocketAddr = config
         .guard
         .listen
         .parse()
         .map_err(|e| Failure::Input(format!("guard.listen {:?}: {e}", config.guard.listen)))?;
-    let web = pitser_web::Server::start(listen, handles.clone()).map_err(Failure::service)?;
+    let web = pitser_web::Server::start(listen, overseen).map_err(Failure::service)?;
     if !web.address().ip().is_loopback() {
         tracing::warn!(
             "{} can be reached from other machines, without a login: put a proxy that asks for one in front",
@@ -202,11 +221,33 @@ async fn guard(config: &Config) -> Outcome {
         let _ = tokio::time::timeout(LAST_SEAL, handle.settle()).await;
         handle.stop().await;
     }
+    alerts.stop().await;
     web.stop().await;
     if let Some(authority) = embedded {
         authority.shutdown().await.map_err(Failure::service)?;
     }
     Ok(Exit::Intact)
+}
+
+/// A guardian whose status tells of its alerts too.
+#[derive(Clone)]
+struct Overseen {
+    handle: Handle,
+    shown: watch::Receiver<Status>,
+}
+
+impl Guarded for Overseen {
+    fn watch(&self) -> watch::Receiver<Status> {
+        self.shown.clone()
+    }
+
+    async fn submit(&self, raw: Vec<u8>) -> Result<Taken, SubmitError> {
+        Guarded::submit(&self.handle, raw).await
+    }
+
+    async fn scan(&self) -> Result<ScanSummary, String> {
+        Guarded::scan(&self.handle).await
+    }
 }
 
 fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Failure> {
@@ -294,6 +335,30 @@ async fn scan(args: &Asking) -> Outcome {
     Ok(if open > 0 { Exit::Broken } else { Exit::Intact })
 }
 
+async fn test_alert(config: &Config) -> Outcome {
+    let receivers = config.alerts()?;
+    if receivers.is_empty() {
+        return Err(Failure::Input(
+            "nobody is told of findings: configure an [[alert]], or guard.webhook".into(),
+        ));
+    }
+    let mut failed = 0;
+    for receiver in &receivers {
+        let answer = receiver.test(clock::micros(), Pace::default()).await;
+        failed += usize::from(answer.is_err());
+        let answer = answer.unwrap_or_else(|why| format!("not delivered: {why}"));
+        let line = format!("{}  {answer}\n", receiver.label());
+        print(&output::clean(&line))?;
+    }
+    match failed {
+        0 => Ok(Exit::Intact),
+        _ => Err(Failure::Service(format!(
+            "{failed} of {} did not take the test message",
+            output::plural(receivers.len() as u64, "receiver")
+        ))),
+    }
+}
+
 fn wanted(args: &Asking, source: &Value) -> bool {
     args.source
         .as_ref()
@@ -322,6 +387,14 @@ fn describe(source: &Value) -> String {
     );
     if let Some(trouble) = source["trouble"].as_str() {
         out += &format!("  trouble    {trouble}\n");
+    }
+    for alert in source["alerts"].as_array().into_iter().flatten() {
+        out += &output::clean(&format!(
+            "  alerts     {} delivered, {} waiting: {}\n",
+            alert["delivered"],
+            alert["waiting"],
+            alert["endpoint"].as_str().unwrap_or_default()
+        ));
     }
     for finding in findings(source) {
         out += &show_finding(finding);
