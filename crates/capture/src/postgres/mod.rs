@@ -41,10 +41,11 @@
 //!
 //! In scope: the wire protocol, decoding `pgoutput`, slots and publications,
 //! turning transactions into events, what is [installed](install) in the
-//! database. Elsewhere: who is whose patient, when to retry.
+//! database, how that was weakened. Elsewhere: who is whose patient, when to retry.
 
 mod config;
 mod error;
+mod fingerprint;
 pub mod install;
 pub mod pgoutput;
 pub mod slot;
@@ -60,6 +61,7 @@ use error::quote;
 
 pub use config::Config;
 pub use error::PgError;
+pub use fingerprint::{Drift, Fingerprint};
 pub use snapshot::{Snapshot, Table};
 pub use stream::{Resume, Step, Stream};
 pub use wire::{Connection, Field};
