@@ -151,12 +151,13 @@ pub trait Past {
 /// One difference between two fingerprints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drift {
-    /// `CAP-02`, `CAP-03` or `CAP-05`; `None` if only a scan can tell whether
-    /// it means anything.
-    pub code: Option<&'static str>,
-    /// The guarded table that it is about, if it is about one.
+    /// The finding that it is: `CAP-02` another database or timeline, `CAP-03`
+    /// capture weakened, `CAP-05` the schema changed. Empty: no finding. Rows
+    /// may have changed unseen after any of them: a scan tells.
+    pub code: &'static str,
+    /// The guarded table, spelled as in [`crate::Change::table`].
     pub table: Option<String>,
-    /// What was done to which object, in one sentence.
+    /// What happened to which object, and what to do.
     pub text: String,
 }
 

@@ -228,7 +228,7 @@ pub fn identity(sql: &mut Connection) -> Result<Identity, PgError> {
     })
 }
 
-fn system_identifier(sql: &mut Connection) -> Result<u64, PgError> {
+pub(super) fn system_identifier(sql: &mut Connection) -> Result<u64, PgError> {
     match ask(sql, "SELECT system_identifier FROM pg_control_system()") {
         Ok(rows) => {
             let signed: i64 = number(rows.first().ok_or(UNREADABLE)?, 0)?;
@@ -245,9 +245,9 @@ fn system_identifier(sql: &mut Connection) -> Result<u64, PgError> {
 /// Version 14: `CREATE OR REPLACE TRIGGER`, `messages` in `pgoutput`.
 const OLDEST: u32 = 140_000;
 /// The first version with column lists and publications of whole schemas.
-const COLUMN_LISTS: u32 = 150_000;
-const TRIGGER: &str = "pitser_attribution";
-const UNREADABLE: PgError = PgError::Protocol("a catalogue that cannot be read");
+pub(super) const COLUMN_LISTS: u32 = 150_000;
+pub(super) const TRIGGER: &str = "pitser_attribution";
+pub(super) const UNREADABLE: PgError = PgError::Protocol("a catalogue that cannot be read");
 
 /// When a statement on a guarded table has to say who is acting: when its
 /// transaction has not said so yet. A savepoint's rollback takes the setting
@@ -813,21 +813,21 @@ fn removal(sql: &mut Connection, publication: &Name) -> Result<Draft, PgError> {
 }
 
 /// Runs a question whose names and operators are the system's.
-fn ask(sql: &mut Connection, query: &str) -> Result<Vec<Vec<Field>>, PgError> {
+pub(super) fn ask(sql: &mut Connection, query: &str) -> Result<Vec<Vec<Field>>, PgError> {
     sql.query(&format!("{}; {query}", PREAMBLE[0]))
 }
 
-fn string(row: &[Field], place: usize) -> Result<String, PgError> {
+pub(super) fn string(row: &[Field], place: usize) -> Result<String, PgError> {
     let found = row.get(place).and_then(text);
     found.map(str::to_owned).ok_or(UNREADABLE)
 }
 
-fn number<T: std::str::FromStr>(row: &[Field], place: usize) -> Result<T, PgError> {
+pub(super) fn number<T: std::str::FromStr>(row: &[Field], place: usize) -> Result<T, PgError> {
     string(row, place)?.parse().map_err(|_| UNREADABLE)
 }
 
 /// Whether a truth value is true; null is not.
-fn flag(row: &[Field], place: usize) -> bool {
+pub(super) fn flag(row: &[Field], place: usize) -> bool {
     row.get(place).and_then(text) == Some("t")
 }
 

@@ -40,11 +40,12 @@
 //!
 //! In scope: the wire protocol and TLS, decoding `pgoutput`, slots and
 //! publications, turning transactions into events, what is
-//! [installed](install) in the database. Elsewhere: who is whose patient, when
-//! to retry.
+//! [installed](install) in the database, how that was weakened. Elsewhere: who
+//! is whose patient, when to retry.
 
 mod config;
 mod error;
+mod fingerprint;
 pub mod install;
 pub mod pgoutput;
 pub mod slot;
@@ -62,6 +63,7 @@ use error::quote;
 
 pub use config::{Config, SslMode};
 pub use error::PgError;
+pub use fingerprint::Fingerprint;
 pub use snapshot::{Snapshot, Table};
 pub use source::{Moment, PgSource, Place};
 pub use stream::Stream;

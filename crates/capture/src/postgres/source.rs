@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::install;
 use super::slot::{self, State, text};
 use super::stream::{boundary, lsn};
-use super::{Config, Connection, Lsn, Name, PgError, Snapshot, Stream, Table, cell};
+use super::{Config, Connection, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell};
 use crate::event::{Captured, Cell, Key, Position};
 use crate::source::{self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError};
 
@@ -179,11 +179,19 @@ impl Source for PgSource {
     }
 
     fn fingerprint(&mut self) -> Result<Vec<u8>, SourceError> {
-        Ok(Vec::new())
+        let Place {
+            publication, slot, ..
+        } = &self.place;
+        let fingerprint = Fingerprint::take(&mut self.sql, publication, slot)?;
+        Ok(serde_json::to_vec(&fingerprint).expect("strings"))
     }
 
-    fn drifts(&self, _before: &[u8], _now: &[u8]) -> Vec<Drift> {
-        Vec::new()
+    fn drifts(&self, before: &[u8], now: &[u8]) -> Vec<Drift> {
+        let read = |bytes| serde_json::from_slice::<Fingerprint>(bytes).ok();
+        match (read(before), read(now)) {
+            (Some(before), Some(now)) => before.compare(&now),
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -116,7 +116,7 @@ fn outbox_id(position: Position) -> u64 {
 fn drift(weakness: &Weakness) -> Drift {
     let touched = matches!(weakness, Weakness::Touched { .. });
     Drift {
-        code: (!touched).then(|| weakness.code()),
+        code: if touched { "" } else { weakness.code() },
         table: None,
         text: weakness.to_string(),
     }

@@ -187,7 +187,7 @@ async fn guard(config: &Config) -> Outcome {
     let shown: Vec<_> = handles.iter().map(Handle::watch).collect();
     let around = Surroundings {
         data: config.guard.data.clone(),
-        clock: Arc::new(clock::micros),
+        clock: clock::shared(),
         pace: Pace::default(),
     };
     let alerts = Alerts::start(&receivers, &shown, &around).map_err(Failure::input)?;

@@ -1,9 +1,9 @@
 //! What is wrong: findings into the trail, and the schema that capture relies on.
 
-use super::{Ended, Parts, Session, StartError, Worker};
+use super::{Ended, Session, StartError, Worker};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
-use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient, Timestamp};
+use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient};
 use pitser_monitor::{Finding, Incidents, key_cells};
 use pitser_trail::{Body, Draft, PatientId, Trail, TrailError};
 
@@ -80,9 +80,9 @@ impl Session {
     /// what the trail says the fingerprint was, after a restart.
     pub(super) fn compare_fingerprint(
         &mut self,
-        parts: &Parts,
+        worker: &Worker,
         sealed: Option<Digest>,
-    ) -> Result<(), StartError> {
+    ) -> Result<(), Ended> {
         let now = self.source.fingerprint()?;
         let hash = Digest::of(&[&now]);
         let path = self.trail.layout().dir().join("fingerprint.json");
@@ -104,51 +104,33 @@ impl Session {
         } else {
             Vec::new()
         };
-        let at = Timestamp::from_micros((parts.clock)()).map_err(TrailError::from)?;
-        let mut drafts = vec![Draft {
+        let draft = Draft {
             body: Body::Ddl(Ddl {
                 after: hash,
                 before,
             }),
             ..Draft::new(
                 Op::Ddl,
-                at.clone(),
-                &parts.source.name,
+                self.now(worker),
+                &worker.parts.source.name,
                 &self.position.to_string(),
             )
-        }];
+        };
+        let about = self.append(vec![draft])?;
         self.scan_due |= !drifts.is_empty();
         for drift in drifts {
-            let Some(code) = drift.code.map(drift_code) else {
+            let Some(code) = drift_code(drift.code) else {
                 continue;
             };
             let finding = Finding {
                 table: drift.table,
+                about: Some(about),
                 ..Finding::general(code, drift.text)
             };
-            if self.incidents.note(finding.clone(), (parts.clock)()) {
-                tracing::warn!(code = %finding.code, "{}", finding.text);
-                drafts.push(Draft {
-                    table: finding.table,
-                    body: Body::Finding(LineFinding {
-                        about: None,
-                        code: finding.code,
-                        text: finding.text,
-                    }),
-                    ..Draft::new(
-                        Op::Finding,
-                        at.clone(),
-                        "guardian",
-                        &self.position.to_string(),
-                    )
-                });
-            }
-        }
-        self.events += drafts.len() as u64;
-        for draft in drafts {
-            self.trail.append(vec![draft])?;
+            self.finding(worker, finding)?;
         }
         self.trail.commit()?;
+        self.show(worker);
         pitser_trail::disk::replace(&path, &now).map_err(TrailError::from)?;
         self.fingerprint = now;
         Ok(())
@@ -182,10 +164,12 @@ pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, 
     Ok(incidents)
 }
 
-fn drift_code(code: &str) -> Code {
+/// The finding that a drift is; `None` if only a scan can tell.
+fn drift_code(code: &str) -> Option<Code> {
     match code {
-        "CAP-02" => Code::DatabaseRewound,
-        "CAP-05" => Code::SchemaChanged,
-        _ => Code::CaptureWeakened,
+        "" => None,
+        "CAP-02" => Some(Code::DatabaseRewound),
+        "CAP-05" => Some(Code::SchemaChanged),
+        _ => Some(Code::CaptureWeakened),
     }
 }

@@ -86,7 +86,10 @@ impl Session {
             .collect();
         session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
-        session.compare_fingerprint(&worker.parts, collected.fingerprint)?;
+        match session.compare_fingerprint(worker, collected.fingerprint) {
+            Ok(()) | Err(Ended::Stopped) => {}
+            Err(Ended::Failed(error)) => return Err(error),
+        }
         for block in session.trail.unsealed() {
             let wanted = Wanted {
                 block: block.block,
@@ -188,8 +191,7 @@ impl Session {
         let now = (worker.parts.clock)();
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
-            let parts = &worker.parts;
-            self.compare_fingerprint(parts, None)?;
+            self.compare_fingerprint(worker, None)?;
         }
         // Rows that have no line yet are not unknown ones.
         if self.scanning.is_none()
