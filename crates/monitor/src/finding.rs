@@ -42,9 +42,13 @@ impl Finding {
         // What happened once is an event of its own; a wrong row stays
         // the same incident however often it is looked at.
         let event = match self.code {
-            Code::Unattributed | Code::OutsideApplication | Code::Truncated | Code::CaptureGap => {
-                self.about
-            }
+            Code::Unattributed
+            | Code::OutsideApplication
+            | Code::CaptureGap
+            | Code::DatabaseRewound
+            | Code::CaptureWeakened
+            | Code::Truncated
+            | Code::SchemaChanged => self.about,
             _ => None,
         };
         (

@@ -218,8 +218,7 @@ async fn guard(config: &Config) -> Outcome {
     for handle in handles {
         // The last block gets its seal if the authority answers in time; if
         // not, it is asked for again at the next start.
-        let _ = tokio::time::timeout(LAST_SEAL, handle.settle()).await;
-        handle.stop().await;
+        handle.stop_sealed(LAST_SEAL).await;
     }
     alerts.stop().await;
     web.stop().await;

@@ -88,6 +88,7 @@ impl Session {
                 "block {block} and those after it are unsealed: the authority does not answer"
             );
             self.finding(worker, Finding::general(Code::Unsealed, text))?;
+            self.trail.commit()?;
         }
         Ok(())
     }
@@ -148,6 +149,7 @@ impl Session {
                 Finding::general(code, format!("witness {name}: {text}")),
             )?;
         }
+        self.trail.commit()?;
         let quorum = worker.parts.tuning.witness_quorum;
         if cosigned < quorum {
             let text = format!(

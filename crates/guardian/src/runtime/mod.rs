@@ -147,6 +147,8 @@ enum Command {
         seen: Result<Option<Look>, SourceError>,
     },
     Stop {
+        /// How long to wait for the seal of the last block.
+        patience: Duration,
         reply: oneshot::Sender<()>,
     },
 }
@@ -274,7 +276,14 @@ impl Handle {
 
     /// Takes what was committed so far, closes the open block and stops.
     pub async fn stop(&self) {
-        let _ = self.ask(|reply| Command::Stop { reply }).await;
+        self.stop_sealed(Duration::ZERO).await;
+    }
+
+    /// As [`Handle::stop`], waiting for the seal of the last block and its
+    /// witnesses for up to `patience`. What is not sealed by then is asked for
+    /// at the next start.
+    pub async fn stop_sealed(&self, patience: Duration) {
+        let _ = self.ask(|reply| Command::Stop { patience, reply }).await;
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
@@ -389,7 +398,7 @@ impl Worker {
                 Ok(Command::Scan { reply }) => drop(reply.send(Err(trouble()))),
                 Ok(Command::Settle { reply }) => drop(reply.send(Err(trouble()))),
                 Ok(Command::Seal(_) | Command::Expect { .. } | Command::Looked { .. }) => {}
-                Ok(Command::Stop { reply }) => {
+                Ok(Command::Stop { reply, .. }) => {
                     let _ = reply.send(());
                     return true;
                 }

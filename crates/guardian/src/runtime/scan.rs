@@ -112,11 +112,10 @@ impl Session {
         self.incidents.settle(&findings);
         worker.unscanned = None;
         let now = (worker.parts.clock)();
-        worker.publish.send_modify(|s| {
+        self.show_with(worker, |s| {
             s.verified_up_to = Some(Second(now / SECOND_US).to_string());
             s.rows_verified = rows;
         });
-        self.show(worker);
         let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown].map(Code::as_str);
         let open: Vec<_> = self
             .findings()

@@ -170,6 +170,28 @@ impl Session {
         self.regular(worker)
     }
 
+    /// Takes everything that was committed so far, and has it sealed and
+    /// cosigned, if that is done in time.
+    fn finish(&mut self, worker: &mut Worker, patience: Duration) -> Result<(), Ended> {
+        self.capture_all(worker)?;
+        if self.trail.open_lines() > 0 {
+            self.close(worker)?;
+        }
+        let until = std::time::Instant::now() + patience;
+        while self.trail.unsealed().next().is_some() {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            match worker.inbox.recv_timeout(left) {
+                Ok(Command::Seal(outcome)) => self.seal(worker, outcome)?,
+                Ok(_) => {}
+                Err(_) => return Ok(()),
+            }
+        }
+        if !patience.is_zero() {
+            worker.uncosigned = self.cosign(worker)?.err();
+        }
+        Ok(())
+    }
+
     /// Takes everything that was committed so far, however much it is.
     pub(super) fn capture_all(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let newest = self.source.newest()?;
@@ -298,13 +320,8 @@ impl Session {
                 self.settled(worker)
             }
             Command::Seal(outcome) => self.seal(worker, outcome),
-            Command::Stop { reply } => {
-                let stopped =
-                    self.capture_all(worker)
-                        .and_then(|()| match self.trail.open_lines() {
-                            0 => Ok(()),
-                            _ => self.close(worker),
-                        });
+            Command::Stop { patience, reply } => {
+                let stopped = self.finish(worker, patience);
                 let _ = reply.send(());
                 stopped.and(Err(Ended::Stopped))
             }

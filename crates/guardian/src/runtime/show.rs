@@ -1,13 +1,18 @@
 //! What a guardian shows of itself.
 
 use super::{SECOND_US, Session, Worker};
-use crate::status::{FindingStatus, Latency, SourceState};
+use crate::status::{FindingStatus, Latency, SourceState, Status};
 use pitser_evidence::line::Timestamp;
 use pitser_ksi::time::Second;
 use std::collections::VecDeque;
 
 impl Session {
     pub(super) fn show(&self, worker: &Worker) {
+        self.show_with(worker, |_| {});
+    }
+
+    /// Shows how things stand, and `more` in the same moment.
+    pub(super) fn show_with(&self, worker: &Worker, more: impl FnOnce(&mut Status)) {
         let unsealed = self.trail.unsealed().count() as u64;
         let delayed = worker.delayed.as_ref().filter(|_| unsealed > 0);
         let trouble = delayed
@@ -30,6 +35,7 @@ impl Session {
             s.seal_latency_ms = latency(&self.latencies);
             s.recent = self.recent.iter().cloned().collect();
             s.findings = self.findings();
+            more(s);
         });
     }
 
