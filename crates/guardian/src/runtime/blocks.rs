@@ -58,11 +58,11 @@ impl Session {
                 }
                 worker.delayed = None;
                 self.note_seal(worker, block, &signature);
-                self.settled(worker)?;
             }
         }
+        // Whoever waits for the seal sees it.
         self.show(worker);
-        Ok(())
+        self.settled(worker)
     }
 
     fn note_seal(&mut self, worker: &Worker, block: u64, signature: &[u8]) {

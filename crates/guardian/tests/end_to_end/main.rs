@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+#[path = "../../../capture/tests/postgres/harness.rs"]
+mod harness;
+mod postgres;
+
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
 use pitser_client::{Client, Endpoint};
 use pitser_evidence::anchors::{AuthorityAnchor, KeyAnchor, PublicationAnchor, TrailAnchor};
@@ -239,23 +243,7 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
 
     let code = authority.publish().await.unwrap().code;
     let evidence = export(&site, &client, &authority, &witness, &genesis, "pt-1").await;
-    let anchors = Anchors {
-        version: 1,
-        witness_quorum: 1,
-        trails: vec![TrailAnchor {
-            origin: "test.example/hospital".into(),
-            genesis: genesis.parse().unwrap(),
-        }],
-        publications: vec![PublicationAnchor {
-            code: PublicationData::from_code(&code).unwrap(),
-        }],
-        authorities: vec![AuthorityAnchor {
-            certificate: authority.certificate_pem().to_owned(),
-            constraints: vec![authority.constraint().to_owned()],
-        }],
-        witnesses: vec![KeyAnchor::new(witness)],
-        auditors: vec![KeyAnchor::new(auditor().verifier())],
-    };
+    let anchors = anchors(&authority, &genesis, &code, witness);
     let bytes = evidence.encode();
     let evidence = Evidence::decode(&bytes).unwrap();
     let report = verify(&evidence, Some(&anchors), second());
@@ -301,6 +289,32 @@ async fn from_the_first_row_to_a_verified_evidence_file() {
 
 fn auditor() -> SigningKey {
     SigningKey::from_seed("auditor.example", &[9; 32]).unwrap()
+}
+
+/// What a verifier knows beforehand.
+fn anchors(
+    authority: &AuthorityHandle,
+    genesis: &str,
+    code: &str,
+    witness: VerifierKey,
+) -> Anchors {
+    Anchors {
+        version: 1,
+        witness_quorum: 1,
+        trails: vec![TrailAnchor {
+            origin: "test.example/hospital".into(),
+            genesis: genesis.parse().unwrap(),
+        }],
+        publications: vec![PublicationAnchor {
+            code: PublicationData::from_code(code).unwrap(),
+        }],
+        authorities: vec![AuthorityAnchor {
+            certificate: authority.certificate_pem().to_owned(),
+            constraints: vec![authority.constraint().to_owned()],
+        }],
+        witnesses: vec![KeyAnchor::new(witness)],
+        auditors: vec![KeyAnchor::new(auditor().verifier())],
+    }
 }
 
 async fn export(

@@ -1,0 +1,89 @@
+//! The whole path over a real PostgreSQL: what one patient takes home is
+//! intact, and says nothing about another.
+
+use super::harness::Server;
+use super::*;
+
+const SCHEMA: &str = "
+    CREATE TABLE staff (id int PRIMARY KEY, login text);
+    CREATE TABLE patient (id int PRIMARY KEY, name text, write_uid int, write_date timestamptz);
+    CREATE TABLE observation (id int PRIMARY KEY, patient int, value text, write_uid int, write_date timestamptz);
+    INSERT INTO staff VALUES (7, 'dr.tamm');
+    INSERT INTO patient VALUES (1, 'Jüri'), (2, 'Jaan');
+    INSERT INTO observation VALUES (10, 1, '120 mmHg'), (20, 2, 'secret of Jaan');";
+
+const CHANGES: &str = "
+    UPDATE observation SET value = '130 mmHg', write_uid = 7, write_date = now() WHERE id = 10;
+    UPDATE observation SET value = 'another secret of Jaan' WHERE id = 20;
+    UPDATE observation SET patient = 1, value = '140 mmHg', write_uid = 7, write_date = now() WHERE id = 20;";
+
+fn site(server: &Server) -> Site {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |table: &str, path: &str| (table.to_owned(), path.to_owned());
+    let url = server.url("postgres");
+    let source = Source {
+        exclude: vec!["public.staff".into()],
+        patient: [
+            path("public.patient", "id"),
+            path("public.observation", "patient"),
+        ]
+        .into(),
+        actor: [path("*", "write_uid -> public.staff.login")].into(),
+        ..Source::new("hospital", Kind::Postgres, &url, &["public.*"])
+    };
+    let tuning = Tuning {
+        scan_every_s: 0,
+        cosign_every_s: 1,
+        witness_quorum: 1,
+        ..Tuning::new("test.example", dir.path().join("guard"))
+    };
+    Site {
+        dir,
+        source,
+        tuning,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_a_hospitals_server_to_a_verified_evidence_file() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let mut sql = server.sql();
+    sql.query(SCHEMA).unwrap();
+    let site = site(&server);
+    let (authority, client) = authority(&site.dir.path().join("authority")).await;
+    let genesis = install(&site).unwrap().genesis.unwrap();
+    let (guardian, witness) = site.start(Some(client.clone()));
+    for statement in CHANGES.split(';').filter(|s| !s.trim().is_empty()) {
+        sql.query(statement).unwrap();
+    }
+    guardian.settle().await.unwrap();
+    let found: Vec<_> = guardian
+        .status()
+        .findings
+        .iter()
+        .map(|f| (f.code.clone(), f.key.clone()))
+        .collect();
+    assert_eq!(found, [("ACT-02".to_owned(), Some("20".to_owned()))]);
+    assert_eq!(guardian.scan().await.unwrap().findings, []);
+    guardian.settle().await.unwrap();
+
+    let code = authority.publish().await.unwrap().code;
+    let evidence = export(&site, &client, &authority, &witness, &genesis, "1").await;
+    let anchors = anchors(&authority, &genesis, &code, witness);
+    let bytes = evidence.encode();
+    let evidence = Evidence::decode(&bytes).unwrap();
+    let report = verify(&evidence, Some(&anchors), second());
+    assert_eq!(report.verdict, Verdict::Intact, "{report:#?}");
+    let ops: Vec<_> = evidence.lines.iter().map(|l| l.line.op.as_str()).collect();
+    assert_eq!(ops.join(" "), "baseline baseline update relink update");
+
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.contains("Jüri") && text.contains("140 mmHg"));
+    assert!(!text.contains("Jaan"), "only what became the patient's own");
+    let report = verify(&evidence, None, second());
+    assert_eq!(report.verdict, Verdict::Unconfirmed);
+    guardian.stop().await;
+    authority.shutdown().await.unwrap();
+}
