@@ -86,6 +86,16 @@ impl Key {
         &self.0
     }
 
+    /// The key of the `nth` of several equal rows, counted from 1: beyond the
+    /// first, one more cell `n` ‖ decimal.
+    pub fn copy(&self, nth: u64) -> Self {
+        let mut cells = self.0.clone();
+        if nth > 1 {
+            cells.push(Cell::new(format!("n{nth}").into_bytes()));
+        }
+        Self(cells)
+    }
+
     /// One byte string per key, injective: for each cell `0x00` for null, or
     /// `0x01 ‖ length:32 big-endian ‖ bytes`. Input for a keyed hash, never
     /// for logs.

@@ -22,6 +22,9 @@ pub struct Shape {
     pub columns: Vec<String>,
     /// The columns that identify a row, in key order.
     pub key: Vec<String>,
+    /// The whole row is its key, and rows may be equal: then they are told
+    /// apart by a number ([`Key::copy`]).
+    pub keyless: bool,
 }
 
 /// Which database this is.

@@ -350,6 +350,17 @@ mod tests {
             "exclude",
             "patient",
             "resources",
+            "vault",
+            "keyless",
+            "replica_identity",
+            "slot",
+            "publication",
+            "source.actor",
+            "source.stamp",
+            "source.application",
+            "roles",
+            "names",
+            "log",
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }

@@ -26,6 +26,8 @@ pub struct ScanTable {
     pub name: String,
     /// HMAC key.
     pub key: SecretKey,
+    /// Its rows may be equal ([`pitser_capture::Shape::keyless`]).
+    pub keyless: bool,
 }
 
 /// What the trail expects of a live row.
@@ -109,9 +111,19 @@ pub fn look(
         let mut gave_up = false;
         let met = look.met.entry(table.name.clone()).or_default();
         let (rows, suspects) = (&mut look.rows, &mut look.suspects);
-        snapshot.scan(&table.name, CHUNK, &mut |chunk| {
-            let records: Vec<Bytes32> =
-                chunk.iter().map(|(key, _)| record_of(table, key)).collect();
+        let mut copies: HashMap<Bytes32, u64> = HashMap::new();
+        snapshot.scan(&table.name, CHUNK, &mut |mut chunk| {
+            let number = |(key, _): &mut (Key, Row)| {
+                let record = record_of(table, key);
+                if !table.keyless {
+                    return record;
+                }
+                let nth = copies.entry(record).or_default();
+                *nth += 1;
+                *key = key.copy(*nth);
+                record_of(table, key)
+            };
+            let records: Vec<Bytes32> = chunk.iter_mut().map(number).collect();
             let Some(expected) = expect(&table.name, &records) else {
                 gave_up = true;
                 return ControlFlow::Break(());

@@ -19,6 +19,8 @@ pub struct Table {
     /// Places in `columns` of those that identify a row, ascending. Empty: its
     /// rows cannot be followed, and PostgreSQL refuses updates and deletes.
     pub key: Vec<usize>,
+    /// The whole row is the key, for want of a better one.
+    pub keyless: bool,
     /// What a query selects from.
     sql: String,
 }
@@ -97,7 +99,7 @@ impl Snapshot {
         let rows = sql.query(&format!(
             "SELECT n.nspname, c.relname, a.attname, \
                coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), c.relreplident = 'f'), \
-               c.relkind = 'p' \
+               c.relkind = 'p', i.indexrelid IS NULL AND c.relreplident = 'f' \
              FROM pg_catalog.pg_publication_tables p \
              JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
              JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
@@ -162,7 +164,7 @@ impl Table {
 }
 
 /// Tables from rows of `(schema, table, column, whether it is of the key,
-/// whether the table is partitioned)`.
+/// whether the table is partitioned, whether it has no key)`.
 fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
     let same = |a: &Vec<Field>, b: &Vec<Field>| a.get(..2) == b.get(..2);
     rows.chunk_by(same)
@@ -177,6 +179,7 @@ fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
                 key: (0..columns.len())
                     .filter(|place| is_key(&columns[*place]))
                     .collect(),
+                keyless: first.get(5).and_then(text) == Some("t"),
                 // The partitions of a partitioned table are its rows; the children
                 // of an ordinary one are tables of their own.
                 sql: match first.get(4).and_then(text) {

@@ -278,6 +278,7 @@ fn shapes(tables: &[Table]) -> Vec<Shape> {
             .iter()
             .map(|at| table.columns[*at].clone())
             .collect(),
+        keyless: table.keyless,
     };
     tables.iter().map(shape).collect()
 }

@@ -131,6 +131,7 @@ pub(super) fn shapes(source: &SqliteSource) -> Result<Vec<Shape>, SqliteError> {
                 name: table.to_owned(),
                 columns: source.columns(table)?.to_vec(),
                 key: source.key_columns(table)?,
+                keyless: false,
             })
         })
         .collect()

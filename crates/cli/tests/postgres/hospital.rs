@@ -390,3 +390,46 @@ fn a_table_that_is_guarded_later_gets_its_baseline() {
     world.run("trail verify").exits(0);
     assert_eq!(ops(&world, 1), ["baseline"]);
 }
+
+#[test]
+fn equal_rows_of_a_table_without_a_key() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql("postgres", "CREATE TABLE log (at int, what text); INSERT INTO log VALUES (1, 'in'), (1, 'in'), (2, 'x')");
+    world.configure(
+        "scan_every_s = 0",
+        "tables = [\"public.log\"]\nkeyless = \"full\"\n",
+    );
+    world.run("guard init").exits(0);
+    world.guard();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.psql("postgres", "INSERT INTO log VALUES (1, 'in'); DELETE FROM log WHERE ctid = (SELECT min(ctid) FROM log WHERE at = 1)");
+    world.psql(
+        "postgres",
+        "UPDATE log SET what = 'in', at = 1 WHERE at = 2",
+    );
+    world.settle();
+    assert_eq!(
+        world.psql("postgres", "SELECT count(*) FROM log WHERE at = 1"),
+        "3\n"
+    );
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    crate::tamper::unseen(
+        &world,
+        "log",
+        "DELETE FROM log WHERE ctid = (SELECT min(ctid) FROM log)",
+    );
+    let found = world.scan();
+    assert_eq!(
+        (found.len(), &found[0]["code"]),
+        (1, &"ROW-02".into()),
+        "{found:?}"
+    );
+    world.kill_guardian();
+    world.psql("postgres", "DELETE FROM log");
+    world.guard();
+    world.settle();
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}

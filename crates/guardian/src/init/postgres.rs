@@ -216,6 +216,7 @@ fn shapes(wanted: &[Wanted]) -> Vec<Shape> {
         }
         if shape.key.is_empty() {
             shape.key.clone_from(&shape.columns);
+            shape.keyless = true;
         }
         shape
     };
@@ -227,5 +228,6 @@ fn shape(found: &Found) -> Shape {
         name: found.name.clone(),
         columns: found.columns.clone(),
         key: found.key.clone(),
+        keyless: false,
     }
 }

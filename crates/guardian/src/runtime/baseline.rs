@@ -9,7 +9,22 @@ use pitser_evidence::Code;
 use pitser_evidence::line::{Op, Timestamp};
 use pitser_monitor::{Finding, key_cells};
 use pitser_trail::Draft;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
+
+/// How often each row of a table without a key was met so far.
+#[derive(Default)]
+struct Copies(HashMap<Key, u64>);
+
+impl Copies {
+    fn number(&mut self, rows: &mut Rows) {
+        for (key, _) in rows {
+            let nth = self.0.entry(key.clone()).or_default();
+            *nth += 1;
+            *key = key.copy(*nth);
+        }
+    }
+}
 
 impl Session {
     /// Writes the rows that were there when guarding began, unless that is done:
@@ -47,15 +62,21 @@ impl Session {
         let tables = self.unbaselined.clone();
         for table in &tables {
             let mut failed = None;
-            let mut each = |rows: Rows| match self.baseline_rows(worker, table, rows, &at) {
-                Ok(count) => {
-                    written += count;
-                    progress(written);
-                    ControlFlow::Continue(())
+            let mut copies = self.is_keyless(table).then(Copies::default);
+            let mut each = |mut rows: Rows| {
+                if let Some(copies) = &mut copies {
+                    copies.number(&mut rows);
                 }
-                Err(ended) => {
-                    failed = Some(ended);
-                    ControlFlow::Break(())
+                match self.baseline_rows(worker, table, rows, &at) {
+                    Ok(count) => {
+                        written += count;
+                        progress(written);
+                        ControlFlow::Continue(())
+                    }
+                    Err(ended) => {
+                        failed = Some(ended);
+                        ControlFlow::Break(())
+                    }
                 }
             };
             let complete = match snapshot.past() {

@@ -117,8 +117,11 @@ impl Session {
             let content = sealed.as_ref().map(|sealed| &sealed.content);
             self.actors.witness(&mut self.witness, change, content);
         }
-        for change in changes {
+        for mut change in changes {
             let pos = change.pos;
+            if self.is_keyless(&change.table) {
+                self.number(&mut change);
+            }
             match change.op {
                 Changed::Truncate => self.truncate(worker, &change)?,
                 _ => self.change(worker, change)?,
@@ -129,6 +132,29 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Whether rows of this table may be equal.
+    pub(super) fn is_keyless(&self, table: &str) -> bool {
+        let mut shapes = self.source.shapes().iter();
+        shapes.any(|shape| shape.keyless && shape.name == table)
+    }
+
+    /// Tells equal rows apart: a new one takes the first number that is free, a
+    /// deleted one the last that is not.
+    fn number(&self, change: &mut Change) {
+        let is_there = |nth: u64| {
+            let key = key_cells(&change.key.copy(nth));
+            let record = self.trail.record_key(Some(&change.table), &key);
+            let known = self.trail.state().record(&change.table, &record);
+            known.is_some_and(|record| record.leaf.row.is_some())
+        };
+        let there = (1..).take_while(|nth| is_there(*nth)).count() as u64;
+        let nth = match change.op {
+            Changed::Create | Changed::Baseline => there + 1,
+            _ => there.max(1),
+        };
+        change.key = change.key.copy(nth);
     }
 
     fn change(&mut self, worker: &Worker, mut change: Change) -> Result<(), Ended> {

@@ -25,6 +25,7 @@ impl Session {
         let tables: Vec<ScanTable> = shapes
             .map(|shape| ScanTable {
                 key: self.trail.keys().table(&shape.name),
+                keyless: shape.keyless,
                 name: shape.name.clone(),
             })
             .collect();
