@@ -60,8 +60,8 @@ impl World {
     fn last(&self, table: &str, key: &str) -> (Line, Value) {
         let said = self.run(&format!("history {table} {key} --json"));
         let lines = said.json()["lines"].take();
-        let changes = lines.as_array().unwrap().iter();
-        let last = changes.filter(|e| e["line"]["op"] != "finding").next_back();
+        let mut lines = lines.as_array().unwrap().iter();
+        let last = lines.rfind(|e| e["line"]["op"] != "finding");
         let last = last.unwrap().clone();
         let bytes = serde_json::to_vec(&last["line"]).unwrap();
         (Line::decode(&bytes).unwrap(), last["person"].clone())

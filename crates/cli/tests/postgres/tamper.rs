@@ -72,7 +72,11 @@ fn a_heap_page_edited_while_the_server_was_stopped() {
     world.server.stop();
     // 7.1 as numeric: the header says one digit after the point, then 7, then 1000.
     let mut page = std::fs::read(&file).unwrap();
-    let digits = [7_i16.to_ne_bytes(), 1000_i16.to_ne_bytes()].concat();
+    let digits = [7_u16, 1000].map(|digits| match cfg!(target_endian = "big") {
+        true => digits.to_be_bytes(),
+        false => digits.to_le_bytes(),
+    });
+    let digits = digits.concat();
     let at = page.windows(4).position(|w| w == digits).unwrap();
     page[at] = 9;
     std::fs::write(&file, page).unwrap();

@@ -22,11 +22,13 @@ fn told(messages: &[Vec<u8>]) -> Vec<Captured> {
 }
 
 fn changes(steps: &[Captured]) -> Vec<&Change> {
-    let change = |step| match step {
-        &Captured::Change(ref change) => Some(change),
-        _ => None,
-    };
-    steps.iter().filter_map(change).collect()
+    let mut changes = Vec::new();
+    for step in steps {
+        if let Captured::Change(change) = step {
+            changes.push(change);
+        }
+    }
+    changes
 }
 
 #[test]
