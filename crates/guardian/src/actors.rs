@@ -439,3 +439,273 @@ fn word(op: Op) -> &'static str {
         Op::Baseline => "baseline",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Kind;
+    use pitser_capture::{Key, Position};
+    use pitser_evidence::codec::Blob;
+
+    const COLUMNS: [&str; 5] = ["id", "note", "create_uid", "write_uid", "write_date"];
+
+    fn shape(name: &str, columns: &[&str]) -> Shape {
+        Shape {
+            name: name.to_owned(),
+            columns: columns.iter().map(|c| (*c).to_owned()).collect(),
+            key: vec!["id".to_owned()],
+            keyless: false,
+        }
+    }
+
+    fn shapes() -> Vec<Shape> {
+        vec![
+            shape("public.visit", &COLUMNS),
+            shape("public.journal", &COLUMNS),
+            shape("public.ward", &["id", "name"]),
+            shape("public.staff", &["id", "login"]),
+        ]
+    }
+
+    fn source() -> Source {
+        let mut source = Source::new("h", Kind::Postgres, "postgres://a@h", &["*"]);
+        let rule = "write_uid -> public.staff.login".to_owned();
+        source.actor.insert("*".to_owned(), rule);
+        source
+    }
+
+    fn actors(source: &Source) -> Actors {
+        let mut actors = Actors::new(source, &shapes()).unwrap();
+        actors.learn("public.staff", b"t2", |_| Some("dr.tamm".to_owned()));
+        actors
+    }
+
+    /// Cells separated by spaces, `-` for null.
+    fn row(cells: &str) -> Row {
+        let cell = |text: &str| match text {
+            "-" => Cell::NULL,
+            text => Cell::new(format!("t{text}").into_bytes()),
+        };
+        Row {
+            columns: COLUMNS.map(str::to_owned).into(),
+            cells: cells.split(' ').map(cell).collect(),
+        }
+    }
+
+    fn sealed(cells: &str) -> Content {
+        let row = row(cells);
+        let value = |cell: &Cell| cell.expose().map(|bytes| Blob(bytes.to_vec()));
+        Content {
+            row: Some(
+                row.iter()
+                    .map(|(name, cell)| (name.to_owned(), value(cell)))
+                    .collect(),
+            ),
+            ..Content::default()
+        }
+    }
+
+    fn session(role: &str, app: &str, person: Option<&str>) -> Actor {
+        Actor {
+            role: Some(role.to_owned()),
+            app: Some(app.to_owned()),
+            client: None,
+            person: person.map(Person::new),
+            binding: if person.is_some() {
+                Binding::C
+            } else {
+                Binding::D
+            },
+        }
+    }
+
+    fn change(table: &str, op: Op, new: Option<&str>) -> Change {
+        Change {
+            pos: Position::Outbox(1),
+            tx: 7,
+            at: "2026-03-14T09:26:53.000000Z".to_owned(),
+            table: table.to_owned(),
+            op,
+            key: Key::new(vec![Cell::new(*b"t1")]),
+            old: None,
+            new: new.map(row),
+            unsent: Vec::new(),
+            actor: Some(session("ehr", "ehr", None)),
+            purpose: None,
+        }
+    }
+
+    const BEFORE: &str = "1 cough 1 2 monday";
+
+    /// What becomes of the last of these changes of one transaction:
+    /// `person binding`, and the finding's code.
+    #[track_caller]
+    fn check(source: &Source, changes: &[Change], expected: (&str, Option<&str>)) {
+        let actors = actors(source);
+        let before = sealed(BEFORE);
+        let mut witness = Witness::default();
+        for change in changes {
+            actors.witness(&mut witness, change, Some(&before));
+        }
+        let last = changes.last().unwrap();
+        let Judged { actor, finding } = actors.judge(last, Some(&before), &witness);
+        let shown = actor.map_or_else(
+            || "nobody".to_owned(),
+            |actor| {
+                let person = actor.person.as_ref().map_or("-", |person| person.expose());
+                format!("{person} {:?}", actor.binding)
+            },
+        );
+        let code = finding.map(|(code, _)| code.as_str());
+        assert_eq!((shown.as_str(), code), expected);
+    }
+
+    #[test]
+    fn a_row_that_names_its_writer_anew() {
+        let update = |new| change("public.visit", Op::Update, Some(new));
+        let tamm = ("dr.tamm C", None);
+        check(&source(), &[update("1 fever 1 2 tuesday")], tamm);
+        check(
+            &source(),
+            &[update("1 fever 1 9 monday")],
+            ("public.staff 9 C", None),
+        );
+        check(
+            &source(),
+            &[update("1 fever 1 2 monday")],
+            ("- D", Some("ACT-02")),
+        );
+        check(
+            &source(),
+            &[update("1 fever 1 - monday")],
+            ("- D", Some("ACT-02")),
+        );
+        // Written twice in one transaction, with one time.
+        let twice = [update("1 fever 1 2 tuesday"), update("1 worse 1 2 monday")];
+        check(&source(), &twice, tamm);
+    }
+
+    #[test]
+    fn a_new_row_names_its_creator() {
+        let create = |new| change("public.visit", Op::Create, Some(new));
+        check(&source(), &[create("1 fever 2 - -")], ("dr.tamm C", None));
+        check(
+            &source(),
+            &[create("1 fever - - -")],
+            ("- D", Some("ACT-02")),
+        );
+    }
+
+    #[test]
+    fn a_deleted_row_is_spoken_for_by_its_transaction() {
+        let delete = change("public.visit", Op::Delete, None);
+        let update = change("public.visit", Op::Update, Some("1 fever 1 2 tuesday"));
+        check(
+            &source(),
+            std::slice::from_ref(&delete),
+            ("- D", Some("ACT-02")),
+        );
+        check(
+            &source(),
+            &[update.clone(), delete.clone()],
+            ("dr.tamm C", None),
+        );
+        // Of another transaction.
+        let other = Change { tx: 8, ..delete };
+        check(&source(), &[update, other], ("- D", Some("ACT-02")));
+    }
+
+    #[test]
+    fn a_table_without_such_columns_and_a_person_whom_the_engine_reports() {
+        let ward = change("public.ward", Op::Delete, None);
+        check(&source(), std::slice::from_ref(&ward), ("- D", None));
+        let mut named = change("public.visit", Op::Update, Some(BEFORE));
+        named.actor = Some(session("ehr", "ehr", Some("EE1")));
+        check(&source(), std::slice::from_ref(&named), ("EE1 C", None));
+        named.actor = None;
+        check(&source(), &[named], ("nobody", Some("ACT-01")));
+    }
+
+    #[test]
+    fn sessions_that_are_not_the_applications() {
+        let mut source = source();
+        source.application.roles = vec!["ehr".to_owned()];
+        source.application.names = vec!["ehr *".to_owned()];
+        let stamped = |role: &str, app: &str| Change {
+            actor: Some(session(role, app, Some("EE1"))),
+            ..change("public.visit", Op::Update, Some("1 fever 1 2 tuesday"))
+        };
+        check(&source, &[stamped("ehr", "ehr 5")], ("EE1 C", None));
+        let stranger = ("- D", Some("ACT-02"));
+        check(&source, &[stamped("eve", "ehr 5")], stranger);
+        check(&source, &[stamped("ehr", "psql")], stranger);
+        // By session alone, a delete needs no row that names anybody.
+        let mut delete = change("public.visit", Op::Delete, None);
+        delete.actor = Some(session("ehr", "ehr 5", None));
+        check(&source, &[delete], ("- D", None));
+    }
+
+    #[test]
+    fn the_applications_own_log() {
+        let mut source = source();
+        source.application.log = Some("public.journal".to_owned());
+        let silent = change("public.ward", Op::Delete, None);
+        check(
+            &source,
+            std::slice::from_ref(&silent),
+            ("- D", Some("ACT-02")),
+        );
+        let entry = change("public.journal", Op::Create, Some("5 x 2 - -"));
+        check(
+            &source,
+            &[entry.clone(), silent.clone()],
+            ("dr.tamm C", None),
+        );
+        let nameless = change("public.journal", Op::Create, Some("5 x - - -"));
+        check(&source, &[nameless, silent], ("- D", None));
+    }
+
+    #[test]
+    fn stamps_can_be_named_or_done_without() {
+        let same = change("public.visit", Op::Update, Some("1 new 1 2 monday"));
+        let mut source = source();
+        source.stamp.insert("public.visit".into(), "note".into());
+        check(&source, std::slice::from_ref(&same), ("dr.tamm C", None));
+        source.stamp.insert("public.visit".into(), "none".into());
+        check(&source, &[same], ("dr.tamm C", None));
+    }
+
+    #[test]
+    fn rules_that_do_not_fit_are_named() {
+        let refused = |pattern: &str, text: &str, expected: &str| {
+            let mut source = source();
+            source.actor.insert(pattern.to_owned(), text.to_owned());
+            let error = Actors::new(&source, &shapes()).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains(text), "{error}");
+        };
+        refused("public.visit", "nobody", "no such column");
+        refused(
+            "*",
+            "write_uid -> public.people.login",
+            "no table public.people",
+        );
+        refused("*", "write_uid -> public.staff.name", "no column name");
+        refused("*", "write_uid -> staff", "table.column");
+        refused("*", " -> public.staff.login", "column name is missing");
+        let mut source = source();
+        source.application.log = Some("public.diary".to_owned());
+        let error = Actors::new(&source, &shapes()).unwrap_err().to_string();
+        assert!(error.contains("public.diary"), "{error}");
+    }
+
+    #[test]
+    fn what_the_rules_look_at() {
+        let mut source = source();
+        source.application.log = Some("public.journal".to_owned());
+        let needed = Actors::needed(&source);
+        let tables: Vec<_> = needed.iter().map(|n| n.table.as_str()).collect();
+        assert_eq!(tables, ["public.staff", "public.journal"]);
+        let columns = Actors::columns(&source, &shapes()[1]);
+        assert_eq!(columns, ["write_uid", "create_uid", "write_date"]);
+    }
+}
