@@ -185,3 +185,59 @@ pub(crate) fn pgbench(world: &World, args: &[&str]) {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
 }
+
+#[test]
+fn killed_in_its_baseline_init_is_finished_by_run() {
+    const ROWS: usize = 60_000;
+    let Some(mut world) = World::new("bank") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        &format!("CREATE TABLE entry (id int PRIMARY KEY, note text); INSERT INTO entry SELECT n, 'x' FROM generate_series(1, {ROWS}) n"),
+    );
+    world.configure("scan_every_s = 0", "tables = [\"public.entry\"]\n");
+    let mut init = crate::common::pitser(world.dir.path())
+        .args(["guard", "init"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Not yet all rows: a line is longer than a hundred bytes.
+    let segment = world.layout().segment(0);
+    let some = 100 * ROWS as u64;
+    while std::fs::metadata(&segment).map_or(0, |file| file.len()) < some {
+        assert!(init.try_wait().unwrap().is_none(), "too fast to be killed");
+    }
+    init.kill().unwrap();
+    init.wait().unwrap();
+    world.psql("postgres", "UPDATE entry SET note = 'y' WHERE id % 1000 = 0; DELETE FROM entry WHERE id % 1000 = 1; INSERT INTO entry VALUES (0, 'new')");
+    world.guard();
+    world.settle();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    let mut ops: HashMap<Op, HashMap<_, usize>> = HashMap::new();
+    for line in world.lines() {
+        if let Some(key) = line.key {
+            *ops.entry(line.op).or_default().entry(key).or_default() += 1;
+        }
+    }
+    for (op, records) in &ops {
+        assert!(records.values().all(|times| *times == 1), "{op:?} twice");
+    }
+    let count = |op| ops[&op].len();
+    assert_eq!(
+        (count(Op::Update), count(Op::Delete), count(Op::Create)),
+        (60, 60, 1)
+    );
+    // Rows that were changed before their baseline need none.
+    let known = |key| ops[&Op::Baseline].contains_key(key);
+    let late = ops[&Op::Update].keys().filter(|key| !known(*key)).count();
+    let gone = ops[&Op::Delete].keys().filter(|key| !known(*key)).count();
+    assert_eq!(count(Op::Baseline) + late + gone, ROWS);
+    assert!(
+        late > 0 && late < 60,
+        "{late}: killed too early or too late"
+    );
+}
