@@ -40,8 +40,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let entries = match (&args.patient, &args.table) {
         (Some(patient), _) => exporter.patient_history(patient),
         (None, Some(table)) => {
-            let cells = key_cells(&exporter, table, &args.key)?;
-            exporter.record_history(table, &cells)
+            let table = full_name(&exporter, table);
+            let cells = key_cells(&exporter, &table, &args.key)?;
+            exporter.record_history(&table, &cells)
         }
         (None, None) => {
             return Err(Failure::Input(
@@ -59,6 +60,20 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let open = entries.iter().any(|e| e.line.op == Op::Finding);
     Ok(if open { Exit::Broken } else { Exit::Intact })
+}
+
+/// A table's name in the trail: in PostgreSQL, `public.` need not be said.
+fn full_name(exporter: &Exporter, table: &str) -> String {
+    let genesis = exporter.view().state.genesis();
+    let has = |name: &str| {
+        let mut tables = genesis.iter().flat_map(|genesis| &genesis.tables);
+        tables.any(|table| table.name == name)
+    };
+    let full = format!("public.{table}");
+    match !has(table) && has(&full) {
+        true => full,
+        false => table.to_owned(),
+    }
 }
 
 /// The canonical values of a key as a person spells it. Text first; a number

@@ -170,6 +170,7 @@ fn everybody_is_told_apart() {
     );
     let (line, person) = world.last("public.patient", "2");
     assert_eq!((line.actor, person), (None, Value::Null));
+    world.run("history patient 2").exits(1).says("ACT-01");
     world
         .run("guard status")
         .exits(1)
