@@ -17,6 +17,7 @@ use pitser_web::{Guarded, Taken};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -170,6 +171,14 @@ fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
 }
 
 async fn guard(config: &Config) -> Outcome {
+    let mut stop = pin!(signals::stop_requested());
+    // Signals are caught before anything is started or said: whoever reads
+    // that we guard may stop us at once.
+    tokio::select! {
+        biased;
+        () = &mut stop => return Ok(Exit::Intact),
+        () = std::future::ready(()) => {}
+    }
     let receivers = config.alerts()?;
     for source in &config.sources {
         if !config.tuning().layout(source).segment(0).exists() {
@@ -224,7 +233,7 @@ async fn guard(config: &Config) -> Outcome {
         names.join(", "),
         web.address()
     ))?;
-    signals::stop_requested().await;
+    stop.await;
     for handle in handles {
         // The last block gets its seal if the authority answers in time; if
         // not, it is asked for again at the next start.
