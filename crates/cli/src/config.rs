@@ -207,6 +207,14 @@ impl Config {
                     source.name
                 )));
             }
+            // A URL may hold a password, and a path is repeated in messages.
+            if source.kind == Kind::Sqlite && source.url.contains("://") {
+                return Err(Failure::Input(format!(
+                    "{name}: source {:?} is of kind \"sqlite\", but its url is none of a file: write its path, \
+                     or kind = \"postgres\" if that is what it is",
+                    source.name
+                )));
+            }
             if config.sources[..index]
                 .iter()
                 .any(|other| other.name == source.name)
@@ -481,6 +489,11 @@ mod tests {
             "name    = \"hospital\"",
             "name    = \"../etc\"",
             "letters, digits",
+        );
+        refused(
+            "\"hospital.db\"",
+            "\"postgres://pitser:secret@db/hospital\"",
+            "kind = \"postgres\"",
         );
         let error = Config::parse("pitser.toml", "[authority]\naggregater = \"x\"\n")
             .unwrap_err()

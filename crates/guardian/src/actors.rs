@@ -11,6 +11,7 @@
 //! | a role or program that is not the application's | anything | the role, binding D | `ACT-02` |
 
 use crate::config::{Application, Source, matches};
+use crate::patients::unknown_table;
 use pitser_capture::event::{Actor, Binding, Change, Op, Person};
 use pitser_capture::{Cell, Row, Shape};
 use pitser_evidence::Code;
@@ -110,6 +111,9 @@ impl Actors {
                 people.label = lookup.label;
             }
             let named = tables.iter().find(|shape| shape.name == *pattern);
+            if named.is_none() && !pattern.contains('*') {
+                return Err(wrong(unknown_table(pattern, tables)));
+            }
             let fits = named.is_none_or(|shape| Rule::of(shape, text, &source.stamp).is_some());
             if !fits {
                 return Err(wrong(format!("table {pattern} has no such column")));

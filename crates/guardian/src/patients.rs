@@ -87,7 +87,7 @@ impl Patients {
             return Err(PathError {
                 table: unknown.clone(),
                 path,
-                why: "no guarded table has this name".into(),
+                why: unknown_table(unknown, tables),
             });
         }
         Ok(this)
@@ -148,6 +148,21 @@ impl Patients {
         if let Some(owners) = self.owners.get_mut(table) {
             owners.insert(key.to_vec(), patient);
         }
+    }
+}
+
+/// That no guarded table has a name, and which name may be meant.
+pub(crate) fn unknown_table(name: &str, tables: &[Shape]) -> String {
+    let within = |shape: &&Shape| {
+        let (_, table) = shape.name.rsplit_once('.').unwrap_or_default();
+        table == name
+    };
+    match tables.iter().find(within) {
+        Some(shape) => format!(
+            "no guarded table has this name; did you mean {}?",
+            shape.name
+        ),
+        None => "no guarded table has this name".to_owned(),
     }
 }
 

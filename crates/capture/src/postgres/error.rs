@@ -76,7 +76,9 @@ pub enum PgError {
         name: String,
     },
     /// Nothing answers there.
-    #[error("no PostgreSQL answers at {host}:{port} ({kind}): is it running, and listening there?")]
+    #[error(
+        "no PostgreSQL answers at {host}:{port} ({kind}): are host and port right, is it running, and listening there?"
+    )]
     Unreachable {
         /// The host that was tried.
         host: String,
@@ -136,13 +138,13 @@ pub enum PgError {
     )]
     Impostor,
     /// There is no such database.
-    #[error("there is no such database: {message}")]
+    #[error("{message}: correct its name at the end of the URL, or create it")]
     NoDatabase {
         /// The server's words.
         message: String,
     },
     /// The role may not do this.
-    #[error("{message}; grant it: {grant}")]
+    #[error("{message}; a superuser grants it: {grant}")]
     Permission {
         /// The server's words.
         message: String,
@@ -171,8 +173,19 @@ pub enum PgError {
         message: String,
     },
     /// Another process reads the slot.
-    #[error("slot {slot:?} is read by another process: is a second guardian running?")]
+    #[error(
+        "slot {slot:?} is read by another process, perhaps a second guardian: stop that one first"
+    )]
     SlotBusy {
+        /// The slot.
+        slot: String,
+    },
+    /// Transactions are open that a new slot has to wait for.
+    #[error(
+        "slot {slot:?} cannot be made before the transactions end that are open now: see who keeps one \
+         open (SELECT pid, usename, xact_start FROM pg_stat_activity WHERE xact_start IS NOT NULL)"
+    )]
+    OpenTransactions {
         /// The slot.
         slot: String,
     },
@@ -301,6 +314,14 @@ pub enum PgError {
 }
 
 impl PgError {
+    /// Whether it is the configuration that is wrong, whatever the server says.
+    pub fn is_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::Url(_) | Self::Option { .. } | Self::File { .. } | Self::Name { .. }
+        )
+    }
+
     /// Whether trying again later, with nothing changed by anybody, may help.
     pub fn is_passing(&self) -> bool {
         matches!(
@@ -310,6 +331,7 @@ impl PgError {
                 | Self::NotNow { .. }
                 | Self::TooManyConnections { .. }
                 | Self::SlotBusy { .. }
+                | Self::OpenTransactions { .. }
                 | Self::Locked { .. }
         )
     }
@@ -370,6 +392,9 @@ impl Refusal {
             ("53300", _) => PgError::TooManyConnections { message },
             ("57P01" | "57P02" | "57P03", _) => PgError::NotNow { message },
             ("55006", Doing::Streaming { slot, .. }) => PgError::SlotBusy {
+                slot: slot.to_owned(),
+            },
+            ("55P03", Doing::MakingSlot { slot, .. }) => PgError::OpenTransactions {
                 slot: slot.to_owned(),
             },
             ("42710", Doing::MakingSlot { slot, .. }) => PgError::SlotExists {

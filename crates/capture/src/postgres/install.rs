@@ -18,7 +18,8 @@ use super::slot::text;
 use super::wire::Field;
 use super::{Connection, Name, PgError};
 use catalogue::{
-    Altered, Emitter, Listed, Publication, Published, Relation, Server, TriggerState, emitters,
+    Altered, Emitter, Listed, Publication, Published, Reading, Relation, Server, TriggerState,
+    emitters,
 };
 use run::{Draft, Mode};
 
@@ -228,6 +229,27 @@ pub fn identity(sql: &mut Connection) -> Result<Identity, PgError> {
     })
 }
 
+/// The statement that lets our role read all rows of a table; `None` if it may.
+pub(super) fn missing_right(
+    sql: &mut Connection,
+    schema: &str,
+    table: &str,
+) -> Result<Option<String>, PgError> {
+    let rows = ask(
+        sql,
+        &format!(
+            "SELECT current_user, {} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = {} AND c.relname = {}",
+            Reading::COLUMNS,
+            literal(schema),
+            literal(table)
+        ),
+    )?;
+    let row = rows.first().ok_or(UNREADABLE)?;
+    let role = string(row, 0)?;
+    Ok(Reading::read(row, 1).grant(&role, schema, table))
+}
+
 pub(super) fn system_identifier(sql: &mut Connection) -> Result<u64, PgError> {
     match ask(sql, "SELECT system_identifier FROM pg_control_system()") {
         Ok(rows) => {
@@ -426,15 +448,7 @@ fn refuse(
         .filter(|found| found.can_trigger() && !found.owned)
         .collect();
     if !not_owned.is_empty() {
-        let names: Vec<String> = not_owned.iter().map(|found| found.name()).collect();
-        let grants: BTreeSet<String> = not_owned
-            .iter()
-            .map(|found| format!("GRANT {} TO {}", quote(&found.owner), quote(&server.role)))
-            .collect();
-        return Err(PgError::Permission {
-            message: format!("role {:?} does not own {}", server.role, names.join(", ")),
-            grant: grants.into_iter().collect::<Vec<_>>().join("; "),
-        });
+        return Err(not_ours(&server.role, &not_owned));
     }
     if !server.may_create && (server.schema.is_none() || server.publication.is_none()) {
         return Err(PgError::Permission {
@@ -446,7 +460,52 @@ fn refuse(
             ),
         });
     }
+    for relation in relations.iter().filter(|relation| relation.holds_rows()) {
+        if let Some(grant) = relation.reading_grant(&server.role) {
+            return Err(PgError::Permission {
+                message: format!(
+                    "role {:?} may not read all rows of {}",
+                    server.role,
+                    relation.name()
+                ),
+                grant,
+            });
+        }
+    }
     Ok(())
+}
+
+/// The refusal that says how the role comes to own these tables.
+fn not_ours(role: &str, tables: &[&Relation]) -> PgError {
+    let names = |tables: &[&Relation]| {
+        let names: Vec<String> = tables.iter().map(|found| found.name()).collect();
+        names.join(", ")
+    };
+    let of_superuser: Vec<&Relation> = tables.iter().copied().filter(|t| t.of_superuser).collect();
+    if let Some(first) = of_superuser.first() {
+        // To be a member of a superuser is to be one.
+        return unfit(format!(
+            "role {role:?} does not own {}, and their owner {:?} is a superuser, whose rights no \
+             guardian needs: run `pitser guard init` with {:?} in the URL, and for `pitser guard run` as \
+             {role:?} let it read what is guarded, as in GRANT SELECT ON {} TO {}",
+            names(&of_superuser),
+            first.owner,
+            first.owner,
+            first.sql(),
+            quote(role)
+        ));
+    }
+    let grants: BTreeSet<String> = tables
+        .iter()
+        .map(|found| match found.member {
+            true => format!("ALTER ROLE {} INHERIT", quote(role)),
+            false => format!("GRANT {} TO {}", quote(&found.owner), quote(role)),
+        })
+        .collect();
+    PgError::Permission {
+        message: format!("role {role:?} does not own {}", names(tables)),
+        grant: grants.into_iter().collect::<Vec<_>>().join("; "),
+    }
 }
 
 /// Our schema, what it remembers, and the function that says who is acting.

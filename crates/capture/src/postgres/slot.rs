@@ -90,6 +90,50 @@ pub fn publish(
 /// [`PgError::WalLevel`], [`PgError::NoFreeSlot`], [`PgError::SlotExists`],
 /// [`PgError::Permission`].
 pub fn create<'c>(replication: &'c mut Connection, slot: &Name) -> Result<Created<'c>, PgError> {
+    let (consistent_point, snapshot) = make(replication, slot)?;
+    Ok(Created {
+        consistent_point,
+        snapshot,
+        _held: replication,
+    })
+}
+
+/// As [`create`], and calls `held_up` once if it waits for more than a moment.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_telling<'c>(
+    replication: &'c mut Connection,
+    slot: &Name,
+    held_up: impl FnOnce(&PgError),
+) -> Result<Created<'c>, PgError> {
+    replication.query("SET lock_timeout = '2s'")?;
+    match make(replication, slot) {
+        Err(why @ PgError::OpenTransactions { .. }) => held_up(&why),
+        made => {
+            let (consistent_point, snapshot) = made?;
+            return Ok(Created {
+                consistent_point,
+                snapshot,
+                _held: replication,
+            });
+        }
+    }
+    replication.query("SET lock_timeout = 0")?;
+    create(replication, slot)
+}
+
+/// As [`create`], but waits for half a minute at most, and gives no snapshot.
+///
+/// # Errors
+/// As [`create`], and [`PgError::OpenTransactions`].
+pub fn create_soon(replication: &mut Connection, slot: &Name) -> Result<Lsn, PgError> {
+    replication.query("SET lock_timeout = '30s'")?;
+    Ok(make(replication, slot)?.0)
+}
+
+/// Where the stream of the new slot begins, and its snapshot's name.
+fn make(replication: &mut Connection, slot: &Name) -> Result<(Lsn, String), PgError> {
     check_wal_level(replication)?;
     let user = replication.user().to_owned();
     let doing = Doing::MakingSlot {
@@ -100,11 +144,7 @@ pub fn create<'c>(replication: &'c mut Connection, slot: &Name) -> Result<Create
     let rows = replication.query_doing(&command, doing)?;
     let cell = |place: usize| text(rows.first()?.get(place)?);
     match (cell(1), cell(2)) {
-        (Some(point), Some(snapshot)) => Ok(Created {
-            consistent_point: point.parse()?,
-            snapshot: snapshot.to_owned(),
-            _held: replication,
-        }),
+        (Some(point), Some(snapshot)) => Ok((point.parse()?, snapshot.to_owned())),
         _ => Err(PgError::Protocol("a new slot without its snapshot")),
     }
 }

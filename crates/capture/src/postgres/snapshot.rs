@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::error::quote;
 use super::slot::text;
 use super::wire::Field;
-use super::{Config, Connection, Name, PgError, cell, spelled};
+use super::{Config, Connection, Name, PgError, cell, install, spelled};
 use crate::event::{Cell, Key, Row, is_instant};
 
 /// A published table, as the stream tells of it: same name, columns and key.
@@ -23,6 +23,8 @@ pub struct Table {
     pub keyless: bool,
     /// What a query selects from.
     sql: String,
+    /// Its schema and its name, as the catalogue spells them.
+    parts: [String; 2],
 }
 
 /// One moment of the database, in a session and transaction of its own.
@@ -132,9 +134,15 @@ impl Snapshot {
         }
         let columns: Vec<String> = table.columns.iter().map(|name| quote(name)).collect();
         let (columns, name) = (columns.join(", "), &table.sql);
-        self.sql.query(&format!(
+        let declared = self.sql.query(&format!(
             "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM {name}"
-        ))?;
+        ));
+        match declared {
+            Err(PgError::Permission { message, .. }) => {
+                return Err(self.unreadable(table, message)?);
+            }
+            other => other?,
+        };
         let fetch = format!("FETCH FORWARD {} FROM pitser", chunk.max(1));
         loop {
             let rows = self.sql.query(&fetch)?;
@@ -148,6 +156,20 @@ impl Snapshot {
             }
         }
         self.sql.query("CLOSE pitser").map(|_| ())
+    }
+
+    /// The error that says which right to a table is missing.
+    fn unreadable(&mut self, table: &Table, message: String) -> Result<PgError, PgError> {
+        // The refusal was the end of the transaction, and so of the snapshot.
+        self.sql.query("ROLLBACK")?;
+        let [schema, name] = &table.parts;
+        let grant = install::missing_right(&mut self.sql, schema, name)?;
+        Ok(match grant {
+            Some(grant) => PgError::Permission { message, grant },
+            None => PgError::Unfit {
+                what: format!("{message}; table {} could not be read", table.name),
+            },
+        })
     }
 }
 
@@ -175,6 +197,7 @@ fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
             let is_key = |row: &Vec<Field>| row.get(3).and_then(text) == Some("t");
             Some(Table {
                 name: spelled(schema, table),
+                parts: [schema.to_owned(), table.to_owned()],
                 columns: columns.iter().map(name).collect::<Option<_>>()?,
                 key: (0..columns.len())
                     .filter(|place| is_key(&columns[*place]))

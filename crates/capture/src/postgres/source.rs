@@ -66,7 +66,8 @@ impl PgSource {
             State::Moved { confirmed } => (
                 Some(confirmed),
                 format!(
-                    "slot {slot} was moved to {confirmed}, past {durable}: what was committed between is missing"
+                    "slot {slot} stands at {confirmed}, past {durable}: it was moved or made anew, and what was \
+                     committed between is missing"
                 ),
             ),
             State::Missing => (
@@ -98,8 +99,7 @@ impl PgSource {
 
     fn new_slot(&self) -> Result<Lsn, PgError> {
         let mut connection = Connection::open_replication(&self.place.config)?;
-        let created = slot::create(&mut connection, &self.place.slot)?;
-        Ok(created.consistent_point())
+        slot::create_soon(&mut connection, &self.place.slot)
     }
 
     fn shape(&self, table: &str) -> Result<&Shape, PgError> {

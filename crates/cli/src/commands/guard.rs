@@ -17,6 +17,7 @@ use pitser_web::{Guarded, Taken};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -103,7 +104,7 @@ fn prepare(args: &Prepare, one: fn(&Config, &Source, bool) -> Result<(), Failure
 fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failure> {
     let tuning = config.tuning();
     if dry_run {
-        let plan = init::plan(source, &tuning).map_err(Failure::service)?;
+        let plan = init::plan(source, &tuning).map_err(refused)?;
         for statement in &plan.statements {
             print(&format!("{statement};\n\n"))?;
         }
@@ -122,10 +123,14 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
     }
     let mut bar = Progress::new("rows of the baseline");
     let plan = init::install(source, &tuning, &clock::shared(), &mut |rows| bar.set(rows))
-        .map_err(Failure::service)?;
+        .map_err(refused)?;
     bar.finish();
+    let nothing = match plan.statements.is_empty() && !plan.new_trail {
+        true => ": everything was in place",
+        false => "",
+    };
     print(&format!(
-        "{}: {} tables guarded, {} statements run\ntrail    {}\ngenesis  {}\n",
+        "{}: {} tables guarded, {} statements run{nothing}\ntrail    {}\ngenesis  {}\n",
         source.name,
         plan.tables.len(),
         plan.statements.len(),
@@ -147,7 +152,13 @@ fn notes(plan: &Plan) -> Result<(), Failure> {
 }
 
 fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failure> {
-    let statements = init::uninstall(source, dry_run).map_err(Failure::service)?;
+    let statements = init::uninstall(source, dry_run).map_err(refused)?;
+    if statements.is_empty() {
+        return print(&format!(
+            "{}: nothing of ours is in the database; the trail stays where it is\n",
+            source.name
+        ));
+    }
     for statement in statements.iter().filter(|_| dry_run) {
         print(&format!("{statement};\n"))?;
     }
@@ -160,6 +171,14 @@ fn uninstall_one(_: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
 }
 
 async fn guard(config: &Config) -> Outcome {
+    let mut stop = pin!(signals::stop_requested());
+    // Signals are caught before anything is started or said: whoever reads
+    // that we guard may stop us at once.
+    tokio::select! {
+        biased;
+        () = &mut stop => return Ok(Exit::Intact),
+        () = std::future::ready(()) => {}
+    }
     let receivers = config.alerts()?;
     for source in &config.sources {
         if !config.tuning().layout(source).segment(0).exists() {
@@ -214,7 +233,7 @@ async fn guard(config: &Config) -> Outcome {
         names.join(", "),
         web.address()
     ))?;
-    signals::stop_requested().await;
+    stop.await;
     for handle in handles {
         // The last block gets its seal if the authority answers in time; if
         // not, it is asked for again at the next start.
@@ -258,10 +277,19 @@ fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Fa
         clock: clock::shared(),
     })
     .map_err(|error| match error {
-        StartError::Init(InitError::NotInitialised(_)) => Failure::input(error),
+        StartError::Init(error) => refused(error),
         StartError::Trail(TrailError::Read(read)) => Failure::reading(&read),
         other => Failure::service(other),
     })
+}
+
+/// Whose move it is: the configuration's, the trail's, or a service's.
+fn refused(error: InitError) -> Failure {
+    match error {
+        InitError::Trail(TrailError::Read(read)) => Failure::reading(&read),
+        error if error.is_configuration() => Failure::input(error),
+        other => Failure::service(other),
+    }
 }
 
 async fn embedded_authority(config: &Config) -> Result<AuthorityHandle, Failure> {
@@ -446,11 +474,15 @@ async fn ask(config: &Config, method: &str, path: &str) -> Result<Value, Failure
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     if head.split(' ').nth(1) != Some("200") {
-        return Err(Failure::Service(format!(
-            "the guardian at {address} answered {}: {}",
-            head.lines().next().unwrap_or_default(),
-            body.trim()
-        )));
+        let told: Value = serde_json::from_str(body).unwrap_or_default();
+        return Err(Failure::Service(match told["error"].as_str() {
+            Some(why) => format!("the guardian at {address} cannot do it now: {why}"),
+            None => format!(
+                "the guardian at {address} answered {}: {}",
+                head.lines().next().unwrap_or_default(),
+                body.trim()
+            ),
+        }));
     }
     serde_json::from_str(body)
         .map_err(|e| Failure::Service(format!("the guardian at {address} gave no JSON: {e}")))

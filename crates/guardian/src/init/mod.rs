@@ -52,12 +52,14 @@ pub enum InitError {
     #[error("the baseline is not complete: {0}. `pitser guard run` goes on with it")]
     Baseline(Box<StartError>),
     /// No table fits the patterns.
-    #[error("source {name}: no table of its database fits tables = {patterns:?}")]
+    #[error("source {name}: no table of its database fits tables = {patterns:?}; it has {there}")]
     NoTables {
         /// The source.
         name: String,
         /// The configured patterns.
         patterns: Vec<String>,
+        /// The first tables that the database has, for the eye.
+        there: String,
     },
     /// Not prepared yet.
     #[error(
@@ -112,6 +114,19 @@ impl From<PgError> for InitError {
 }
 
 impl InitError {
+    /// Whether it is the configuration that does not fit.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Path(_)
+            | Self::Actor(_)
+            | Self::NoSuchTable { .. }
+            | Self::NoTables { .. }
+            | Self::NotInitialised(_) => true,
+            Self::Database(SourceError::Postgres(error)) => error.is_configuration(),
+            _ => false,
+        }
+    }
+
     /// Whether trying again later, with nothing changed by anybody, may help.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Database(SourceError::Postgres(error)) if error.is_passing())
@@ -125,7 +140,7 @@ impl InitError {
 pub fn plan(source: &Source, tuning: &Tuning) -> Result<Plan, InitError> {
     let plan = match source.kind {
         Kind::Sqlite => sqlite::plan(source)?,
-        Kind::Postgres => postgres::plan(source)?,
+        Kind::Postgres => postgres::plan(source, tuning)?,
     };
     Ok(Plan {
         new_trail: is_new(source, tuning),
@@ -192,10 +207,19 @@ fn is_wanted(source: &Source, name: &str) -> bool {
     fits(&source.tables) && !fits(&source.exclude)
 }
 
-fn no_tables(source: &Source) -> InitError {
+fn no_tables<'a>(source: &Source, there: impl Iterator<Item = &'a str>) -> InitError {
+    const SHOWN: usize = 5;
+    let mut there: Vec<&str> = there.collect();
+    let more = there.len().saturating_sub(SHOWN);
+    there.truncate(SHOWN);
     InitError::NoTables {
         name: source.name.clone(),
         patterns: source.tables.clone(),
+        there: match (there.is_empty(), more) {
+            (true, _) => "none".to_owned(),
+            (false, 0) => there.join(", "),
+            (false, more) => format!("{}, and {more} more", there.join(", ")),
+        },
     }
 }
 

@@ -9,32 +9,57 @@ use crate::actors::Actors;
 use crate::config::{Keyless, ReplicaIdentity, Source, Tuning};
 use crate::runtime::{Guardian, Parts};
 use pitser_capture::postgres::install::{self, Found, Request, Wanted};
-use pitser_capture::postgres::{Config, Connection, Moment, Name, PgSource, Place, slot};
+use pitser_capture::postgres::{Config, Connection, Moment, Name, PgError, PgSource, Place, slot};
 use pitser_capture::{Shape, Snapshot, Source as Database};
 use pitser_evidence::line::Timestamp;
 use pitser_trail::{Trail, TrailError};
 
-pub(super) fn plan(source: &Source) -> Result<Plan, InitError> {
+pub(super) fn plan(source: &Source, tuning: &Tuning) -> Result<Plan, InitError> {
     let place = place(source)?;
     let mut sql = Connection::open(&place.config)?;
     install::check(&mut sql, &place.slot)?;
     let wanted = wanted(source, &mut sql)?;
     check_rules(source, &shapes(&wanted))?;
-    let planned = install::plan(&mut sql, &request(source, &place, &wanted))?;
-    let mut statements = planned.statements;
-    if !slot::exists(&mut sql, &place.slot)? {
-        let slot = &place.slot;
-        statements.push(format!(
-            "CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export')"
-        ));
+    let slot_there = slot::exists(&mut sql, &place.slot)?;
+    let new_trail = is_new(source, tuning);
+    if new_trail && slot_there {
+        return Err(InitError::StaleSlot(place.slot));
     }
-    Ok(Plan {
-        statements,
+    let planned = install::plan(&mut sql, &request(source, &place, &wanted))?;
+    let mut plan = planned_for(planned, &wanted);
+    if !slot_there {
+        tell_slot(&mut plan, &place.slot, new_trail);
+    }
+    Ok(plan)
+}
+
+fn planned_for(planned: install::Plan, wanted: &[Wanted]) -> Plan {
+    Plan {
+        statements: planned.statements,
         notes: planned.notes,
         uncovered: planned.uncovered,
         tables: wanted.iter().map(|w| w.found.name.clone()).collect(),
         ..Plan::default()
-    })
+    }
+}
+
+/// Says why nothing seems to happen.
+fn wait(why: &PgError) {
+    tracing::warn!("waiting: {why}");
+}
+
+/// What making the slot is, and what it means for a trail that was begun before.
+fn tell_slot(plan: &mut Plan, slot: &Name, new_trail: bool) {
+    plan.statements.push(format!(
+        "CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export')"
+    ));
+    if !new_trail {
+        plan.notes.push(format!(
+            "The trail goes on with a gap: its slot {slot} was gone, so nobody captured what was changed \
+             until now. `pitser guard run` writes the gap into the trail (CAP-01), and its first scan \
+             names the rows that differ"
+        ));
+    }
 }
 
 pub(super) fn install(
@@ -53,25 +78,29 @@ pub(super) fn install(
     if new_trail && slot::exists(&mut sql, &place.slot)? {
         return Err(InitError::StaleSlot(place.slot));
     }
-    let done = install::install(&mut sql, &request(source, &place, &wanted))?;
-    let mut plan = Plan {
-        statements: done.statements,
-        notes: done.notes,
-        uncovered: done.uncovered,
-        tables: wanted.iter().map(|w| w.found.name.clone()).collect(),
-        new_trail,
-        ..Plan::default()
+    let identity = PgSource::open(&place)?.identity()?;
+    // Held until the end, and looked at before the database is touched: it may
+    // be another one's, or a running guardian's.
+    let trail = match new_trail {
+        true => None,
+        false => Some(Trail::open(tuning.layout(source), |(), _| {})?.0),
     };
-    let mut guarded = PgSource::open(&place)?;
-    let identity = guarded.identity()?;
-    if !new_trail {
-        let (trail, (), _) = Trail::open(tuning.layout(source), |(), _| {})?;
-        check_identity(&identity, &trail)?;
+    if let Some(trail) = &trail {
+        check_identity(&identity, trail)?;
+    }
+    let done = install::install(&mut sql, &request(source, &place, &wanted))?;
+    let mut plan = planned_for(done, &wanted);
+    plan.new_trail = new_trail;
+    let mut replication = Connection::open_replication(&place.config)?;
+    if let Some(trail) = trail {
+        if !slot::exists(&mut sql, &place.slot)? {
+            slot::create_telling(&mut replication, &place.slot, wait)?;
+            tell_slot(&mut plan, &place.slot, false);
+        }
         plan.genesis = Some(trail.genesis_hash().to_string());
         return Ok(plan);
     }
-    let mut replication = Connection::open_replication(&place.config)?;
-    let created = slot::create(&mut replication, &place.slot)?;
+    let created = slot::create_telling(&mut replication, &place.slot, wait)?;
     let begun = (|| {
         let moment = Moment::exported(&place, &created)?;
         let beginning = Beginning {
@@ -162,7 +191,10 @@ fn wanted(source: &Source, sql: &mut Connection) -> Result<Vec<Wanted>, InitErro
         })
         .collect();
     if wanted.is_empty() {
-        return Err(no_tables(source));
+        return Err(no_tables(
+            source,
+            all.iter().map(|found| found.name.as_str()),
+        ));
     }
     for needed in Actors::needed(source) {
         let known = all.iter().find(|found| found.name == needed.table);

@@ -75,7 +75,7 @@ fn open(source: &Source) -> Result<SqliteSource, InitError> {
     let wanted = names.iter().filter(|name| is_wanted(source, name));
     let tables: Vec<TableSpec> = wanted.map(TableSpec::new).collect();
     if tables.is_empty() {
-        return Err(no_tables(source));
+        return Err(no_tables(source, names.iter().map(String::as_str)));
     }
     Ok(SqliteSource::open(&source.url, &tables)?)
 }

@@ -330,7 +330,51 @@ pub(super) struct Relation {
     pub(super) owner: String,
     /// Whether our role may alter it.
     pub(super) owned: bool,
+    /// Whether our role is a member of its owner, perhaps without its rights.
+    pub(super) member: bool,
+    /// Whether its owner is a superuser.
+    pub(super) of_superuser: bool,
+    /// What our role may read of it.
+    pub(super) reading: Reading,
     pub(super) trigger: TriggerState,
+}
+
+/// What a role may read of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// Whether it may look into the schema.
+    usage: bool,
+    /// Whether it may read the table.
+    select: bool,
+    /// Whether a policy decides which rows it sees.
+    policed: bool,
+}
+
+impl Reading {
+    /// For `c` of `pg_class`.
+    pub(super) const COLUMNS: &str = "has_schema_privilege(c.relnamespace, 'USAGE'), \
+        has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)";
+
+    /// From those columns, the first at `place`.
+    pub(super) fn read(row: &[Field], place: usize) -> Self {
+        Self {
+            usage: flag(row, place),
+            select: flag(row, place + 1),
+            policed: flag(row, place + 2),
+        }
+    }
+
+    /// The first statement that is missing before `role` sees every row.
+    pub(super) fn grant(self, role: &str, schema: &str, table: &str) -> Option<String> {
+        let (role, table) = (quote(role), sql(schema, table));
+        if !self.usage {
+            Some(format!("GRANT USAGE ON SCHEMA {} TO {role}", quote(schema)))
+        } else if !self.select {
+            Some(format!("GRANT SELECT ON {table} TO {role}"))
+        } else {
+            self.policed.then(|| format!("ALTER ROLE {role} BYPASSRLS"))
+        }
+    }
 }
 
 /// Our trigger on a table.
@@ -351,6 +395,11 @@ impl Relation {
     /// As SQL takes it.
     pub(super) fn sql(&self) -> String {
         sql(&self.schema, &self.table)
+    }
+
+    /// The statement that lets `role` read all of its rows, if it may not.
+    pub(super) fn reading_grant(&self, role: &str) -> Option<String> {
+        self.reading.grant(role, &self.schema, &self.table)
     }
 
     /// Whether rows of its own are captured.
@@ -378,6 +427,9 @@ impl Relation {
             generated_key: flag(row, 9),
             owner: string(row, 10)?,
             owned: flag(row, 11),
+            member: flag(row, 14),
+            of_superuser: flag(row, 15),
+            reading: Reading::read(row, 16),
             trigger: match (flag(row, 12), maybe(row, 13).as_deref()) {
                 (true, Some("A")) => TriggerState::Sound,
                 (true, _) => TriggerState::Silenced,
@@ -404,8 +456,10 @@ fn relation_columns(server: &Server) -> String {
          pg_get_userbyid(c.relowner), pg_has_role(c.relowner, 'USAGE'), \
          t.tgfoid = {attribute} AND t.tgtype = 62 AND t.tgnargs = 0 AND t.tgattr = '' \
            AND t.tgconstraint = 0 AND pg_get_expr(t.tgqual, t.tgrelid) = {}, \
-         t.tgenabled",
-        literal(UNSAID_PRINTED)
+         t.tgenabled, pg_has_role(c.relowner, 'MEMBER'), \
+         (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = c.relowner), {}",
+        literal(UNSAID_PRINTED),
+        Reading::COLUMNS
     )
 }
 
@@ -502,7 +556,7 @@ pub(super) fn altered(
         ),
     )?;
     // After the relation's columns come two of the subquery's own.
-    const OWN: usize = 16;
+    const OWN: usize = 21;
     rows.iter()
         .map(|row| {
             Ok(Altered {
