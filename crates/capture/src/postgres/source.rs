@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::install;
 use super::slot::{self, State, text};
 use super::stream::{boundary, lsn};
-use super::{Config, Connection, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell};
+use super::{
+    Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell,
+};
 use crate::event::{Captured, Cell, Key, Position};
 use crate::source::{self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError};
 
@@ -52,8 +54,8 @@ impl PgSource {
         &mut self.sql
     }
 
-    /// Begins to stream after what is durable. A slot that was moved or is gone
-    /// is a gap, never a silent new beginning.
+    /// Begins to stream after what is durable. A log that is shorter, and a slot
+    /// that was moved or is gone, is told: never a silent new beginning.
     fn begin(&mut self, after: Position) -> Result<Option<Captured>, PgError> {
         let Place {
             config,
@@ -61,7 +63,10 @@ impl PgSource {
             slot,
         } = &self.place;
         let durable = lsn(after)?;
-        let (from, what) = match slot::state(&mut self.sql, slot, durable)? {
+        // What we have was flushed before we had it: no crash takes it away.
+        let is_rewound = end_of_log(&mut self.sql)? < durable;
+        let (start, what) = match slot::state(&mut self.sql, slot, durable)? {
+            State::Sound { confirmed } if is_rewound => (Some(confirmed), String::new()),
             State::Sound { .. } => (None, String::new()),
             State::Moved { confirmed } => (
                 Some(confirmed),
@@ -87,13 +92,19 @@ impl PgSource {
                 )
             }
         };
-        let start = from.map_or(after, boundary);
+        let from = start.map_or(after, boundary);
         let connection = Connection::open_replication(config)?;
-        self.stream = Some(Stream::start(connection, slot, publication, start)?);
-        Ok(from.map(|_| Captured::Gap {
-            after,
-            upto: start,
-            what,
+        self.stream = Some(Stream::start(connection, slot, publication, from)?);
+        Ok(start.map(|_| match is_rewound {
+            true => Captured::Rewound {
+                expected: after,
+                found: from,
+            },
+            false => Captured::Gap {
+                after,
+                upto: from,
+                what,
+            },
         }))
     }
 
@@ -291,11 +302,19 @@ fn shapes(tables: &[Table]) -> Vec<Shape> {
 fn barrier(sql: &mut Connection) -> Result<Lsn, PgError> {
     let asked = sql.query("SELECT pg_catalog.pg_logical_emit_message(true, 'pitser.mark', '')");
     let rows = match asked {
-        Err(PgError::Permission { .. }) => {
-            sql.query("SELECT pg_catalog.pg_current_wal_insert_lsn()")?
-        }
+        Err(PgError::Permission { .. }) => return end_of_log(sql),
         other => other?,
     };
+    place(&rows)
+}
+
+/// How far the server's log was written.
+fn end_of_log(sql: &mut Connection) -> Result<Lsn, PgError> {
+    place(&sql.query("SELECT pg_catalog.pg_current_wal_insert_lsn()")?)
+}
+
+/// A place in the log that the server was asked for.
+fn place(rows: &[Vec<Field>]) -> Result<Lsn, PgError> {
     rows.first()
         .and_then(|row| text(row.first()?))
         .ok_or(PgError::Protocol("no place in the log"))?

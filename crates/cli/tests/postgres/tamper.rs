@@ -168,3 +168,49 @@ fn a_slot_that_is_gone_or_was_moved() {
         .count();
     assert_eq!(gaps, 2);
 }
+
+#[test]
+fn an_old_copy_of_the_servers_files_is_noticed() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.stop_guardian();
+    world.server.stop();
+    let (data, copy) = (world.server.data(), world.dir.path().join("copy"));
+    let copied = |from: &std::path::Path, to: &std::path::Path| {
+        let done = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status();
+        assert!(done.unwrap().success());
+    };
+    copied(&data, &copy);
+    world.server.start_again();
+    world.guard();
+    world.psql("eve", "UPDATE visit SET note = 'the truth' WHERE id = 10");
+    world.finding("ACT-02", "public.visit");
+    world.psql(
+        "postgres",
+        "CREATE TABLE filler AS SELECT generate_series(1, 100000)",
+    );
+    world.settle();
+    world.stop_guardian();
+    world.server.stop();
+    std::fs::remove_dir_all(&data).unwrap();
+    copied(&copy, &data);
+    world.server.start_again();
+    world.psql("eve", "UPDATE result SET value = 1 WHERE id = 100");
+    world.guard();
+    world.finding("CAP-02", "");
+    // What was lost is named, and what happened since is taken.
+    assert_eq!(world.finding("ROW-01", "public.visit")["key"], "10");
+    assert_eq!(world.finding("ACT-02", "public.result")["key"], "100");
+    world.psql("eve", "UPDATE result SET value = 2 WHERE id = 200");
+    world.settle();
+    assert_eq!(world.scan().len(), 1, "the lost note alone");
+    world.kill_guardian();
+    world.guard();
+    assert_eq!(world.scan().len(), 1);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}

@@ -193,12 +193,17 @@ impl Session {
     /// ours happened up to there.
     pub(super) fn keep_position(&mut self) -> Result<(), Ended> {
         if self.position > self.kept {
-            let path = self.trail.layout().dir().join(POSITION);
-            let text = format!("{}\n", self.position);
-            pitser_trail::disk::replace(&path, text.as_bytes()).map_err(TrailError::from)?;
-            self.kept = self.position;
+            self.write_position()?;
         }
         self.ack_due = Some(self.kept);
+        Ok(())
+    }
+
+    pub(super) fn write_position(&mut self) -> Result<(), Ended> {
+        let path = self.trail.layout().dir().join(POSITION);
+        let text = format!("{}\n", self.position);
+        pitser_trail::disk::replace(&path, text.as_bytes()).map_err(TrailError::from)?;
+        self.kept = self.position;
         Ok(())
     }
 }

@@ -394,6 +394,10 @@ impl Session {
         self.scan_due = true;
         let line = self.append(vec![draft])?;
         self.position = to;
+        if self.position < self.kept {
+            self.trail.commit()?;
+            self.write_position()?;
+        }
         Ok(line)
     }
 
