@@ -516,7 +516,7 @@ fn outages() {
                     .is_some_and(|t| t.contains("no PostgreSQL answers"))
         });
         run(site.dir(), "guard status")
-            .exits(0)
+            .exits(2)
             .says("database-unavailable")
             .says("trouble");
         site.refuses("guard scan", 4, &["no PostgreSQL answers"]);

@@ -119,6 +119,21 @@ impl Actors {
                 return Err(wrong(format!("table {pattern} has no such column")));
             }
         }
+        for (pattern, text) in &source.stamp {
+            let known = tables.iter().find(|shape| shape.name == *pattern);
+            let why = match known {
+                None if pattern.contains('*') => continue,
+                None => unknown_table(pattern, tables),
+                Some(shape) if text == "none" || shape.columns.contains(text) => continue,
+                Some(_) => format!("table {pattern} has no such column"),
+            };
+            return Err(ActorError {
+                section: "stamp",
+                pattern: pattern.clone(),
+                text: text.clone(),
+                why,
+            });
+        }
         if let Some(log) = &source.application.log
             && !tables.iter().any(|shape| shape.name == *log)
         {

@@ -34,7 +34,8 @@ enum Command {
     Init(Prepare),
     /// Guard until stopped
     Run(Common),
-    /// How things stand, asked of the running guardian; exit code 1 while a finding is open
+    /// How things stand, asked of the running guardian; exit code 1 while a finding is open, 2 while
+    /// database or trail are out of reach
     Status(Asking),
     /// Compare every live row with its seal now; exit code 1 if one differs
     Scan(Asking),
@@ -108,7 +109,11 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
         for statement in &plan.statements {
             print(&format!("{statement};\n\n"))?;
         }
-        notes(&plan)?;
+        notes(&plan, "-- note:")?;
+        // What the trail will say from its first line on, so that nobody claims more.
+        for item in &plan.uncovered {
+            print(&output::clean(&format!("-- not covered: {item}\n")))?;
+        }
         let trail = if plan.new_trail {
             "a new trail would begin"
         } else {
@@ -140,13 +145,13 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
     if plan.rows > 0 {
         print(&format!("baseline {} rows\n", plan.rows))?;
     }
-    notes(&plan)
+    notes(&plan, "note    ")
 }
 
 /// What an administrator has to know or do besides.
-fn notes(plan: &Plan) -> Result<(), Failure> {
+fn notes(plan: &Plan, label: &str) -> Result<(), Failure> {
     for note in &plan.notes {
-        print(&output::clean(&format!("note     {note}\n")))?;
+        print(&output::clean(&format!("{label} {note}\n")))?;
     }
     Ok(())
 }
@@ -329,7 +334,16 @@ async fn status(args: &Asking) -> Outcome {
             print(&describe(source))?;
         }
     }
-    Ok(if open > 0 { Exit::Broken } else { Exit::Intact })
+    // Nothing is found where nobody can look.
+    let blind = |source: &Value| {
+        let state = source["state"].as_str().unwrap_or_default();
+        ["database-unavailable", "trail-unavailable", "damaged"].contains(&state)
+    };
+    Ok(match open {
+        0 if sources.iter().any(blind) => Exit::Unconfirmed,
+        0 => Exit::Intact,
+        _ => Exit::Broken,
+    })
 }
 
 async fn scan(args: &Asking) -> Outcome {
