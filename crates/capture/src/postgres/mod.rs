@@ -6,6 +6,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use pitser_capture::postgres::install::{self, Request, Wanted};
 //! use pitser_capture::postgres::{Config, Connection, Name, Snapshot, Stream, slot};
 //! use pitser_capture::{Captured, Position};
 //! use std::ops::ControlFlow;
@@ -16,7 +17,11 @@
 //!
 //! // Once: the publication first, then the slot.
 //! let mut sql = Connection::open(&config)?;
-//! slot::publish(&mut sql, &publication, &[("public", "observation")])?;
+//! install::check(&mut sql, &name)?;
+//! let guard = |found| Wanted { found, columns: None, full: false };
+//! let tables: Vec<Wanted> = install::tables(&mut sql)?.into_iter().map(guard).collect();
+//! let request = Request { publication: &publication, slot: &name, tables: &tables, full: false };
+//! install::install(&mut sql, &request)?;
 //! let mut replication = Connection::open_replication(&config)?;
 //! let made = slot::create(&mut replication, &name)?;
 //! let start = Position::Log { lsn: made.consistent_point().0, nth: 0 };

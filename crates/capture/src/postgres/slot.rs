@@ -3,7 +3,7 @@
 //! The publication comes first: a slot decodes with the catalogue as it was,
 //! and a publication made after it does not exist for the changes in between.
 
-use super::error::{Doing, quote};
+use super::error::Doing;
 use super::wire::Field;
 use super::{Connection, Lsn, Name, PgError};
 
@@ -47,38 +47,6 @@ pub enum State {
     Missing,
     /// The server dropped the log that the slot needs (`CAP-01`).
     Lost,
-}
-
-/// Makes the publication, or sets the tables of the one that there is.
-///
-/// `tables` are schemas and names as the catalogue spells them, at least one.
-///
-/// # Errors
-/// [`PgError::Permission`]; [`PgError::Server`] for a table that there is not.
-pub fn publish(
-    sql: &mut Connection,
-    publication: &Name,
-    tables: &[(&str, &str)],
-) -> Result<(), PgError> {
-    let known = sql.query(&format!(
-        "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = '{publication}'"
-    ))?;
-    let list: Vec<String> = tables
-        .iter()
-        .map(|(schema, table)| format!("{}.{}", quote(schema), quote(table)))
-        .collect();
-    let list = list.join(", ");
-    let statement = if known.is_empty() {
-        format!("CREATE PUBLICATION {publication} FOR TABLE {list}")
-    } else {
-        format!("ALTER PUBLICATION {publication} SET TABLE {list}")
-    };
-    let (user, database) = (sql.user().to_owned(), sql.database().to_owned());
-    let doing = Doing::Publishing {
-        user: &user,
-        database: &database,
-    };
-    sql.query_doing(&statement, doing).map(|_| ())
 }
 
 /// Makes a slot for `pgoutput` on a replication connection.
@@ -193,16 +161,6 @@ pub fn drop(sql: &mut Connection, slot: &Name) -> Result<(), PgError> {
          FROM pg_catalog.pg_replication_slots \
          WHERE slot_name = '{slot}' AND database = current_database()"
     ))?;
-    Ok(())
-}
-
-/// Takes slot and publication out again, as far as they are there.
-///
-/// # Errors
-/// [`PgError::Permission`]; [`PgError::Server`] while somebody reads the slot.
-pub fn remove(sql: &mut Connection, slot: &Name, publication: &Name) -> Result<(), PgError> {
-    drop(sql, slot)?;
-    sql.query(&format!("DROP PUBLICATION IF EXISTS {publication}"))?;
     Ok(())
 }
 

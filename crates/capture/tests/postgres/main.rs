@@ -37,8 +37,7 @@ impl World {
         let server = Server::start(&[], &[])?;
         let mut sql = server.sql();
         sql.query(schema).unwrap();
-        let tables: Vec<(&str, &str)> = tables.iter().map(|table| ("public", *table)).collect();
-        slot::publish(&mut sql, &name(), &tables).unwrap();
+        publish(&mut sql, tables);
         let mut replication = server.replication();
         let made = slot::create(&mut replication, &name()).unwrap();
         let start = boundary(made.consistent_point());
@@ -54,6 +53,14 @@ impl World {
     fn stream(&self, from: Position) -> Stream {
         Stream::start(self.server.replication(), &name(), &name(), from).unwrap()
     }
+}
+
+/// Publishes tables of schema `public`, without anything else of ours.
+fn publish(sql: &mut Connection, tables: &[&str]) {
+    let quoted: Vec<String> = tables.iter().map(|table| format!("\"{table}\"")).collect();
+    let tables = quoted.join(", ");
+    sql.query(&format!("CREATE PUBLICATION {} FOR TABLE {tables}", name()))
+        .unwrap();
 }
 
 /// Everything before this place has been told.
@@ -465,8 +472,8 @@ fn a_slot_that_is_missing_moved_or_busy_is_noticed() {
     let moved = Stream::start(world.server.replication(), &name(), &name(), world.start);
     assert!(matches!(moved.unwrap_err(), PgError::SlotMoved { .. }));
 
-    slot::remove(&mut world.sql, &name(), &name()).unwrap();
-    slot::remove(&mut world.sql, &name(), &name()).unwrap();
+    slot::drop(&mut world.sql, &name()).unwrap();
+    slot::drop(&mut world.sql, &name()).unwrap();
     assert_eq!(
         slot::state(&mut world.sql, &name(), durable).unwrap(),
         State::Missing
@@ -563,15 +570,6 @@ fn refusals_say_what_to_do() {
         false,
         &["visit", "GRANT SELECT", "\"clerk\""],
     );
-    let published = slot::publish(&mut theirs, &name(), &[("public", "visit")]);
-    says(
-        published,
-        false,
-        &[
-            "GRANT CREATE ON DATABASE \"postgres\" TO \"clerk\"",
-            "owner",
-        ],
-    );
     // A refused question leaves the session in order.
     assert_eq!(
         theirs.query("SELECT 7").unwrap()[0][0].as_deref(),
@@ -620,13 +618,7 @@ fn rows_of_the_exported_snapshot_and_the_stream_meet() {
     };
     let mut sql = server.sql();
     sql.query(schema).unwrap();
-    let published = [
-        ("public", "visit"),
-        ("public", "Odd.Näme"),
-        ("public", "heap"),
-    ];
-    slot::publish(&mut sql, &name(), &published[..1]).unwrap();
-    slot::publish(&mut sql, &name(), &published).unwrap();
+    publish(&mut sql, &["visit", "Odd.Näme", "heap"]);
     let mut replication = server.replication();
     let made = slot::create(&mut replication, &name()).unwrap();
     sql.query("INSERT INTO visit VALUES (6, 'w6'); INSERT INTO \"Odd.Näme\" VALUES (2)")

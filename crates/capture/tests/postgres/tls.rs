@@ -502,7 +502,7 @@ fn snapshot_and_stream_under_tls() {
          INSERT INTO visit VALUES (1, 'before')",
     )
     .unwrap();
-    slot::publish(&mut sql, &name(), &[("public", "visit")]).unwrap();
+    super::publish(&mut sql, &["visit"]);
     let mut replication = Connection::open_replication(&config).unwrap();
     let made = slot::create(&mut replication, &name()).unwrap();
 
