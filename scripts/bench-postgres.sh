@@ -12,7 +12,9 @@
 #   guard     its four tables guarded: `pitser dev` seals, `pitser guard run` follows
 #   pgaudit   the extension of that name, pgaudit.log = 'write', into a file;
 #             left out where it is not installed (Debian: postgresql-15-pgaudit)
-#   replica   with --replica: plain, with wal_level = replica
+#   installed with --parts: after `guard init`, but nobody follows: the triggers'
+#             share of the price; the rest is decoding
+#   replica   with --parts: plain, with wal_level = replica
 #
 # All but `replica` have wal_level = logical, so that guard/plain is the price of
 # guarding and plain/replica that of the setting. Each round begins with a
@@ -37,7 +39,9 @@
 set -euo pipefail
 export LC_ALL=C
 umask 077
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/lib/postgres.sh
+source "$root/scripts/lib/postgres.sh"
 
 usage() {
     cat <<'EOF'
@@ -48,7 +52,7 @@ usage: scripts/bench-postgres.sh [OPTION]...
   --scale N                pgbench's scale: 100,000 accounts each (10)
   --clients N              pgbench's clients (4)
   --replica-identity KIND  keep, or full: updates carry the row they replace (keep)
-  --replica                also plain with wal_level = replica
+  --parts                  also the triggers alone, and plain with wal_level = replica
   --no-pgaudit             without pgaudit
   --dir DIR                where the temporary folder is made (TMPDIR, or /tmp)
   --pg-bin DIR             PostgreSQL's programs (as pg_config says)
@@ -57,23 +61,14 @@ usage: scripts/bench-postgres.sh [OPTION]...
 EOF
 }
 
-rounds=5 seconds=30 warm_up=3 scale=10 clients=4 identity=keep
-replica=false pgaudit=true json=false
-dir=${TMPDIR:-/tmp} pg_bin='' pitser=${CARGO_TARGET_DIR:-target}/release/pitser
+me=bench rounds=5 seconds=30 warm_up=3 scale=10 clients=4 identity=keep
+parts=false pgaudit=true json=false
+dir=${TMPDIR:-/tmp} pg_bin='' pitser=${CARGO_TARGET_DIR:-$root/target}/release/pitser
 
 wrong() {
     printf 'bench: %s\n' "$*" >&2
     usage >&2
     exit 3
-}
-
-cannot() {
-    printf 'bench: %s\n' "$*" >&2
-    exit 4
-}
-
-say() {
-    printf '%s\n' "$*" >&2
 }
 
 while (($# > 0)); do
@@ -99,7 +94,7 @@ while (($# > 0)); do
         --dir) dir=$2 && shift 2 ;;
         --pg-bin) pg_bin=$2 && shift 2 ;;
         --pitser) pitser=$2 && shift 2 ;;
-        --replica) replica=true && shift ;;
+        --parts) parts=true && shift ;;
         --no-pgaudit) pgaudit=false && shift ;;
         --json) json=true && shift ;;
         -h | --help) usage && exit 0 ;;
@@ -107,68 +102,17 @@ while (($# > 0)); do
     esac
 done
 
-# ---- What is there ----------------------------------------------------------
+# ---- The server -------------------------------------------------------------
 
-find_programs() {
-    if [[ -z $pg_bin ]]; then
-        command -v pg_config >/dev/null && pg_bin=$(pg_config --bindir)
-        [[ -x $pg_bin/initdb ]] ||
-            pg_bin=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
-    fi
-    local program
-    for program in initdb pg_ctl pgbench psql postgres; do
-        [[ -x $pg_bin/$program ]] || cannot "$pg_bin has no $program: name PostgreSQL's programs with --pg-bin"
-    done
-    version=$("$pg_bin/postgres" --version | sed 's/^[^0-9]*//')
-    major=${version%%[!0-9]*}
-    ((major >= 14)) || cannot "PostgreSQL $version is too old, 14 is needed"
-    [[ -x $pitser ]] || cannot "there is no $pitser: run cargo build --release -p pitser"
-    pitser=$(realpath "$pitser")
-    ((EUID != 0)) || id postgres >/dev/null 2>&1 ||
-        cannot "root may not run PostgreSQL, and there is no user postgres"
-    [[ -d $dir ]] || cannot "there is no folder $dir"
-    pgaudit_lib=$("$pg_bin/pg_config" --pkglibdir 2>/dev/null || true)/pgaudit.so
-    if $pgaudit && [[ ! -e $pgaudit_lib ]]; then
+find_pgaudit() {
+    if $pgaudit && [[ ! -e $("$pg_bin/pg_config" --pkglibdir 2>/dev/null)/pgaudit.so ]]; then
         say "pgaudit is not installed for PostgreSQL $major: measuring without it"
         pgaudit=false
     fi
 }
 
-free_port() {
-    local port
-    while :; do
-        port=$((20000 + RANDOM % 12000))
-        (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
-    done
-    printf '%s' "$port"
-}
-
-# ---- The server -------------------------------------------------------------
-
-# Runs a command as who the server runs as: root may not.
-as_server() {
-    if ((EUID == 0)); then runuser -u postgres -- "$@"; else "$@"; fi
-}
-
-make_server() {
-    work=$(mktemp -d "$dir/pitser-bench.XXXXXXXX")
-    mkdir -m 700 "$work/mine" "$work/pg"
-    data=$work/pg/data
-    if ((EUID == 0)); then
-        chmod 711 "$work"
-        chown postgres "$work/pg"
-    fi
-    # Loopback is open to everybody on this machine.
-    PGPASSWORD=$(head -c 18 /dev/urandom | base64 | tr '+/' '-_')
-    PGPORT=$(free_port)
-    export PGPASSWORD PGPORT PGHOST=127.0.0.1 PGUSER=postgres
-    as_server tee "$work/pg/password" <<<"$PGPASSWORD" >/dev/null
-    (cd "$work" && as_server "$pg_bin/initdb" --pgdata="$data" --username=postgres \
-        --auth=scram-sha-256 --encoding=UTF8 --locale=C \
-        --pwfile="$work/pg/password" >"$work/mine/initdb.log" 2>&1) ||
-        cannot "initdb failed: $(tail -n 3 "$work/mine/initdb.log")"
-    settings plain
-    start_server
+make_seed() {
+    start_server < <(settings plain)
     psql --quiet --dbname=postgres --command='CREATE DATABASE seed'
     "$pg_bin/pgbench" --initialize --quiet --scale="$scale" seed >"$work/mine/pgbench-init.log" 2>&1 ||
         cannot "pgbench --initialize failed: $(tail -n 3 "$work/mine/pgbench-init.log")"
@@ -179,10 +123,7 @@ make_server() {
 # Memory holds the tables and no checkpoint falls into a round; the rest is
 # PostgreSQL's default, fsync included.
 settings() {
-    cat >"$work/mine/bench.conf" <<EOF
-listen_addresses = '127.0.0.1'
-port = $PGPORT
-unix_socket_directories = ''
+    cat <<EOF
 shared_buffers = '512MB'
 max_wal_size = '16GB'
 checkpoint_timeout = '1h'
@@ -190,33 +131,14 @@ fsync = on
 synchronous_commit = on
 wal_level = $([[ $1 == replica ]] && echo replica || echo logical)
 EOF
-    if [[ $1 == pgaudit ]]; then
-        cat >>"$work/mine/bench.conf" <<'EOF'
+    [[ $1 == pgaudit ]] || return 0
+    cat <<'EOF'
 shared_preload_libraries = 'pgaudit'
 pgaudit.log = 'write'
 logging_collector = on
 log_directory = 'log'
 log_filename = 'audit.log'
 EOF
-    fi
-    as_server tee "$data/postgresql.auto.conf" <"$work/mine/bench.conf" >/dev/null
-}
-
-start_server() {
-    (cd "$work" && as_server "$pg_bin/pg_ctl" start --wait --silent --timeout=60 \
-        --pgdata="$data" --log="$work/pg/server.log") >&2 ||
-        cannot "the server does not start: $(tail -n 3 "$work/pg/server.log")"
-    postmaster=$(head -n 1 "$data/postmaster.pid")
-}
-
-stop_server() {
-    [[ -n $postmaster ]] || return 0
-    stop "$postmaster" INT
-    postmaster=''
-}
-
-psql() {
-    "$pg_bin/psql" --no-psqlrc --no-align --tuples-only --set=ON_ERROR_STOP=1 "$@"
 }
 
 # A database with the same rows as ever, in memory.
@@ -233,19 +155,8 @@ fresh_database() {
 
 # ---- The guardian -----------------------------------------------------------
 
-start_authority() {
-    "$pitser" dev --listen 127.0.0.1:0 --http 127.0.0.1:0 --dir "$work/mine/authority" \
-        --publish-every 0 --json >"$work/mine/dev.json" 2>"$work/mine/dev.log" &
-    authority=$!
-    until grep -q '"listening"' "$work/mine/dev.json"; do
-        kill -0 "$authority" 2>/dev/null || cannot "pitser dev ended: $(cat "$work/mine/dev.log")"
-        sleep 0.1
-    done
-    aggregator=$(member tcp <"$work/mine/dev.json")
-}
-
 # Init anew: a new folder, hence a new trail.
-start_guardian() {
+init_guard() {
     config=$work/mine/guard-$1/pitser.toml
     mkdir "$work/mine/guard-$1"
     cat >"$config" <<EOF
@@ -268,8 +179,13 @@ EOF
     began=$(now_ms)
     "$pitser" guard init --config "$config" >"$log" 2>&1 || cannot "guard init failed: $(tail -n 3 "$log")"
     init_ms=$(($(now_ms) - began))
+}
+
+start_guardian() {
+    local log=$work/mine/guard.log
     "$pitser" guard run --config "$config" >>"$log" 2>&1 &
     guardian=$!
+    running+=("$guardian")
     until status 2>/dev/null && [[ $(member state <<<"$state") == guarding ]]; do
         kill -0 "$guardian" 2>/dev/null || cannot "guard run ended: $(tail -n 3 "$log")"
         sleep 0.1
@@ -301,7 +217,10 @@ number() {
 
 stop_guardian() {
     stop "$guardian" TERM
-    guardian=''
+    unset 'running[-1]'
+}
+
+uninstall_guard() {
     "$pitser" guard uninstall --config "$config" >>"$work/mine/guard.log" 2>&1 ||
         cannot "guard uninstall failed: $(tail -n 3 "$work/mine/guard.log")"
     local left
@@ -314,11 +233,6 @@ stop_guardian() {
 }
 
 # ---- Measuring --------------------------------------------------------------
-
-now_ms() {
-    local us=${EPOCHREALTIME//[!0-9]/}
-    printf '%s' $((us / 1000))
-}
 
 # Microseconds of CPU that a process and the children it reaped have taken.
 process_us() {
@@ -341,11 +255,6 @@ server_us() {
     printf '%s' "$sum"
 }
 
-# The value of a member of a JSON object that our own program wrote.
-member() {
-    sed -n "s/.*[{,]\"$1\":\"\{0,1\}\([^\",}]*\).*/\1/p" | head -n 1
-}
-
 load() {
     cut -d' ' -f1 /proc/loadavg
 }
@@ -362,10 +271,15 @@ columns='round variant tps transactions server_cpu_us load_before load_after
     scan_ms scan_rows scan_server_cpu_us scan_guardian_cpu_us'
 run_round() {
     local round=$1 variant=$2
-    settings "$variant"
-    start_server
+    start_server < <(settings "$variant")
     fresh_database
-    [[ $variant != guard ]] || start_guardian "$round"
+    case $variant in
+        guard)
+            init_guard "$round"
+            start_guardian
+            ;;
+        installed) init_guard "$round" ;;
+    esac
     ((warm_up == 0)) || run_pgbench "$warm_up" "$((round + 1000))"
     [[ $variant != guard ]] || catch_up
     psql --quiet --dbname=bench --command=CHECKPOINT
@@ -406,11 +320,17 @@ run_round() {
     say "$(tail -n 1 "$work/mine/results" | awk -v names="$columns" '
         BEGIN { split(names, name, " ") }
         { for (i = 1; i <= NF; i++) at[name[i]] = $i }
-        { printf "round %s %-8s %7.0f TPS, server %4.0f us/transaction, load %s to %s", at["round"],
+        { printf "round %s %-9s %7.0f TPS, server %4.0f us/transaction, load %s to %s", at["round"],
               at["variant"], at["tps"], at["server_cpu_us"] / at["transactions"], at["load_before"], at["load_after"] }
         at["lag_ms"] != "-" { printf ", guardian %.0f us, lag %s ms, %s events/s, %s findings",
               at["guardian_cpu_us"] / at["transactions"], at["lag_ms"], at["events_per_s"], at["findings"] }')"
-    [[ $variant != guard ]] || stop_guardian
+    case $variant in
+        guard)
+            stop_guardian
+            uninstall_guard
+            ;;
+        installed) uninstall_guard ;;
+    esac
     stop_server
 }
 
@@ -475,19 +395,19 @@ tell() {
     function as_text(    v, g) {
         printf "%s, PostgreSQL %s, %s cores of %s, %s; scale %s, %s clients,\n", day, version, cores, model, filesystem, scale, clients
         printf "%s rounds of %s s, replica identity %s: median (least to most), ratio to plain\n\n", rounds, seconds, identity
-        printf "%-9s %-30s %s\n", "", "TPS", "server CPU, us a transaction"
+        printf "%-10s %-30s %s\n", "", "TPS", "server CPU, us a transaction"
         for (v = 1; v <= variants; v++) {
             g = variant[v]
-            printf "%-9s %5.0f (%5.0f to %5.0f)  %4.2f   %5.0f (%5.0f to %5.0f)  %4.2f\n", g,
+            printf "%-10s %5.0f (%5.0f to %5.0f)  %4.2f   %5.0f (%5.0f to %5.0f)  %4.2f\n", g,
                 of(g, "tps", 0.5), of(g, "tps", 0), of(g, "tps", 1), of(g, "tps_ratio", 0.5),
                 of(g, "server", 0.5), of(g, "server", 0), of(g, "server", 1), of(g, "server_ratio", 0.5)
         }
         g = "guard"
         if (!(g in seen)) return
-        printf "\nguardian  CPU %.0f us a transaction, %.0f events/s, lag at the end %.0f ms (%.0f to %.0f), findings %d\n",
+        printf "\nguardian   CPU %.0f us a transaction, %.0f events/s, lag at the end %.0f ms (%.0f to %.0f), findings %d\n",
             of(g, "guardian", 0.5), of(g, "events_per_s", 0.5),
             of(g, "lag_ms", 0.5), of(g, "lag_ms", 0), of(g, "lag_ms", 1), of(g, "findings", 1)
-        printf "init      %.1f s; a scan of %d rows %.1f s, of which server CPU %.1f s, guardian CPU %.1f s\n",
+        printf "init       %.1f s; a scan of %d rows %.1f s, of which server CPU %.1f s, guardian CPU %.1f s\n",
             of(g, "init_ms", 0.5) / 1000, of(g, "scan_rows", 0.5), of(g, "scan_ms", 0.5) / 1000,
             of(g, "scan_server_cpu_us", 0.5) / 1e6, of(g, "scan_guardian_cpu_us", 0.5) / 1e6
     }
@@ -520,47 +440,18 @@ tell() {
     }' "$work/mine/results"
 }
 
-# ---- Ending -----------------------------------------------------------------
-
-# Stops one process by its number: asks with SIGNAL, waits, and insists.
-stop() {
-    local pid=$1 signal=$2 tenths
-    kill -"$signal" "$pid" 2>/dev/null || return 0
-    for ((tenths = 0; tenths < 300; tenths++)); do
-        kill -0 "$pid" 2>/dev/null || return 0
-        sleep 0.1
-    done
-    kill -KILL "$pid" 2>/dev/null || true
-}
-
-# shellcheck disable=SC2317  # called by the trap
-clean_up() {
-    local code=$?
-    trap - EXIT
-    trap '' INT TERM HUP
-    [[ -z $guardian ]] || stop "$guardian" TERM
-    [[ -z $authority ]] || stop "$authority" TERM
-    # A start that was interrupted has a postmaster we were not told of yet.
-    if [[ -z $postmaster && -n $work ]]; then
-        postmaster=$(head -n 1 "$work/pg/data/postmaster.pid" 2>/dev/null || true)
-    fi
-    [[ -z $postmaster ]] || stop "$postmaster" QUIT
-    [[ -z $work ]] || rm -rf "$work"
-    exit "$code"
-}
-
-work='' postmaster='' guardian='' authority='' failed=0
+failed=0
 hz=$(getconf CLK_TCK)
-find_programs
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-make_server
+find_postgres pgbench
+find_pitser
+find_pgaudit
+make_cluster C
+make_seed
 facts
-start_authority
+start_authority --publish-every 0
 variants=(plain guard)
 ! $pgaudit || variants+=(pgaudit)
-! $replica || variants+=(replica)
+! $parts || variants+=(installed replica)
 for ((round = 1; round <= rounds; round++)); do
     for variant in "${variants[@]}"; do
         run_round "$round" "$variant"
