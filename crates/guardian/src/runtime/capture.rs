@@ -110,12 +110,12 @@ impl Session {
     fn write_open(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let changes = std::mem::take(&mut self.open_changes);
         for change in &changes {
-            let sealed = match self.actors.compares(change) {
-                true => self.sealed(change)?,
+            let changed = match self.actors.compares(change) {
+                true => self.changed(change)?,
                 false => None,
             };
-            let content = sealed.as_ref().map(|sealed| &sealed.content);
-            self.actors.witness(&mut self.witness, change, content);
+            let changed = changed.as_deref();
+            self.actors.witness(&mut self.witness, change, changed);
         }
         for mut change in changes {
             let pos = change.pos;
@@ -170,20 +170,19 @@ impl Session {
             let why = "a large value that the update left alone was not sent, and its sealed version is not known: set REPLICA IDENTITY FULL";
             return self.unreadable(worker, change.pos, why);
         }
-        let columns = match (&change.old, &change.new, &sealed) {
-            (Some(old), Some(new), _) => translate::changed_columns(old, new),
-            (None, Some(new), Some(sealed)) => sealed.differing(new),
-            (old, new, _) => new
-                .as_ref()
-                .or(old.as_ref())
-                .map_or_else(Vec::new, |row| row.columns.to_vec()),
+        let changed = changed_from(&change, sealed.as_ref());
+        let judged = self
+            .actors
+            .judge(&change, changed.as_deref(), &self.witness);
+        let Judged { actor, finding } = judged;
+        let all = || {
+            let row = change.new.as_ref().or(change.old.as_ref());
+            row.map_or_else(Vec::new, |row| row.columns.to_vec())
         };
-        let content = sealed.as_ref().map(|sealed| &sealed.content);
-        let Judged { actor, finding } = self.actors.judge(&change, content, &self.witness);
         let about = About {
             whose: self.whose(&change)?,
             actor,
-            columns,
+            columns: changed.unwrap_or_else(all),
             image: self.keeps_image(worker, &change.table),
         };
         let drafts =
@@ -345,6 +344,15 @@ impl Session {
         Ok(Sealed::of(&mut self.trail, &change.table, &record)?)
     }
 
+    /// The columns that an update changed, where that is known.
+    fn changed(&mut self, change: &Change) -> Result<Option<Vec<String>>, TrailError> {
+        let sealed = match change.old {
+            Some(_) => None,
+            None => self.sealed(change)?,
+        };
+        Ok(changed_from(change, sealed.as_ref()))
+    }
+
     /// The row that a change replaces must be the one that was sealed last:
     /// an edit past the engine cannot be hidden by a later update.
     fn compare_old(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
@@ -493,6 +501,18 @@ impl Session {
             key,
             patient,
         })
+    }
+}
+
+/// The columns in which a new row differs from the old one or, where that is not
+/// sent, from the sealed one, whether the vault holds its image or its marks;
+/// `None` if neither is known.
+fn changed_from(change: &Change, sealed: Option<&Sealed>) -> Option<Vec<String>> {
+    let new = change.new.as_ref()?;
+    match (&change.old, sealed) {
+        (Some(old), _) => Some(translate::changed_columns(old, new)),
+        (None, Some(sealed)) => Some(sealed.differing(new)),
+        (None, None) => None,
     }
 }
 

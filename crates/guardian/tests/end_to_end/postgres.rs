@@ -87,3 +87,104 @@ async fn from_a_hospitals_server_to_a_verified_evidence_file() {
     guardian.stop().await;
     authority.shutdown().await.unwrap();
 }
+
+/// A guarded server with these tables, as the rules of [`site`] say, and whoever
+/// changes its rows. Nothing is sealed.
+struct Guarded {
+    guardian: Handle,
+    site: Site,
+    sql: pitser_capture::postgres::Connection,
+    server: Server,
+}
+
+impl Guarded {
+    fn new(settings: &[&str], schema: &str, change: impl FnOnce(&mut Site)) -> Option<Self> {
+        let server = Server::start(settings, &[])?;
+        let mut sql = server.sql();
+        sql.query(schema).unwrap();
+        let mut site = site(&server);
+        change(&mut site);
+        install(&site).unwrap();
+        let (guardian, _) = site.start(None);
+        Some(Self {
+            guardian,
+            site,
+            sql,
+            server,
+        })
+    }
+
+    /// From now on commits wait for this standby, or for none.
+    fn standby(&mut self, name: &str) {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
+        self.sql.query("SET synchronous_commit = local").unwrap();
+        self.sql.query(&set).unwrap();
+        self.sql.query("SELECT pg_reload_conf()").unwrap();
+    }
+
+    /// Returns once a commit waits for its standby.
+    fn committing(&mut self) {
+        let waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        while self.sql.query(waiting).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Everything that was found up to now, after a look at every row.
+    async fn found(&self) -> Vec<(String, Option<String>)> {
+        let limit = Duration::from_secs(30);
+        let scanned = tokio::time::timeout(limit, self.guardian.scan()).await;
+        scanned.expect("a scan ends").unwrap();
+        let findings = self.guardian.status().findings.into_iter();
+        findings.map(|f| (f.code, f.key)).collect()
+    }
+
+    /// Who did what to this table, by the trail: the person and the binding.
+    fn actors(&self, table: &str) -> Vec<(Option<String>, String)> {
+        let layout = self.site.tuning.layout(&self.site.source);
+        let keys = pitser_trail::Keys::open(&layout).unwrap();
+        let mut vault =
+            pitser_trail::Vault::open_read_only(&layout.vault(), keys.master()).unwrap();
+        let mut actors = Vec::new();
+        pitser_trail::read(&layout, None, |line, _| {
+            if let (Some(actor), true) = (&line.actor, line.table.as_deref() == Some(table)) {
+                actors.push((line.seq, format!("{:?}", actor.binding)));
+            }
+        })
+        .unwrap();
+        let mut person = |seq| {
+            vault
+                .get(seq)
+                .unwrap()
+                .and_then(|(_, content)| content.person)
+        };
+        actors
+            .into_iter()
+            .map(|(seq, binding)| (person(seq), binding))
+            .collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_without_an_image_is_nobodys_for_an_old_name_in_it() {
+    let schema = "
+        CREATE TABLE staff (id int PRIMARY KEY, login text);
+        CREATE TABLE patient (id int PRIMARY KEY);
+        CREATE TABLE observation (id int PRIMARY KEY, patient int, pulse int, write_uid int, write_date timestamptz);
+        INSERT INTO staff VALUES (7, 'dr.tamm');
+        INSERT INTO observation VALUES (10, 1, 60, 7, '2026-01-01');";
+    let Some(mut guarded) = Guarded::new(&[], schema, |site| site.source.vault = false) else {
+        return;
+    };
+    guarded
+        .sql
+        .query("UPDATE observation SET pulse = 90 WHERE id = 10")
+        .unwrap();
+    let found = guarded.found().await;
+    assert_eq!(found, [("ACT-02".to_owned(), Some("10".to_owned()))]);
+    assert_eq!(
+        guarded.actors("public.observation"),
+        [(None, "D".to_owned())]
+    );
+    guarded.guardian.stop().await;
+}
