@@ -164,6 +164,19 @@ pub struct Drift {
     pub text: String,
 }
 
+impl Drift {
+    /// The difference to a fingerprint that was lost, or cannot be read.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            code: "CAP-03",
+            table: None,
+            text: "what capture relies on is not as it was sealed, and the fingerprint that could say what changed \
+                   is lost: compare triggers and publications with `pitser guard init --dry-run`"
+                .to_owned(),
+        }
+    }
+}
+
 /// Why a database could not be asked.
 #[derive(Debug, Error)]
 #[non_exhaustive]

@@ -201,7 +201,7 @@ impl Source for PgSource {
         let read = |bytes| serde_json::from_slice::<Fingerprint>(bytes).ok();
         match (read(before), read(now)) {
             (Some(before), Some(now)) => before.compare(&now),
-            _ => Vec::new(),
+            _ => vec![Drift::unknown()],
         }
     }
 }

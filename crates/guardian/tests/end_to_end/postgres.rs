@@ -188,3 +188,23 @@ async fn a_row_without_an_image_is_nobodys_for_an_old_name_in_it() {
     );
     guarded.guardian.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fingerprint_that_was_lost_hides_nothing() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    assert_eq!(guarded.found().await, []);
+    guarded.guardian.stop().await;
+    let layout = guarded.site.tuning.layout(&guarded.site.source);
+    std::fs::remove_file(layout.dir().join("fingerprint.json")).unwrap();
+    guarded
+        .sql
+        .query("ALTER TABLE observation DISABLE TRIGGER pitser_attribution")
+        .unwrap();
+    let (guardian, _) = guarded.site.start(None);
+    guarded.guardian = guardian;
+    let found = guarded.found().await;
+    assert_eq!(found, [("CAP-03".to_owned(), None)]);
+    guarded.guardian.stop().await;
+}
