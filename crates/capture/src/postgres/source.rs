@@ -11,7 +11,9 @@ use super::{
     Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell,
 };
 use crate::event::{Captured, Cell, Key, Position};
-use crate::source::{self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError};
+use crate::source::{
+    self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError, Unseen,
+};
 
 /// Where a guarded database is, and under which names it is captured.
 #[derive(Clone, Debug)]
@@ -213,6 +215,7 @@ pub struct Moment {
     tables: HashMap<String, Table>,
     position: Position,
     at: String,
+    unseen: Unseen,
 }
 
 impl Moment {
@@ -246,6 +249,7 @@ impl Moment {
         position: Position,
         at: String,
     ) -> Result<Self, PgError> {
+        let unseen = snapshot.unseen()?;
         let tables = snapshot.tables(publication)?;
         let tables = tables.into_iter().map(|table| (table.name.clone(), table));
         Ok(Self {
@@ -253,6 +257,7 @@ impl Moment {
             snapshot,
             position,
             at,
+            unseen,
         })
     }
 }
@@ -264,6 +269,10 @@ impl source::Snapshot for Moment {
 
     fn at(&self) -> &str {
         &self.at
+    }
+
+    fn unseen(&self) -> Unseen {
+        self.unseen.clone()
     }
 
     fn scan(
@@ -298,9 +307,13 @@ fn shapes(tables: &[Table]) -> Vec<Shape> {
 /// of a commit that is on its way to the stream: a message that says nothing.
 ///
 /// A role that may not write it gets the log's present end, which the stream
-/// reaches once the server has flushed it.
+/// reaches once the server has flushed it. No standby is waited for: it may be
+/// away for longer than we can be.
 fn barrier(sql: &mut Connection) -> Result<Lsn, PgError> {
-    let asked = sql.query("SELECT pg_catalog.pg_logical_emit_message(true, 'pitser.mark', '')");
+    let asked = sql.query(
+        "SET LOCAL synchronous_commit = local; \
+         SELECT pg_catalog.pg_logical_emit_message(true, 'pitser.mark', '')",
+    );
     let rows = match asked {
         Err(PgError::Permission { .. }) => return end_of_log(sql),
         other => other?,

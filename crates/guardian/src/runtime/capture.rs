@@ -370,15 +370,19 @@ impl Session {
             return Ok(());
         }
         let sealed = self.sealed(change)?;
+        let columns = match &sealed {
+            None => Vec::new(),
+            Some(sealed) => match sealed.altered(old) {
+                None => return Ok(()),
+                Some(columns) => columns,
+            },
+        };
         let finding = Finding {
             code: Code::RowDiffers,
             table: Some(change.table.clone()),
             record: Some(record),
             key: Some(change.key.clone()),
-            columns: sealed
-                .as_ref()
-                .map(|s| s.differing(old))
-                .unwrap_or_default(),
+            columns,
             about: sealed.map(|sealed| sealed.seq),
             text: "the row that was changed was not the one that was sealed".into(),
         };

@@ -166,6 +166,42 @@ impl Guarded {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_added_alters_no_row() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded
+        .sql
+        .query("ALTER TABLE patient ADD COLUMN born date DEFAULT '2000-01-01'")
+        .unwrap();
+    let changed = |s: &pitser_guardian::Status| s.findings.iter().any(|f| f.code == "CAP-05");
+    status_with(&guarded.guardian, "a new column", changed).await;
+    // Its rows are looked at, and one of them is written with the new column.
+    guarded
+        .sql
+        .query(
+            "UPDATE patient SET name = 'Jüri II', write_uid = 7, write_date = now() WHERE id = 1",
+        )
+        .unwrap();
+    assert_eq!(guarded.found().await, [("CAP-05".to_owned(), None)]);
+    // What is altered beside it, past capture, is found all the same.
+    guarded
+        .sql
+        .query(
+            "BEGIN; ALTER PUBLICATION pitser_hospital DROP TABLE ONLY patient;
+             UPDATE patient SET name = 'forged' WHERE id = 2;
+             ALTER PUBLICATION pitser_hospital ADD TABLE ONLY patient; COMMIT",
+        )
+        .unwrap();
+    let found = guarded.found().await;
+    assert!(
+        found.contains(&("ROW-01".to_owned(), Some("2".to_owned()))),
+        "{found:?}"
+    );
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_without_an_image_is_nobodys_for_an_old_name_in_it() {
     let schema = "
         CREATE TABLE staff (id int PRIMARY KEY, login text);
@@ -186,6 +222,33 @@ async fn a_row_without_an_image_is_nobodys_for_an_old_name_in_it() {
         guarded.actors("public.observation"),
         [(None, "D".to_owned())]
     );
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_a_standby_is_no_alteration() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded.standby("nobody");
+    let mut writer = guarded.server.sql();
+    let before = guarded.guardian.status().events;
+    let writes = std::thread::spawn(move || {
+        writer.query(
+            "INSERT INTO observation VALUES (30, 1, 'new', 7, now());
+             UPDATE observation SET value = 'other', write_uid = 7, write_date = now() WHERE id = 10;
+             DELETE FROM observation WHERE id = 20",
+        )
+    });
+    status_with(&guarded.guardian, "captured", |s| s.events >= before + 3).await;
+    let found = guarded.found().await;
+    let rows: Vec<_> = found
+        .iter()
+        .filter(|(code, _)| code.starts_with("ROW"))
+        .collect();
+    assert!(rows.is_empty(), "{rows:?}");
+    guarded.standby("");
+    writes.join().unwrap().unwrap();
     guarded.guardian.stop().await;
 }
 
