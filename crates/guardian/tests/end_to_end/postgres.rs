@@ -271,3 +271,37 @@ async fn a_fingerprint_that_was_lost_hides_nothing() {
     assert_eq!(found, [("CAP-03".to_owned(), None)]);
     guarded.guardian.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_goes_while_its_baseline_is_taken_is_not_missed_later() {
+    let schema = format!(
+        "{SCHEMA} CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1), (2)"
+    );
+    let exclude = |site: &mut Site| site.source.exclude.push("public.later".into());
+    let Some(mut guarded) = Guarded::new(&[], &schema, exclude) else {
+        return;
+    };
+    guarded.guardian.stop().await;
+    guarded.site.source.exclude.pop();
+    install(&guarded.site).unwrap();
+    // In the log, and hidden from every snapshot, until there is no standby any more.
+    guarded.standby("nobody");
+    let mut writer = guarded.server.sql();
+    let deletes = std::thread::spawn(move || writer.query("DELETE FROM later WHERE id = 1"));
+    guarded.committing();
+    let (guardian, _) = guarded.site.start(None);
+    guarded.guardian = guardian;
+    status_with(&guarded.guardian, "guards", |s| {
+        s.state == SourceState::Guarding
+    })
+    .await;
+    guarded.standby("");
+    deletes.join().unwrap().unwrap();
+    let found = guarded.found().await;
+    let rows: Vec<_> = found
+        .iter()
+        .filter(|(code, _)| code.starts_with("ROW"))
+        .collect();
+    assert!(rows.is_empty(), "{rows:?}");
+    guarded.guardian.stop().await;
+}
