@@ -41,7 +41,7 @@ impl PgSource {
     /// # Errors
     /// Those of [`Connection::open`].
     pub fn open(place: &Place) -> Result<Self, PgError> {
-        let mut sql = Connection::open(&place.config)?;
+        let mut sql = Connection::open(&place.config)?.silent_for(Connection::PATIENCE);
         let shapes = shapes(&Snapshot::tables_of(&mut sql, &place.publication)?);
         Ok(Self {
             place: place.clone(),
@@ -95,7 +95,7 @@ impl PgSource {
             }
         };
         let from = start.map_or(after, boundary);
-        let connection = Connection::open_replication(config)?;
+        let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
         self.stream = Some(Stream::start(connection, slot, publication, from)?);
         Ok(start.map(|_| match is_rewound {
             true => Captured::Rewound {
@@ -111,7 +111,8 @@ impl PgSource {
     }
 
     fn new_slot(&self) -> Result<Lsn, PgError> {
-        let mut connection = Connection::open_replication(&self.place.config)?;
+        let connection = Connection::open_replication(&self.place.config)?;
+        let mut connection = connection.silent_for(MAKING);
         slot::create_soon(&mut connection, &self.place.slot)
     }
 
@@ -125,6 +126,9 @@ impl PgSource {
 
 /// How long one look at the stream waits for the server to say something.
 const INSTANT: Duration = Duration::from_millis(1);
+
+/// How long making a slot may take: it waits for one transaction after the other.
+const MAKING: Duration = Duration::from_secs(300);
 
 impl Source for PgSource {
     fn shapes(&self) -> &[Shape] {
@@ -228,7 +232,8 @@ impl Moment {
         // The first question takes the snapshot; the barrier comes after it, so
         // that every transaction that the rows show was committed before.
         let at = snapshot.at()?;
-        let upto = barrier(&mut Connection::open(&place.config)?)?;
+        let asking = Connection::open(&place.config)?;
+        let upto = barrier(&mut asking.silent_for(Connection::PATIENCE))?;
         Self::of(snapshot, &place.publication, boundary(upto), at)
     }
 
