@@ -1,7 +1,8 @@
 //! What happened, in the order in which the source tells it.
 
 use super::{
-    BATCH, BLOCK_LINES, Ended, Receipt, Session, SubmitError, Suspect, TRANSACTION, Worker,
+    BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, Suspect, TRANSACTION,
+    Worker,
 };
 use crate::actors::Judged;
 use crate::translate::{self, About, Message, Resolved, Whose, text_key};
@@ -407,6 +408,8 @@ impl Session {
         let line = self.append(vec![draft])?;
         self.position = to;
         if self.position < self.kept {
+            // The old file must not prevail over the line, should we be killed between.
+            let _ = std::fs::remove_file(self.trail.layout().dir().join(POSITION));
             self.trail.commit()?;
             self.write_position()?;
         }
