@@ -60,7 +60,7 @@ impl Session {
                 self.finding(worker, Finding::general(Code::DatabaseRewound, text))?;
             }
             Captured::Unreadable { pos, why } => {
-                self.write_open(worker)?;
+                self.write_part(worker)?;
                 self.unreadable(worker, pos, why)?;
             }
             other => {
@@ -82,28 +82,41 @@ impl Session {
         }
         self.open_changes.push(change);
         if self.open_changes.len() >= TRANSACTION {
-            self.write_open(worker)?;
+            self.write_part(worker)?;
         }
         Ok(())
+    }
+
+    /// Writes what came of a transaction so far, and what is wrong with it: once
+    /// these lines are durable, their changes do not come again.
+    fn write_part(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        self.write_open(worker)?;
+        self.tell_suspects(worker, "at least ")
     }
 
     /// Writes what is left of the transaction, and what is wrong with it.
     fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.write_open(worker)?;
-        for suspect in std::mem::take(&mut self.suspects) {
-            let Suspect {
-                mut finding,
-                patient,
-                rows,
-            } = suspect;
-            if rows > 1 {
+        self.tell_suspects(worker, "")?;
+        self.suspects.clear();
+        Ok(())
+    }
+
+    /// Tells what is wrong with the transaction and was not told yet.
+    fn tell_suspects(&mut self, worker: &Worker, at_least: &str) -> Result<(), Ended> {
+        let mut suspects = std::mem::take(&mut self.suspects);
+        for suspect in suspects.iter_mut().filter(|suspect| !suspect.is_told) {
+            let mut finding = suspect.finding.clone();
+            if suspect.rows > 1 {
                 finding.text += &format!(
-                    " (and {} more rows of this table in its transaction)",
-                    rows - 1
+                    " (and {at_least}{} more rows of this table in its transaction)",
+                    suspect.rows - 1
                 );
             }
-            self.finding_of(worker, finding, patient)?;
+            suspect.is_told = true;
+            self.finding_of(worker, finding, suspect.patient.clone())?;
         }
+        self.suspects = suspects;
         Ok(())
     }
 
@@ -229,6 +242,7 @@ impl Session {
             },
             patient: line.patient,
             rows: 1,
+            is_told: false,
         });
     }
 

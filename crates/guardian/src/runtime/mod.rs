@@ -536,6 +536,9 @@ struct Suspect {
     finding: Finding,
     patient: Option<PatientId>,
     rows: u64,
+    /// The transaction is longer than what is looked at together, and this was
+    /// written with its first part.
+    is_told: bool,
 }
 
 type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;

@@ -305,3 +305,31 @@ async fn a_row_that_goes_while_its_baseline_is_taken_is_not_missed_later() {
     assert!(rows.is_empty(), "{rows:?}");
     guarded.guardian.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_long_transaction_is_written_with_its_first_part() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded
+        .sql
+        .query("INSERT INTO observation SELECT n, 1, 'x' FROM generate_series(1001, 3500) n")
+        .unwrap();
+    assert_eq!(
+        guarded.found().await,
+        [("ACT-02".to_owned(), Some("1001".to_owned()))]
+    );
+    let finding = guarded.guardian.status().findings.remove(0);
+    assert!(
+        finding.text.contains("at least 999 more"),
+        "{}",
+        finding.text
+    );
+    // Killed after that part, the guardian would be told of the rest alone.
+    let lines = guarded.guardian.status().lines;
+    assert!(
+        finding.line.unwrap() + 1500 < lines,
+        "{finding:?} of {lines}"
+    );
+    guarded.guardian.stop().await;
+}
