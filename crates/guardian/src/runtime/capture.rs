@@ -20,15 +20,17 @@ use pitser_trail::{Body, Draft, PatientId, TrailError};
 const TRUNCATED: usize = 500;
 
 impl Session {
-    /// Takes the next batch of what was committed, and makes it durable.
-    pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    /// Takes the next batch of what was committed, and makes it durable; `true`
+    /// if the source may have had more to tell at once.
+    pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
         let steps = match self.source.poll(self.position, BATCH) {
-            Err(error) if error.is_busy() => return Ok(()),
+            Err(error) if error.is_busy() => return Ok(self.more),
             other => other?,
         };
+        let full = steps.len() >= BATCH;
         self.more = !steps.is_empty();
         if steps.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         for step in steps {
             self.step(worker, step)?;
@@ -38,7 +40,7 @@ impl Session {
         }
         self.trail.commit()?;
         self.show(worker);
-        Ok(())
+        Ok(full)
     }
 
     fn step(&mut self, worker: &mut Worker, step: Captured) -> Result<(), Ended> {

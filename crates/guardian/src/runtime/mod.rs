@@ -528,6 +528,8 @@ struct Session {
     scanning: Option<Pass>,
     /// Who waits for the pass after the one under way.
     scan_replies: Vec<ScanReply>,
+    /// What can wait for the last row of the baseline.
+    postponed: Vec<Command>,
     next: Due,
 }
 

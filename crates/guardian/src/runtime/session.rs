@@ -67,6 +67,7 @@ impl Session {
             scan_due: false,
             scanning: None,
             scan_replies: Vec::new(),
+            postponed: Vec::new(),
             next: Due {
                 close: 0,
                 scan: 0,
@@ -272,10 +273,7 @@ impl Session {
                 // What was committed before the event was sent comes before it,
                 // as far as the source has told it by now.
                 let until = (worker.parts.clock)() + SECOND_US;
-                self.capture(worker)?;
-                while self.more && (worker.parts.clock)() < until {
-                    self.capture(worker)?;
-                }
+                while self.capture(worker)? && (worker.parts.clock)() < until {}
                 let taken = self.submit(worker, &raw);
                 let (answer, failed) = match taken {
                     Ok(answer) => (answer, None),
