@@ -24,7 +24,7 @@ impl Session {
     /// if the source may have had more to tell at once.
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
         let steps = match self.source.poll(self.position, BATCH) {
-            Err(error) if error.is_busy() => return Ok(self.more),
+            Err(error) if error.is_busy() => return Ok(false),
             other => other?,
         };
         let full = steps.len() >= BATCH;
