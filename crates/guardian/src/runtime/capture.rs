@@ -83,7 +83,10 @@ impl Session {
             self.end_transaction(worker)?;
         }
         self.open_changes.push(change);
-        if self.open_changes.len() >= TRANSACTION {
+        // The two halves of a changed key stay together.
+        let halved = self.open_changes.last().map(|last| last.op) == Some(Changed::Delete);
+        let most = TRANSACTION + usize::from(halved) * TRANSACTION;
+        if self.open_changes.len() >= most {
             self.write_part(worker)?;
         }
         Ok(())
@@ -133,15 +136,24 @@ impl Session {
             let changed = changed.as_deref();
             self.actors.witness(&mut self.witness, change, changed);
         }
-        for mut change in changes {
+        let mut left = None;
+        let mut changes = changes.into_iter().peekable();
+        while let Some(mut change) = changes.next() {
             let pos = change.pos;
             if self.is_keyless(&change.table) {
                 self.number(&mut change);
             }
+            // A row under a new key, without the large values that it took along.
+            let is_half = changes.peek().is_some_and(|next| moves(&change, next));
+            let leaving = match is_half {
+                true => self.sealed(&change)?,
+                false => None,
+            };
             match change.op {
                 Changed::Truncate => self.truncate(worker, &change)?,
-                _ => self.change(worker, change)?,
+                _ => self.change(worker, change, left.take())?,
             }
+            left = leaving;
             self.position = pos;
             if self.trail.open_lines() >= BLOCK_LINES {
                 self.close(worker)?;
@@ -173,7 +185,14 @@ impl Session {
         change.key = change.key.copy(nth);
     }
 
-    fn change(&mut self, worker: &Worker, mut change: Change) -> Result<(), Ended> {
+    /// Writes one change. `left` is the version that the same row had under the
+    /// key that it was just deleted from.
+    fn change(
+        &mut self,
+        worker: &Worker,
+        mut change: Change,
+        left: Option<Sealed>,
+    ) -> Result<(), Ended> {
         self.compare_old(worker, &change)?;
         let sealed = match change.op {
             // The row that an update replaces, where the engine does not send it.
@@ -182,7 +201,7 @@ impl Session {
             }
             _ => None,
         };
-        if !fill_in(&mut change, sealed.as_ref()) {
+        if !fill_in(&mut change, sealed.as_ref().or(left.as_ref())) {
             let why = "a large value that the update left alone was not sent, and its sealed version is not known: set REPLICA IDENTITY FULL";
             return self.unreadable(worker, change.pos, why);
         }
@@ -533,6 +552,15 @@ impl Session {
             patient,
         })
     }
+}
+
+/// Whether two changes in a row may be one of a key, and the second lacks large
+/// values that the row kept.
+fn moves(change: &Change, next: &Change) -> bool {
+    change.op == Changed::Delete
+        && next.op == Changed::Create
+        && !next.unsent.is_empty()
+        && (change.tx, &change.table) == (next.tx, &next.table)
 }
 
 /// The columns in which a new row differs from the old one or, where that is not

@@ -333,3 +333,25 @@ async fn what_is_wrong_with_a_long_transaction_is_written_with_its_first_part() 
     );
     guarded.guardian.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_takes_a_large_value_along() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded
+        .sql
+        .query(
+            "ALTER TABLE observation ALTER value SET STORAGE EXTERNAL;
+             INSERT INTO observation VALUES (40, 1, repeat('long ', 2000), 7, now())",
+        )
+        .unwrap();
+    guarded
+        .sql
+        .query("UPDATE observation SET id = 41, write_uid = 7, write_date = now() WHERE id = 40")
+        .unwrap();
+    let found = guarded.found().await;
+    let bad: Vec<_> = found.iter().filter(|(code, _)| code != "CAP-05").collect();
+    assert!(bad.is_empty(), "{bad:?}");
+    guarded.guardian.stop().await;
+}
