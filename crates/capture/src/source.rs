@@ -129,9 +129,44 @@ pub trait Snapshot {
         each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
     ) -> Result<(), SourceError>;
 
+    /// Transactions that the rows do not show, although [`Source::poll`] may have
+    /// told of them already.
+    fn unseen(&self) -> Unseen {
+        Unseen::default()
+    }
+
     /// The rows as they were earlier, where the engine keeps enough for that.
     fn past(&mut self) -> Option<&mut dyn Past> {
         None
+    }
+}
+
+/// Transactions that a snapshot does not show, by their numbers. None by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// This one, and all that began later.
+    from: Option<u64>,
+    /// Earlier ones that were under way.
+    running: Vec<u64>,
+}
+
+impl Unseen {
+    /// Everything from transaction `from` on, and those of `running`.
+    pub fn new(from: u64, running: Vec<u64>) -> Self {
+        Self {
+            from: Some(from),
+            running,
+        }
+    }
+
+    /// Whether the snapshot shows whatever the source has told.
+    pub fn is_none(&self) -> bool {
+        self.from.is_none() && self.running.is_empty()
+    }
+
+    /// Whether this transaction is one of them.
+    pub fn contains(&self, tx: u64) -> bool {
+        self.from.is_some_and(|from| tx >= from) || self.running.contains(&tx)
     }
 }
 
@@ -162,6 +197,19 @@ pub struct Drift {
     pub table: Option<String>,
     /// What happened to which object, and what to do.
     pub text: String,
+}
+
+impl Drift {
+    /// The difference to a fingerprint that was lost, or cannot be read.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            code: "CAP-03",
+            table: None,
+            text: "what capture relies on is not as it was sealed, and the fingerprint that could say what changed \
+                   is lost: compare triggers and publications with `pitser guard init --dry-run`"
+                .to_owned(),
+        }
+    }
 }
 
 /// Why a database could not be asked.

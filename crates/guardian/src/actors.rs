@@ -15,7 +15,6 @@ use crate::patients::unknown_table;
 use pitser_capture::event::{Actor, Binding, Change, Op, Person};
 use pitser_capture::{Cell, Row, Shape};
 use pitser_evidence::Code;
-use pitser_trail::Content;
 use std::collections::{BTreeMap, HashMap};
 
 /// A rule about actors that does not fit the tables.
@@ -212,18 +211,24 @@ impl Actors {
 
     /// Whether it takes the version that a change replaces to see what it says.
     pub(crate) fn compares(&self, change: &Change) -> bool {
-        change.op == Op::Update && change.old.is_none() && self.rules.contains_key(&change.table)
+        change.op == Op::Update && self.rules.contains_key(&change.table)
     }
 
-    /// What a change adds to what its transaction says.
-    pub(crate) fn witness(&self, witness: &mut Witness, change: &Change, sealed: Option<&Content>) {
+    /// What a change adds to what its transaction says. `changed` are the columns
+    /// that it changed, where that is known.
+    pub(crate) fn witness(
+        &self,
+        witness: &mut Witness,
+        change: &Change,
+        changed: Option<&[String]>,
+    ) {
         if witness.tx != change.tx {
             *witness = Witness {
                 tx: change.tx,
                 ..Witness::default()
             };
         }
-        let person = self.stamped(change, sealed);
+        let person = self.stamped(change, changed);
         if self.application.log.as_ref() == Some(&change.table) && change.op == Op::Create {
             let known = witness.logged.take().flatten();
             witness.logged = Some(known.or(person.clone()));
@@ -234,11 +239,11 @@ impl Actors {
     }
 
     /// Who did it, by everything that is known, and whether it looks like the
-    /// application. `sealed` is the version that the change replaces.
+    /// application. `changed` as in [`Actors::witness`].
     pub(crate) fn judge(
         &self,
         change: &Change,
-        sealed: Option<&Content>,
+        changed: Option<&[String]>,
         witness: &Witness,
     ) -> Judged {
         let Some(said) = &change.actor else {
@@ -255,7 +260,7 @@ impl Actors {
             actor.person = None;
             actor.binding = Binding::D;
         } else if stranger.is_none() && actor.person.is_none() {
-            let row = self.stamped(change, sealed);
+            let row = self.stamped(change, changed);
             let logged = || witness.logged.clone().flatten();
             let person = row.or_else(logged).or_else(|| witness.stamped.clone());
             if let Some(person) = person {
@@ -309,10 +314,10 @@ impl Actors {
     }
 
     /// Whom the row names as its writer, if this change wrote that.
-    fn stamped(&self, change: &Change, sealed: Option<&Content>) -> Option<String> {
+    fn stamped(&self, change: &Change, changed: Option<&[String]>) -> Option<String> {
         let rule = self.rules.get(&change.table)?;
         let row = change.new.as_ref()?;
-        let fresh = change.op != Op::Update || rule.is_fresh(row, change.old.as_ref(), sealed);
+        let fresh = change.op != Op::Update || rule.is_fresh(changed);
         self.named(rule, change, row).filter(|_| fresh)
     }
 
@@ -404,23 +409,13 @@ impl Rule {
 
     /// Whether an update wrote the columns that name its writer. Where no stamp
     /// is known, the same person writing twice looks like nobody writing, and
-    /// the row is believed.
-    fn is_fresh(&self, row: &Row, old: Option<&Row>, sealed: Option<&Content>) -> bool {
-        let Some(stamp) = &self.stamp else {
+    /// the row is believed; so it is where nothing is known to compare it with.
+    fn is_fresh(&self, changed: Option<&[String]>) -> bool {
+        let (Some(stamp), Some(changed)) = (&self.stamp, changed) else {
             return true;
         };
-        self.writers.iter().chain([stamp]).any(|column| {
-            let before = match (old, sealed.and_then(|content| content.row.as_ref())) {
-                (Some(old), _) => old.get(column).map(Cell::expose),
-                (None, Some(sealed)) => sealed
-                    .iter()
-                    .find(|(name, _)| name == column)
-                    .map(|(_, value)| value.as_ref().map(|value| &*value.0)),
-                // Nothing to compare with: the row is believed.
-                (None, None) => return true,
-            };
-            before != row.get(column).map(Cell::expose)
-        })
+        let mut written = self.writers.iter().chain([stamp]);
+        written.any(|column| changed.contains(column))
     }
 
     /// The column that a change of this kind should have written.
@@ -464,7 +459,6 @@ mod tests {
     use super::*;
     use crate::config::Kind;
     use pitser_capture::{Key, Position};
-    use pitser_evidence::codec::Blob;
 
     const COLUMNS: [&str; 5] = ["id", "note", "create_uid", "write_uid", "write_date"];
 
@@ -511,17 +505,10 @@ mod tests {
         }
     }
 
-    fn sealed(cells: &str) -> Content {
-        let row = row(cells);
-        let value = |cell: &Cell| cell.expose().map(|bytes| Blob(bytes.to_vec()));
-        Content {
-            row: Some(
-                row.iter()
-                    .map(|(name, cell)| (name.to_owned(), value(cell)))
-                    .collect(),
-            ),
-            ..Content::default()
-        }
+    /// The columns that differ from [`BEFORE`].
+    fn changed(change: &Change) -> Option<Vec<String>> {
+        let new = change.new.as_ref()?;
+        Some(crate::translate::changed_columns(&row(BEFORE), new))
     }
 
     fn session(role: &str, app: &str, person: Option<&str>) -> Actor {
@@ -561,13 +548,12 @@ mod tests {
     #[track_caller]
     fn check(source: &Source, changes: &[Change], expected: (&str, Option<&str>)) {
         let actors = actors(source);
-        let before = sealed(BEFORE);
         let mut witness = Witness::default();
         for change in changes {
-            actors.witness(&mut witness, change, Some(&before));
+            actors.witness(&mut witness, change, changed(change).as_deref());
         }
         let last = changes.last().unwrap();
-        let Judged { actor, finding } = actors.judge(last, Some(&before), &witness);
+        let Judged { actor, finding } = actors.judge(last, changed(last).as_deref(), &witness);
         let shown = actor.map_or_else(
             || "nobody".to_owned(),
             |actor| {

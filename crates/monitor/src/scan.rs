@@ -6,13 +6,13 @@
 //! with its seal when it was captured) and names what is left.
 
 use crate::finding::{Finding, key_cells, key_of};
-use pitser_capture::{Key, Position, Row, Snapshot, SourceError};
+use pitser_capture::{Key, Position, Row, Snapshot, SourceError, Unseen};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row, record_key};
 use pitser_evidence::line::Patient;
 use pitser_trail::vault::VaultError;
-use pitser_trail::{Content, Trail, row_marks};
+use pitser_trail::{Content, Trail, TrailError, row_marks};
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
@@ -62,6 +62,7 @@ pub struct Look {
     pub position: Position,
     /// Rows compared.
     pub rows: u64,
+    unseen: Unseen,
     suspects: Vec<Suspect>,
     met: HashMap<String, HashSet<Bytes32>>,
 }
@@ -104,6 +105,7 @@ pub fn look(
     let mut look = Look {
         position: snapshot.position(),
         rows: 0,
+        unseen: snapshot.unseen(),
         suspects: Vec::new(),
         met: HashMap::new(),
     };
@@ -238,6 +240,22 @@ impl Sealed {
             (None, None) => Vec::new(),
         }
     }
+
+    /// Names of the columns in which a row that does not open the commitment
+    /// was altered. `None` if it differs only by columns that one side alone
+    /// has: the table's columns were changed, which is a finding of its own.
+    pub fn altered(&self, live: &Row) -> Option<Vec<String>> {
+        let differing = self.differing(live);
+        let of_both = |name: &String| self.has(name) && live.get(name).is_some();
+        (differing.is_empty() || differing.iter().any(of_both)).then_some(differing)
+    }
+
+    fn has(&self, column: &str) -> bool {
+        let Content { row, marks, .. } = &self.content;
+        let row = row.iter().flatten().map(|(name, _)| name);
+        let marks = marks.iter().flatten().map(|(name, _)| name);
+        row.chain(marks).any(|name| name == column)
+    }
 }
 
 /// Names whose values differ, in the order of the live side; then the names
@@ -261,37 +279,73 @@ fn differing<'a, V: PartialEq>(
 /// What is wrong, by a pass whose position the trail has reached by now.
 ///
 /// # Errors
-/// The vault cannot be read.
-pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Finding>, VaultError> {
+/// Vault or trail cannot be read.
+pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Finding>, TrailError> {
     let mut findings = Vec::new();
+    let unseen = &look.unseen;
     for suspect in look.suspects {
-        if touched.contains(&suspect.table, &suspect.record) {
+        if touched.contains(&suspect.table, &suspect.record)
+            || is_unseen(trail, unseen, &suspect.table, &suspect.record)?
+        {
             continue;
         }
-        findings.push(differs(trail, suspect)?);
+        findings.extend(differs(trail, suspect)?);
     }
     for (table, met) in &look.met {
-        missing(trail, table, met, touched, &mut findings)?;
+        for (record, seq) in missing(trail, table, met, touched) {
+            if !is_unseen(trail, unseen, table, &record)? {
+                findings.push(is_missing(trail, table, record, seq)?);
+            }
+        }
     }
     Ok(findings)
 }
 
-fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Finding, VaultError> {
+/// Whether the record's newest change is of a transaction that the snapshot did
+/// not show yet, although the source had told of it.
+fn is_unseen(
+    trail: &Trail,
+    unseen: &Unseen,
+    table: &str,
+    record: &Bytes32,
+) -> Result<bool, TrailError> {
+    if unseen.is_none() {
+        return Ok(false);
+    }
+    let known = trail.state().record(table, record);
+    let mut seq = known.map(|known| known.leaf.last_seq);
+    while let Some(line) = seq.map(|seq| trail.line(seq)).transpose()?.flatten() {
+        if let Some(tx) = line.tx {
+            return Ok(unseen.contains(tx));
+        }
+        // A read, or a finding.
+        seq = line.prev.map(|prev| prev.seq);
+    }
+    Ok(false)
+}
+
+/// `None` if only the table's columns are others.
+fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, VaultError> {
     let known = trail.state().record(&suspect.table, &suspect.record);
     let about = known.and_then(|r| r.leaf.row).map(|row| row.seq);
     let (code, columns, text) = match about {
         None => (Code::RowUnknown, Vec::new(), "the row was never sealed"),
         Some(_) => {
-            let sealed = Sealed::of(trail, &suspect.table, &suspect.record)?;
-            let columns = sealed.map(|sealed| sealed.differing(&suspect.row));
+            let columns = match Sealed::of(trail, &suspect.table, &suspect.record)? {
+                None => Vec::new(),
+                Some(sealed) => match sealed.altered(&suspect.row) {
+                    None => return Ok(None),
+                    Some(columns) => columns,
+                },
+            };
             (
                 Code::RowDiffers,
-                columns.unwrap_or_default(),
+                columns,
                 "the row differs from its sealed version",
             )
         }
     };
-    Ok(Finding {
+    Ok(Some(Finding {
         code,
         table: Some(suspect.table),
         key: Some(suspect.key),
@@ -299,38 +353,42 @@ fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Finding, VaultError> {
         columns,
         about,
         text: text.to_owned(),
-    })
+    }))
 }
 
-/// Records that the trail has a row for and the pass did not meet.
+/// Records that the trail has a row for and the pass did not meet, with the
+/// lines of these rows.
 fn missing(
-    trail: &mut Trail,
+    trail: &Trail,
     table: &str,
     met: &HashSet<Bytes32>,
     touched: &Touched,
-    findings: &mut Vec<Finding>,
-) -> Result<(), VaultError> {
-    let gone: Vec<_> = trail
-        .state()
-        .records(table)
+) -> Vec<(Bytes32, u64)> {
+    let records = trail.state().records(table);
+    records
         .filter(|(record, _)| !met.contains(*record) && !touched.contains(table, record))
-        .filter_map(|(record, known)| Some((*record, known.leaf.row?)))
-        .collect();
-    for (record, sealed) in gone {
-        let content = trail.vault().get(sealed.seq)?.map(|(_, content)| content);
-        findings.push(Finding {
-            code: Code::RowMissing,
-            table: Some(table.to_owned()),
-            key: content
-                .and_then(|c| c.key)
-                .map(|cells| key_of(cells.into_iter().map(|c| c.0))),
-            record: Some(record),
-            columns: Vec::new(),
-            about: Some(sealed.seq),
-            text: "the row is missing from the database".into(),
-        });
-    }
-    Ok(())
+        .filter_map(|(record, known)| Some((*record, known.leaf.row?.seq)))
+        .collect()
+}
+
+fn is_missing(
+    trail: &mut Trail,
+    table: &str,
+    record: Bytes32,
+    seq: u64,
+) -> Result<Finding, VaultError> {
+    let content = trail.vault().get(seq)?.map(|(_, content)| content);
+    Ok(Finding {
+        code: Code::RowMissing,
+        table: Some(table.to_owned()),
+        key: content
+            .and_then(|c| c.key)
+            .map(|cells| key_of(cells.into_iter().map(|c| c.0))),
+        record: Some(record),
+        columns: Vec::new(),
+        about: Some(seq),
+        text: "the row is missing from the database".into(),
+    })
 }
 
 fn cells(row: &Row) -> impl Iterator<Item = (&str, Option<&[u8]>)> {

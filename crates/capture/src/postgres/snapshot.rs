@@ -8,6 +8,7 @@ use super::slot::text;
 use super::wire::Field;
 use super::{Config, Connection, Name, PgError, cell, install, spelled};
 use crate::event::{Cell, Key, Row, is_instant};
+use crate::source::Unseen;
 
 /// A published table, as the stream tells of it: same name, columns and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +57,12 @@ impl Snapshot {
     /// Those of [`Connection::open`].
     pub fn open(config: &Config) -> Result<Self, PgError> {
         let mut sql = Connection::open(config)?;
-        // Row security must refuse, not leave rows out.
-        sql.query("SET row_security = off")?;
+        // Row security must refuse, not leave rows out. Rows are read as fast as
+        // they are worked on: no limit of the role's may end that.
+        sql.query(
+            "SET row_security = off; SET statement_timeout = 0; \
+             SET idle_in_transaction_session_timeout = 0",
+        )?;
         sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
         Ok(Self { sql })
     }
@@ -75,6 +80,20 @@ impl Snapshot {
             .and_then(|row| text(row.first()?).filter(|at| is_instant(at)))
             .map(str::to_owned)
             .ok_or(PgError::Protocol("a server without a time"))
+    }
+
+    /// Transactions that this snapshot does not show: those under way, and later
+    /// ones. A commit is in the log, and may be told, before others see it; it
+    /// can wait there for a standby for any length of time.
+    ///
+    /// # Errors
+    /// Those of a query.
+    pub fn unseen(&mut self) -> Result<Unseen, PgError> {
+        let rows = self.sql.query("SELECT pg_catalog.pg_current_snapshot()")?;
+        rows.first()
+            .and_then(|row| text(row.first()?))
+            .and_then(unseen_by)
+            .ok_or(PgError::Protocol("a snapshot that cannot be read"))
     }
 
     /// The tables of a publication, by schema and name.
@@ -183,6 +202,15 @@ impl Table {
         };
         Some((Key::new(key?), row)).filter(|(_, row)| row.cells.len() == self.columns.len())
     }
+}
+
+/// Reads `xmin:xmax:running,running`.
+fn unseen_by(snapshot: &str) -> Option<Unseen> {
+    let mut parts = snapshot.splitn(3, ':').skip(1);
+    let from = parts.next()?.parse().ok()?;
+    let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+    let running: Result<Vec<u64>, _> = running.map(str::parse).collect();
+    Some(Unseen::new(from, running.ok()?))
 }
 
 /// Tables from rows of `(schema, table, column, whether it is of the key,

@@ -11,7 +11,9 @@ use super::{
     Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell,
 };
 use crate::event::{Captured, Cell, Key, Position};
-use crate::source::{self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError};
+use crate::source::{
+    self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError, Unseen,
+};
 
 /// Where a guarded database is, and under which names it is captured.
 #[derive(Clone, Debug)]
@@ -39,7 +41,7 @@ impl PgSource {
     /// # Errors
     /// Those of [`Connection::open`].
     pub fn open(place: &Place) -> Result<Self, PgError> {
-        let mut sql = Connection::open(&place.config)?;
+        let mut sql = Connection::open(&place.config)?.silent_for(Connection::PATIENCE);
         let shapes = shapes(&Snapshot::tables_of(&mut sql, &place.publication)?);
         Ok(Self {
             place: place.clone(),
@@ -93,7 +95,7 @@ impl PgSource {
             }
         };
         let from = start.map_or(after, boundary);
-        let connection = Connection::open_replication(config)?;
+        let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
         self.stream = Some(Stream::start(connection, slot, publication, from)?);
         Ok(start.map(|_| match is_rewound {
             true => Captured::Rewound {
@@ -109,7 +111,8 @@ impl PgSource {
     }
 
     fn new_slot(&self) -> Result<Lsn, PgError> {
-        let mut connection = Connection::open_replication(&self.place.config)?;
+        let connection = Connection::open_replication(&self.place.config)?;
+        let mut connection = connection.silent_for(MAKING);
         slot::create_soon(&mut connection, &self.place.slot)
     }
 
@@ -123,6 +126,9 @@ impl PgSource {
 
 /// How long one look at the stream waits for the server to say something.
 const INSTANT: Duration = Duration::from_millis(1);
+
+/// How long making a slot may take: it waits for one transaction after the other.
+const MAKING: Duration = Duration::from_secs(300);
 
 impl Source for PgSource {
     fn shapes(&self) -> &[Shape] {
@@ -201,7 +207,7 @@ impl Source for PgSource {
         let read = |bytes| serde_json::from_slice::<Fingerprint>(bytes).ok();
         match (read(before), read(now)) {
             (Some(before), Some(now)) => before.compare(&now),
-            _ => Vec::new(),
+            _ => vec![Drift::unknown()],
         }
     }
 }
@@ -213,6 +219,7 @@ pub struct Moment {
     tables: HashMap<String, Table>,
     position: Position,
     at: String,
+    unseen: Unseen,
 }
 
 impl Moment {
@@ -225,7 +232,8 @@ impl Moment {
         // The first question takes the snapshot; the barrier comes after it, so
         // that every transaction that the rows show was committed before.
         let at = snapshot.at()?;
-        let upto = barrier(&mut Connection::open(&place.config)?)?;
+        let asking = Connection::open(&place.config)?;
+        let upto = barrier(&mut asking.silent_for(Connection::PATIENCE))?;
         Self::of(snapshot, &place.publication, boundary(upto), at)
     }
 
@@ -246,6 +254,7 @@ impl Moment {
         position: Position,
         at: String,
     ) -> Result<Self, PgError> {
+        let unseen = snapshot.unseen()?;
         let tables = snapshot.tables(publication)?;
         let tables = tables.into_iter().map(|table| (table.name.clone(), table));
         Ok(Self {
@@ -253,6 +262,7 @@ impl Moment {
             snapshot,
             position,
             at,
+            unseen,
         })
     }
 }
@@ -264,6 +274,10 @@ impl source::Snapshot for Moment {
 
     fn at(&self) -> &str {
         &self.at
+    }
+
+    fn unseen(&self) -> Unseen {
+        self.unseen.clone()
     }
 
     fn scan(
@@ -298,9 +312,13 @@ fn shapes(tables: &[Table]) -> Vec<Shape> {
 /// of a commit that is on its way to the stream: a message that says nothing.
 ///
 /// A role that may not write it gets the log's present end, which the stream
-/// reaches once the server has flushed it.
+/// reaches once the server has flushed it. No standby is waited for: it may be
+/// away for longer than we can be.
 fn barrier(sql: &mut Connection) -> Result<Lsn, PgError> {
-    let asked = sql.query("SELECT pg_catalog.pg_logical_emit_message(true, 'pitser.mark', '')");
+    let asked = sql.query(
+        "SET LOCAL synchronous_commit = local; \
+         SELECT pg_catalog.pg_logical_emit_message(true, 'pitser.mark', '')",
+    );
     let rows = match asked {
         Err(PgError::Permission { .. }) => return end_of_log(sql),
         other => other?,

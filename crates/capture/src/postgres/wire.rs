@@ -54,6 +54,8 @@ pub struct Connection {
     wait: Option<Option<Duration>>,
     /// How long each answer may take now.
     patience: Duration,
+    /// How long a query may be silent; `None`: any time.
+    silence: Option<Duration>,
     user: String,
     database: String,
 }
@@ -79,8 +81,8 @@ pub(super) enum Streamed {
 
 impl Connection {
     /// How long to wait for a connection, for each answer while it is set up,
-    /// and for the server to take what is sent. A query may take any time. The
-    /// URL's `connect_timeout` holds in its place until the session is open.
+    /// and for the server to take what is sent. A query may take any time, unless
+    /// [`Connection::silent_for`] says otherwise. The URL's `connect_timeout` holds in its place until the session is open.
     pub const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Opens a session for ordinary SQL.
@@ -98,6 +100,15 @@ impl Connection {
     /// neither superuser nor has `REPLICATION`.
     pub fn open_replication(config: &Config) -> Result<Self, PgError> {
         Self::start(config, Some(("replication", "database")))
+    }
+
+    /// From now on a query during which the server says nothing for so long is
+    /// [`PgError::Lost`], and so is the session: a server that is frozen, or cut
+    /// off, must not hold up whoever has other things to do.
+    #[must_use]
+    pub fn silent_for(mut self, longest: Duration) -> Self {
+        self.silence = Some(longest);
+        self
     }
 
     /// Runs statements that take no arguments; the rows of all, as text.
@@ -128,6 +139,7 @@ impl Connection {
             limit: GREETING_LIMIT,
             wait: None,
             patience: config.patience(),
+            silence: None,
             user: config.user.clone(),
             database: config.database.clone(),
         };
@@ -238,7 +250,7 @@ impl Connection {
         let mut rows = Vec::new();
         let mut refusal: Option<Refusal> = None;
         loop {
-            let frame = match (self.read_frame(None), &refusal) {
+            let frame = match (self.read_frame(self.silence), &refusal) {
                 // A fatal refusal ends the session: it says more than the end does.
                 (Err(PgError::Lost(_)), Some(refusal)) => {
                     return Err(refusal.clone().explain(doing));
@@ -546,6 +558,28 @@ mod tests {
         let error = Connection::open(&config).unwrap_err();
         server.join().unwrap();
         error
+    }
+
+    #[test]
+    fn a_server_that_falls_silent_holds_nobody_up() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut heard = [0; 4096];
+            assert_ne!(socket.read(&mut heard).unwrap(), 0);
+            let ready = [&authentication(0, b"")[..], b"Z\0\0\0\x05I"].concat();
+            socket.write_all(&ready).unwrap();
+            // Until the client has gone.
+            while socket.read(&mut heard).is_ok_and(|count| count > 0) {}
+        });
+        let url = format!("postgres://a@127.0.0.1:{port}/d?sslmode=disable");
+        let connection = Connection::open(&Config::parse(&url).unwrap()).unwrap();
+        let mut connection = connection.silent_for(Duration::from_millis(1));
+        let error = connection.query("SELECT 1").unwrap_err();
+        assert!(error.is_passing(), "{error}");
+        drop(connection);
+        server.join().unwrap();
     }
 
     fn authentication(code: u32, rest: &[u8]) -> Vec<u8> {

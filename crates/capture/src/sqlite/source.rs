@@ -60,11 +60,10 @@ impl Source for SqliteSource {
 
     fn drifts(&self, before: &[u8], now: &[u8]) -> Vec<Drift> {
         let read = |bytes| serde_json::from_slice::<Fingerprint>(bytes).ok();
-        let drifts = match (read(before), read(now)) {
-            (Some(before), Some(now)) => before.compare(&now),
-            _ => Vec::new(),
-        };
-        drifts.iter().map(drift).collect()
+        match (read(before), read(now)) {
+            (Some(before), Some(now)) => before.compare(&now).iter().map(drift).collect(),
+            _ => vec![Drift::unknown()],
+        }
     }
 }
 

@@ -1,25 +1,31 @@
 //! The rows that were there when guarding began.
 
-use super::{BASELINE_CHUNK, BLOCK_LINES, Ended, SECOND_US, Session, Worker};
+use super::{BASELINE_CHUNK, BLOCK_LINES, Command, Ended, SECOND_US, Session, Worker};
 use crate::status::SourceState;
 use crate::translate;
 use pitser_capture::source::Rows;
 use pitser_capture::{Key, Row, Snapshot};
 use pitser_evidence::Code;
+use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Op, Timestamp};
+use pitser_ksi::hash::Imprint;
 use pitser_monitor::{Finding, key_cells};
 use pitser_trail::Draft;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-/// How often each row of a table without a key was met so far.
+/// How often each row of a table without a key was met so far, by the hash of
+/// the row: there may be more of them than fit into memory.
 #[derive(Default)]
-struct Copies(HashMap<Key, u64>);
+struct Copies(HashMap<Imprint, u64>);
 
 impl Copies {
     fn number(&mut self, rows: &mut Rows) {
         for (key, _) in rows {
-            let nth = self.0.entry(key.clone()).or_default();
+            let nth = self
+                .0
+                .entry(Digest::of(&[&key.expose_bytes()]).0)
+                .or_default();
             *nth += 1;
             *key = key.copy(*nth);
         }
@@ -40,10 +46,16 @@ impl Session {
             // first, and whatever it touched needs no baseline any more.
             while self.position < snapshot.position() {
                 self.capture(worker)?;
+                self.attend(worker)?;
                 self.regular(worker)?;
             }
         }
-        self.baseline_of(worker, &mut *snapshot, &mut |_| {})
+        self.baseline_of(worker, &mut *snapshot, &mut |_| {})?;
+        for command in self.postponed.drain(..) {
+            // To ourselves: the inbox outlives the session.
+            let _ = worker.commands.send(command);
+        }
+        Ok(())
     }
 
     /// Writes the rows of a snapshot that the trail does not know yet.
@@ -135,6 +147,7 @@ impl Session {
         if self.trail.open_lines() >= BLOCK_LINES {
             self.close(worker)?;
         }
+        self.attend(worker)?;
         let now = (worker.parts.clock)();
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
@@ -143,6 +156,25 @@ impl Session {
         }
         self.show(worker);
         Ok(written)
+    }
+
+    /// Does what cannot wait for the last row of the baseline. Nothing is taken
+    /// from the source meanwhile.
+    fn attend(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        while let Ok(command) = worker.inbox.try_recv() {
+            match command {
+                Command::Stop { reply, .. } => {
+                    let _ = reply.send(());
+                    return Err(Ended::Stopped);
+                }
+                Command::Seal(outcome) => self.seal(worker, outcome)?,
+                Command::Scan { reply } => self.scan_replies.push(reply),
+                Command::Submit { .. } | Command::Settle { .. } => self.postponed.push(command),
+                // Of a pass of an earlier session.
+                Command::Expect { .. } | Command::Looked { .. } => {}
+            }
+        }
+        Ok(())
     }
 
     fn baseline_row(

@@ -1,7 +1,8 @@
 //! What happened, in the order in which the source tells it.
 
 use super::{
-    BATCH, BLOCK_LINES, Ended, Receipt, Session, SubmitError, Suspect, TRANSACTION, Worker,
+    BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, Suspect, TRANSACTION,
+    Worker,
 };
 use crate::actors::Judged;
 use crate::translate::{self, About, Message, Resolved, Whose, text_key};
@@ -19,15 +20,17 @@ use pitser_trail::{Body, Draft, PatientId, TrailError};
 const TRUNCATED: usize = 500;
 
 impl Session {
-    /// Takes the next batch of what was committed, and makes it durable.
-    pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    /// Takes the next batch of what was committed, and makes it durable; `true`
+    /// if the source may have had more to tell at once.
+    pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
         let steps = match self.source.poll(self.position, BATCH) {
-            Err(error) if error.is_busy() => return Ok(()),
+            Err(error) if error.is_busy() => return Ok(false),
             other => other?,
         };
+        let full = steps.len() >= BATCH;
         self.more = !steps.is_empty();
         if steps.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         for step in steps {
             self.step(worker, step)?;
@@ -37,7 +40,7 @@ impl Session {
         }
         self.trail.commit()?;
         self.show(worker);
-        Ok(())
+        Ok(full)
     }
 
     fn step(&mut self, worker: &mut Worker, step: Captured) -> Result<(), Ended> {
@@ -59,7 +62,7 @@ impl Session {
                 self.finding(worker, Finding::general(Code::DatabaseRewound, text))?;
             }
             Captured::Unreadable { pos, why } => {
-                self.write_open(worker)?;
+                self.write_part(worker)?;
                 self.unreadable(worker, pos, why)?;
             }
             other => {
@@ -80,29 +83,45 @@ impl Session {
             self.end_transaction(worker)?;
         }
         self.open_changes.push(change);
-        if self.open_changes.len() >= TRANSACTION {
-            self.write_open(worker)?;
+        // The two halves of a changed key stay together.
+        let halved = self.open_changes.last().map(|last| last.op) == Some(Changed::Delete);
+        let most = TRANSACTION + usize::from(halved) * TRANSACTION;
+        if self.open_changes.len() >= most {
+            self.write_part(worker)?;
         }
         Ok(())
+    }
+
+    /// Writes what came of a transaction so far, and what is wrong with it: once
+    /// these lines are durable, their changes do not come again.
+    fn write_part(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        self.write_open(worker)?;
+        self.tell_suspects(worker, "at least ")
     }
 
     /// Writes what is left of the transaction, and what is wrong with it.
     fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.write_open(worker)?;
-        for suspect in std::mem::take(&mut self.suspects) {
-            let Suspect {
-                mut finding,
-                patient,
-                rows,
-            } = suspect;
-            if rows > 1 {
+        self.tell_suspects(worker, "")?;
+        self.suspects.clear();
+        Ok(())
+    }
+
+    /// Tells what is wrong with the transaction and was not told yet.
+    fn tell_suspects(&mut self, worker: &Worker, at_least: &str) -> Result<(), Ended> {
+        let mut suspects = std::mem::take(&mut self.suspects);
+        for suspect in suspects.iter_mut().filter(|suspect| !suspect.is_told) {
+            let mut finding = suspect.finding.clone();
+            if suspect.rows > 1 {
                 finding.text += &format!(
-                    " (and {} more rows of this table in its transaction)",
-                    rows - 1
+                    " (and {at_least}{} more rows of this table in its transaction)",
+                    suspect.rows - 1
                 );
             }
-            self.finding_of(worker, finding, patient)?;
+            suspect.is_told = true;
+            self.finding_of(worker, finding, suspect.patient.clone())?;
         }
+        self.suspects = suspects;
         Ok(())
     }
 
@@ -110,22 +129,31 @@ impl Session {
     fn write_open(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let changes = std::mem::take(&mut self.open_changes);
         for change in &changes {
-            let sealed = match self.actors.compares(change) {
-                true => self.sealed(change)?,
+            let changed = match self.actors.compares(change) {
+                true => self.changed(change)?,
                 false => None,
             };
-            let content = sealed.as_ref().map(|sealed| &sealed.content);
-            self.actors.witness(&mut self.witness, change, content);
+            let changed = changed.as_deref();
+            self.actors.witness(&mut self.witness, change, changed);
         }
-        for mut change in changes {
+        let mut left = None;
+        let mut changes = changes.into_iter().peekable();
+        while let Some(mut change) = changes.next() {
             let pos = change.pos;
             if self.is_keyless(&change.table) {
                 self.number(&mut change);
             }
+            // A row under a new key, without the large values that it took along.
+            let is_half = changes.peek().is_some_and(|next| moves(&change, next));
+            let leaving = match is_half {
+                true => self.sealed(&change)?,
+                false => None,
+            };
             match change.op {
                 Changed::Truncate => self.truncate(worker, &change)?,
-                _ => self.change(worker, change)?,
+                _ => self.change(worker, change, left.take())?,
             }
+            left = leaving;
             self.position = pos;
             if self.trail.open_lines() >= BLOCK_LINES {
                 self.close(worker)?;
@@ -157,7 +185,14 @@ impl Session {
         change.key = change.key.copy(nth);
     }
 
-    fn change(&mut self, worker: &Worker, mut change: Change) -> Result<(), Ended> {
+    /// Writes one change. `left` is the version that the same row had under the
+    /// key that it was just deleted from.
+    fn change(
+        &mut self,
+        worker: &Worker,
+        mut change: Change,
+        left: Option<Sealed>,
+    ) -> Result<(), Ended> {
         self.compare_old(worker, &change)?;
         let sealed = match change.op {
             // The row that an update replaces, where the engine does not send it.
@@ -166,24 +201,23 @@ impl Session {
             }
             _ => None,
         };
-        if !fill_in(&mut change, sealed.as_ref()) {
+        if !fill_in(&mut change, sealed.as_ref().or(left.as_ref())) {
             let why = "a large value that the update left alone was not sent, and its sealed version is not known: set REPLICA IDENTITY FULL";
             return self.unreadable(worker, change.pos, why);
         }
-        let columns = match (&change.old, &change.new, &sealed) {
-            (Some(old), Some(new), _) => translate::changed_columns(old, new),
-            (None, Some(new), Some(sealed)) => sealed.differing(new),
-            (old, new, _) => new
-                .as_ref()
-                .or(old.as_ref())
-                .map_or_else(Vec::new, |row| row.columns.to_vec()),
+        let changed = changed_from(&change, sealed.as_ref());
+        let judged = self
+            .actors
+            .judge(&change, changed.as_deref(), &self.witness);
+        let Judged { actor, finding } = judged;
+        let all = || {
+            let row = change.new.as_ref().or(change.old.as_ref());
+            row.map_or_else(Vec::new, |row| row.columns.to_vec())
         };
-        let content = sealed.as_ref().map(|sealed| &sealed.content);
-        let Judged { actor, finding } = self.actors.judge(&change, content, &self.witness);
         let about = About {
             whose: self.whose(&change)?,
             actor,
-            columns,
+            columns: changed.unwrap_or_else(all),
             image: self.keeps_image(worker, &change.table),
         };
         let drafts =
@@ -229,6 +263,7 @@ impl Session {
             },
             patient: line.patient,
             rows: 1,
+            is_told: false,
         });
     }
 
@@ -345,6 +380,15 @@ impl Session {
         Ok(Sealed::of(&mut self.trail, &change.table, &record)?)
     }
 
+    /// The columns that an update changed, where that is known.
+    fn changed(&mut self, change: &Change) -> Result<Option<Vec<String>>, TrailError> {
+        let sealed = match change.old {
+            Some(_) => None,
+            None => self.sealed(change)?,
+        };
+        Ok(changed_from(change, sealed.as_ref()))
+    }
+
     /// The row that a change replaces must be the one that was sealed last:
     /// an edit past the engine cannot be hidden by a later update.
     fn compare_old(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
@@ -362,15 +406,19 @@ impl Session {
             return Ok(());
         }
         let sealed = self.sealed(change)?;
+        let columns = match &sealed {
+            None => Vec::new(),
+            Some(sealed) => match sealed.altered(old) {
+                None => return Ok(()),
+                Some(columns) => columns,
+            },
+        };
         let finding = Finding {
             code: Code::RowDiffers,
             table: Some(change.table.clone()),
             record: Some(record),
             key: Some(change.key.clone()),
-            columns: sealed
-                .as_ref()
-                .map(|s| s.differing(old))
-                .unwrap_or_default(),
+            columns,
             about: sealed.map(|sealed| sealed.seq),
             text: "the row that was changed was not the one that was sealed".into(),
         };
@@ -395,6 +443,8 @@ impl Session {
         let line = self.append(vec![draft])?;
         self.position = to;
         if self.position < self.kept {
+            // The old file must not prevail over the line, should we be killed between.
+            let _ = std::fs::remove_file(self.trail.layout().dir().join(POSITION));
             self.trail.commit()?;
             self.write_position()?;
         }
@@ -417,6 +467,14 @@ impl Session {
 
     pub(super) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, Ended> {
         self.events += drafts.len() as u64;
+        if !self.unbaselined.is_empty() {
+            for draft in drafts.iter().filter(|d| d.op == Op::Delete) {
+                if let (Some(table), Some(key)) = (&draft.table, &draft.key) {
+                    let record = self.trail.record_key(Some(table), key);
+                    self.gone.insert((table.clone(), record));
+                }
+            }
+        }
         if let Some(pass) = &mut self.scanning {
             for draft in drafts.iter().filter(|d| d.op.needs_key()) {
                 if let (Some(table), Some(key)) = (&draft.table, &draft.key) {
@@ -493,6 +551,27 @@ impl Session {
             key,
             patient,
         })
+    }
+}
+
+/// Whether two changes in a row may be one of a key, and the second lacks large
+/// values that the row kept.
+fn moves(change: &Change, next: &Change) -> bool {
+    change.op == Changed::Delete
+        && next.op == Changed::Create
+        && !next.unsent.is_empty()
+        && (change.tx, &change.table) == (next.tx, &next.table)
+}
+
+/// The columns in which a new row differs from the old one or, where that is not
+/// sent, from the sealed one, whether the vault holds its image or its marks;
+/// `None` if neither is known.
+fn changed_from(change: &Change, sealed: Option<&Sealed>) -> Option<Vec<String>> {
+    let new = change.new.as_ref()?;
+    match (&change.old, sealed) {
+        (Some(old), _) => Some(translate::changed_columns(old, new)),
+        (None, Some(sealed)) => Some(sealed.differing(new)),
+        (None, None) => None,
     }
 }
 

@@ -86,13 +86,22 @@ impl Session {
         let now = self.source.fingerprint()?;
         let hash = Digest::of(&[&now]);
         let path = self.trail.layout().dir().join("fingerprint.json");
+        let kept = || std::fs::read(&path).unwrap_or_default();
         let before = match sealed {
-            Some(sealed) if sealed == hash => return Ok(()),
-            Some(sealed) => {
-                let kept = std::fs::read(&path).unwrap_or_default();
-                if Digest::of(&[&kept]) == sealed {
-                    self.fingerprint = kept;
+            Some(sealed) if sealed == hash => {
+                // The line was durable before a crash, the file was not.
+                if kept() != now {
+                    pitser_trail::disk::replace(&path, &now).map_err(TrailError::from)?;
                 }
+                return Ok(());
+            }
+            Some(sealed) => {
+                // Without the one that was sealed, nobody knows what is different.
+                let mut kept = kept();
+                if Digest::of(&[&kept]) != sealed {
+                    kept.clear();
+                }
+                self.fingerprint = kept;
                 Some(sealed)
             }
             None if path.exists() && self.fingerprint == now => return Ok(()),

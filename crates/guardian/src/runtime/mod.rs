@@ -46,6 +46,11 @@ const BLOCK_LINES: usize = pitser_trail::MAX_BLOCK_LINES - 1000;
 const LATENCIES: usize = 10_000;
 const RECENT: usize = 20;
 const SECOND_US: u64 = 1_000_000;
+/// Between two attempts to guard: at first, and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// After guarding for so long, the next failure is a new one.
+const STEADY_US: u64 = 30 * SECOND_US;
 
 /// Everything a guardian is made of.
 pub struct Parts {
@@ -338,19 +343,24 @@ impl Worker {
     }
 
     fn run(mut self, mut session: Option<Session>) {
-        let mut wait = Duration::from_millis(200);
+        let mut wait = FIRST_WAIT;
         loop {
+            let began = (self.parts.clock)();
             let ended = match session.take() {
                 Some(mut open) => open.run(&mut self),
                 None => match Session::open(&mut self) {
                     Ok(open) => {
-                        wait = Duration::from_millis(200);
                         session = Some(open);
                         continue;
                     }
                     Err(error) => Ended::Failed(error),
                 },
             };
+            // What fails as soon as it is opened is not opened all the time: the
+            // whole trail is read for it.
+            if (self.parts.clock)().saturating_sub(began) > STEADY_US {
+                wait = FIRST_WAIT;
+            }
             match ended {
                 Ended::Stopped => {
                     self.publish.send_modify(|s| s.state = SourceState::Stopped);
@@ -359,9 +369,10 @@ impl Worker {
                 Ended::Failed(error) => {
                     self.interrupted(&error);
                     if self.idle(wait) {
+                        self.publish.send_modify(|s| s.state = SourceState::Stopped);
                         return;
                     }
-                    wait = (wait * 2).min(Duration::from_secs(10));
+                    wait = (wait * 2).min(LONGEST_WAIT);
                 }
             }
         }
@@ -517,6 +528,8 @@ struct Session {
     scanning: Option<Pass>,
     /// Who waits for the pass after the one under way.
     scan_replies: Vec<ScanReply>,
+    /// What can wait for the last row of the baseline.
+    postponed: Vec<Command>,
     next: Due,
 }
 
@@ -525,6 +538,9 @@ struct Suspect {
     finding: Finding,
     patient: Option<PatientId>,
     rows: u64,
+    /// The transaction is longer than what is looked at together, and this was
+    /// written with its first part.
+    is_told: bool,
 }
 
 type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;

@@ -6,7 +6,6 @@ use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
 use pitser_monitor::{Look, ScanTable, Touched};
-use pitser_trail::TrailError;
 use std::sync::mpsc::channel;
 
 impl Session {
@@ -104,8 +103,7 @@ impl Session {
             return Ok(());
         };
         let rows = look.rows;
-        let findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched)
-            .map_err(TrailError::from)?;
+        let findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched)?;
         for finding in &findings {
             self.finding(worker, finding.clone())?;
         }

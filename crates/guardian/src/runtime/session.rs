@@ -67,6 +67,7 @@ impl Session {
             scan_due: false,
             scanning: None,
             scan_replies: Vec::new(),
+            postponed: Vec::new(),
             next: Due {
                 close: 0,
                 scan: 0,
@@ -173,7 +174,10 @@ impl Session {
     /// Takes everything that was committed so far, and has it sealed and
     /// cosigned, if that is done in time.
     fn finish(&mut self, worker: &mut Worker, patience: Duration) -> Result<(), Ended> {
-        self.capture_all(worker)?;
+        if let Err(Ended::Failed(error)) = self.capture_all(worker) {
+            // What is in the trail can be sealed all the same.
+            tracing::warn!(source = %worker.parts.source.name, error = %error, "stopping before everything was taken");
+        }
         if self.trail.open_lines() > 0 {
             self.close(worker)?;
         }
@@ -192,12 +196,13 @@ impl Session {
         Ok(())
     }
 
-    /// Takes everything that was committed so far, however much it is.
+    /// Takes everything that was committed so far, however much it is; what is
+    /// committed meanwhile can wait, or there might be no end to it.
     pub(super) fn capture_all(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let newest = self.source.newest()?;
         let until = (worker.parts.clock)() + PATIENCE_US;
         self.capture(worker)?;
-        while self.more || (self.position < newest && self.source.is_stream()) {
+        while self.position < newest && (self.more || self.source.is_stream()) {
             if (worker.parts.clock)() > until && !self.more {
                 tracing::warn!(source = %worker.parts.source.name, "the stream is slow to tell what was committed");
                 break;
@@ -266,11 +271,9 @@ impl Session {
         match command {
             Command::Submit { raw, reply } => {
                 // What was committed before the event was sent comes before it,
-                // as far as the source has told it.
-                self.capture(worker)?;
-                while self.more {
-                    self.capture(worker)?;
-                }
+                // as far as the source has told it by now.
+                let until = (worker.parts.clock)() + SECOND_US;
+                while self.capture(worker)? && (worker.parts.clock)() < until {}
                 let taken = self.submit(worker, &raw);
                 let (answer, failed) = match taken {
                     Ok(answer) => (answer, None),
@@ -321,9 +324,11 @@ impl Session {
             }
             Command::Seal(outcome) => self.seal(worker, outcome),
             Command::Stop { patience, reply } => {
-                let stopped = self.finish(worker, patience);
+                if let Err(Ended::Failed(error)) = self.finish(worker, patience) {
+                    tracing::warn!(source = %worker.parts.source.name, error = %error, "the last block was not finished");
+                }
                 let _ = reply.send(());
-                stopped.and(Err(Ended::Stopped))
+                Err(Ended::Stopped)
             }
         }
     }

@@ -87,3 +87,271 @@ async fn from_a_hospitals_server_to_a_verified_evidence_file() {
     guardian.stop().await;
     authority.shutdown().await.unwrap();
 }
+
+/// A guarded server with these tables, as the rules of [`site`] say, and whoever
+/// changes its rows. Nothing is sealed.
+struct Guarded {
+    guardian: Handle,
+    site: Site,
+    sql: pitser_capture::postgres::Connection,
+    server: Server,
+}
+
+impl Guarded {
+    fn new(settings: &[&str], schema: &str, change: impl FnOnce(&mut Site)) -> Option<Self> {
+        let server = Server::start(settings, &[])?;
+        let mut sql = server.sql();
+        sql.query(schema).unwrap();
+        let mut site = site(&server);
+        change(&mut site);
+        install(&site).unwrap();
+        let (guardian, _) = site.start(None);
+        Some(Self {
+            guardian,
+            site,
+            sql,
+            server,
+        })
+    }
+
+    /// From now on commits wait for this standby, or for none.
+    fn standby(&mut self, name: &str) {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
+        self.sql.query("SET synchronous_commit = local").unwrap();
+        self.sql.query(&set).unwrap();
+        self.sql.query("SELECT pg_reload_conf()").unwrap();
+    }
+
+    /// Returns once a commit waits for its standby.
+    fn committing(&mut self) {
+        let waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        while self.sql.query(waiting).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Everything that was found up to now, after a look at every row.
+    async fn found(&self) -> Vec<(String, Option<String>)> {
+        let limit = Duration::from_secs(30);
+        let scanned = tokio::time::timeout(limit, self.guardian.scan()).await;
+        scanned.expect("a scan ends").unwrap();
+        let findings = self.guardian.status().findings.into_iter();
+        findings.map(|f| (f.code, f.key)).collect()
+    }
+
+    /// Who did what to this table, by the trail: the person and the binding.
+    fn actors(&self, table: &str) -> Vec<(Option<String>, String)> {
+        let layout = self.site.tuning.layout(&self.site.source);
+        let keys = pitser_trail::Keys::open(&layout).unwrap();
+        let mut vault =
+            pitser_trail::Vault::open_read_only(&layout.vault(), keys.master()).unwrap();
+        let mut actors = Vec::new();
+        pitser_trail::read(&layout, None, |line, _| {
+            if let (Some(actor), true) = (&line.actor, line.table.as_deref() == Some(table)) {
+                actors.push((line.seq, format!("{:?}", actor.binding)));
+            }
+        })
+        .unwrap();
+        let mut person = |seq| {
+            vault
+                .get(seq)
+                .unwrap()
+                .and_then(|(_, content)| content.person)
+        };
+        actors
+            .into_iter()
+            .map(|(seq, binding)| (person(seq), binding))
+            .collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_added_alters_no_row() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded
+        .sql
+        .query("ALTER TABLE patient ADD COLUMN born date DEFAULT '2000-01-01'")
+        .unwrap();
+    let changed = |s: &pitser_guardian::Status| s.findings.iter().any(|f| f.code == "CAP-05");
+    status_with(&guarded.guardian, "a new column", changed).await;
+    // Its rows are looked at, and one of them is written with the new column.
+    guarded
+        .sql
+        .query(
+            "UPDATE patient SET name = 'Jüri II', write_uid = 7, write_date = now() WHERE id = 1",
+        )
+        .unwrap();
+    assert_eq!(guarded.found().await, [("CAP-05".to_owned(), None)]);
+    // What is altered beside it, past capture, is found all the same.
+    guarded
+        .sql
+        .query(
+            "BEGIN; ALTER PUBLICATION pitser_hospital DROP TABLE ONLY patient;
+             UPDATE patient SET name = 'forged' WHERE id = 2;
+             ALTER PUBLICATION pitser_hospital ADD TABLE ONLY patient; COMMIT",
+        )
+        .unwrap();
+    let found = guarded.found().await;
+    assert!(
+        found.contains(&("ROW-01".to_owned(), Some("2".to_owned()))),
+        "{found:?}"
+    );
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_without_an_image_is_nobodys_for_an_old_name_in_it() {
+    let schema = "
+        CREATE TABLE staff (id int PRIMARY KEY, login text);
+        CREATE TABLE patient (id int PRIMARY KEY);
+        CREATE TABLE observation (id int PRIMARY KEY, patient int, pulse int, write_uid int, write_date timestamptz);
+        INSERT INTO staff VALUES (7, 'dr.tamm');
+        INSERT INTO observation VALUES (10, 1, 60, 7, '2026-01-01');";
+    let Some(mut guarded) = Guarded::new(&[], schema, |site| site.source.vault = false) else {
+        return;
+    };
+    guarded
+        .sql
+        .query("UPDATE observation SET pulse = 90 WHERE id = 10")
+        .unwrap();
+    let found = guarded.found().await;
+    assert_eq!(found, [("ACT-02".to_owned(), Some("10".to_owned()))]);
+    assert_eq!(
+        guarded.actors("public.observation"),
+        [(None, "D".to_owned())]
+    );
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_a_standby_is_no_alteration() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded.standby("nobody");
+    let mut writer = guarded.server.sql();
+    let before = guarded.guardian.status().events;
+    let writes = std::thread::spawn(move || {
+        writer.query(
+            "INSERT INTO observation VALUES (30, 1, 'new', 7, now());
+             UPDATE observation SET value = 'other', write_uid = 7, write_date = now() WHERE id = 10;
+             DELETE FROM observation WHERE id = 20",
+        )
+    });
+    status_with(&guarded.guardian, "captured", |s| s.events >= before + 3).await;
+    let found = guarded.found().await;
+    let rows: Vec<_> = found
+        .iter()
+        .filter(|(code, _)| code.starts_with("ROW"))
+        .collect();
+    assert!(rows.is_empty(), "{rows:?}");
+    guarded.standby("");
+    writes.join().unwrap().unwrap();
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fingerprint_that_was_lost_hides_nothing() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    assert_eq!(guarded.found().await, []);
+    guarded.guardian.stop().await;
+    let layout = guarded.site.tuning.layout(&guarded.site.source);
+    std::fs::remove_file(layout.dir().join("fingerprint.json")).unwrap();
+    guarded
+        .sql
+        .query("ALTER TABLE observation DISABLE TRIGGER pitser_attribution")
+        .unwrap();
+    let (guardian, _) = guarded.site.start(None);
+    guarded.guardian = guardian;
+    let found = guarded.found().await;
+    assert_eq!(found, [("CAP-03".to_owned(), None)]);
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_goes_while_its_baseline_is_taken_is_not_missed_later() {
+    let schema = format!(
+        "{SCHEMA} CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1), (2)"
+    );
+    let exclude = |site: &mut Site| site.source.exclude.push("public.later".into());
+    let Some(mut guarded) = Guarded::new(&[], &schema, exclude) else {
+        return;
+    };
+    guarded.guardian.stop().await;
+    guarded.site.source.exclude.pop();
+    install(&guarded.site).unwrap();
+    // In the log, and hidden from every snapshot, until there is no standby any more.
+    guarded.standby("nobody");
+    let mut writer = guarded.server.sql();
+    let deletes = std::thread::spawn(move || writer.query("DELETE FROM later WHERE id = 1"));
+    guarded.committing();
+    let (guardian, _) = guarded.site.start(None);
+    guarded.guardian = guardian;
+    status_with(&guarded.guardian, "guards", |s| {
+        s.state == SourceState::Guarding
+    })
+    .await;
+    guarded.standby("");
+    deletes.join().unwrap().unwrap();
+    let found = guarded.found().await;
+    let rows: Vec<_> = found
+        .iter()
+        .filter(|(code, _)| code.starts_with("ROW"))
+        .collect();
+    assert!(rows.is_empty(), "{rows:?}");
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_long_transaction_is_written_with_its_first_part() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded
+        .sql
+        .query("INSERT INTO observation SELECT n, 1, 'x' FROM generate_series(1001, 3500) n")
+        .unwrap();
+    assert_eq!(
+        guarded.found().await,
+        [("ACT-02".to_owned(), Some("1001".to_owned()))]
+    );
+    let finding = guarded.guardian.status().findings.remove(0);
+    assert!(
+        finding.text.contains("at least 999 more"),
+        "{}",
+        finding.text
+    );
+    // Killed after that part, the guardian would be told of the rest alone.
+    let lines = guarded.guardian.status().lines;
+    assert!(
+        finding.line.unwrap() + 1500 < lines,
+        "{finding:?} of {lines}"
+    );
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_takes_a_large_value_along() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded
+        .sql
+        .query(
+            "ALTER TABLE observation ALTER value SET STORAGE EXTERNAL;
+             INSERT INTO observation VALUES (40, 1, repeat('long ', 2000), 7, now())",
+        )
+        .unwrap();
+    guarded
+        .sql
+        .query("UPDATE observation SET id = 41, write_uid = 7, write_date = now() WHERE id = 40")
+        .unwrap();
+    let found = guarded.found().await;
+    let bad: Vec<_> = found.iter().filter(|(code, _)| code != "CAP-05").collect();
+    assert!(bad.is_empty(), "{bad:?}");
+    guarded.guardian.stop().await;
+}
