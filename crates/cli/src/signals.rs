@@ -1,6 +1,6 @@
 //! Waiting for the operator.
 
-/// Completes when the process is asked to stop: Ctrl-C, SIGTERM or SIGHUP.
+/// Completes when the process is asked to stop: Ctrl-C or SIGTERM.
 pub(crate) async fn stop_requested() {
     use tokio::signal::unix::{SignalKind, signal};
     let terminate = async {

@@ -295,8 +295,11 @@ impl Actors {
     /// What the application would have left behind, and is not there.
     fn unseen(&self, change: &Change, said: &Actor, witness: &Witness) -> Option<String> {
         let Application { roles, names, log } = &self.application;
+        // Applications log what they change and delete; a new row tells of itself.
+        let tells = change.op == Op::Create && self.stamped(change, None).is_some();
         if let Some(log) = log
             && witness.logged.is_none()
+            && !tells
         {
             return Some(format!("{log} has no entry in its transaction"));
         }
@@ -666,6 +669,11 @@ mod tests {
             &[entry.clone(), silent.clone()],
             ("dr.tamm C", None),
         );
+        // A new row that names its creator needs none, one that does not does.
+        let created = change("public.visit", Op::Create, Some("1 fever 2 - -"));
+        check(&source, &[created], ("dr.tamm C", None));
+        let created = change("public.visit", Op::Create, Some("1 fever - - -"));
+        check(&source, &[created], ("- D", Some("ACT-02")));
         let nameless = change("public.journal", Op::Create, Some("5 x - - -"));
         check(&source, &[nameless, silent], ("- D", None));
     }

@@ -107,7 +107,8 @@ pub struct Application {
     #[serde(default)]
     pub names: Vec<String>,
     /// The application's own log table, into which it writes in each
-    /// transaction that changes something.
+    /// transaction that changes or deletes something. A new row that names its
+    /// creator needs no entry.
     pub log: Option<String>,
 }
 

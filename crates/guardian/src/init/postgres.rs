@@ -26,17 +26,25 @@ pub(super) fn plan(source: &Source, tuning: &Tuning) -> Result<Plan, InitError> 
         return Err(InitError::StaleSlot(place.slot));
     }
     let planned = install::plan(&mut sql, &request(source, &place, &wanted))?;
-    let mut plan = planned_for(planned, &wanted);
+    let mut plan = planned_for(source, planned, &wanted);
     if !slot_there {
         tell_slot(&mut plan, &place.slot, new_trail);
     }
     Ok(plan)
 }
 
-fn planned_for(planned: install::Plan, wanted: &[Wanted]) -> Plan {
+fn planned_for(source: &Source, planned: install::Plan, wanted: &[Wanted]) -> Plan {
+    let mut notes = planned.notes;
+    if source.application.roles.is_empty() {
+        notes.push(
+            "Any login can name a person (pitser.actor, or a column of the rows) and is believed: give the \
+             application a role of its own and name it under [source.application] roles"
+                .to_owned(),
+        );
+    }
     Plan {
         statements: planned.statements,
-        notes: planned.notes,
+        notes,
         uncovered: planned.uncovered,
         tables: wanted.iter().map(|w| w.found.name.clone()).collect(),
         ..Plan::default()
@@ -89,7 +97,7 @@ pub(super) fn install(
         check_identity(&identity, trail)?;
     }
     let done = install::install(&mut sql, &request(source, &place, &wanted))?;
-    let mut plan = planned_for(done, &wanted);
+    let mut plan = planned_for(source, done, &wanted);
     plan.new_trail = new_trail;
     let mut replication = Connection::open_replication(&place.config)?;
     if let Some(trail) = trail {
