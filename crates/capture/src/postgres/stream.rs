@@ -75,7 +75,7 @@ impl Stream {
     }
 
     /// The next step, waiting up to `wait` for the server to say something;
-    /// `None` if it said nothing.
+    /// `None` if it said nothing, or only asks how far we are.
     ///
     /// A transaction's events are followed by a [`Captured::Mark`]; another one
     /// tells, while nothing of ours is committed, how far the log was read.
@@ -119,6 +119,11 @@ impl Stream {
                         self.handed = end;
                         let pos = boundary(end);
                         return Ok(Some(Captured::Mark { pos }));
+                    }
+                    // A server that is stopping asks again at once until we have
+                    // acknowledged everything: only our caller can.
+                    if reply {
+                        return Ok(None);
                     }
                 }
                 Streamed::Quiet => return Ok(None),
