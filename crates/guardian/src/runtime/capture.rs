@@ -248,9 +248,7 @@ impl Session {
             known.rows += 1;
             return;
         }
-        let record = self
-            .trail
-            .record_key(table.map(String::as_str), &key_cells(&change.key));
+        let record = self.record_of(change);
         self.suspects.push(Suspect {
             finding: Finding {
                 code,
