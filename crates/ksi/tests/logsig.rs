@@ -9,8 +9,8 @@ use pitser_ksi::{
     logsig::{
         Block, BlockBuilder, BlockReader, BlockReport, BlockTree, BuildError, ClosedBlock, Excerpt,
         ExtractError, Fault, Format, IntegrationError, Lines, MAX_FAULTS, RecordChain, RecordFault,
-        Seal, SealReader, StoredHashes, extract, integrate, read_block, record_signature,
-        signed_root, verify_block, verify_signature_of_block,
+        Seal, SealReader, StoredHashes, decode_state, encode_state, extract, integrate, read_block,
+        record_signature, signed_root, verify_block, verify_signature_of_block,
     },
     policy::{self, Code, Context, Policy},
     signature::{HangError, Signature},
@@ -320,12 +320,71 @@ fn an_excerpt_of_every_line_holds() {
     assert_eq!(decoded.signing_level(&decoded.blocks[0]), 5);
 }
 
+/// The first published block, with other stored hashes under its own signature.
+fn restored(stored: StoredHashes) -> (Vec<u8>, Vec<u8>) {
+    let name = "interlink/ok-testlog-interlink-1";
+    let (log, file) = (read(name), read(&format!("{name}.logsig")));
+    let block = blocks(&file)[0];
+    let Seal::Signature(signature) = block.seal.seal else {
+        panic!("unsigned")
+    };
+    let closed = rebuild_storing(stored, &block, &mut Lines::new(&log));
+    let seal = closed.signed(signature).unwrap();
+    let file = [&Format::LogSignature.magic()[..], &closed.bytes, &seal].concat();
+    (log, file)
+}
+
+#[test]
+fn stored_hashes_are_not_computed_again() {
+    let take = |log: &[u8], file: &[u8], line: u64| {
+        extract(&blocks(file)[0], &mut Lines::new(log), |&number| {
+            number == line
+        })
+        .map(|taken| taken.unwrap().block)
+    };
+    let (log, plain) = restored(STORED[0]);
+    let lines = Lines::new(&log).count() as u64;
+    for stored in STORED {
+        let (_, file) = restored(stored);
+        for line in 0..lines {
+            assert_eq!(take(&log, &file, line), take(&log, &plain, line));
+        }
+        // The first line is altered: what was stored still proves the last one.
+        let proof = take(&flip(&log, 0), &file, lines - 1);
+        assert_eq!(proof.is_ok(), stored != STORED[0], "{stored:?}");
+        let proof = take(&flip(&log, 0), &file, 0);
+        assert_eq!(proof, Err(ExtractError::Altered), "{stored:?}");
+    }
+}
+
+#[test]
+fn altered_stored_hashes_do_not_hinder_extraction() {
+    let (log, plain) = restored(STORED[0]);
+    let (_, stored) = restored(STORED[3]);
+    let take = |file: &[u8], line: u64| {
+        extract(&blocks(file)[0], &mut Lines::new(&log), |&number| {
+            number == line
+        })
+        .map(|taken| taken.unwrap().block)
+    };
+    let mut altered = 0;
+    for at in 0..stored.len() - 4 {
+        // The head of a stored imprint of SHA-256, and its digest behind.
+        if matches!(stored[at..at + 5], [0x89, 2 | 3, 0, 33, 1]) {
+            let file = flip(&stored, 8 * (at + 20));
+            assert_eq!(take(&file, 3), take(&plain, 3), "byte {at}");
+            altered += 1;
+        }
+    }
+    assert!(altered > 20, "{altered}");
+}
+
 #[test]
 fn nothing_is_taken_out_of_what_was_not_signed() {
     let take = |log: &[u8], name: &str| {
         let file = read(&format!("{name}.logsig"));
         extract(&blocks(&file)[0], &mut Lines::new(log), |&number| {
-            number == 1
+            number == 0
         })
         .map(|_| ())
     };
@@ -340,6 +399,41 @@ fn nothing_is_taken_out_of_what_was_not_signed() {
         extract(&blocks(&file)[0], &mut Lines::new(&log), |_| false),
         Ok(None)
     );
+}
+
+#[test]
+fn a_block_takes_no_more_than_it_may_hold() {
+    let mut builder =
+        BlockBuilder::new(Algorithm::Sha256, &FIRST, Imprint::zero(Algorithm::Sha256)).unwrap();
+    let mut lines = (0..2000).map(|_| &b"line"[..]);
+    assert_eq!(builder.record_lines(&mut lines, 1025), 1025);
+    assert_eq!(builder.record_lines(&mut lines, 1025), 0);
+    assert_eq!(lines.count(), 975);
+}
+
+#[test]
+fn states_read_as_written() {
+    for algorithm in Algorithm::ALL {
+        let leaf = pitser_ksi::hash::hash(algorithm, &[b"leaf"]);
+        let file = encode_state(&leaf);
+        assert_eq!(file.len(), 11 + algorithm.digest_len());
+        assert_eq!(decode_state(&file), Ok(leaf));
+        for length in 0..file.len() {
+            assert!(decode_state(&file[..length]).is_err(), "{length}");
+        }
+        assert_eq!(
+            decode_state(&[&file[..], b"x"].concat()),
+            Err(DecodeError::new(DecodeErrorKind::TrailingBytes, file.len()))
+        );
+        // Magic, algorithm and length are fixed; a digest can be anything.
+        for bit in 0..11 * 8 {
+            assert_ne!(decode_state(&flip(&file, bit)), Ok(leaf), "{bit}");
+        }
+    }
+    // As rsyslog lays it out: magic, algorithm id, digest length, digest.
+    let theirs = [&b"KSISTAT10\x01\x20"[..], &[0xab; 32]].concat();
+    let leaf = Imprint::new(Algorithm::Sha256, &[0xab; 32]).unwrap();
+    assert_eq!(decode_state(&theirs), Ok(leaf));
 }
 
 #[test]
@@ -750,6 +844,7 @@ proptest! {
                 }
             }
             let closed = builder.close().unwrap();
+            prop_assert_eq!(&by_the_piece(stored, algorithm, &iv, last_leaf, records), &closed);
             prop_assert_eq!(tree.root(), Some((closed.root, closed.level)));
             for index in 0..closed.count {
                 let chain = tree.chain(index).unwrap();
@@ -850,11 +945,35 @@ fn is_intact(log: &[u8], file: &[u8]) -> bool {
     blocks > 0 && lines.next().is_none()
 }
 
+/// The same block, its lines added many at a time.
+fn by_the_piece(
+    stored: StoredHashes,
+    algorithm: Algorithm,
+    iv: &[u8],
+    last_leaf: Imprint,
+    records: &Records,
+) -> ClosedBlock {
+    let mut builder = BlockBuilder::storing(stored, algorithm, iv, last_leaf).unwrap();
+    for piece in records.split_inclusive(Option::is_none) {
+        let mut lines = piece.iter().flatten().map(Vec::as_slice);
+        let left = lines.clone().count() as u64;
+        assert_eq!(builder.record_lines(&mut lines, u64::MAX), left);
+        if piece.last() == Some(&None) {
+            builder.metarecord("key", "value").unwrap();
+        }
+    }
+    builder.close().unwrap()
+}
+
 fn rebuild(block: &Block<'_>, lines: &mut Lines<'_>) -> ClosedBlock {
     let stored = StoredHashes {
         records: block.has_record_hashes(),
         tree: block.has_tree_hashes(),
     };
+    rebuild_storing(stored, block, lines)
+}
+
+fn rebuild_storing(stored: StoredHashes, block: &Block<'_>, lines: &mut Lines<'_>) -> ClosedBlock {
     let header = &block.header;
     let mut builder =
         BlockBuilder::storing(stored, header.algorithm, header.iv, header.previous_leaf).unwrap();

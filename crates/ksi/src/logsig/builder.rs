@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     error::EncodeError,
-    hash::{Algorithm, Imprint, hash},
+    hash::{Algorithm, Batch, Imprint, hash},
     signature::Signature,
     tlv::{Element, Tag, Writer},
 };
@@ -132,6 +132,29 @@ impl BlockBuilder {
         self.insert(Kind::Line, &record);
     }
 
+    /// Adds lines until the block has `full` records or there are no more; tells
+    /// how many. Faster than [`BlockBuilder::record_line`] one by one.
+    pub fn record_lines<'l>(
+        &mut self,
+        lines: &mut impl Iterator<Item = &'l [u8]>,
+        full: u64,
+    ) -> u64 {
+        let before = self.count();
+        let mut batch = Batch::new(self.algorithm());
+        loop {
+            let room = full.saturating_sub(self.count()).min(AT_ONCE);
+            for line in (0..room).map_while(|_| lines.next()) {
+                batch.push(&[line]);
+            }
+            if batch.is_empty() {
+                return self.count() - before;
+            }
+            for record in batch.drain() {
+                self.insert(Kind::Line, &record);
+            }
+        }
+    }
+
     /// Adds a line by its hash.
     ///
     /// # Errors
@@ -212,6 +235,9 @@ impl BlockBuilder {
         });
     }
 }
+
+/// Lines that are hashed together.
+const AT_ONCE: u64 = 512;
 
 /// A block that is complete but for its seal.
 #[derive(Clone, Debug, PartialEq, Eq)]

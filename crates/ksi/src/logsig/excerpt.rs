@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     error::{DecodeError, DecodeErrorKind, EncodeError},
+    hash::{Imprint, hash},
     tlv::{Reader, Writer},
 };
 use thiserror::Error;
@@ -70,6 +71,10 @@ pub enum ExtractError {
 /// `wanted` approves. All lines of the block are taken from `lines`. `None`, and
 /// nothing is hashed, if no line is wanted.
 ///
+/// Hashes that the block stores are not computed again: with tree hashes the cost
+/// is that of the wanted paths. If they do not lead from the lines to what was
+/// signed, all is computed from the lines.
+///
 /// # Errors
 /// [`ExtractError::Altered`] if the block's lines are not there; if lines are
 /// wanted, any [`ExtractError`].
@@ -89,22 +94,34 @@ pub fn extract<'l>(
         return Err(ExtractError::Unsigned);
     };
     let signed = signed_root(signature).map_err(ExtractError::Signature)?;
-    let tree = BlockTree::of_block(block, &mut Lines::new(stretch))
-        .filter(|tree| tree.root().is_some_and(|(root, _)| root == signed))
+    let mut left = numbers.iter().copied().peekable();
+    let lines: Vec<(u64, &[u8])> = (0..)
+        .zip(Lines::new(stretch))
+        .filter(|(number, _)| left.next_if_eq(number).is_some())
+        .collect();
+    let paths = |tree: BlockTree| paths(&tree, &lines, signed);
+    let records = BlockTree::of_stored(block)
+        .and_then(paths)
+        .or_else(|| BlockTree::of_block(block, &mut Lines::new(stretch)).and_then(paths))
         .ok_or(ExtractError::Altered)?;
-    let records = numbers
-        .iter()
-        .filter_map(|&number| tree.chain(tree.record_of_line(number)));
     let block = ExcerptBlock {
         signature: signature.to_vec(),
-        records: records.collect(),
+        records,
     };
-    let mut numbers = numbers.iter().peekable();
-    let lines = (0..)
-        .zip(Lines::new(stretch))
-        .filter_map(|(number, line)| numbers.next_if_eq(&&number).map(|_| line))
-        .collect();
+    let lines = lines.into_iter().map(|(_, line)| line).collect();
     Ok(Some(Extracted { block, lines }))
+}
+
+/// The paths from `lines` to `signed`; `None` if one leads elsewhere.
+fn paths(tree: &BlockTree, lines: &[(u64, &[u8])], signed: Imprint) -> Option<Vec<RecordChain>> {
+    lines
+        .iter()
+        .map(|&(number, line)| {
+            let record = hash(tree.algorithm(), &[line]);
+            tree.chain_from(tree.record_of_line(number), record)
+                .filter(|path| path.root().0 == signed)
+        })
+        .collect()
 }
 
 /// A record of an excerpt that does not fit. `line` counts the lines of the

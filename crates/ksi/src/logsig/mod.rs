@@ -8,6 +8,7 @@
 //! | `LOG12SIG` | its second part: the seals, as they arrive                   | [`SealReader`], [`integrate`] |
 //! | `RECSIG12` | integrity proof: some lines, each with its path to the seal  | [`Excerpt`]                 |
 //! | `LOGSIG11`, `RECSIG11` | the same, signed at level 0: a legacy                  | the same                    |
+//! | `KSISTAT10` | state file: the last leaf, which the next log goes on from  | [`encode_state`], [`decode_state`] |
 //!
 //! After the magic a log signature is a sequence of blocks:
 //!
@@ -46,6 +47,7 @@ mod parts;
 mod proof;
 mod reader;
 mod signed;
+mod state;
 mod verify;
 
 pub use crate::tree::level_for;
@@ -58,8 +60,9 @@ pub use parts::{
     Integrated, IntegratedBlock, Integration, IntegrationError, SealReader, integrate,
 };
 pub use proof::{BlockTree, ProofError, RecordChain, Step};
-pub use reader::{Block, BlockReader, Header, Metarecord, Seal, SealRecord, read_block};
+pub use reader::{Block, BlockReader, Header, Metarecord, Seal, SealRecord, read_block, read_seal};
 pub use signed::{record_signature, signed_root, verify_signature_of_block};
+pub use state::{STATE_MAGIC, decode_state, encode_state};
 pub use verify::{BlockReport, BlockVerifier, Fault, MAX_FAULTS, verify_block};
 
 /// Length of every magic, in bytes.

@@ -12,11 +12,9 @@
 use super::{
     Format, MAGIC_LEN,
     reader::{Block, BlockReader, Seal, SealRecord},
-    signed::signed_root,
 };
 use crate::{
     error::{DecodeError, DecodeErrorKind},
-    hash::Imprint,
     tlv::Reader,
 };
 use core::iter::Peekable;
@@ -128,11 +126,11 @@ impl<'a> Integration<'a> {
             return Ok(unsealed);
         };
         let next = next.map_err(IntegrationError::Seals)?;
-        if next.count != block.seal.count || root(&next)? != root_of_block(&block)? {
-            return Ok(unsealed);
+        if next.is_of(&block).map_err(IntegrationError::Seals)? {
+            self.seals.next();
+            return Ok(IntegratedBlock { block, seal: next });
         }
-        self.seals.next();
-        Ok(IntegratedBlock { block, seal: next })
+        Ok(unsealed)
     }
 
     fn end(&mut self) -> Option<IntegrationError> {
@@ -153,21 +151,6 @@ impl<'a> Iterator for Integration<'a> {
             None => self.end().map(Err),
         }
     }
-}
-
-/// The root that a seal is of; `None` for a token that is not read here.
-fn root(seal: &SealRecord<'_>) -> Result<Option<Imprint>, IntegrationError> {
-    match seal.seal {
-        Seal::Unsigned { root, .. } => Ok(Some(root)),
-        Seal::Signature(signature) => signed_root(signature)
-            .map(Some)
-            .map_err(IntegrationError::Seals),
-        Seal::Rfc3161(_) => Ok(None),
-    }
-}
-
-fn root_of_block(block: &Block<'_>) -> Result<Option<Imprint>, IntegrationError> {
-    root(&block.seal)
 }
 
 /// A `LOGSIG12` made of its parts.

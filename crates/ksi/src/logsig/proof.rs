@@ -245,6 +245,7 @@ pub struct BlockTree {
     /// Makes masks and leaves.
     leaves: Leaves,
     previous_leaf: Imprint,
+    /// None if only the tree over them is known.
     records: Vec<Imprint>,
     metarecords: BTreeMap<usize, Vec<u8>>,
     /// `levels[j]` holds the roots of all complete subtrees over `2^j` leaves.
@@ -287,6 +288,54 @@ impl BlockTree {
         Some(tree)
     }
 
+    /// The tree of `block` as far as its stored hashes tell it: from its tree hashes
+    /// nothing is computed, from its record hashes the leaves and all above. Whether
+    /// they are what was signed, each path shows. `None` without stored hashes, or
+    /// if one does not stand where it belongs.
+    pub(super) fn of_stored(block: &Block<'_>) -> Option<Self> {
+        let header = &block.header;
+        let mut tree = Self::new(header.algorithm, header.iv, header.previous_leaf);
+        let mut stored = block.elements().peekable();
+        for index in 0..block.seal.count {
+            let metarecord = stored.next_if(|element| element.tag == tag::METARECORD);
+            if let Some(element) = metarecord {
+                let metarecord = Metarecord::decode(&element).ok()?;
+                if metarecord.index != index {
+                    return None;
+                }
+                let at = usize::try_from(index).ok()?;
+                tree.metarecords.insert(at, metarecord.bytes.to_vec());
+            }
+            let mut take = |wanted| {
+                let element = stored.next_if(|element| element.tag == wanted)?;
+                element
+                    .imprint()
+                    .ok()
+                    .filter(|imprint| imprint.algorithm() == header.algorithm)
+            };
+            let record = if block.has_record_hashes() {
+                Some(take(tag::RECORD_HASH)?)
+            } else {
+                None
+            };
+            if block.has_tree_hashes() {
+                tree.levels[0].push(take(tag::TREE_HASH)?);
+                for slot in 0..tree.count().trailing_zeros() as usize {
+                    let node = take(tag::TREE_HASH)?;
+                    tree.level_above(slot).push(node);
+                }
+            } else {
+                let kind = match metarecord {
+                    Some(_) => Kind::Metarecord,
+                    None => Kind::Line,
+                };
+                tree.insert(kind, record?);
+            }
+        }
+        tree.grow(&mut Batch::new(header.algorithm));
+        Some(tree)
+    }
+
     /// Adds a line, given without its line end.
     pub fn record_line(&mut self, line: &[u8]) {
         let record = hash(self.leaves.algorithm(), &[line]);
@@ -316,10 +365,16 @@ impl BlockTree {
         Ok(())
     }
 
+    /// The block's algorithm.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.leaves.algorithm()
+    }
+
     /// Number of records, metarecords included.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.records.len() as u64
+        self.levels[0].len() as u64
     }
 
     /// The record that line `line` is, both counted from 0: metarecords are
@@ -342,15 +397,22 @@ impl BlockTree {
     /// The path of record `index`, counted from 0, metarecords included.
     #[must_use]
     pub fn chain(&self, index: u64) -> Option<RecordChain> {
+        let record = *self.records.get(usize::try_from(index).ok()?)?;
+        self.chain_from(index, record)
+    }
+
+    /// The path that starts from `record` where record `index` stands. It leads to
+    /// the root only if that is the record's hash.
+    pub(super) fn chain_from(&self, index: u64, record: Imprint) -> Option<RecordChain> {
         let index = usize::try_from(index)
             .ok()
-            .filter(|&index| index < self.records.len())?;
+            .filter(|&index| index < self.levels[0].len())?;
         let mut steps = vec![self.mask_step(index)];
         let slot = self.steps_within_subtree(index, &mut steps);
         self.steps_across_subtrees(slot, &mut steps);
         let metarecord = self.metarecords.get(&index).cloned();
         Some(
-            RecordChain::new(self.records[index], metarecord, steps)
+            RecordChain::new(record, metarecord, steps)
                 .expect("a tree over at most 2^64 records is less than 67 levels high"),
         )
     }

@@ -4,7 +4,7 @@
 //! since nothing else would notice that one was set, and stored hashes come for
 //! all records or for none. Unknown elements are ignored if marked noncritical.
 
-use super::{Format, MAGIC_LEN, tag};
+use super::{Format, MAGIC_LEN, signed::signed_root, tag};
 use crate::{
     error::{DecodeError, DecodeErrorKind, EncodeError},
     hash::{Algorithm, Imprint},
@@ -286,6 +286,40 @@ pub struct SealRecord<'a> {
     pub bytes: &'a [u8],
     /// Its position in the file, in bytes.
     pub at: usize,
+}
+
+impl SealRecord<'_> {
+    /// The root that is sealed; `None` for a token that is not read here.
+    ///
+    /// # Errors
+    /// If the signature cannot be decoded; positions count from its first byte.
+    pub fn root(&self) -> Result<Option<Imprint>, DecodeError> {
+        match self.seal {
+            Seal::Unsigned { root, .. } => Ok(Some(root)),
+            Seal::Signature(signature) => signed_root(signature).map(Some),
+            Seal::Rfc3161(_) => Ok(None),
+        }
+    }
+
+    /// Whether this is a seal of `block`: of its count, and of the root that its
+    /// own 0904 names. How the two parts of a log signature find together.
+    ///
+    /// # Errors
+    /// As [`SealRecord::root`], for either of the two.
+    pub fn is_of(&self, block: &Block<'_>) -> Result<bool, DecodeError> {
+        Ok(self.count == block.seal.count && self.root()? == block.seal.root()?)
+    }
+}
+
+/// Reads the seal, an 0904, that `bytes` of a `LOG12SIG` start with, or returns
+/// `None` if more bytes are needed. `at` is the position of `bytes` in the file.
+///
+/// # Errors
+/// What is malformed, and where.
+pub fn read_seal(bytes: &[u8], at: usize) -> Result<Option<SealRecord<'_>>, DecodeError> {
+    let mut elements = Whole { rest: bytes, at };
+    let element = elements.next();
+    element.as_ref().map(SealRecord::decode).transpose()
 }
 
 /// What seals a block.
