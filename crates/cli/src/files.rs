@@ -1,7 +1,7 @@
 //! Reading and writing files, with errors that say what to do.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use pitser_ksi::hash::{Algorithm, Hasher, Imprint};
@@ -29,6 +29,16 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     })
 }
 
+/// Whether a file begins with `magic`.
+pub(crate) fn starts_with(path: &Path, magic: &[u8]) -> Result<bool, Failure> {
+    let mut head = Vec::new();
+    open(path)?
+        .take(magic.len() as u64)
+        .read_to_end(&mut head)
+        .map_err(|e| unreadable(path, &e))?;
+    Ok(head == magic)
+}
+
 /// The imprint of a document, whatever its size; `-` is the standard input.
 pub(crate) fn hash(path: &Path, algorithm: Algorithm) -> Result<Imprint, Failure> {
     let mut source = open(path)?;
@@ -47,45 +57,140 @@ pub(crate) fn hash(path: &Path, algorithm: Algorithm) -> Result<Imprint, Failure
 /// Writes a file as a whole, durably; `-` is the standard output. A file that
 /// is there already is replaced only with `force`.
 pub(crate) fn write(path: &Path, bytes: &[u8], force: bool) -> Result<(), Failure> {
-    if path.as_os_str() == STANDARD {
-        return output::print_bytes(bytes);
-    }
-    let written = if force {
-        replace(path, bytes)
-    } else {
-        create(path, bytes)
-    };
-    written.map_err(|e| match e.kind() {
-        io::ErrorKind::AlreadyExists => Failure::Input(format!(
-            "{} is there already; choose another name with -o, or --force to replace it",
-            path.display()
-        )),
-        _ => Failure::Service(format!("cannot write {}: {e}", path.display())),
-    })
+    let mut file = NewFile::create(path, force)?;
+    file.write(bytes)?;
+    file.finish()
 }
+
+/// A file that is written piece by piece and bears its name only once it is whole
+/// and durable; dropped before, it leaves nothing. `-` is the standard output.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    path: PathBuf,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Target {
+    Standard,
+    /// A device or a pipe: there is nothing to take the place of.
+    Stream(BufWriter<File>),
+    /// Under another name in the same folder.
+    Beside {
+        name: PathBuf,
+        file: BufWriter<File>,
+        force: bool,
+    },
+    Done,
+}
+
+impl NewFile {
+    /// Nothing is seen of it yet. A file that is there already is replaced only
+    /// with `force`, and its permissions and links to it stay.
+    pub(crate) fn create(path: &Path, force: bool) -> Result<Self, Failure> {
+        let mut new = Self {
+            path: path.to_owned(),
+            target: Target::Standard,
+        };
+        if path.as_os_str() != STANDARD {
+            new.open(force).map_err(|e| new.failure(&e))?;
+        }
+        Ok(new)
+    }
+
+    fn open(&mut self, force: bool) -> io::Result<()> {
+        let open = |path: &Path, create: bool| {
+            let file = OpenOptions::new().write(true).create_new(create).open(path);
+            file.map(|file| BufWriter::with_capacity(BUFFER, file))
+        };
+        let there = fs::metadata(&self.path).ok();
+        if there
+            .as_ref()
+            .is_some_and(|it| !it.is_file() && !it.is_dir())
+        {
+            self.target = Target::Stream(open(&self.path, false)?);
+            return Ok(());
+        }
+        if there.is_some() {
+            if !force {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            self.path = self.path.canonicalize()?;
+        }
+        let name = appended(&self.path, &format!(".{}.new", std::process::id()));
+        let file = open(&name, true)?;
+        if let Some(there) = there {
+            file.get_ref().set_permissions(there.permissions())?;
+        }
+        self.target = Target::Beside { name, file, force };
+        Ok(())
+    }
+
+    /// Appends `bytes`.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let written = match &mut self.target {
+            Target::Standard => return output::print_bytes(bytes),
+            Target::Stream(file) | Target::Beside { file, .. } => file.write_all(bytes),
+            Target::Done => Ok(()),
+        };
+        written.map_err(|e| self.failure(&e))
+    }
+
+    /// Makes it durable, then visible: whoever reads the path sees the old file or
+    /// the new one.
+    pub(crate) fn finish(mut self) -> Result<(), Failure> {
+        self.give_name().map_err(|e| self.failure(&e))
+    }
+
+    fn give_name(&mut self) -> io::Result<()> {
+        let (name, file, force) = match &mut self.target {
+            Target::Standard | Target::Done => return Ok(()),
+            Target::Stream(file) => return file.flush(),
+            Target::Beside { name, file, force } => (name, file, *force),
+        };
+        file.flush()?;
+        file.get_ref().sync_all()?;
+        // Unlike a new name, a second one never takes another file's place.
+        let has_second_name = !force && fs::hard_link(&*name, &self.path).is_ok();
+        if !has_second_name {
+            if !force && self.path.exists() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            fs::rename(&*name, &self.path)?;
+            self.target = Target::Done;
+        }
+        let folder = self.path.parent().filter(|it| !it.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    fn failure(&self, error: &io::Error) -> Failure {
+        let path = self.path.display();
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => Failure::Input(format!(
+                "{path} is there already; choose another name with -o, or --force to replace it"
+            )),
+            _ => Failure::Service(format!("cannot write {path}: {error}")),
+        }
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Target::Beside { name, .. } = &self.target {
+            // Half a file would pass for one; there is nobody left to tell.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+/// Bytes written at once.
+const BUFFER: usize = 256 * 1024;
 
 /// `path` with `suffix` appended to its name.
 pub(crate) fn appended(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if written.is_err() {
-        // Half a file would pass for one; the error that matters is the first.
-        let _ = fs::remove_file(path);
-    }
-    written
-}
-
-/// Whoever reads `path` sees the old file or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = appended(path, &format!(".{}.new", std::process::id()));
-    create(&beside, bytes)?;
-    fs::rename(&beside, path).inspect_err(|_| _ = fs::remove_file(&beside))
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read>, Failure> {
@@ -121,6 +226,10 @@ mod tests {
         assert!(refusal.to_string().contains("--force"), "{refusal}");
         assert_eq!(read(&path).unwrap(), b"one");
         write(&path, b"three", true).unwrap();
+        assert_eq!(read(&path).unwrap(), b"three");
+        let mut half = NewFile::create(&path, true).unwrap();
+        half.write(b"half").unwrap();
+        drop(half);
         assert_eq!(read(&path).unwrap(), b"three");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

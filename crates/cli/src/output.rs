@@ -9,6 +9,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
+use std::time::{Duration, Instant};
 
 use pitser_ksi::hash::Imprint;
 use serde::Serialize;
@@ -241,15 +242,15 @@ pub(crate) struct Progress {
     bar: indicatif::ProgressBar,
     what: &'static str,
     /// When the next plain line is due; `None` on a terminal.
-    next: Option<u64>,
+    next: Option<Instant>,
 }
 
 impl Progress {
-    const LINE_EVERY: u64 = 100_000;
+    const LINE_EVERY: Duration = Duration::from_secs(10);
 
     /// Counts things of this name.
     pub(crate) fn new(what: &'static str) -> Self {
-        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let terminal = io::stderr().is_terminal();
         let bar = indicatif::ProgressBar::no_length();
         if let Ok(style) =
             indicatif::ProgressStyle::with_template("{spinner} {human_pos} {msg}, {per_sec}")
@@ -260,16 +261,16 @@ impl Progress {
         Self {
             bar,
             what,
-            next: (!terminal).then_some(Self::LINE_EVERY),
+            next: (!terminal).then(|| Instant::now() + Self::LINE_EVERY),
         }
     }
 
     /// So many are done.
     pub(crate) fn set(&mut self, done: u64) {
         self.bar.set_position(done);
-        if let Some(next) = self.next.filter(|next| done >= *next) {
+        if self.next.is_some_and(|next| Instant::now() >= next) {
             eprintln!("{done} {}", self.what);
-            self.next = Some(next + Self::LINE_EVERY);
+            self.next = Some(Instant::now() + Self::LINE_EVERY);
         }
     }
 

@@ -11,15 +11,14 @@ mod extend;
 mod extract;
 mod integrate;
 mod parallel;
+mod previous;
+mod reseal;
 mod sign;
 mod stream;
 mod verify;
 
 use std::path::{Path, PathBuf};
 
-use pitser_ksi::logsig;
-
-use self::stream::Window;
 use crate::files;
 use crate::outcome::{Failure, Outcome};
 use crate::output::Form;
@@ -28,7 +27,7 @@ use crate::trust::TrustArgs;
 /// What to do with a log.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Sign a log line by line, or the blocks of its log signature that are not signed yet
+    /// Sign a log line by line: what is new in it, and what was not signed before
     Sign(sign::Args),
     /// Judge a log, or an excerpt, by its log signature
     Verify(Box<VerifyArgs>),
@@ -47,6 +46,9 @@ pub(crate) struct VerifyArgs {
     log: PathBuf,
     /// Its log signature [default: LOG.logsig, or LOG.logsig.parts]
     signature: Option<PathBuf>,
+    /// What the first block must go on from: the log before, its last leaf, or a state file
+    #[arg(long, value_name = "LOG|IMPRINT|FILE")]
+    after: Option<String>,
     #[command(flatten)]
     trust: TrustArgs,
     #[command(flatten)]
@@ -61,13 +63,13 @@ pub(crate) fn run(command: Command) -> Outcome {
             let VerifyArgs {
                 log,
                 signature,
+                after,
                 trust,
                 form,
             } = *args;
             let path = signature.unwrap_or_else(|| beside(&log));
-            with_signature(&path, |signature| {
-                verify::run(signature, &path, &log, &trust, form)
-            })
+            let after = after.as_deref().map(previous::leaf).transpose()?;
+            verify::run(&path, &log, after, &trust, form)
         }
         Command::Extract(args) => extract::run(args),
         Command::Extend(args) => extend::run(args),
@@ -86,26 +88,6 @@ fn beside(log: &Path) -> PathBuf {
     } else {
         whole
     }
-}
-
-/// Does `work` on a log signature; a folder of parts is joined.
-fn with_signature<T>(
-    path: &Path,
-    work: impl FnOnce(Window<'_>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    if path.is_dir() {
-        work(Window::of(path, &join(path)?.bytes))
-    } else {
-        work(Window::open(path)?)
-    }
-}
-
-/// Joins the two parts in a folder.
-fn join(parts: &Path) -> Result<logsig::Integrated, Failure> {
-    let blocks = files::read(&parts.join("blocks.dat"))?;
-    let seals = files::read(&parts.join("block-signatures.dat"))?;
-    logsig::integrate(&blocks, &seals)
-        .map_err(|e| Failure::Input(format!("{}: {e}", parts.display())))
 }
 
 /// An error about the bytes of a log signature.

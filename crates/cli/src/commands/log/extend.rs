@@ -1,13 +1,15 @@
 //! Leading the signatures of a log signature to publications.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pitser_client::Client;
-use pitser_ksi::logsig::{Block, BlockReader, Seal, encode_signed};
+use pitser_ksi::logsig::{Block, Seal, encode_signed};
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
 
-use super::{SUFFIX, malformed};
+use super::SUFFIX;
+use super::reseal::{Made, Reseal, Resealed};
+use super::stream::Blocks;
 use crate::files;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::Form;
@@ -47,33 +49,22 @@ pub(crate) fn run(args: Args) -> Outcome {
         )));
     }
     let path = files::appended(&args.log, SUFFIX);
-    let file = files::read(&path)?;
+    let output = args.output.clone().unwrap_or_else(|| path.clone());
     let client = args.credentials.client(&args.extender)?;
-    let reader = BlockReader::new(&file).map_err(|e| malformed(&path, e))?;
-    let mut extended = reader.format().magic().to_vec();
-    let (mut done, mut left) = (0_u64, 0_u64);
-    service::block_on(async {
-        for block in reader {
-            let block = block.map_err(|e| malformed(&path, e))?;
-            extended.extend_from_slice(block.unsealed_bytes());
-            match extend(&client, &block, &publications).await? {
-                Some(seal) => {
-                    done += 1;
-                    extended.extend(seal);
-                }
-                None => {
-                    left += 1;
-                    extended.extend_from_slice(block.seal.bytes);
-                }
-            }
-        }
-        Ok(())
-    })?;
-    let output = args.output.clone().unwrap_or(path);
-    files::write(&output, &extended, args.output.is_none())?;
+    let done = service::block_on(extend(&path, &output, &client, &publications))?;
+    if let Some(failure) = done.failure {
+        return Err(Failure::Service(format!(
+            "{} of {} blocks could not be extended: {failure}; the others are in {}, and the same command \
+             extends the rest",
+            done.missed,
+            done.blocks,
+            output.display()
+        )));
+    }
+    let left = done.blocks - done.sealed;
     args.form.show(
         &Map::new()
-            .with("extended_blocks", done)
+            .with("extended_blocks", done.sealed)
             .with("other_blocks", left)
             .with("written", output.display().to_string()),
     )?;
@@ -84,22 +75,40 @@ pub(crate) fn run(args: Args) -> Outcome {
     })
 }
 
-/// The block's new 0904; `None` where there is no signature, or no publication
-/// covers it yet.
 async fn extend(
+    path: &Path,
+    output: &Path,
+    client: &Client,
+    publications: &PublicationsFile,
+) -> Result<Resealed, Failure> {
+    let mut blocks = Blocks::open(path)?;
+    let mut new = Reseal::new(output, path == output, blocks.format())?;
+    while let Some(block) = blocks.next()? {
+        let seal = seal(client, &block.get(), publications)?;
+        new.push(block, seal).await?;
+    }
+    new.finish().await?.keep()
+}
+
+/// Makes the block's new 0904; `None` where there is no signature, or no publication
+/// covers it yet.
+fn seal(
     client: &Client,
     block: &Block<'_>,
     publications: &PublicationsFile,
-) -> Result<Option<Vec<u8>>, Failure> {
+) -> Result<Option<impl Future<Output = Made> + Send + 'static>, Failure> {
     let Seal::Signature(bytes) = block.seal.seal else {
         return Ok(None);
     };
     let signature = Signature::decode(bytes).map_err(Failure::input)?;
-    let Some(record) = publications.nearest(signature.aggregation_time()) else {
+    let Some(record) = publications.nearest(signature.aggregation_time()).cloned() else {
         return Ok(None);
     };
-    let extended = client.extend(&signature, None, Some(record)).await?;
-    encode_signed(block.seal.count, extended.as_bytes())
-        .map(Some)
-        .map_err(Failure::input)
+    let (client, count) = (client.clone(), block.seal.count);
+    Ok(Some(async move {
+        let extended = client.extend(&signature, None, Some(&record)).await?;
+        encode_signed(count, extended.as_bytes())
+            .map(Some)
+            .map_err(Failure::input)
+    }))
 }

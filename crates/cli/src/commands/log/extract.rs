@@ -1,15 +1,15 @@
 //! Taking lines out of a log, each with its own proof.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pitser_ksi::logsig::{
     Block, Excerpt, ExcerptBlock, ExtractError, Format, Lines, extract, record_signature,
 };
 use pitser_ksi::signature::Signature;
 
-use super::stream::{Blocks, LogLines, Window};
-use super::{beside, with_signature};
+use super::beside;
+use super::stream::{Blocks, LogLines};
 use crate::files;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::Form;
@@ -41,7 +41,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Outcome {
     let path = args.signature.clone().unwrap_or_else(|| beside(&args.log));
-    let (format, taken) = with_signature(&path, |signature| take(signature, &args))?;
+    let (format, taken) = take(&path, &args)?;
     let base = args.output.clone().unwrap_or_else(|| args.log.clone());
     let written = if args.ksig {
         write_signatures(&base, &taken, args.force)?
@@ -62,8 +62,8 @@ struct Taken {
 }
 
 /// Reads no further than the last line that is wanted.
-fn take(signature: Window<'_>, args: &Args) -> Result<(Format, Vec<Taken>), Failure> {
-    let mut blocks = Blocks::new(signature)?;
+fn take(signature: &Path, args: &Args) -> Result<(Format, Vec<Taken>), Failure> {
+    let mut blocks = Blocks::open(signature)?;
     let mut log = LogLines::open(&args.log)?;
     let mut taken = Vec::new();
     let mut first = 1;
@@ -120,7 +120,7 @@ fn take_from(
 }
 
 fn write_excerpt(
-    base: &std::path::Path,
+    base: &Path,
     taken: Vec<Taken>,
     is_legacy: bool,
     force: bool,
@@ -143,11 +143,7 @@ fn write_excerpt(
     ])
 }
 
-fn write_signatures(
-    base: &std::path::Path,
-    taken: &[Taken],
-    force: bool,
-) -> Result<Vec<String>, Failure> {
+fn write_signatures(base: &Path, taken: &[Taken], force: bool) -> Result<Vec<String>, Failure> {
     let mut written = Vec::new();
     for Taken { numbers, proof, .. } in taken {
         let signature = Signature::decode(&proof.signature).map_err(Failure::input)?;

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{PARTS_SUFFIX, SUFFIX, join};
-use crate::files;
+use pitser_ksi::logsig::{Format, Seal};
+
+use super::stream::Blocks;
+use super::{PARTS_SUFFIX, SUFFIX};
+use crate::files::{self, NewFile};
 use crate::outcome::{Exit, Outcome};
 use crate::output::Form;
 use crate::tree::Map;
@@ -26,18 +29,28 @@ pub(crate) struct Args {
 /// Runs the command. Blocks without a signature stay unsigned: `log sign` or a
 /// later integration signs them.
 pub(crate) fn run(args: Args) -> Outcome {
-    let whole = join(&files::appended(&args.log, PARTS_SUFFIX))?;
+    let mut blocks = Blocks::open(&files::appended(&args.log, PARTS_SUFFIX))?;
     let output = args
         .output
         .unwrap_or_else(|| files::appended(&args.log, SUFFIX));
-    files::write(&output, &whole.bytes, args.force)?;
+    let mut whole = NewFile::create(&output, args.force)?;
+    whole.write(Format::LogSignature.magic())?;
+    let (mut signed, mut unsigned) = (0_u64, 0_u64);
+    while let Some(block) = blocks.next()? {
+        match block.get().seal.seal {
+            Seal::Unsigned { .. } => unsigned += 1,
+            _ => signed += 1,
+        }
+        whole.write(block.bytes())?;
+    }
+    whole.finish()?;
     args.form.show(
         &Map::new()
-            .with("signed_blocks", whole.signed)
-            .with("unsigned_blocks", whole.unsigned)
+            .with("signed_blocks", signed)
+            .with("unsigned_blocks", unsigned)
             .with("written", output.display().to_string()),
     )?;
-    Ok(if whole.unsigned == 0 {
+    Ok(if unsigned == 0 {
         Exit::Intact
     } else {
         Exit::Unconfirmed

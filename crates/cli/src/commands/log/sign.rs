@@ -1,19 +1,20 @@
-//! Signing a log, or what of its log signature is not signed yet.
+//! Signing a log: what of it has no log signature yet, and what of its log
+//! signature is not signed yet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use pitser_client::{Client, ClientError};
+use pitser_client::Client;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{
-    BLOCK_CLOSE_REASON, BlockBuilder, BlockReader, BuildError, Format, Lines, Seal, StoredHashes,
-    encode_signed, encode_unsigned,
+    BLOCK_CLOSE_REASON, Block, BlockBuilder, Format, Lines, Seal, StoredHashes, encode_signed,
+    encode_state,
 };
-use pitser_ksi::signature::Signature;
-use tokio::task::JoinSet;
 
-use super::{SUFFIX, malformed};
+use super::reseal::{Made, Reseal};
+use super::stream::{Blocks, LogLines, OwnedBlock};
+use super::{SUFFIX, beside, previous};
 use crate::commands::sign::algorithm;
-use crate::files;
+use crate::files::{self, STANDARD};
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::Form;
 use crate::service::{self, Credentials};
@@ -22,211 +23,295 @@ use crate::tree::Map;
 /// The command's arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The log; if LOG.logsig is there, its unsigned blocks are signed
+    /// The log; what LOG.logsig already covers stays, unsigned blocks of it are signed,
+    /// and lines beyond it are added. - for the standard input, with -o
     log: PathBuf,
-    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT
+    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT; without one the blocks
+    /// wait to be signed later, by the same command
     #[arg(short = 'S', long = "service", value_name = "URI")]
-    service: String,
+    service: Option<String>,
     #[command(flatten)]
     credentials: Credentials,
-    /// Hash algorithm of a new log signature
+    /// Hash algorithm of new blocks
     #[arg(long, value_name = "NAME", default_value = "SHA-256", value_parser = algorithm)]
     algorithm: Algorithm,
     /// Height of a block's tree: a block holds 2^(N-1) lines
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u8).range(2..=20))]
     level: u8,
+    /// Hashes to store in new blocks: records name each altered line (37 bytes a line), the
+    /// tree lets lines be extracted without hashing others (74 bytes a line)
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Store::Records)]
+    store: Store,
+    /// What a new log signature goes on from: the log before, its last leaf, or a state file
+    #[arg(long, value_name = "LOG|IMPRINT|FILE", conflicts_with = "state")]
+    after: Option<String>,
+    /// Where the last leaf is kept between the files of a rotated log (KSISTAT10): a new log
+    /// signature goes on from it, then it is brought up to date
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Where the log signature is [default: LOG.logsig]
+    #[arg(short, long, value_name = "OUT.logsig")]
+    output: Option<PathBuf>,
     #[command(flatten)]
     form: Form,
 }
 
+/// Which redundant hashes a block carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Store {
+    None,
+    Records,
+    Tree,
+    All,
+}
+
+impl From<Store> for StoredHashes {
+    fn from(store: Store) -> Self {
+        Self {
+            records: matches!(store, Store::Records | Store::All),
+            tree: matches!(store, Store::Tree | Store::All),
+        }
+    }
+}
+
 /// Runs the command. What was signed is kept even if the service fails halfway.
 pub(crate) fn run(args: Args) -> Outcome {
-    let client = args.credentials.client(&args.service)?;
-    let path = files::appended(&args.log, SUFFIX);
-    let (format, mut blocks) = if path.exists() {
-        let file = files::read(&path)?;
-        let reader = BlockReader::new(&file).map_err(|e| malformed(&path, e))?;
-        (
-            reader.format(),
-            unsigned_of(reader).map_err(|e| malformed(&path, e))?,
-        )
-    } else {
-        (
-            Format::LogSignature,
-            build(&files::read(&args.log)?, &args)?,
-        )
-    };
-    let asked = blocks.iter().filter(|block| block.is_pending()).count();
-    let failure = service::block_on(async { Ok(sign_all(&client, &mut blocks).await) })?;
-    let file = assemble(format, &blocks).map_err(Failure::input)?;
-    files::write(&path, &file, true)?;
-    let missing = blocks.iter().filter(|block| block.is_pending()).count();
-    if let Some(error) = failure {
+    let client = args
+        .service
+        .as_ref()
+        .map(|uri| args.credentials.client(uri))
+        .transpose()?;
+    let output = args.output()?;
+    let done = service::block_on(sign(&args, client.as_ref(), &output))?;
+    if let (Some(state), Some(leaf)) = (&args.state, &done.last_leaf) {
+        files::write(state, &encode_state(leaf), true)?;
+    }
+    let waiting = done.unsigned;
+    if let Some(failure) = done.failure {
+        let asked = waiting + done.signed;
         return Err(Failure::Service(format!(
-            "{missing} of {asked} blocks could not be signed: {error}; the others are in {}, and the same \
-             command signs the rest",
-            path.display()
+            "{waiting} of {asked} blocks could not be signed: {failure}; the others are in {}, and the \
+             same command signs the rest",
+            output.display()
         )));
     }
-    args.form.show(
-        &Map::new()
-            .with("blocks", blocks.len())
-            .with("signed_now", asked)
-            .with("written", path.display().to_string()),
-    )?;
-    Ok(Exit::Intact)
+    if output.as_os_str() != STANDARD {
+        args.form.show(
+            &Map::new()
+                .with("blocks", done.blocks)
+                .with("lines_added", done.lines_added)
+                .with("signed_now", done.signed)
+                .with("unsigned", waiting)
+                .maybe("last_leaf", done.last_leaf)
+                .with("written", output.display().to_string()),
+        )?;
+    }
+    Ok(if waiting == 0 {
+        Exit::Intact
+    } else {
+        Exit::Unconfirmed
+    })
 }
 
-/// A block, and what is to be signed of it.
-struct Block {
-    /// 0901 up to but without the 0904.
-    bytes: Vec<u8>,
-    count: u64,
-    end: End,
-}
+impl Args {
+    fn output(&self) -> Result<PathBuf, Failure> {
+        match &self.output {
+            Some(output) => Ok(output.clone()),
+            None if self.log.as_os_str() == STANDARD => Err(Failure::Input(
+                "the log signature has no name yet: give one with -o".into(),
+            )),
+            None => Ok(files::appended(&self.log, SUFFIX)),
+        }
+    }
 
-enum End {
-    /// To be signed at this level.
-    Pending {
-        root: Imprint,
-        level: u8,
-    },
-    Signed(Box<Signature>),
-    /// A whole 0904 that is left as it is.
-    Kept(Vec<u8>),
-}
+    /// Where blocks are already: the log signature, or the parts of one.
+    fn source(&self, output: &Path) -> Option<PathBuf> {
+        let source = if self.output.is_none() {
+            beside(&self.log)
+        } else {
+            output.to_owned()
+        };
+        source.exists().then_some(source)
+    }
 
-impl Block {
-    fn is_pending(&self) -> bool {
-        matches!(self.end, End::Pending { .. })
+    /// What the first block of a new log signature goes on from.
+    fn start(&self) -> Result<Imprint, Failure> {
+        let given = match (&self.after, &self.state) {
+            (Some(after), _) => Some(previous::leaf(after)?),
+            (None, Some(state)) => previous::state(state)?,
+            (None, None) => None,
+        };
+        Ok(given.unwrap_or(Imprint::zero(self.algorithm)))
     }
 }
 
-/// Blocks of a log that has no log signature yet.
-fn build(log: &[u8], args: &Args) -> Result<Vec<Block>, Failure> {
-    let mut lines = Lines::new(log).peekable();
-    let mut blocks = Vec::new();
-    let mut last_leaf = Imprint::zero(args.algorithm);
-    // Record hashes let a verifier name the line that was altered.
-    let stored = StoredHashes {
-        records: true,
-        tree: false,
+#[derive(Default)]
+struct Done {
+    blocks: u64,
+    lines_added: u64,
+    signed: u64,
+    unsigned: u64,
+    failure: Option<Failure>,
+    /// Unknown if the log is not there any more.
+    last_leaf: Option<Imprint>,
+}
+
+async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Done, Failure> {
+    let source = args.source(output);
+    let mut log = if source.is_some() && !args.log.exists() && args.log.as_os_str() != STANDARD {
+        None
+    } else {
+        Some(LogLines::open(&args.log)?)
     };
-    let full = 1 << (args.level - 1);
-    while lines.peek().is_some() {
-        let mut iv = vec![0; args.algorithm.digest_len()];
-        getrandom::getrandom(&mut iv)
-            .map_err(|e| Failure::Service(format!("no random bytes: {e}")))?;
-        let closed = build_block(stored, args.algorithm, &iv, last_leaf, full, &mut lines)
-            .map_err(Failure::input)?;
-        last_leaf = closed.last_leaf;
-        blocks.push(Block {
-            bytes: closed.bytes,
-            count: closed.count,
-            end: End::Pending {
-                root: closed.root,
-                level: closed.level,
-            },
-        });
+    let mut blocks = source.as_deref().map(Blocks::open).transpose()?;
+    let read = blocks.as_ref().map(Blocks::format);
+    // The parts of a log signature become one.
+    let format = read
+        .filter(|format| *format != Format::Blocks)
+        .unwrap_or(Format::LogSignature);
+    let mut new = Reseal::new(
+        output,
+        source.as_ref().is_some_and(|it| it == output),
+        format,
+    )?;
+    let mut done = Done::default();
+
+    let mut last: Option<OwnedBlock> = None;
+    while let Some(blocks) = &mut blocks
+        && let Some(block) = blocks.next()?
+    {
+        if let Some(before) = last.replace(block) {
+            if let Some(log) = &mut log {
+                previous::skip(&before, log)?;
+            }
+            push(&mut new, before, client, format, &mut done).await?;
+        }
     }
-    if blocks.is_empty() {
+    if let Some(block) = last {
+        if let Some(log) = &mut log {
+            done.last_leaf = Some(previous::check(&block, log, &args.log)?.last_leaf);
+        }
+        push(&mut new, block, client, format, &mut done).await?;
+    }
+
+    let is_open = source.as_ref().is_some_and(|it| it.is_dir());
+    if let Some(log) = log.as_mut().filter(|_| !is_open) {
+        while log.has_more()? {
+            if format == Format::LogSignature11 {
+                return Err(Failure::Input(format!(
+                    "{}: a LOGSIG11, to which nothing is added; sign the lines it does not cover in a file \
+                     of their own",
+                    output.display()
+                )));
+            }
+            let start = match done.last_leaf {
+                Some(leaf) => leaf,
+                None => args.start()?,
+            };
+            let (block, leaf, lines) = build(args, start, log)?;
+            done.last_leaf = Some(leaf);
+            done.lines_added += lines;
+            push(&mut new, block, client, format, &mut done).await?;
+        }
+    }
+
+    let written = new.finish().await?;
+    if written.done.blocks == 0 {
         return Err(Failure::Input(format!(
             "{} has no lines to sign",
             args.log.display()
         )));
     }
-    Ok(blocks)
-}
-
-fn build_block<'l>(
-    stored: StoredHashes,
-    algorithm: Algorithm,
-    iv: &[u8],
-    last_leaf: Imprint,
-    full: u64,
-    lines: &mut impl Iterator<Item = &'l [u8]>,
-) -> Result<pitser_ksi::logsig::ClosedBlock, BuildError> {
-    let mut block = BlockBuilder::storing(stored, algorithm, iv, last_leaf)?;
-    while block.count() < full {
-        let Some(line) = lines.next() else {
-            block.metarecord(BLOCK_CLOSE_REASON, "Block closed due to file closure.")?;
-            break;
-        };
-        block.record_line(line);
-    }
-    block.close()
-}
-
-/// The blocks of a log signature, those without a signature pending.
-fn unsigned_of(reader: BlockReader<'_>) -> Result<Vec<Block>, pitser_ksi::DecodeError> {
-    let format = reader.format();
-    reader
-        .map(|block| {
-            let block = block?;
-            let count = block.seal.count;
-            let end = match block.seal.seal {
-                Seal::Unsigned { root, .. } => End::Pending {
-                    root,
-                    level: format.signing_level(count),
-                },
-                Seal::Signature(_) | Seal::Rfc3161(_) => End::Kept(block.seal.bytes.to_vec()),
-            };
-            Ok(Block {
-                bytes: block.unsealed_bytes().to_vec(),
-                count,
-                end,
-            })
-        })
-        .collect()
-}
-
-/// Has all pending blocks signed, many in one round. Returns the first failure.
-async fn sign_all(client: &Client, blocks: &mut [Block]) -> Option<ClientError> {
-    let mut pending = blocks
-        .iter()
-        .enumerate()
-        .filter_map(|(index, block)| match block.end {
-            End::Pending { root, level } => Some((index, root, level)),
-            _ => None,
-        });
-    let ask = |(index, root, level): (usize, Imprint, u8)| {
-        let client = client.clone();
-        async move { (index, client.sign(root, level).await) }
+    done.blocks = written.done.blocks;
+    done.signed = written.done.sealed;
+    done.unsigned += written.done.missed;
+    let is_new = source.as_deref() != Some(output);
+    let resealed = if is_new || done.signed + done.lines_added > 0 {
+        written.keep()?
+    } else {
+        written.done
     };
-    let mut asked: JoinSet<_> = pending.by_ref().take(AT_A_TIME).map(ask).collect();
-    let (mut signed, mut failure) = (Vec::new(), None);
-    while let Some(answer) = asked.join_next().await {
-        match answer {
-            Ok((index, Ok(signature))) => {
-                signed.push((index, signature));
-                // After a failure those under way are still waited for.
-                if let (None, Some(next)) = (&failure, pending.next()) {
-                    asked.spawn(ask(next));
-                }
-            }
-            Ok((_, Err(error))) => _ = failure.get_or_insert(error),
-            // A task that was aborted or panicked leaves its block unsigned.
-            Err(_) => {}
+    done.failure = resealed.failure;
+    Ok(done)
+}
+
+/// Passes a block on, to be signed if it is not.
+async fn push(
+    new: &mut Reseal,
+    block: OwnedBlock,
+    client: Option<&Client>,
+    format: Format,
+    done: &mut Done,
+) -> Result<(), Failure> {
+    let seal = match (pending(&block.get(), format), client) {
+        (None, _) => None,
+        (Some(_), None) => {
+            done.unsigned += 1;
+            None
+        }
+        (Some(pending), Some(client)) => Some(pending.sign(client.clone())),
+    };
+    new.push(block, seal).await
+}
+
+/// What is to be signed of a block.
+struct Pending {
+    count: u64,
+    root: Imprint,
+    level: u8,
+}
+
+fn pending(block: &Block<'_>, format: Format) -> Option<Pending> {
+    let Seal::Unsigned { root, .. } = block.seal.seal else {
+        return None;
+    };
+    let count = block.seal.count;
+    Some(Pending {
+        count,
+        root,
+        level: format.signing_level(count),
+    })
+}
+
+impl Pending {
+    async fn sign(self, client: Client) -> Made {
+        let signature = client.sign(self.root, self.level).await?;
+        encode_signed(self.count, signature.as_bytes())
+            .map(Some)
+            .map_err(Failure::input)
+    }
+}
+
+/// A block over the next lines, of which there is at least one; its last leaf, and
+/// the number of its lines.
+fn build(
+    args: &Args,
+    start: Imprint,
+    log: &mut LogLines<'_>,
+) -> Result<(OwnedBlock, Imprint, u64), Failure> {
+    let mut iv = vec![0; args.algorithm.digest_len()];
+    getrandom::getrandom(&mut iv).map_err(|e| Failure::Service(format!("no random bytes: {e}")))?;
+    let mut block = BlockBuilder::storing(args.store.into(), args.algorithm, &iv, start)
+        .map_err(Failure::input)?;
+    let full = 1_u64 << (args.level - 1);
+    while block.count() < full {
+        let room = full - block.count();
+        let fed = log.step(room, |piece| {
+            block.record_lines(&mut Lines::new(piece), full)
+        })?;
+        if fed.is_none() {
+            break;
         }
     }
-    for (index, signature) in signed {
-        blocks[index].end = End::Signed(Box::new(signature));
+    let lines = block.count();
+    if lines < full {
+        block
+            .metarecord(BLOCK_CLOSE_REASON, "Block closed due to file closure.")
+            .map_err(Failure::input)?;
     }
-    failure
+    let closed = block.close().map_err(Failure::input)?;
+    let seal = closed.unsigned(None).map_err(Failure::input)?;
+    let mut bytes = closed.bytes;
+    bytes.extend(seal);
+    Ok((OwnedBlock::new(bytes), closed.last_leaf, lines))
 }
-
-fn assemble(format: Format, blocks: &[Block]) -> Result<Vec<u8>, pitser_ksi::error::EncodeError> {
-    let mut file = format.magic().to_vec();
-    for block in blocks {
-        file.extend_from_slice(&block.bytes);
-        file.extend(match &block.end {
-            End::Pending { root, .. } => encode_unsigned(block.count, root, None)?,
-            End::Signed(signature) => encode_signed(block.count, signature.as_bytes())?,
-            End::Kept(bytes) => bytes.clone(),
-        });
-    }
-    Ok(file)
-}
-
-/// Requests under way at a time.
-const AT_A_TIME: usize = 256;

@@ -3,9 +3,11 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use pitser_ksi::logsig::{self, Block, BlockReader, Format, MAGIC_LEN};
+use pitser_ksi::logsig::{
+    self, Block, BlockReader, Format, IntegrationError, MAGIC_LEN, SealReader,
+};
 use pitser_ksi::{DecodeError, DecodeErrorKind};
 
 use super::malformed;
@@ -14,7 +16,7 @@ use crate::outcome::Failure;
 
 /// A file, of which a stretch is in memory.
 pub(super) struct Window<'f> {
-    path: &'f Path,
+    path: PathBuf,
     source: Box<dyn Read + 'f>,
     /// The stretch is what lies from `start` to `end`; beyond it there is room.
     buffer: Vec<u8>,
@@ -27,7 +29,7 @@ pub(super) struct Window<'f> {
 
 impl<'f> Window<'f> {
     /// Opens `path`; `-` is the standard input.
-    pub(super) fn open(path: &'f Path) -> Result<Self, Failure> {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         if path.as_os_str() == files::STANDARD {
             return Ok(Self::new(path, Box::new(io::stdin().lock())));
         }
@@ -36,13 +38,13 @@ impl<'f> Window<'f> {
     }
 
     /// What was read from `path` before.
-    pub(super) fn of(path: &'f Path, bytes: &'f [u8]) -> Self {
+    pub(super) fn of(path: &Path, bytes: &'f [u8]) -> Self {
         Self::new(path, Box::new(bytes))
     }
 
-    fn new(path: &'f Path, source: Box<dyn Read + 'f>) -> Self {
+    fn new(path: &Path, source: Box<dyn Read + 'f>) -> Self {
         Self {
-            path,
+            path: path.to_owned(),
             source,
             buffer: Vec::new(),
             start: 0,
@@ -66,6 +68,37 @@ impl<'f> Window<'f> {
             self.read_on()?;
         }
         Ok(self.stretch())
+    }
+
+    /// Takes out the next item, whose length `measure` tells once it is all there;
+    /// `None` at the end.
+    fn next_item(
+        &mut self,
+        measure: impl Fn(&[u8]) -> Result<Option<usize>, DecodeError>,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        let at = self.at;
+        loop {
+            let stretch = self.stretch();
+            if let Some(length) = measure(stretch).map_err(|e| malformed(&self.path, e))? {
+                let item = stretch[..length].to_vec();
+                self.consume(length);
+                return Ok(Some(item));
+            }
+            if self.is_complete && stretch.is_empty() {
+                return Ok(None);
+            }
+            if self.is_complete {
+                let end = DecodeError::new(DecodeErrorKind::Truncated, at + stretch.len());
+                let text = format!("{end}: what begins at byte {at} is cut off");
+                return Err(malformed(&self.path, text));
+            }
+            if stretch.len() > LONGEST_BLOCK {
+                let text =
+                    format!("the block at byte {at} does not end within {LONGEST_BLOCK} bytes");
+                return Err(malformed(&self.path, text));
+            }
+            self.read_on()?;
+        }
     }
 
     fn stretch(&self) -> &[u8] {
@@ -95,7 +128,7 @@ impl<'f> Window<'f> {
                 }
                 Ok(length) => self.end += length,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(unreadable(self.path, &e)),
+                Err(e) => return Err(unreadable(&self.path, &e)),
             }
         }
         Ok(())
@@ -120,7 +153,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
 pub(super) struct LogLines<'f>(Window<'f>);
 
 impl<'f> LogLines<'f> {
-    pub(super) fn open(path: &'f Path) -> Result<Self, Failure> {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         Window::open(path).map(Self)
     }
 
@@ -154,7 +187,17 @@ impl<'f> LogLines<'f> {
         Ok(skipped)
     }
 
-    fn step<T>(
+    /// Whether another line follows.
+    pub(super) fn has_more(&mut self) -> Result<bool, Failure> {
+        while self.0.stretch().is_empty() && !self.0.is_complete {
+            self.0.read_on()?;
+        }
+        Ok(!self.0.stretch().is_empty())
+    }
+
+    /// Shows the next lines, at most `count` of them and not many, with all line
+    /// ends, and steps over them; tells their number. `None` at the end.
+    pub(super) fn step<T>(
         &mut self,
         count: u64,
         see: impl FnOnce(&[u8]) -> T,
@@ -184,10 +227,12 @@ impl<'f> LogLines<'f> {
     }
 }
 
-/// The blocks of a log signature.
+/// The blocks of a log signature; those of a folder of parts with the seals that
+/// have come.
 pub(super) struct Blocks<'f> {
     window: Window<'f>,
     format: Format,
+    seals: Option<Seals<'f>>,
 }
 
 /// The bytes of one block.
@@ -197,22 +242,63 @@ pub(super) struct OwnedBlock {
 }
 
 impl OwnedBlock {
+    /// A block that was just built, with its 0904.
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, at: 0 }
+    }
+
     pub(super) fn get(&self) -> Block<'_> {
         logsig::read_block(&self.bytes, self.at)
             .ok()
             .flatten()
             .expect("these bytes were read as a block before")
     }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The same block with `seal`, a whole 0904, in place of its own.
+    pub(super) fn with_seal(mut self, seal: &[u8]) -> Self {
+        let length = self.get().unsealed_bytes().len();
+        self.bytes.truncate(length);
+        self.bytes.extend_from_slice(seal);
+        self
+    }
 }
 
 impl<'f> Blocks<'f> {
+    /// The blocks in a log signature, or in a folder of parts.
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        if !path.is_dir() {
+            return Self::new(Window::open(path)?);
+        }
+        let part = |name: &str| {
+            let part = path.join(name);
+            File::open(&part)
+                .map(|file| Window::new(&part, Box::new(file)))
+                .map_err(|e| unreadable(&part, &e))
+        };
+        let mut blocks = Self::new(part("blocks.dat")?)?;
+        blocks.seals = Some(Seals::new(part("block-signatures.dat")?)?);
+        Ok(blocks)
+    }
+
     pub(super) fn new(mut window: Window<'f>) -> Result<Self, Failure> {
         window.format()?;
         let format = BlockReader::new(window.stretch())
-            .map_err(|e| malformed(window.path, e))?
+            .map_err(|e| malformed(&window.path, e))?
             .format();
         window.consume(MAGIC_LEN);
-        Ok(Self { window, format })
+        Ok(Self {
+            window,
+            format,
+            seals: None,
+        })
     }
 
     pub(super) fn format(&self) -> Format {
@@ -222,28 +308,75 @@ impl<'f> Blocks<'f> {
     /// The next block; `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<OwnedBlock>, Failure> {
         let at = self.window.at;
-        loop {
-            let stretch = self.window.stretch();
-            let block =
-                logsig::read_block(stretch, at).map_err(|e| malformed(self.window.path, e))?;
-            if let Some(block) = block {
-                let bytes = block.bytes.to_vec();
-                self.window.consume(bytes.len());
-                return Ok(Some(OwnedBlock { bytes, at }));
-            }
-            if self.window.is_complete && stretch.is_empty() {
-                return Ok(None);
-            }
-            if self.window.is_complete {
-                let end = DecodeError::new(DecodeErrorKind::Truncated, at + stretch.len());
-                return Err(malformed(self.window.path, end));
-            }
-            if stretch.len() > LONGEST_BLOCK {
-                let text =
-                    format!("the block at byte {at} does not end within {LONGEST_BLOCK} bytes");
-                return Err(malformed(self.window.path, text));
-            }
-            self.window.read_on()?;
+        let block = self.window.next_item(|stretch| {
+            logsig::read_block(stretch, at).map(|block| block.map(|it| it.bytes.len()))
+        })?;
+        let block = block.map(|bytes| OwnedBlock { bytes, at });
+        match (block, &mut self.seals) {
+            (Some(block), Some(seals)) => Ok(Some(match seals.take_for(&block)? {
+                Some(seal) => block.with_seal(&seal),
+                None => block,
+            })),
+            (None, Some(seals)) => seals.end().map(|()| None),
+            (block, None) => Ok(block),
+        }
+    }
+}
+
+/// Seals that came later, in the order of their blocks.
+struct Seals<'f> {
+    window: Window<'f>,
+    /// The bytes of the next one, and where they stand.
+    next: Option<(usize, Vec<u8>)>,
+}
+
+impl<'f> Seals<'f> {
+    fn new(mut window: Window<'f>) -> Result<Self, Failure> {
+        window.format()?;
+        SealReader::new(window.stretch()).map_err(|e| malformed(&window.path, e))?;
+        window.consume(MAGIC_LEN);
+        let mut seals = Self { window, next: None };
+        seals.read_on()?;
+        Ok(seals)
+    }
+
+    fn read_on(&mut self) -> Result<(), Failure> {
+        let at = self.window.at;
+        let seal = self.window.next_item(|stretch| {
+            logsig::read_seal(stretch, at).map(|seal| seal.map(|it| it.bytes.len()))
+        })?;
+        self.next = seal.map(|bytes| (at, bytes));
+        Ok(())
+    }
+
+    /// The next seal, if it is of `block`.
+    fn take_for(&mut self, block: &OwnedBlock) -> Result<Option<Vec<u8>>, Failure> {
+        let Some((at, bytes)) = &self.next else {
+            return Ok(None);
+        };
+        let seal = logsig::read_seal(bytes, *at)
+            .ok()
+            .flatten()
+            .expect("these bytes were read as a seal before");
+        let fits = seal
+            .is_of(&block.get())
+            .map_err(|e| malformed(&self.window.path, format_args!("seal at byte {at}: {e}")))?;
+        if !fits {
+            return Ok(None);
+        }
+        let seal = self.next.take().map(|(_, bytes)| bytes);
+        self.read_on()?;
+        Ok(seal)
+    }
+
+    /// Asserts that none is left over.
+    fn end(&self) -> Result<(), Failure> {
+        match &self.next {
+            None => Ok(()),
+            Some((at, _)) => Err(malformed(
+                &self.window.path,
+                IntegrationError::StraySeal { at: *at },
+            )),
         }
     }
 }

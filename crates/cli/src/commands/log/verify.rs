@@ -30,20 +30,40 @@ pub(crate) fn run_on(
     form: Form,
 ) -> Outcome {
     debug_assert_eq!(Format::of(signature), Some(format));
-    run(Window::of(path, signature), path, log, trust, form)
+    judge(Window::of(path, signature), path, log, None, trust, form)
 }
 
-/// Judges the lines of `log` by `signature`, read from `path`.
+/// Judges the lines of `log` by the log signature in `path`, whose first block must
+/// go on from the leaf `after`, if one is given.
 pub(super) fn run(
+    path: &Path,
+    log: &Path,
+    after: Option<Imprint>,
+    trust: &TrustArgs,
+    form: Form,
+) -> Outcome {
+    if !path.is_dir() {
+        return judge(Window::open(path)?, path, log, after, trust, form);
+    }
+    let trust = trust.load()?;
+    let mut examination = Examination::new(&trust, after);
+    let blocks = Blocks::open(path)?;
+    let format = blocks.format();
+    examination.blocks(blocks, path, log)?;
+    examination.tell(format, path, log, form)
+}
+
+fn judge(
     mut signature: Window<'_>,
     path: &Path,
     log: &Path,
+    after: Option<Imprint>,
     trust: &TrustArgs,
     form: Form,
 ) -> Outcome {
     let trust = trust.load()?;
     let format = signature.format()?.ok_or_else(|| unknown(path))?;
-    let mut examination = Examination::new(&trust);
+    let mut examination = Examination::new(&trust, after);
     match format {
         Format::Seals => {
             return Err(Failure::Input(format!(
@@ -59,30 +79,22 @@ pub(super) fn run(
                 .map_err(|e| malformed(path, e))?;
         }
         Format::LogSignature | Format::LogSignature11 | Format::Blocks => {
-            examination.blocks(signature, path, log)?;
+            examination.blocks(Blocks::new(signature)?, path, log)?;
         }
     }
-    let mut judgement = examination.judge();
-    judgement.details = Map::new()
-        .with("file", log.display().to_string())
-        .with("signature", path.display().to_string())
-        .with("kind", crate::kind::Kind::Log(format).to_string())
-        .with("lines", examination.lines)
-        .list(
-            "faults",
-            examination
-                .faults
-                .iter()
-                .map(|(code, text)| Map::new().with("code", code.as_str()).with("text", text)),
-        )
-        .with("blocks", Tree::List(examination.facts));
-    judgement.show(form)
+    examination.tell(format, path, log, form)
 }
 
 /// What was found in the blocks looked at so far. Lines and blocks count from 1
 /// where they are shown, as editors do.
 struct Examination<'t> {
     trust: &'t Trust,
+    /// The leaf that the first block must go on from.
+    after: Option<Imprint>,
+    /// Whether the first block goes on from another log.
+    goes_on: bool,
+    /// The leaf that the next log goes on from, if it is certain.
+    last_leaf: Option<Imprint>,
     lines: u64,
     blocks: u64,
     /// What the lines are not.
@@ -109,9 +121,12 @@ struct Seals {
 }
 
 impl<'t> Examination<'t> {
-    fn new(trust: &'t Trust) -> Self {
+    fn new(trust: &'t Trust, after: Option<Imprint>) -> Self {
         Self {
             trust,
+            after,
+            goes_on: false,
+            last_leaf: None,
             lines: 0,
             blocks: 0,
             faults: Vec::new(),
@@ -123,8 +138,25 @@ impl<'t> Examination<'t> {
         }
     }
 
-    fn blocks(&mut self, signature: Window<'_>, path: &Path, log: &Path) -> Result<(), Failure> {
-        let mut blocks = Blocks::new(signature)?;
+    fn tell(self, format: Format, path: &Path, log: &Path, form: Form) -> Outcome {
+        let mut judgement = self.judge();
+        judgement.details = Map::new()
+            .with("file", log.display().to_string())
+            .with("signature", path.display().to_string())
+            .with("kind", crate::kind::Kind::Log(format).to_string())
+            .with("lines", self.lines)
+            .maybe("last_leaf", self.last_leaf)
+            .list(
+                "faults",
+                self.faults
+                    .iter()
+                    .map(|(code, text)| Map::new().with("code", code.as_str()).with("text", text)),
+            )
+            .with("blocks", Tree::List(self.facts));
+        judgement.show(form)
+    }
+
+    fn blocks(&mut self, mut blocks: Blocks<'_>, path: &Path, log: &Path) -> Result<(), Failure> {
         let mut lines = LogLines::open(log)?;
         let format = blocks.format();
         let mut before: Option<BlockReport> = None;
@@ -136,6 +168,9 @@ impl<'t> Examination<'t> {
             Ok(())
         })?;
         self.uncovered = lines.skip(u64::MAX)?;
+        self.last_leaf = before
+            .filter(BlockReport::is_intact)
+            .map(|report| report.last_leaf);
         Ok(())
     }
 
@@ -147,6 +182,9 @@ impl<'t> Examination<'t> {
         before: Option<&BlockReport>,
     ) -> Result<(), DecodeError> {
         self.blocks += 1;
+        if self.blocks == 1 {
+            self.first_block(block);
+        }
         // What follows a block that differs cannot be told from its last leaf.
         let before_was_intact = before.filter(|before| before.is_intact());
         if before_was_intact.is_some_and(|before| !before.is_followed_by(block)) {
@@ -198,6 +236,17 @@ impl<'t> Examination<'t> {
                 (self.seals.wait(self.blocks, text.to_owned()), None)
             }
         })
+    }
+
+    /// Compares the first block with what came before the log.
+    fn first_block(&mut self, block: &Block<'_>) {
+        let previous = block.header.previous_leaf;
+        self.goes_on = previous.digest().iter().any(|byte| *byte != 0);
+        if self.after.is_some_and(|after| after != previous) {
+            let text =
+                format!("block 1 goes on from {previous}, which is not where the log before ends");
+            self.breaks.push(text);
+        }
     }
 
     fn lines_of(&mut self, block: &Block<'_>, report: &BlockReport) {
@@ -347,7 +396,7 @@ impl<'t> Examination<'t> {
             .collect();
         if self.uncovered > 0 {
             let text = format!(
-                "{} from line {} on in no block",
+                "{} from line {} on in no block: added after signing; if rightly, pitser log sign covers them",
                 plural(self.uncovered, "line"),
                 self.lines + 1
             );
@@ -423,11 +472,15 @@ impl<'t> Examination<'t> {
                 State::Broken,
                 format!("{} {text}", Finding::BlockMissing),
             ),
-            None => Step::new(
-                "order",
-                State::Matches,
-                "each block goes on from the one before",
-            ),
+            None => {
+                let first = match (self.after, self.goes_on) {
+                    (Some(_), _) => ", the first from the log before",
+                    (None, true) => "; the first goes on from another log: --after compares it",
+                    (None, false) => "",
+                };
+                let text = format!("each block goes on from the one before{first}");
+                Step::new("order", State::Matches, text)
+            }
         }
     }
 
