@@ -23,10 +23,12 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
-use crate::commands::{dev, evidence, extend, guard, history, inspect, log, sign, trail, verify};
+use crate::commands::{
+    dev, evidence, extend, guard, history, inspect, log, manual, sign, trail, verify,
+};
 use crate::outcome::Outcome;
 
 /// Keeps the records of a health database irrefutable.
@@ -68,6 +70,10 @@ enum Command {
     /// Sign and verify logs, line by line
     #[command(subcommand)]
     Log(log::Command),
+    /// Print what a shell needs to complete our commands
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(manual::ManArgs),
 }
 
 impl Command {
@@ -84,6 +90,8 @@ impl Command {
             Self::Verify(args) => verify::run(*args),
             Self::Inspect(args) => inspect::run(args),
             Self::Log(command) => log::run(command),
+            Self::Completions(args) => manual::completions(&args, Cli::command()),
+            Self::Man(args) => manual::man(&args, Cli::command()),
         }
     }
 }

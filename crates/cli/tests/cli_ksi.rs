@@ -471,3 +471,21 @@ fn command<'a>(columns: &[&'a str]) -> Option<(Vec<String>, &'a str)> {
 }
 
 const PACK_ANCHOR: &str = "../policy-verification-signatures/resources/cert-file-for-deprecated-algorithm-in-calendar-chain.pem";
+
+#[test]
+fn shells_and_man_know_the_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        run(dir.path(), &format!("completions {shell}"))
+            .exits(0)
+            .says("integrate");
+    }
+    run(dir.path(), "man").exits(0).says(".TH pitser 1");
+    run(dir.path(), "man -o pages").exits(0);
+    let page = fs::read_to_string(dir.path().join("pages/pitser-log-sign.1")).unwrap();
+    assert!(
+        page.contains("--state") || page.contains("\\-\\-state"),
+        "{page}"
+    );
+    run(dir.path(), "completions tcsh").exits(3).says("bash");
+}

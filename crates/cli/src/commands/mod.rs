@@ -7,6 +7,7 @@ pub(crate) mod guard;
 pub(crate) mod history;
 pub(crate) mod inspect;
 pub(crate) mod log;
+pub(crate) mod manual;
 pub(crate) mod sign;
 pub(crate) mod trail;
 pub(crate) mod verify;
