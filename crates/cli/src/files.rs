@@ -212,6 +212,58 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
     }
 }
 
+/// The data folder; a temporary one goes away with this value.
+pub(crate) struct Folder {
+    pub(crate) path: PathBuf,
+    is_temporary: bool,
+}
+
+impl Folder {
+    pub(crate) fn kept(path: &Path) -> Result<Self, Failure> {
+        fs::create_dir_all(path).map_err(|e| {
+            Failure::Input(format!(
+                "cannot use {}: {e}; choose another --dir",
+                path.display()
+            ))
+        })?;
+        let path = path.canonicalize().map_err(Failure::service)?;
+        Ok(Self {
+            path,
+            is_temporary: false,
+        })
+    }
+
+    /// A new folder that nobody else can look into.
+    pub(crate) fn temporary() -> Result<Self, Failure> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let mut random = [0; 8];
+        getrandom::getrandom(&mut random)
+            .map_err(|e| Failure::Service(format!("no random bytes: {e}")))?;
+        let name = format!("pitser-{}", data_encoding::HEXLOWER.encode(&random));
+        let path = std::env::temp_dir().join(name);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|e| {
+                Failure::Service(format!("cannot make {}: {e}; give a --dir", path.display()))
+            })?;
+        Ok(Self {
+            path,
+            is_temporary: true,
+        })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.is_temporary
+            && let Err(e) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(folder = %self.path.display(), error = %e, "the temporary folder stays behind");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,5 +300,14 @@ mod tests {
                 .code(),
             3
         );
+    }
+
+    #[test]
+    fn a_temporary_folder_goes_away() {
+        let folder = Folder::temporary().unwrap();
+        let path = folder.path.clone();
+        assert!(path.is_dir());
+        drop(folder);
+        assert!(!path.exists());
     }
 }

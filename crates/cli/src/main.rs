@@ -27,7 +27,7 @@ use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use crate::commands::{
-    dev, evidence, extend, guard, history, inspect, log, manual, sign, trail, verify,
+    bench, dev, evidence, extend, guard, history, inspect, log, manual, sign, trail, verify,
 };
 use crate::outcome::Outcome;
 
@@ -70,6 +70,9 @@ enum Command {
     /// Sign and verify logs, line by line
     #[command(subcommand)]
     Log(log::Command),
+    /// Measure whole paths against a floor in the same run
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Print what a shell needs to complete our commands
     Completions(manual::CompletionsArgs),
     /// Print the manual page, or write those of all commands
@@ -90,6 +93,7 @@ impl Command {
             Self::Verify(args) => verify::run(*args),
             Self::Inspect(args) => inspect::run(args),
             Self::Log(command) => log::run(command),
+            Self::Bench(command) => bench::run(command),
             Self::Completions(args) => manual::completions(&args, Cli::command()),
             Self::Man(args) => manual::man(&args, Cli::command()),
         }

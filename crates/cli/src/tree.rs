@@ -18,6 +18,8 @@ pub(crate) struct Map(Vec<(&'static str, Tree)>);
 pub(crate) enum Tree {
     Text(String),
     Number(u64),
+    /// A number of hundredths, shown as a decimal.
+    Hundredths(u64),
     Flag(bool),
     List(Vec<Tree>),
     Map(Map),
@@ -108,6 +110,7 @@ impl Tree {
         match self {
             Tree::Text(text) => output::clean(text).replace('\n', "\\n"),
             Tree::Number(number) => number.to_string(),
+            Tree::Hundredths(number) => format!("{}.{:02}", number / 100, number % 100),
             Tree::Flag(flag) => if *flag { "yes" } else { "no" }.to_owned(),
             Tree::Line(Map(facts)) => {
                 let fact = |(name, tree): &(&str, Tree)| {
@@ -143,6 +146,7 @@ impl Serialize for Tree {
         match self {
             Tree::Text(text) => serializer.serialize_str(text),
             Tree::Number(number) => serializer.serialize_u64(*number),
+            Tree::Hundredths(number) => serializer.serialize_f64(*number as f64 / 100.0),
             Tree::Flag(flag) => serializer.serialize_bool(*flag),
             Tree::List(list) => serializer.collect_seq(list),
             Tree::Map(map) | Tree::Line(map) => map.serialize(serializer),

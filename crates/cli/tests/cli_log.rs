@@ -428,3 +428,16 @@ fn what_is_wrong_with_a_log_signature_is_told() {
         .exits(3)
         .says("absent.log.logsig");
 }
+
+#[test]
+fn the_bench_runs_its_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = run(dir.path(), "bench verify --lines 2000 --rounds 1 --json");
+    let facts = said.exits(0).json();
+    assert_eq!(facts["lines"], 2000);
+    assert!(facts["verify_lines_per_s"].as_u64().unwrap() > 0);
+    for store in ["none", "records", "tree"] {
+        assert!(facts["extract_ms"][store].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -1,6 +1,5 @@
 //! `pitser dev`: an authority on loopback, for development.
 
-use std::fs;
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +15,7 @@ use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
 
 use crate::clock;
+use crate::files::Folder;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{self, Form};
 use crate::service::{self, Secret};
@@ -265,58 +265,6 @@ fn shell_quoted(text: &str) -> String {
     }
 }
 
-/// The data folder; a temporary one goes away with this value.
-struct Folder {
-    path: PathBuf,
-    is_temporary: bool,
-}
-
-impl Folder {
-    fn kept(path: &Path) -> Result<Self, Failure> {
-        fs::create_dir_all(path).map_err(|e| {
-            Failure::Input(format!(
-                "cannot use {}: {e}; choose another --dir",
-                path.display()
-            ))
-        })?;
-        let path = path.canonicalize().map_err(Failure::service)?;
-        Ok(Self {
-            path,
-            is_temporary: false,
-        })
-    }
-
-    /// A new folder that nobody else can look into.
-    fn temporary() -> Result<Self, Failure> {
-        use std::os::unix::fs::DirBuilderExt;
-        let mut random = [0; 8];
-        getrandom::getrandom(&mut random)
-            .map_err(|e| Failure::Service(format!("no random bytes: {e}")))?;
-        let name = format!("pitser-dev-{}", data_encoding::HEXLOWER.encode(&random));
-        let path = std::env::temp_dir().join(name);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(|e| {
-                Failure::Service(format!("cannot make {}: {e}; give a --dir", path.display()))
-            })?;
-        Ok(Self {
-            path,
-            is_temporary: true,
-        })
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if self.is_temporary
-            && let Err(e) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!(folder = %self.path.display(), error = %e, "the temporary folder stays behind");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,14 +274,5 @@ mod tests {
         assert_eq!(shell_quoted("/tmp/a-b.pem"), "/tmp/a-b.pem");
         assert_eq!(shell_quoted("/tmp/a b"), "'/tmp/a b'");
         assert_eq!(shell_quoted("it's"), "'it'\\''s'");
-    }
-
-    #[test]
-    fn a_temporary_folder_goes_away() {
-        let folder = Folder::temporary().unwrap();
-        let path = folder.path.clone();
-        assert!(path.is_dir());
-        drop(folder);
-        assert!(!path.exists());
     }
 }

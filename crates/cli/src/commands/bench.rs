@@ -1,0 +1,19 @@
+//! `pitser bench`: whole paths, against a floor in the same run.
+
+mod verify;
+
+use crate::outcome::Outcome;
+
+/// What to measure.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// A log signature: to make it, to verify it, to take a line out
+    Verify(verify::Args),
+}
+
+/// Runs the command.
+pub(crate) fn run(command: Command) -> Outcome {
+    match command {
+        Command::Verify(args) => verify::run(&args),
+    }
+}
