@@ -34,6 +34,7 @@
 //! # Ok::<(), pitser_ksi::DecodeError>(())
 //! ```
 
+pub mod block_signer;
 pub mod chain;
 pub mod error;
 pub mod hash;
