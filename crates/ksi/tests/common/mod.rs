@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 pub(crate) mod calendar;
+pub(crate) mod tree;
 
 use std::path::{Path, PathBuf};
 
