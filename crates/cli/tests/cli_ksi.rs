@@ -362,7 +362,7 @@ fn all_vectors_are_inspected() {
 }
 
 /// The tables of the test pack, on the command line: same codes, and exit codes
-/// that fit them. Rows that need the live extender of its makers are left out.
+/// that fit them. Rows that need a live extender are in `cli_extender.rs`.
 #[test]
 fn the_test_pack() {
     let pack = testdata("ksi/test_pack");
