@@ -595,3 +595,20 @@ fn anchor_of(tree: &Node, tag: Tag) -> Node {
     });
     Node::read(&writer.finish().unwrap()).children().remove(0)
 }
+
+#[test]
+fn tags_are_told_as_the_tables_of_the_format_have_them() {
+    let told = |kind: DecodeErrorKind| DecodeError::new(kind, 7).to_string();
+    assert_eq!(
+        told(DecodeErrorKind::Missing(0x05)),
+        "missing tag 0x05 at byte 7"
+    );
+    assert_eq!(
+        told(DecodeErrorKind::UnknownCritical(0x0807)),
+        "unknown critical tag 0x0807 at byte 7"
+    );
+    assert_eq!(
+        told(DecodeErrorKind::Conflict(0x0803)),
+        "tag 0x0803 beside one that excludes it, or without one that it needs at byte 7"
+    );
+}
