@@ -105,6 +105,9 @@ impl fmt::Display for Doubt {
             Self::Pki(PkiError::NoConstraint) => {
                 f.write_str("say whose it must be, with --constraint NAME=VALUE beside --trust")
             }
+            Self::Pki(error @ PkiError::NotValid { .. }) => {
+                write!(f, "{error}: --at takes an instant")
+            }
             Self::Pki(error) => error.fmt(f),
         }
     }

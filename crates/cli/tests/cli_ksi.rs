@@ -144,7 +144,7 @@ fn the_publications_file_is_judged_too() {
         &format!("verify p.bin --{whose} --at 2000-01-01T00:00:00Z"),
     )
     .exits(2)
-    .says("not valid");
+    .says("is valid from");
     let mut forged = file;
     forged[20] ^= 1;
     fs::write(dir.join("p.bin"), &forged).unwrap();
@@ -359,6 +359,27 @@ fn all_vectors_are_inspected() {
         }
     }
     assert!(described > 150, "{described}");
+}
+
+/// Months after a publications file was made, its signer's certificate ends.
+#[test]
+fn an_expired_publisher_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let pack = testdata("ksi/test_pack/policy-verification-signatures/resources");
+    let trust = "--trust cert-file-for-deprecated-algorithm-in-calendar-chain.pem --constraint email=publications@guardtime.com";
+    let verify = |at: &str| {
+        let args = format!("verify publications-file-resigned.bin {trust} --at {at}");
+        let said = pitser(dir.path())
+            .current_dir(&pack)
+            .args(args.split(' '))
+            .output();
+        common::Said::from(said.unwrap())
+    };
+    verify("2026-07-10T09:31:51Z").exits(0);
+    verify("2026-07-10T09:31:52Z")
+        .exits(2)
+        .says("expired at 2026-07-10T09:31:51Z, and 2026-07-10T09:31:52Z is later")
+        .says("--at takes an instant");
 }
 
 /// The tables of the test pack, on the command line: same codes, and exit codes

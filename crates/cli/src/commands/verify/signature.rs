@@ -182,11 +182,14 @@ impl Case<'_> {
                 let chains = signature.aggregation_chains();
                 let links: usize = chains.iter().map(|chain| chain.links.len()).sum();
                 let by: Vec<_> = signature.identities().collect();
+                let by = match by.join(", ") {
+                    nobody if nobody.is_empty() => nobody,
+                    somebody => format!(", by {somebody}"),
+                };
                 format!(
-                    "{} in {}, by {}",
+                    "{} in {}{by}",
                     plural(links, "step"),
                     plural(chains.len(), "chain"),
-                    by.join(", ")
                 )
             }
             Part::Calendar => match signature.calendar() {
