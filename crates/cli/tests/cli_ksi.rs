@@ -118,6 +118,40 @@ fn a_policy_claims_no_more_than_it_looked_at() {
     .says("does not verify");
 }
 
+/// Whoever reads a contradiction learns which facts contradict each other.
+#[test]
+fn contradictions_are_told_with_their_facts() {
+    let vectors = testdata("ksi/tlv");
+    let verify = |options: &str| {
+        run(
+            &vectors,
+            &format!("verify ok-sig-2014-04-30.1.ksig {options}"),
+        )
+    };
+    verify("--level 3")
+        .exits(1)
+        .says("document  broken    GEN-03")
+        .says("it was signed for level 0 at most");
+    verify("--hash SHA-1:0000000000000000000000000000000000000000")
+        .exits(1)
+        .says("that is SHA-256");
+    verify("--policy calendar")
+        .exits(2)
+        .says("this policy asks an extender: give one with -X");
+    let pack = testdata("ksi/test_pack/policy-verification-signatures");
+    run(
+        &pack,
+        "verify policy-verification-signature-aggregation-time-before-cert-time-KEY-03.ksig \
+         -P resources/publications-file-resigned.bin --at 2024-06-01T00:00:00Z \
+         --trust resources/cert-file-for-deprecated-algorithm-in-calendar-chain.pem \
+         --constraint email=publications@guardtime.com",
+    )
+    .exits(1)
+    .says("broken: KEY-03")
+    .says("is valid from 20")
+    .says("and it was signed at 2023-01-11T09:42:28Z");
+}
+
 #[test]
 fn the_publications_file_is_judged_too() {
     let dir = tempfile::tempdir().unwrap();

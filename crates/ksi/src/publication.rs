@@ -130,7 +130,7 @@ impl PublicationData {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CodeError {
     /// A letter that base32 does not use, or a number of letters it cannot have.
-    #[error("not a publication code: not base32")]
+    #[error("not a publication code: a letter is missing, or not of A to Z and 2 to 7")]
     Letters,
     /// Too short for a time and a checksum, or too long for any hash.
     #[error("not a publication code: too short or too long")]
