@@ -427,6 +427,29 @@ fn sha_1_ends_with_june_2016() {
     );
 }
 
+/// If chains and calendar chain contradict each other about the time, the calendar
+/// decides what was signed too late, before the contradiction is looked at.
+#[test]
+fn the_calendar_tells_when_the_document_was_signed() {
+    let sha1 = |time| {
+        Parts::new(Choice {
+            time,
+            document: Algorithm::Sha1,
+            record: None,
+            leaf: Algorithm::Sha1,
+            ..SOUND
+        })
+    };
+    let mut parts = sha1(Second(SHA1_ENDS.0 - 1));
+    calendar(&mut parts, |chain| chain.aggregation_time = Some(SHA1_ENDS));
+    assert_eq!(parts.code(), "INT-13");
+    let mut parts = sha1(SHA1_ENDS);
+    calendar(&mut parts, |chain| {
+        chain.aggregation_time = Some(Second(SHA1_ENDS.0 - 1));
+    });
+    assert_eq!(parts.code(), "INT-04");
+}
+
 /// Every algorithm that has no end is good in every place.
 #[test]
 fn other_algorithms_have_no_end() {
