@@ -118,6 +118,40 @@ fn a_policy_claims_no_more_than_it_looked_at() {
     .says("does not verify");
 }
 
+/// Whoever reads a contradiction learns which facts contradict each other.
+#[test]
+fn contradictions_are_told_with_their_facts() {
+    let vectors = testdata("ksi/tlv");
+    let verify = |options: &str| {
+        run(
+            &vectors,
+            &format!("verify ok-sig-2014-04-30.1.ksig {options}"),
+        )
+    };
+    verify("--level 3")
+        .exits(1)
+        .says("document  broken    GEN-03")
+        .says("it was signed for level 0 at most");
+    verify("--hash SHA-1:0000000000000000000000000000000000000000")
+        .exits(1)
+        .says("that is SHA-256");
+    verify("--policy calendar")
+        .exits(2)
+        .says("this policy asks an extender: give one with -X");
+    let pack = testdata("ksi/test_pack/policy-verification-signatures");
+    run(
+        &pack,
+        "verify policy-verification-signature-aggregation-time-before-cert-time-KEY-03.ksig \
+         -P resources/publications-file-resigned.bin --at 2024-06-01T00:00:00Z \
+         --trust resources/cert-file-for-deprecated-algorithm-in-calendar-chain.pem \
+         --constraint email=publications@guardtime.com",
+    )
+    .exits(1)
+    .says("broken: KEY-03")
+    .says("is valid from 20")
+    .says("and it was signed at 2023-01-11T09:42:28Z");
+}
+
 #[test]
 fn the_publications_file_is_judged_too() {
     let dir = tempfile::tempdir().unwrap();
@@ -144,7 +178,7 @@ fn the_publications_file_is_judged_too() {
         &format!("verify p.bin --{whose} --at 2000-01-01T00:00:00Z"),
     )
     .exits(2)
-    .says("not valid");
+    .says("is valid from");
     let mut forged = file;
     forged[20] ^= 1;
     fs::write(dir.join("p.bin"), &forged).unwrap();
@@ -361,8 +395,29 @@ fn all_vectors_are_inspected() {
     assert!(described > 150, "{described}");
 }
 
+/// Months after a publications file was made, its signer's certificate ends.
+#[test]
+fn an_expired_publisher_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let pack = testdata("ksi/test_pack/policy-verification-signatures/resources");
+    let trust = "--trust cert-file-for-deprecated-algorithm-in-calendar-chain.pem --constraint email=publications@guardtime.com";
+    let verify = |at: &str| {
+        let args = format!("verify publications-file-resigned.bin {trust} --at {at}");
+        let said = pitser(dir.path())
+            .current_dir(&pack)
+            .args(args.split(' '))
+            .output();
+        common::Said::from(said.unwrap())
+    };
+    verify("2026-07-10T09:31:51Z").exits(0);
+    verify("2026-07-10T09:31:52Z")
+        .exits(2)
+        .says("expired at 2026-07-10T09:31:51Z, and 2026-07-10T09:31:52Z is later")
+        .says("--at takes an instant");
+}
+
 /// The tables of the test pack, on the command line: same codes, and exit codes
-/// that fit them. Rows that need the live extender of its makers are left out.
+/// that fit them. Rows that need a live extender are in `cli_extender.rs`.
 #[test]
 fn the_test_pack() {
     let pack = testdata("ksi/test_pack");

@@ -180,6 +180,25 @@ impl Client {
         from: Second,
         to: Option<Second>,
     ) -> Result<CalendarChain, ClientError> {
+        let chain = self.calendar_as_answered(from, to).await?;
+        if to.is_some_and(|to| chain.publication_time != to) {
+            return Err(self.unfit("the chain leads to another second than was asked for"));
+        }
+        if chain.aggregation_time != Some(from) {
+            return Err(self.unfit("the chain starts at another second than was asked for"));
+        }
+        if chain.time_from_shape() != Some(from) {
+            return Err(self.unfit("the chain has the shape of another second (INT-05)"));
+        }
+        Ok(chain)
+    }
+
+    /// As [`Client::extend_calendar`], for a caller who judges the chain himself.
+    async fn calendar_as_answered(
+        &self,
+        from: Second,
+        to: Option<Second>,
+    ) -> Result<CalendarChain, ClientError> {
         if let Some(to) = to.filter(|to| *to < from) {
             return Err(ClientError::Backwards {
                 signed_at: from,
@@ -200,19 +219,9 @@ impl Client {
             return Err(self.unfit("it answers something else"));
         };
         self.check_status(Asked::Extend, result.status, result.message)?;
-        let chain = result
+        result
             .calendar
-            .ok_or_else(|| self.unfit("the calendar chain is missing"))?;
-        if to.is_some_and(|to| chain.publication_time != to) {
-            return Err(self.unfit("the chain leads to another second than was asked for"));
-        }
-        if chain.aggregation_time != Some(from) {
-            return Err(self.unfit("the chain starts at another second than was asked for"));
-        }
-        if chain.time_from_shape() != Some(from) {
-            return Err(self.unfit("the chain has the shape of another second (INT-05)"));
-        }
-        Ok(chain)
+            .ok_or_else(|| self.unfit("the calendar chain is missing"))
     }
 
     /// How the aggregator wants to be used.
@@ -409,13 +418,15 @@ pub struct BlockingExtender {
 }
 
 impl policy::Extend for BlockingExtender {
+    /// The chain as it was answered: policies tell a chain of another second (CAL-03,
+    /// PUB-02) from an extender that fails.
     fn extend(
         &self,
         from: Second,
         to: Option<Second>,
     ) -> Result<CalendarChain, policy::ExtendError> {
         self.runtime
-            .block_on(self.client.extend_calendar(from, to))
+            .block_on(self.client.calendar_as_answered(from, to))
             .map_err(|e| policy::ExtendError(e.to_string()))
     }
 }

@@ -156,7 +156,7 @@ impl Sibling {
         match self {
             Sibling::Imprint(_) => None,
             Sibling::LegacyId(id) => {
-                let text = &id[3..][..id[2].into()];
+                let text = id[3..].get(..id[2].into())?;
                 Some(String::from_utf8_lossy(text).into_owned())
             }
             Sibling::Metadata(encoded) => Metadata::decode(encoded).ok().map(|m| m.client_id),

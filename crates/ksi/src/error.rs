@@ -39,7 +39,7 @@ pub enum DecodeErrorKind {
     #[error("trailing bytes")]
     TrailingBytes,
     /// Another element was expected here.
-    #[error("tag {found:#04x} instead of {expected:#04x}")]
+    #[error("tag {} instead of {}", hex(*found), hex(*expected))]
     UnexpectedTag {
         /// The tag the format puts here.
         expected: Tag,
@@ -47,22 +47,22 @@ pub enum DecodeErrorKind {
         found: Tag,
     },
     /// An element nobody told us how to read, without leave to ignore it.
-    #[error("unknown critical tag {0:#04x}")]
+    #[error("unknown critical tag {}", hex(*.0))]
     UnknownCritical(Tag),
     /// A mandatory element is absent; the position is that of its container.
-    #[error("missing tag {0:#04x}")]
+    #[error("missing tag {}", hex(*.0))]
     Missing(Tag),
     /// An element that may occur once occurs again.
-    #[error("second tag {0:#04x}")]
+    #[error("second tag {}", hex(*.0))]
     Repeated(Tag),
     /// More elements of one kind than the decoder accepts.
-    #[error("too many elements of tag {0:#04x}")]
+    #[error("too many elements of tag {}", hex(*.0))]
     TooMany(Tag),
     /// An element stands where the format does not allow it.
-    #[error("misplaced tag {0:#04x}")]
+    #[error("misplaced tag {}", hex(*.0))]
     Misplaced(Tag),
     /// An element contradicts another one, or lacks the one it depends on.
-    #[error("tag {0:#04x} does not fit the other elements")]
+    #[error("tag {} beside one that excludes it, or without one that it needs", hex(*.0))]
     Conflict(Tag),
     /// Not a minimal big-endian integer of at most 8 bytes.
     #[error("malformed integer")]
@@ -92,10 +92,19 @@ pub enum DecodeErrorKind {
 
 /// A value does not fit into the format: an element holds at most 65535 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("element {tag:#04x} would hold {length} bytes, more than 65535")]
+#[error("element {} would hold {length} bytes, more than 65535", hex(*tag))]
 pub struct EncodeError {
     /// The element that would be too long.
     pub tag: Tag,
     /// The length of its value, in bytes.
     pub length: usize,
+}
+
+/// A tag as the format's tables have it: two digits, or four.
+fn hex(tag: Tag) -> String {
+    if tag > 0xff {
+        format!("{tag:#06x}")
+    } else {
+        format!("{tag:#04x}")
+    }
 }

@@ -130,7 +130,7 @@ impl PublicationData {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CodeError {
     /// A letter that base32 does not use, or a number of letters it cannot have.
-    #[error("not a publication code: not base32")]
+    #[error("not a publication code: a letter is missing, or not of A to Z and 2 to 7")]
     Letters,
     /// Too short for a time and a checksum, or too long for any hash.
     #[error("not a publication code: too short or too long")]
@@ -170,8 +170,8 @@ impl PublicationRecord {
             let child = child?;
             match child.tag {
                 PublicationData::TAG => child.fill(&mut data, PublicationData::decode(&child)?)?,
-                0x09 => push(&child, &mut references, MAX_TEXTS, child.string()?.into())?,
-                0x0a => push(&child, &mut repositories, MAX_TEXTS, child.string()?.into())?,
+                0x09 => push(&child, &mut references, MAX_TEXTS, text(&child)?)?,
+                0x0a => push(&child, &mut repositories, MAX_TEXTS, text(&child)?)?,
                 _ => child.ignore()?,
             }
         }
@@ -183,12 +183,12 @@ impl PublicationRecord {
         })
     }
 
-    /// Appends the record as an element `tag`.
+    /// Appends the record as an element `tag`. Empty texts are left out.
     pub fn write(&self, writer: &mut Writer, tag: Tag) {
         writer.nested(tag, |w| {
             self.data.write(w, Flags::NONE);
-            w.each(&self.references, |w, text| _ = w.string(0x09, text))
-                .each(&self.repositories, |w, text| _ = w.string(0x0a, text))
+            w.each(&self.references, |w, text| write_text(w, 0x09, text))
+                .each(&self.repositories, |w, text| write_text(w, 0x0a, text))
         });
     }
 }
@@ -230,10 +230,10 @@ impl SignatureData {
         for child in element.children() {
             let child = child?;
             match child.tag {
-                0x01 => child.fill(&mut oid, child.non_empty_string()?.into())?,
+                0x01 => child.fill(&mut oid, text(&child)?)?,
                 0x02 => child.fill(&mut value, child.value.into())?,
                 0x03 => child.fill(&mut certificate_id, child.value.into())?,
-                0x04 => child.fill(&mut repository, child.string()?.into())?,
+                0x04 => child.fill(&mut repository, text(&child)?)?,
                 _ => child.ignore()?,
             }
         }
@@ -245,16 +245,13 @@ impl SignatureData {
         })
     }
 
-    /// Appends signature data.
+    /// Appends signature data. An empty repository is left out.
     pub fn write(&self, writer: &mut Writer) {
         writer.nested(Self::TAG, |w| {
             w.string(0x01, &self.oid)
                 .element(0x02, &self.value)
-                .element(0x03, &self.certificate_id);
-            match &self.repository {
-                Some(repository) => w.string(0x04, repository),
-                None => w,
-            }
+                .element(0x03, &self.certificate_id)
+                .each(&self.repository, |w, text| write_text(w, 0x04, text))
         });
     }
 }
@@ -345,6 +342,18 @@ impl AuthenticationRecord {
             self.signature.write(w);
             w
         });
+    }
+}
+
+/// The texts of these records say something: the format knows no empty ones.
+fn text(element: &Element<'_>) -> Result<String, DecodeError> {
+    element.non_empty_string().map(str::to_owned)
+}
+
+/// Appends what [`text`] reads. Zero bytes are left out by [`Writer::string`].
+pub(crate) fn write_text(writer: &mut Writer, tag: Tag, text: &str) {
+    if text.bytes().any(|byte| byte != 0) {
+        writer.string(tag, text);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! KSIPUBLF                      8 bytes
-//! 0701       header             01 version = 1, 02 creation time, 03 repository 0..1
+//! 0701       header             01 version, written as 1, 02 creation time, 03 repository 0..1
 //! 0702 × n   certificate        01 id (CRC-32 of the DER), 02 X.509 DER
 //! 0703 × n   publication record 10 publication data, 09 references, 0A repositories
 //! 0704       signature          detached PKCS#7 over every byte before it
@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::error::{DecodeError, DecodeErrorKind, EncodeError};
 use crate::pki::{self, Certificate, Constraint, PkiError, Signer, TrustAnchors};
-use crate::publication::PublicationRecord;
+use crate::publication::{PublicationRecord, write_text};
 use crate::time::Second;
 use crate::tlv::{Element, Reader, Tag, Writer};
 
@@ -241,11 +241,9 @@ impl Contents {
         }
         let mut writer = Writer::new();
         writer.raw(MAGIC).nested(HEADER, |w| {
-            w.integer(0x01, VERSION).integer(0x02, self.created_at.0);
-            match &self.repository {
-                Some(repository) => w.string(0x03, repository),
-                None => w,
-            }
+            w.integer(0x01, VERSION)
+                .integer(0x02, self.created_at.0)
+                .each(&self.repository, |w, text| write_text(w, 0x03, text))
         });
         for der in &self.certificates {
             let certificate = Certificate::from_der(der)?;
@@ -292,13 +290,12 @@ impl Header {
             match child.tag {
                 0x01 => child.fill(&mut version, child.integer()?)?,
                 0x02 => child.fill(&mut created_at, child.second()?)?,
-                0x03 => child.fill(&mut repository, child.string()?.to_owned())?,
+                0x03 => child.fill(&mut repository, child.non_empty_string()?.to_owned())?,
                 _ => child.ignore()?,
             }
         }
-        if element.require(version, 0x01)? != VERSION {
-            return Err(element.error(DecodeErrorKind::Malformed("version: it must be 1")));
-        }
+        // What a reader of another version had to know would be marked critical.
+        element.require(version, 0x01)?;
         Ok(Self {
             created_at: element.require(created_at, 0x02)?,
             repository,

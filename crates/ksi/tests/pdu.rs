@@ -117,8 +117,6 @@ fn promised(name: &str) -> Fate {
         _ if name.contains("-critical-") && !name.contains("non-critical") => Fate::Malformed,
         _ if name.contains("-not-first") || name.contains("-not-last") => Fate::Malformed,
         "tlv_missing_tag.tlv" | "tlv_unknown_tag.tlv" => Fate::Malformed,
-        // An acknowledgement is nothing that an extender sends.
-        "ok-sig-2014-04-30.1-extend_response-with-conf-and-ack.tlv" => Fate::Malformed,
         // For an older reader: the login id is no string, zero is not minimal.
         "ok-sig-2014-07-01.1-aggr_response_ordered.tlv" => Fate::Malformed,
         "nok_aggr_response-invalid-aggr-chain.tlv" => Fate::Contradictory,

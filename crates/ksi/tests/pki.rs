@@ -142,6 +142,27 @@ fn refuses_other_times() {
     check(|case| case.at = Second(UNTIL.0 + 1), "NotValid");
 }
 
+/// Whoever reads it need not look up a validity.
+#[test]
+fn an_expired_certificate_tells_since_when_and_what_to_do() {
+    let told = |at| {
+        let case = Case { at, ..Case::new() };
+        let subject = case.anchors.certificates()[0].subject();
+        let told = case.verify().unwrap_err().to_string();
+        told.replace(&subject, "X")
+    };
+    assert_eq!(
+        told(Second(UNTIL.0 + 1)),
+        "the certificate of X expired at 2030-03-17T17:46:40Z, and 2030-03-17T17:46:41Z is later: \
+         get what was signed with a newer certificate, or judge as of a time before it expired"
+    );
+    assert_eq!(
+        told(Second(FROM.0 - 1)),
+        "the certificate of X is valid from 2023-11-14T22:13:20Z on, and 2023-11-14T22:13:19Z is \
+         earlier: look at the clock, or judge as of a later time"
+    );
+}
+
 #[test]
 fn refuses_what_is_no_signature() {
     check(|case| case.pkcs7.clear(), "Malformed");
@@ -230,6 +251,11 @@ fn openssl_signatures() {
         ("nok-issuer-key-usage", "Untrusted"),
         ("nok-critical-extension", "Untrusted"),
         ("nok-issuer-expired", "NotValid"),
+        ("nok-issuer-namesake", "Untrusted"),
+        ("nok-signer-key-usage", "Untrusted"),
+        // What a signer of publications files is for is told by constraints alone.
+        ("ok-extended-key-usage", "ok"),
+        ("ok-other-attributes", "ok"),
         ("ok-version-1-anchor", "ok"),
         ("nok-version-1-intermediate", "Untrusted"),
         ("nok-anchor-not-ca", "Untrusted"),
@@ -240,6 +266,7 @@ fn openssl_signatures() {
         ("nok-attached-ber", "Malformed"),
         ("nok-no-attributes", "SignedAttribute"),
         ("nok-pss", "Algorithm"),
+        ("nok-md5", "Algorithm"),
         ("nok-sha224", "Algorithm"),
         ("nok-ecdsa", "Algorithm"),
         ("nok-two-emails", "Constraint"),

@@ -286,6 +286,18 @@ fn key_outside_its_validity() {
     }
 }
 
+/// The first and the last second of the validity belong to it.
+#[test]
+fn key_on_the_borders_of_its_validity() {
+    for certified in [(SIGNED, SIGNED), (0, SIGNED), (SIGNED, SIGNED + 1)] {
+        let mut world = World::new();
+        let id = certificate_id(&certificate(&key("throw-away-rsa2048"), certified));
+        world.certified = certified;
+        signature_data(&mut world, |signature| signature.certificate_id = id.into());
+        assert_eq!(judge(world, Policy::Key), "ok", "{certified:?}");
+    }
+}
+
 #[test]
 fn calendar_policy() {
     let meet = |start: fn() -> World, meddle: fn(&mut CalendarChain), expected| {

@@ -275,10 +275,11 @@ fn elements_have_their_order() {
     };
     assert_eq!(decode(&[SIGNATURE]), Err((unexpected, 8)));
     assert_eq!(decode(&["87010003010101", SIGNATURE]), Err((Missing(2), 8)));
-    assert_eq!(
-        decode(&["87010006010102020107", SIGNATURE]).map_err(|e| e.1),
-        Err(8)
-    );
+    // Common clients read any version; what they must not ignore is marked critical.
+    assert_eq!(decode(&["87010006010102020107", SIGNATURE]), Ok(()));
+    assert_eq!(decode(&["87010003020107", SIGNATURE]), Err((Missing(1), 8)));
+    const NO_REPOSITORY: &str = "87010009010101020107030100";
+    assert_eq!(decode(&[NO_REPOSITORY, SIGNATURE]), Err((Text, 18)));
     assert_eq!(
         decode(&[HEADER, "870200030101aa", SIGNATURE]),
         Err((Missing(2), 18))

@@ -47,6 +47,11 @@ issue old self '' '/C=EE/O=Example/CN=Version 1 root'
 issue byold old "$leaf" "$who"
 issue oldinter root '' '/C=EE/O=Example/CN=Version 1 intermediate'
 issue byoldinter oldinter "$leaf" "$who"
+issue encipher root 'basicConstraints=CA:FALSE\nkeyUsage=critical,keyEncipherment\n' "$who"
+issue purpose root "$leaf"'extendedKeyUsage=critical,timeStamping\n' "$who"
+# Another authority under the name of the root.
+issue namesake self "$ca" '/C=EE/O=Example/CN=Root'
+issue bynamesake namesake "$leaf" "$who"
 # Two authorities that vouch for each other, and nobody for them.
 issue left self "$ca" '/C=EE/O=Example/CN=Left'
 issue right self "$ca" '/C=EE/O=Example/CN=Right'
@@ -79,6 +84,10 @@ sign nok-issuer-not-ca bynotca -md sha256 -certfile notca.pem
 sign nok-issuer-key-usage bynosign -md sha256 -certfile nosign.pem
 sign nok-critical-extension critical -md sha256 -certfile inter.pem
 sign nok-issuer-expired bybrief -md sha256 -certfile brief.pem
+sign nok-issuer-namesake bynamesake -md sha256 -certfile namesake.pem
+sign nok-signer-key-usage encipher -md sha256
+sign ok-extended-key-usage purpose -md sha256
+sign ok-other-attributes alone -md sha256 -cades
 sign ok-version-1-anchor byold -md sha256
 sign nok-version-1-intermediate byoldinter -md sha256 -certfile oldinter.pem
 sign nok-anchor-not-ca byalone -md sha256
@@ -88,6 +97,7 @@ sign nok-no-certificate alone -md sha256 -nocerts
 sign nok-attached alone -md sha256 -nodetach
 sign nok-no-attributes alone -md sha256 -noattr
 sign nok-pss alone -md sha256 -keyopt rsa_padding_mode:pss
+sign nok-md5 alone -md md5
 sign nok-sha224 alone -md sha224
 sign nok-ecdsa ec -md sha256
 sign nok-two-emails twomails -md sha256

@@ -9,7 +9,7 @@
 //! ```
 
 use super::{
-    CONFIG, ERROR, EXTENSION_V1, ErrorPayload, MAX_PARENTS, PAYLOAD, Status, Version,
+    ACK, CONFIG, ERROR, EXTENSION_V1, ErrorPayload, MAX_PARENTS, PAYLOAD, Status, Version,
     optional_string, sealed,
 };
 use crate::{
@@ -107,6 +107,8 @@ pub enum ExtendResponsePayload {
 impl sealed::Codec for ExtendResponsePayload {
     const TAG: Tag = 0x0321;
     const TAG_V1: Tag = EXTENSION_V1;
+    /// An acknowledgement, as aggregators send it, stands in a published answer.
+    const PASSED_OVER: &'static [Tag] = &[ACK];
 
     fn read(element: &Element<'_>, version: Version) -> Result<Option<Self>, DecodeError> {
         Ok(Some(match (version, element.tag) {

@@ -124,6 +124,7 @@ impl<P: Payload> Pdu<P> {
                 MAC => mac = Some(child.imprint()?),
                 _ => match P::read(&child, version)? {
                     Some(payload) => push(&child, &mut payloads, MAX_PAYLOADS, payload)?,
+                    None if P::PASSED_OVER.contains(&child.tag) => {}
                     None => child.ignore()?,
                 },
             }
@@ -287,6 +288,8 @@ mod sealed {
         const TAG: Tag;
         /// The message's outer tag in version 1.
         const TAG_V1: Tag;
+        /// Payloads that have no meaning in this kind of message and yet occur.
+        const PASSED_OVER: &'static [Tag] = &[];
         /// `None` if the element is no payload we know.
         fn read(element: &Element<'_>, version: Version) -> Result<Option<Self>, DecodeError>;
         fn write(&self, writer: &mut Writer);

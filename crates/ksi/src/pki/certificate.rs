@@ -267,15 +267,23 @@ impl Certificate {
         else {
             return false;
         };
-        let usage_allows = match self.extension(&oid::KEY_USAGE) {
-            None => true,
-            Some(found) => KeyUsage::from_der(found.extn_value.as_bytes())
-                .is_ok_and(|usage| usage.key_cert_sign()),
-        };
+        let usage_allows = self.usage_allows(|usage| usage.key_cert_sign());
         let length_allows = basic
             .path_len_constraint
             .is_none_or(|limit| below <= usize::from(limit));
         basic.ca && length_allows && usage_allows
+    }
+
+    /// May its key sign what is neither a certificate nor a revocation list
+    /// (RFC 5280 §4.2.1.3)?
+    pub(super) fn may_sign(&self) -> bool {
+        self.usage_allows(|usage| usage.digital_signature() || usage.non_repudiation())
+    }
+
+    /// Whether the key usage, if it is limited at all, allows something.
+    fn usage_allows(&self, allows: impl FnOnce(KeyUsage) -> bool) -> bool {
+        self.extension(&oid::KEY_USAGE)
+            .is_none_or(|found| KeyUsage::from_der(found.extn_value.as_bytes()).is_ok_and(allows))
     }
 
     /// A critical extension that the path validator does not know.

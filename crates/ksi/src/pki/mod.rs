@@ -105,13 +105,31 @@ pub enum PkiError {
         why: String,
     },
     /// A certificate on the path is not valid at the given time.
-    #[error("certificate of {subject} is not valid at {at}")]
+    #[error("{}", not_valid(subject, *validity, *at))]
     NotValid {
         /// Subject of that certificate.
         subject: String,
+        /// When it is valid.
+        validity: Validity,
         /// The time that was asked about.
         at: Second,
     },
+}
+
+/// What is wrong, since when, and what helps.
+fn not_valid(subject: &str, validity: Validity, at: Second) -> String {
+    let Validity { from, until } = validity;
+    if at > until {
+        format!(
+            "the certificate of {subject} expired at {until}, and {at} is later: get what was \
+             signed with a newer certificate, or judge as of a time before it expired"
+        )
+    } else {
+        format!(
+            "the certificate of {subject} is valid from {from} on, and {at} is earlier: look at \
+             the clock, or judge as of a later time"
+        )
+    }
 }
 
 /// Object identifiers.

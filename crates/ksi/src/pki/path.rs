@@ -1,7 +1,7 @@
 //! From a signer's certificate to one the verifier trusts.
 
-use super::PkiError;
 use super::certificate::Certificate;
+use super::{PkiError, Validity};
 use crate::time::Second;
 
 /// The certificates a verifier trusts, chosen by the verifier alone.
@@ -82,7 +82,10 @@ impl TrustAnchors {
                 why: "no chain of issuers leads to a trust anchor".to_owned(),
             },
         };
-        if search.acceptable(signer) && search.reaches_anchor(&mut vec![signer]) {
+        // Who trusts the very certificate need not be told what it is for; published
+        // files have signers that may only issue.
+        let may_sign = self.0.contains(signer) || search.may_sign(signer);
+        if may_sign && search.acceptable(signer) && search.reaches_anchor(&mut vec![signer]) {
             Ok(())
         } else {
             Err(search.obstacle)
@@ -165,11 +168,22 @@ impl<'a> Search<'a> {
         self.acceptable(issuer)
     }
 
+    fn may_sign(&mut self, signer: &Certificate) -> bool {
+        let may = signer.may_sign();
+        if !may {
+            self.untrusted(signer, "its key usage does not allow signatures".to_owned());
+        }
+        may
+    }
+
     fn acceptable(&mut self, certificate: &Certificate) -> bool {
         if !certificate.is_valid_at(self.at) {
-            let subject = certificate.subject();
             self.obstacle = PkiError::NotValid {
-                subject,
+                subject: certificate.subject(),
+                validity: Validity {
+                    from: certificate.valid_from(),
+                    until: certificate.valid_until(),
+                },
                 at: self.at,
             };
             return false;

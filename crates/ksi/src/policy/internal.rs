@@ -55,10 +55,14 @@ fn algorithms(examination: &mut Examination<'_>) -> Result<(), Stop> {
         examination,
         part: Aggregation,
     };
+    // Should the two contradict each other, common clients look at the calendar.
+    let signed_at = signature
+        .calendar()
+        .map_or(signature.aggregation_time(), CalendarChain::time);
     rules.hold(
         "algorithm of the signed hash was not deprecated",
         Int13,
-        good(signature.input().algorithm(), signature.aggregation_time()),
+        good(signature.input().algorithm(), signed_at),
     )?;
     let Some(record) = signature.rfc3161() else {
         return Ok(());

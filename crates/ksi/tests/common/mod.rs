@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "every test binary compiles its own copy")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+pub(crate) mod calendar;
+pub(crate) mod tree;
+
 use std::path::{Path, PathBuf};
 
 use pitser_ksi::pki::{PkiError, RsaSigner};

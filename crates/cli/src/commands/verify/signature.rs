@@ -119,10 +119,6 @@ impl Case<'_> {
     /// One line a part, for the last thing that was seen of it.
     fn step(&self, part: Part, all: &[Check], own: &[Check]) -> Option<Step> {
         let name = name(part);
-        if part == Part::Document && self.document.is_none() {
-            let text = "none given: the signature is judged by itself";
-            return Some(Step::new(name, State::Waiting, text));
-        }
         let last = |checks: &[Check]| {
             checks
                 .iter()
@@ -130,6 +126,10 @@ impl Case<'_> {
                 .cloned()
         };
         let Check { step, outcome } = last(all)?;
+        if part == Part::Document && self.document.is_none() && outcome == Rule::Passed {
+            let text = "none given: the signature is judged by itself";
+            return Some(Step::new(name, State::Waiting, text));
+        }
         // That an anchor names the calendar's root says nothing about whose it is.
         let is_anchor = matches!(part, Part::Publication | Part::Authentication);
         if is_anchor && outcome == Rule::Passed && last(own).is_none() {
@@ -141,9 +141,35 @@ impl Case<'_> {
             Rule::Passed => Step::new(name, State::Matches, self.found(part)),
             Rule::Undecided(reason) => Step::new(name, State::Waiting, self.missing(&reason)),
             Rule::Failed(code) => {
+                let facts = self.contradiction(code).unwrap_or_default();
                 let text = format!("{code} {}; violated: {}", code.meaning(), step.rule);
-                Step::new(name, State::Broken, text)
+                Step::new(name, State::Broken, text + &facts)
             }
+        })
+    }
+
+    /// The facts that contradict each other, where the signature names them.
+    fn contradiction(&self, code: Code) -> Option<String> {
+        let signature = self.signature;
+        Some(match code {
+            Code::Gen03 => format!(
+                "; it was signed for level {} at most",
+                signature.input_level_max()
+            ),
+            Code::Gen04 => format!("; that is {}", signature.input().algorithm()),
+            Code::Key03 => {
+                let id = &signature.authentication()?.signature().certificate_id;
+                let listed = self.trust.publications.as_ref()?.certificate(id)?;
+                let certificate = Certificate::from_der(listed).ok()?;
+                format!(
+                    "; that of {} is valid from {} until {}, and it was signed at {}",
+                    certificate.subject(),
+                    certificate.valid_from(),
+                    certificate.valid_until(),
+                    signature.aggregation_time()
+                )
+            }
+            _ => return None,
         })
     }
 
@@ -182,11 +208,14 @@ impl Case<'_> {
                 let chains = signature.aggregation_chains();
                 let links: usize = chains.iter().map(|chain| chain.links.len()).sum();
                 let by: Vec<_> = signature.identities().collect();
+                let by = match by.join(", ") {
+                    nobody if nobody.is_empty() => nobody,
+                    somebody => format!(", by {somebody}"),
+                };
                 format!(
-                    "{} in {}, by {}",
+                    "{} in {}{by}",
                     plural(links, "step"),
                     plural(chains.len(), "chain"),
-                    by.join(", ")
                 )
             }
             Part::Calendar => match signature.calendar() {
@@ -265,6 +294,9 @@ impl Case<'_> {
             }
             Reason::NoPublicationsFile => {
                 "give a trusted publications file: -P, --trust and --constraint".to_owned()
+            }
+            Reason::NoExtender if self.trust.policy == Policy::Calendar => {
+                "this policy asks an extender: give one with -X".to_owned()
             }
             Reason::NoExtender => {
                 "a publication covers it: extend it first, or give an extender with -X".to_owned()
