@@ -12,6 +12,7 @@ mod batch;
 mod lanes;
 
 pub use batch::Batch;
+pub use lanes::Kernel;
 
 use crate::{error::DecodeErrorKind, time::Second};
 use core::{fmt, str::FromStr};
@@ -26,6 +27,9 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 use sha3::{Sha3_224, Sha3_256, Sha3_384, Sha3_512};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
+
+/// As many messages as this fill every kernel's lanes.
+pub(crate) const LANES: u32 = lanes::WIDTH as u32;
 
 /// A hash algorithm that has an id and is built in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
