@@ -23,6 +23,10 @@
 //! Calendar steps have no levels: the last byte is always FF, and a parent takes
 //! the algorithm of its right child.
 
+mod abreast;
+
+pub(crate) use abreast::{Climber, climb_abreast};
+
 use crate::{
     error::{DecodeError, DecodeErrorKind},
     hash::{self, Algorithm, Imprint},
@@ -479,22 +483,7 @@ impl CalendarChain {
     /// The root of the calendar at the publication time.
     #[must_use]
     pub fn output(&self) -> Imprint {
-        let start = (self.input, self.input.algorithm());
-        let climbed = self
-            .links
-            .iter()
-            .fold(start, |(running, algorithm), (side, sibling)| {
-                let algorithm = match side {
-                    Side::Left => sibling.algorithm(),
-                    Side::Right => algorithm,
-                };
-                let (left, right) = side.arrange(running.as_bytes(), sibling.as_bytes());
-                (
-                    hash::node(algorithm, left, right, CALENDAR_LEVEL),
-                    algorithm,
-                )
-            });
-        climbed.0
+        Climber::of_calendar(self).climb()
     }
 
     /// The second the chain claims to start from.

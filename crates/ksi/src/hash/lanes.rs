@@ -108,6 +108,21 @@ impl Kernel {
             Width::One => nodes_one_by_one(pairs, level, parents),
         }
     }
+
+    /// The digests of two nodes, of which each may have a level of its own; `None` if
+    /// they are better computed one after the other.
+    pub(super) fn two_nodes(
+        self,
+        children: [[&Digest; 2]; 2],
+        levels: [u8; 2],
+    ) -> Option<[Digest; 2]> {
+        match self.0 {
+            // SAFETY: `Kernel::all` has found the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Width::Sixteen | Width::Two => Some(unsafe { x86::two_nodes(children, levels) }),
+            Width::One => None,
+        }
+    }
 }
 
 impl fmt::Display for Kernel {
@@ -198,8 +213,9 @@ fn nodes_by_sixteens(pairs: &[[Digest; 2]], level: u8, parents: &mut [Digest]) {
 fn nodes_by_twos(pairs: &[[Digest; 2]], level: u8, parents: &mut [Digest]) {
     for (pairs, parents) in pairs.chunks(2).zip(parents.chunks_mut(2)) {
         let last = parents.len() - 1;
+        let children = [pairs[0].each_ref(), pairs[last].each_ref()];
         // SAFETY: `Kernel::all` has found the instructions.
-        let found = unsafe { x86::two_nodes([&pairs[0], &pairs[last]], level) };
+        let found = unsafe { x86::two_nodes(children, [level; 2]) };
         parents.copy_from_slice(&found[..=last]);
     }
 }
@@ -516,17 +532,16 @@ mod x86 {
         states.digests()
     }
 
-    /// The digests of two nodes at `level`; their blocks are those of
-    /// [`sixteen_nodes`].
+    /// The digests of two nodes; their blocks are those of [`sixteen_nodes`].
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    pub(super) fn two_nodes(pairs: [&[Digest; 2]; 2], level: u8) -> [Digest; 2] {
+    pub(super) fn two_nodes(children: [[&Digest; 2]; 2], levels: [u8; 2]) -> [Digest; 2] {
         let mark = _mm_set1_epi8(IMPRINT.cast_signed());
-        let end = _mm_set_epi64x(0, 0x8000 | i64::from(level));
         let length = _mm_set_epi32((NODE_LEN * 8).cast_signed(), 0, 0, 0);
         let zero = _mm_setzero_si128();
         let (mut first, mut second) = ([[zero; 4]; 2], [[zero, zero, zero, length]; 2]);
         for s in 0..2 {
-            let [left, right] = pairs[s];
+            let [left, right] = children[s];
+            let end = _mm_set_epi64x(0, 0x8000 | i64::from(levels[s]));
             let [[l0, l1], [r0, r1]] = [halves(left), halves(right)];
             first[s] = [
                 _mm_alignr_epi8::<15>(l0, mark),
@@ -740,6 +755,25 @@ mod tests {
         for kernel in Kernel::all() {
             for count in COUNTS {
                 (0..=255).for_each(|level| check_nodes(kernel, count, level));
+            }
+        }
+    }
+
+    #[test]
+    fn two_nodes_agree_with_sha2_at_levels_of_their_own() {
+        for level in 0..=255 {
+            let noise: Vec<_> = noise(level.into()).take(4 * 32 + 3).collect();
+            let [a, b, c, d] = noise[3..].as_chunks().0 else {
+                panic!("four digests")
+            };
+            let pairs = [([a, b], level), ([c, d], !level)];
+            let expected = pairs.map(|([left, right], level)| {
+                let message = [&[1][..], left, &[1], right, &[level]].concat();
+                Digest::from(Sha256::digest(message))
+            });
+            for kernel in Kernel::all().filter(|kernel| kernel.0 != Width::One) {
+                let found = kernel.two_nodes([[a, b], [c, d]], [level, !level]);
+                assert_eq!(found, Some(expected), "{kernel} at {level}");
             }
         }
     }
