@@ -23,6 +23,10 @@
 //! Calendar steps have no levels: the last byte is always FF, and a parent takes
 //! the algorithm of its right child.
 
+mod abreast;
+
+pub(crate) use abreast::{Climber, climb_abreast};
+
 use crate::{
     error::{DecodeError, DecodeErrorKind},
     hash::{self, Algorithm, Imprint},
@@ -87,7 +91,7 @@ impl Link {
                 }
                 0x03 => Self::fill_sibling(&child, &mut sibling, legacy_id(&child)?)?,
                 0x04 => {
-                    Metadata::read(&child)?;
+                    MetadataFields::read(&child)?;
                     Self::fill_sibling(
                         &child,
                         &mut sibling,
@@ -239,13 +243,19 @@ impl Metadata {
     /// A field is malformed, repeated or unknown, or the client id is missing.
     /// Whether the padding can be trusted is for [`Metadata::is_unambiguous`].
     pub fn decode(value: &[u8]) -> Result<Metadata, DecodeError> {
-        Self::read(&Element {
+        let fields = MetadataFields::read(&Element {
             tag: METADATA,
             noncritical: false,
             forward: false,
             value,
             raw: value,
             at: 0,
+        })?;
+        Ok(Metadata {
+            client_id: fields.client_id.to_owned(),
+            machine_id: fields.machine_id.map(str::to_owned),
+            sequence: fields.sequence,
+            request_time_us: fields.request_time_us,
         })
     }
 
@@ -270,8 +280,18 @@ impl Metadata {
             && matches!(first.value, [1] | [1, 1])
             && value.len().is_multiple_of(2)
     }
+}
 
-    fn read(element: &Element<'_>) -> Result<Metadata, DecodeError> {
+/// [`Metadata`] where it was read.
+struct MetadataFields<'a> {
+    client_id: &'a str,
+    machine_id: Option<&'a str>,
+    sequence: Option<u64>,
+    request_time_us: Option<u64>,
+}
+
+impl<'a> MetadataFields<'a> {
+    fn read(element: &Element<'a>) -> Result<Self, DecodeError> {
         let (mut client_id, mut machine_id) = (None, None);
         let (mut sequence, mut request_time_us) = (None, None);
         for child in element.children() {
@@ -279,16 +299,15 @@ impl Metadata {
             match child.tag {
                 // Judged by `is_unambiguous`: a wrong padding is tampering, not a format error.
                 PADDING => {}
-                CLIENT_ID => child.fill(&mut client_id, child.string()?.into())?,
-                MACHINE_ID => child.fill(&mut machine_id, child.string()?.into())?,
+                CLIENT_ID => child.fill(&mut client_id, child.string()?)?,
+                MACHINE_ID => child.fill(&mut machine_id, child.string()?)?,
                 SEQUENCE => child.fill(&mut sequence, child.integer()?)?,
                 REQUEST_TIME => child.fill(&mut request_time_us, child.integer()?)?,
                 _ => child.ignore()?,
             }
         }
-        let client_id = element.require(client_id, CLIENT_ID)?;
-        Ok(Metadata {
-            client_id,
+        Ok(Self {
+            client_id: element.require(client_id, CLIENT_ID)?,
             machine_id,
             sequence,
             request_time_us,
@@ -353,7 +372,8 @@ impl AggregationChain {
     /// [`MAX_SHAPE_LINKS`] links or 255 indexes.
     pub fn decode(element: &Element<'_>) -> Result<AggregationChain, DecodeError> {
         let (mut time, mut input_data, mut input, mut algorithm) = (None, None, None, None);
-        let (mut index, mut links) = (Vec::new(), Vec::new());
+        let mut index = room(element, MAX_LINKS, |tag| tag == 0x03);
+        let mut links = room(element, MAX_SHAPE_LINKS, is_link);
         for child in element.children() {
             let child = child?;
             match (child.tag, Side::of(child.tag)) {
@@ -479,22 +499,7 @@ impl CalendarChain {
     /// The root of the calendar at the publication time.
     #[must_use]
     pub fn output(&self) -> Imprint {
-        let start = (self.input, self.input.algorithm());
-        let climbed = self
-            .links
-            .iter()
-            .fold(start, |(running, algorithm), (side, sibling)| {
-                let algorithm = match side {
-                    Side::Left => sibling.algorithm(),
-                    Side::Right => algorithm,
-                };
-                let (left, right) = side.arrange(running.as_bytes(), sibling.as_bytes());
-                (
-                    hash::node(algorithm, left, right, CALENDAR_LEVEL),
-                    algorithm,
-                )
-            });
-        climbed.0
+        Climber::of_calendar(self).climb()
     }
 
     /// The second the chain claims to start from.
@@ -544,7 +549,7 @@ impl CalendarChain {
     /// A field is malformed, missing, repeated or unknown; more than 255 links.
     pub fn decode(element: &Element<'_>) -> Result<CalendarChain, DecodeError> {
         let (mut publication_time, mut aggregation_time, mut input) = (None, None, None);
-        let mut links = Vec::new();
+        let mut links = room(element, MAX_LINKS, is_link);
         for child in element.children() {
             let child = child?;
             match (child.tag, Side::of(child.tag)) {
@@ -575,6 +580,18 @@ impl CalendarChain {
                 })
         });
     }
+}
+
+/// An empty list with room for as many values as `element` has children of `wanted`
+/// tags, at most `max`: nothing is allocated for each.
+fn room<T>(element: &Element<'_>, max: usize, wanted: impl Fn(Tag) -> bool) -> Vec<T> {
+    let children = element.children().map_while(Result::ok);
+    let values = children.filter(|child| wanted(child.tag)).take(max);
+    Vec::with_capacity(values.count())
+}
+
+fn is_link(tag: Tag) -> bool {
+    Side::of(tag).is_some()
 }
 
 /// Adds to a list that may hold `max` values.

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
 
-mod ratios;
-
 use divan::{AllocProfiler, Bencher, black_box, counter::ItemsCount};
 use pitser_ksi::{
     Algorithm, Imprint, Signature,
@@ -24,7 +22,6 @@ use pitser_ksi::{
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
 fn main() {
-    ratios::print();
     divan::main();
 }
 
@@ -78,9 +75,7 @@ fn metadata() -> Vec<u8> {
 fn round(metadata: &[u8]) -> Tree {
     let (leaf, mut builder) = (leaf(), TreeBuilder::new(Algorithm::Sha256));
     for _ in 0..ROUND {
-        builder
-            .push_with_metadata(leaf, 0, metadata.to_vec())
-            .unwrap();
+        builder.push_with_metadata(leaf, 0, metadata).unwrap();
     }
     builder.finish().unwrap()
 }

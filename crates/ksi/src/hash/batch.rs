@@ -2,7 +2,7 @@
 
 use super::{
     Algorithm, Imprint, hash,
-    lanes::{Block, Lanes, WIDTH},
+    lanes::{Block, Kernel, WIDTH},
 };
 use core::fmt;
 
@@ -24,7 +24,8 @@ use core::fmt;
 #[derive(Clone)]
 pub struct Batch {
     algorithm: Algorithm,
-    lanes: Option<Lanes>,
+    /// `None` if another algorithm than SHA-256 is asked for.
+    kernel: Option<Kernel>,
     /// Messages of `i + 1` blocks that wait until the lanes are filled.
     groups: [Group; LONGEST],
     /// By the order of the messages; those that wait have a place kept free.
@@ -44,10 +45,15 @@ impl Batch {
     /// A batch without messages.
     #[must_use]
     pub fn new(algorithm: Algorithm) -> Self {
-        let is_sha256 = algorithm == Algorithm::Sha256;
+        Self::with_kernel(algorithm, Kernel::best())
+    }
+
+    /// The same, hashed by `kernel` instead of the fastest one: for comparisons.
+    #[must_use]
+    pub fn with_kernel(algorithm: Algorithm, kernel: Kernel) -> Self {
         Self {
             algorithm,
-            lanes: is_sha256.then(Lanes::best).flatten(),
+            kernel: (algorithm == Algorithm::Sha256).then_some(kernel),
             groups: core::array::from_fn(|i| Group::new(i + 1)),
             digests: Vec::new(),
         }
@@ -93,11 +99,11 @@ impl Batch {
         let length = parts.iter().map(|part| part.len()).sum();
         let group = self.groups.get_mut(blocks_of(length) - 1);
         let mut digest = [0; LONGEST_DIGEST];
-        if let Some((lanes, group)) = self.lanes.zip(group) {
+        if let Some((kernel, group)) = self.kernel.zip(group) {
             group.push(parts, length, self.digests.len());
             self.digests.push(digest);
             if group.is_full() {
-                group.flush(lanes, &mut self.digests);
+                group.flush(kernel, &mut self.digests);
             }
         } else {
             let imprint = hash(self.algorithm, parts);
@@ -108,9 +114,9 @@ impl Batch {
 
     /// Takes out the imprints, in the order of their messages.
     pub fn drain(&mut self) -> impl ExactSizeIterator<Item = Imprint> {
-        if let Some(lanes) = self.lanes {
+        if let Some(kernel) = self.kernel {
             for group in &mut self.groups {
-                group.flush(lanes, &mut self.digests);
+                group.flush(kernel, &mut self.digests);
             }
         }
         let algorithm = self.algorithm;
@@ -179,13 +185,13 @@ impl Group {
         self.count += 1;
     }
 
-    fn flush(&mut self, lanes: Lanes, places: &mut [[u8; LONGEST_DIGEST]]) {
+    fn flush(&mut self, kernel: Kernel, places: &mut [[u8; LONGEST_DIGEST]]) {
         if self.count == 0 {
             return;
         }
         let mut digests = [[0; 32]; WIDTH];
         let digests = &mut digests[..self.count];
-        lanes.digest(
+        kernel.digest(
             &self.blocks[..self.count * self.length],
             self.length,
             digests,

@@ -2,32 +2,43 @@
 //!
 //! ```text
 //! blocks:  | message 0, padded | message 1, padded | …    all of equally many blocks
+//! nodes:   | left 0 | right 0 | left 1 | right 1 | …      digests, as they lie in a tree
 //! AVX-512          sixteen messages, each in its 32 bit lane of every register
 //! SHA extensions   two messages, whose instructions hide each other's latency
 //! ```
 //!
-//! Which of them the processor has is found out at run time; elsewhere there are
-//! no [`Lanes`] and messages are hashed one by one. The instructions that need
-//! `unsafe` are those that take pointers: each loads from or stores to an array of
-//! exactly the register's size. A [`Lanes`] exists only where its instructions do.
+//! Which of them the processor has is found out at run time; `sha2` does the rest.
+//! The instructions that need `unsafe` are those that take pointers: each loads
+//! from or stores to an array of exactly the register's size. A [`Kernel`] exists
+//! only where its instructions do.
 
 #![allow(
     unsafe_code,
     reason = "vector instructions; compared with sha2 in the tests below"
 )]
 
+use core::fmt;
+use sha2::{compress256, digest::generic_array::GenericArray};
+
 /// What the compression function takes in at a time.
 pub(super) type Block = [u8; 64];
 
 /// A SHA-256 digest.
-pub(super) type Digest = [u8; 32];
+pub(crate) type Digest = [u8; 32];
 
 /// Messages that fill the widest lanes.
-pub(super) const WIDTH: usize = 16;
+pub(crate) const WIDTH: usize = 16;
 
-/// A way to hash several messages at once that this processor has.
+/// How this processor computes SHA-256 of many messages. What comes out does not
+/// depend on it.
+///
+/// ```
+/// use pitser_ksi::hash::Kernel;
+/// assert_eq!(Kernel::all().next(), Some(Kernel::best()));
+/// assert!(Kernel::all().any(|kernel| kernel.to_string() == "sha2"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lanes(Width);
+pub struct Kernel(Width);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Width {
@@ -35,28 +46,36 @@ enum Width {
     Sixteen,
     #[cfg(target_arch = "x86_64")]
     Two,
+    One,
 }
 
-impl Lanes {
-    /// The fastest way; `None` if one message at a time is.
-    pub(super) fn best() -> Option<Self> {
-        Self::all().next()
+impl Kernel {
+    /// The fastest one.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::all().next().expect("the last one is always there")
     }
 
-    /// All ways, the fastest first.
+    /// All that this processor can run, the fastest first. The last, one message
+    /// after the other by `sha2`, is always there.
     #[cfg(target_arch = "x86_64")]
-    fn all() -> impl Iterator<Item = Self> {
+    pub fn all() -> impl Iterator<Item = Self> {
         use std::arch::is_x86_feature_detected as has;
         let two = has!("sha") && has!("sse4.1") && has!("ssse3");
         // What does not fill sixteen lanes goes by twos.
         let sixteen = two && has!("avx512f") && has!("avx512bw");
-        let some = [sixteen.then_some(Width::Sixteen), two.then_some(Width::Two)];
+        let some = [
+            sixteen.then_some(Width::Sixteen),
+            two.then_some(Width::Two),
+            Some(Width::One),
+        ];
         some.into_iter().flatten().map(Self)
     }
 
+    /// All that this processor can run: one message after the other, by `sha2`.
     #[cfg(not(target_arch = "x86_64"))]
-    fn all() -> impl Iterator<Item = Self> {
-        core::iter::empty()
+    pub fn all() -> impl Iterator<Item = Self> {
+        core::iter::once(Self(Width::One))
     }
 
     /// The digests of `digests.len()` padded messages of `length` blocks each.
@@ -70,14 +89,60 @@ impl Lanes {
             Width::Sixteen => by_sixteens(blocks, length, digests),
             #[cfg(target_arch = "x86_64")]
             Width::Two => by_twos(blocks, length, digests),
+            Width::One => one_by_one(blocks, length, digests),
+        }
+    }
+
+    /// The digests of as many nodes as there are `pairs`: of
+    /// `01 ‖ left ‖ 01 ‖ right ‖ level`.
+    ///
+    /// # Panics
+    /// If there are not as many `parents`.
+    pub(crate) fn nodes(self, pairs: &[[Digest; 2]], level: u8, parents: &mut [Digest]) {
+        assert_eq!(pairs.len(), parents.len());
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Width::Sixteen => nodes_by_sixteens(pairs, level, parents),
+            #[cfg(target_arch = "x86_64")]
+            Width::Two => nodes_by_twos(pairs, level, parents),
+            Width::One => nodes_one_by_one(pairs, level, parents),
+        }
+    }
+
+    /// The digests of two nodes, of which each may have a level of its own; `None` if
+    /// they are better computed one after the other.
+    pub(super) fn two_nodes(
+        self,
+        children: [[&Digest; 2]; 2],
+        levels: [u8; 2],
+    ) -> Option<[Digest; 2]> {
+        match self.0 {
+            // SAFETY: `Kernel::all` has found the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Width::Sixteen | Width::Two => Some(unsafe { x86::two_nodes(children, levels) }),
+            Width::One => None,
         }
     }
 }
 
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Width::Sixteen => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Width::Two => "SHA extensions",
+            Width::One => "sha2",
+        })
+    }
+}
+
+/// From here on idle lanes cost less than going by twos.
+#[cfg(target_arch = "x86_64")]
+const WORTHWHILE: usize = 8;
+
 #[cfg(target_arch = "x86_64")]
 fn by_sixteens(blocks: &[Block], length: usize, digests: &mut [Digest]) {
-    /// From here on idle lanes cost less than going by twos.
-    const WORTHWHILE: usize = 10;
     let groups = blocks.chunks(WIDTH * length);
     for (blocks, digests) in groups.zip(digests.chunks_mut(WIDTH)) {
         if digests.len() < WORTHWHILE {
@@ -86,7 +151,7 @@ fn by_sixteens(blocks: &[Block], length: usize, digests: &mut [Digest]) {
         }
         let last = digests.len() - 1;
         let messages = core::array::from_fn(|i| &blocks[i.min(last) * length..][..length]);
-        // SAFETY: `Lanes::all` has found the instructions.
+        // SAFETY: `Kernel::all` has found the instructions.
         let found = unsafe { x86::sixteen(messages) };
         digests.copy_from_slice(&found[..=last]);
     }
@@ -98,14 +163,91 @@ fn by_twos(blocks: &[Block], length: usize, digests: &mut [Digest]) {
     for (blocks, digests) in pairs.zip(digests.chunks_mut(2)) {
         let last = digests.len() - 1;
         let messages = [&blocks[..length], &blocks[last * length..]];
-        // SAFETY: `Lanes::all` has found the instructions.
+        // SAFETY: `Kernel::all` has found the instructions.
         let found = unsafe { x86::two(messages) };
         digests.copy_from_slice(&found[..=last]);
     }
 }
 
-/// The first 32 bits of the fractional parts of the square roots of 2, 3, 5, …, 19.
+fn one_by_one(blocks: &[Block], length: usize, digests: &mut [Digest]) {
+    for (message, digest) in blocks.chunks(length).zip(digests) {
+        *digest = one(message);
+    }
+}
+
+fn one(message: &[Block]) -> Digest {
+    let mut state = INITIAL;
+    for block in message {
+        compress256(&mut state, core::slice::from_ref(block.into()));
+    }
+    bytes_of(state)
+}
+
+fn bytes_of(state: [u32; 8]) -> Digest {
+    let mut digest = [0; 32];
+    for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(state) {
+        *bytes = word.to_be_bytes();
+    }
+    digest
+}
+
 #[cfg(target_arch = "x86_64")]
+fn nodes_by_sixteens(pairs: &[[Digest; 2]], level: u8, parents: &mut [Digest]) {
+    let (groups, others) = pairs.as_chunks::<WIDTH>();
+    let (group_parents, other_parents) = parents.as_chunks_mut::<WIDTH>();
+    for (pairs, parents) in groups.iter().zip(group_parents) {
+        // SAFETY: `Kernel::all` has found the instructions.
+        unsafe { x86::sixteen_nodes(pairs, level, parents) };
+    }
+    if others.len() < WORTHWHILE {
+        return nodes_by_twos(others, level, other_parents);
+    }
+    let (mut filled, mut found) = ([[[0; 32]; 2]; WIDTH], [[0; 32]; WIDTH]);
+    filled[..others.len()].copy_from_slice(others);
+    // SAFETY: `Kernel::all` has found the instructions.
+    unsafe { x86::sixteen_nodes(&filled, level, &mut found) };
+    other_parents.copy_from_slice(&found[..others.len()]);
+}
+
+#[cfg(target_arch = "x86_64")]
+fn nodes_by_twos(pairs: &[[Digest; 2]], level: u8, parents: &mut [Digest]) {
+    for (pairs, parents) in pairs.chunks(2).zip(parents.chunks_mut(2)) {
+        let last = parents.len() - 1;
+        let children = [pairs[0].each_ref(), pairs[last].each_ref()];
+        // SAFETY: `Kernel::all` has found the instructions.
+        let found = unsafe { x86::two_nodes(children, [level; 2]) };
+        parents.copy_from_slice(&found[..=last]);
+    }
+}
+
+fn nodes_one_by_one(pairs: &[[Digest; 2]], level: u8, parents: &mut [Digest]) {
+    let mut blank = [GenericArray::from([0; 64]); 2];
+    let [first, second] = &mut blank;
+    [first[0], first[33], second[2], second[3]] = [IMPRINT, IMPRINT, level, 0x80];
+    second[60..].copy_from_slice(&(NODE_LEN * 8).to_be_bytes());
+    // Written well before they are read, or else the processor waits for the writing.
+    let mut messages = [blank; WIDTH];
+    for (pairs, parents) in pairs.chunks(WIDTH).zip(parents.chunks_mut(WIDTH)) {
+        for ([left, right], [first, second]) in pairs.iter().zip(&mut messages) {
+            first[1..33].copy_from_slice(left);
+            first[34..].copy_from_slice(&right[..30]);
+            second[..2].copy_from_slice(&right[30..]);
+        }
+        for (message, parent) in messages.iter().zip(parents) {
+            let mut state = INITIAL;
+            compress256(&mut state, message);
+            *parent = bytes_of(state);
+        }
+    }
+}
+
+/// The first byte of an imprint by SHA-256.
+const IMPRINT: u8 = 0x01;
+
+/// Length of a node's message, in bytes.
+const NODE_LEN: u32 = 67;
+
+/// The first 32 bits of the fractional parts of the square roots of 2, 3, 5, …, 19.
 const INITIAL: [u32; 8] = [
     0x6a09_e667,
     0xbb67_ae85,
@@ -141,7 +283,7 @@ const ROUNDS: [[u32; 16]; 4] = [
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Block, Digest, INITIAL, ROUNDS, WIDTH};
+    use super::{Block, Digest, IMPRINT, INITIAL, NODE_LEN, ROUNDS, WIDTH};
     use core::arch::x86_64::*;
 
     type Vectors<const N: usize> = [__m512i; N];
@@ -149,25 +291,89 @@ mod x86 {
     /// The digests of sixteen messages of equally many blocks.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) fn sixteen(messages: [&[Block]; WIDTH]) -> [Digest; WIDTH] {
-        let zero = _mm512_setzero_si512();
-        let mut state = [zero; 8];
-        for (vector, word) in state.iter_mut().zip(INITIAL) {
-            *vector = _mm512_set1_epi32(word.cast_signed());
-        }
+        let mut state = initial();
         for index in 0..messages[0].len() {
-            let mut rows = [zero; WIDTH];
+            let mut rows = [_mm512_setzero_si512(); WIDTH];
             for (row, message) in rows.iter_mut().zip(messages) {
                 *row = load(&message[index]);
             }
             compress(&mut state, &mut transposed(&rows));
         }
-        let mut columns = [zero; WIDTH];
-        columns[..8].copy_from_slice(&state);
         let mut digests = [[0; 32]; WIDTH];
+        store_states(&mut digests, &state);
+        digests
+    }
+
+    /// The digests of sixteen nodes at `level`.
+    ///
+    /// ```text
+    /// first block   01 | left:32 | 01 | right:30
+    /// second block  right:2 | level | 80 | 00… | length in bits:8
+    /// ```
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn sixteen_nodes(
+        pairs: &[[Digest; 2]; WIDTH],
+        level: u8,
+        parents: &mut [Digest; WIDTH],
+    ) {
+        let mut rows = [_mm512_setzero_si512(); WIDTH];
+        for (row, pair) in rows.iter_mut().zip(pairs) {
+            let [pair] = pair.as_flattened().as_chunks().0 else {
+                unreachable!("two digests are as long as a block")
+            };
+            *row = load(pair);
+        }
+        let digests = transposed(&rows);
+        let constant = |word: u32| _mm512_set1_epi32(word.cast_signed());
+        let mut words = [constant(0); 16];
+        let marks = [u32::from(IMPRINT) << 24, u32::from(IMPRINT) << 16].map(constant);
+        words[0] = _mm512_or_si512(marks[0], _mm512_srli_epi32::<8>(digests[0]));
+        for i in 1..8 {
+            words[i] = joined::<24, 8>(digests[i - 1], digests[i]);
+        }
+        words[8] = _mm512_or_si512(marks[1], joined::<24, 16>(digests[7], digests[8]));
+        for i in 9..16 {
+            words[i] = joined::<16, 16>(digests[i - 1], digests[i]);
+        }
+        let mut state = initial();
+        compress(&mut state, &mut words);
+        let mut words = [constant(0); 16];
+        let end = constant(u32::from(level) << 8 | 0x80);
+        words[0] = _mm512_or_si512(_mm512_slli_epi32::<16>(digests[15]), end);
+        words[15] = constant(NODE_LEN * 8);
+        compress(&mut state, &mut words);
+        store_states(parents, &state);
+    }
+
+    /// Words of which the upper bits are the end of `first`, the lower ones the
+    /// start of `second`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn joined<const UP: u32, const DOWN: u32>(first: __m512i, second: __m512i) -> __m512i {
+        _mm512_or_si512(
+            _mm512_slli_epi32::<UP>(first),
+            _mm512_srli_epi32::<DOWN>(second),
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn initial() -> Vectors<8> {
+        let mut state = [_mm512_setzero_si512(); 8];
+        for (vector, word) in state.iter_mut().zip(INITIAL) {
+            *vector = _mm512_set1_epi32(word.cast_signed());
+        }
+        state
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn store_states(digests: &mut [Digest; WIDTH], state: &Vectors<8>) {
+        let mut columns = [_mm512_setzero_si512(); WIDTH];
+        columns[..8].copy_from_slice(state);
         for (digest, row) in digests.iter_mut().zip(transposed(&columns)) {
             store(digest, _mm512_castsi512_si256(row));
         }
-        digests
     }
 
     #[target_feature(enable = "avx512f,avx512bw")]
@@ -319,12 +525,60 @@ mod x86 {
     /// The digests of two messages of equally many blocks.
     #[target_feature(enable = "sha,sse4.1,ssse3")]
     pub(super) fn two(messages: [&[Block]; 2]) -> [Digest; 2] {
-        let [a, b, c, d, e, f, g, h] = INITIAL.map(u32::cast_signed);
-        let mut abef = [_mm_set_epi32(a, b, e, f); 2];
-        let mut cdgh = [_mm_set_epi32(c, d, g, h); 2];
+        let mut states = Pair::initial();
         for (first, second) in messages[0].iter().zip(messages[1]) {
-            let before = (abef, cdgh);
-            let mut words = [load_quarters(first), load_quarters(second)];
+            states.compress([quarters(first), quarters(second)]);
+        }
+        states.digests()
+    }
+
+    /// The digests of two nodes; their blocks are those of [`sixteen_nodes`].
+    #[target_feature(enable = "sha,sse4.1,ssse3")]
+    pub(super) fn two_nodes(children: [[&Digest; 2]; 2], levels: [u8; 2]) -> [Digest; 2] {
+        let mark = _mm_set1_epi8(IMPRINT.cast_signed());
+        let length = _mm_set_epi32((NODE_LEN * 8).cast_signed(), 0, 0, 0);
+        let zero = _mm_setzero_si128();
+        let (mut first, mut second) = ([[zero; 4]; 2], [[zero, zero, zero, length]; 2]);
+        for s in 0..2 {
+            let [left, right] = children[s];
+            let end = _mm_set_epi64x(0, 0x8000 | i64::from(levels[s]));
+            let [[l0, l1], [r0, r1]] = [halves(left), halves(right)];
+            first[s] = [
+                _mm_alignr_epi8::<15>(l0, mark),
+                _mm_alignr_epi8::<15>(l1, l0),
+                _mm_alignr_epi8::<14>(r0, _mm_alignr_epi8::<1>(mark, l1)),
+                _mm_alignr_epi8::<14>(r1, r0),
+            ]
+            .map(|bytes| big_endian(bytes));
+            second[s][0] = big_endian(_mm_alignr_epi8::<14>(end, r1));
+        }
+        let mut states = Pair::initial();
+        states.compress(first);
+        states.compress(second);
+        states.digests()
+    }
+
+    /// The states of two messages, each as the words a b e f and c d g h.
+    struct Pair {
+        abef: [__m128i; 2],
+        cdgh: [__m128i; 2],
+    }
+
+    impl Pair {
+        #[inline]
+        #[target_feature(enable = "sse2")]
+        fn initial() -> Self {
+            let [a, b, c, d, e, f, g, h] = INITIAL.map(u32::cast_signed);
+            Self {
+                abef: [_mm_set_epi32(a, b, e, f); 2],
+                cdgh: [_mm_set_epi32(c, d, g, h); 2],
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "sha,sse4.1,ssse3")]
+        fn compress(&mut self, mut words: [[__m128i; 4]; 2]) {
+            let Self { mut abef, mut cdgh } = *self;
             for (row, constants) in ROUNDS.iter().enumerate() {
                 let constants = constants.as_chunks::<4>().0;
                 for i in 0..4 {
@@ -342,15 +596,16 @@ mod x86 {
                 }
             }
             for s in 0..2 {
-                abef[s] = _mm_add_epi32(abef[s], before.0[s]);
-                cdgh[s] = _mm_add_epi32(cdgh[s], before.1[s]);
+                self.abef[s] = _mm_add_epi32(self.abef[s], abef[s]);
+                self.cdgh[s] = _mm_add_epi32(self.cdgh[s], cdgh[s]);
             }
         }
-        let mut digests = [[0; 32]; 2];
-        for s in 0..2 {
-            store_state(&mut digests[s], abef[s], cdgh[s]);
+
+        #[inline]
+        #[target_feature(enable = "sse4.1,ssse3")]
+        fn digests(&self) -> [Digest; 2] {
+            [0, 1].map(|s| state_bytes(self.abef[s], self.cdgh[s]))
         }
-        digests
     }
 
     /// The four words that take the place of `words[i]`, the oldest.
@@ -371,19 +626,42 @@ mod x86 {
     /// Sixteen big-endian words, four to a register.
     #[inline]
     #[target_feature(enable = "ssse3")]
-    fn load_quarters(block: &Block) -> [__m128i; 4] {
+    fn quarters(block: &Block) -> [__m128i; 4] {
         let mut words = [_mm_setzero_si128(); 4];
-        for (words, quarter) in words.iter_mut().zip(block.as_chunks::<16>().0) {
-            // SAFETY: 16 bytes are as long as the register, and alignment does not matter.
-            let bytes = unsafe { _mm_loadu_si128(quarter.as_ptr().cast()) };
-            *words = _mm_shuffle_epi8(bytes, reversed_words());
+        for (words, quarter) in words.iter_mut().zip(block.as_chunks().0) {
+            *words = big_endian(load_bytes(quarter));
         }
         words
     }
 
+    /// The bytes of a digest in their order.
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    fn halves(digest: &Digest) -> [__m128i; 2] {
+        let mut bytes = [_mm_setzero_si128(); 2];
+        for (bytes, half) in bytes.iter_mut().zip(digest.as_chunks().0) {
+            *bytes = load_bytes(half);
+        }
+        bytes
+    }
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    fn load_bytes(bytes: &[u8; 16]) -> __m128i {
+        // SAFETY: 16 bytes are as long as the register, and alignment does not matter.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "ssse3")]
+    fn big_endian(bytes: __m128i) -> __m128i {
+        _mm_shuffle_epi8(bytes, reversed_words())
+    }
+
     #[inline]
     #[target_feature(enable = "sse4.1,ssse3")]
-    fn store_state(digest: &mut Digest, abef: __m128i, cdgh: __m128i) {
+    fn state_bytes(abef: __m128i, cdgh: __m128i) -> Digest {
+        let mut digest = [0; 32];
         // Lanes from the lowest on: a b e f and g h c d.
         let abef = _mm_shuffle_epi32::<0b00_01_10_11>(abef);
         let ghcd = _mm_shuffle_epi32::<0b10_11_00_01>(cdgh);
@@ -391,10 +669,11 @@ mod x86 {
         let efgh = _mm_alignr_epi8::<8>(ghcd, abef);
         let halves = digest.as_chunks_mut::<16>().0;
         for (half, words) in halves.iter_mut().zip([abcd, efgh]) {
-            let bytes = _mm_shuffle_epi8(words, reversed_words());
+            let bytes = big_endian(words);
             // SAFETY: 16 bytes are as long as the register, and alignment does not matter.
             unsafe { _mm_storeu_si128(half.as_mut_ptr().cast(), bytes) };
         }
+        digest
     }
 }
 
@@ -415,57 +694,112 @@ mod tests {
         })
     }
 
+    /// Digests of `count` messages of `length` bytes, whose blocks start anywhere in
+    /// memory.
     #[track_caller]
-    fn check(lanes: Lanes, count: usize, length: usize) {
+    fn check(kernel: Kernel, count: usize, length: usize) {
         let message = |i: usize| -> Vec<u8> {
             let seed = (count << 32 | length << 8 | i) as u64;
             noise(seed).take(length).collect()
         };
         let messages: Vec<_> = (0..count).map(message).collect();
-        let blocks: Vec<_> = messages
-            .iter()
-            .flat_map(|message| padded(message))
-            .collect();
+        let padded: Vec<_> = messages.iter().flat_map(|m| padded(m)).collect();
+        let shift = (count + length) % 64;
+        let memory = [&vec![0; shift], padded.as_flattened()].concat();
+        let blocks = memory[shift..].as_chunks().0;
         let mut digests = vec![[0; 32]; count];
-        lanes.digest(&blocks, blocks.len() / count, &mut digests);
+        kernel.digest(blocks, blocks.len() / count, &mut digests);
         for (message, digest) in messages.iter().zip(digests) {
             assert_eq!(
                 digest[..],
                 Sha256::digest(message)[..],
-                "{lanes:?}, {count} of {length} bytes"
+                "{kernel}, {count} of {length} bytes"
             );
         }
     }
 
+    /// As many lanes as there are, filled and not, and then some.
+    const COUNTS: core::ops::RangeInclusive<usize> = 1..=2 * WIDTH + 1;
+
     #[test]
-    fn agrees_with_sha2_at_every_length() {
-        for lanes in Lanes::all() {
-            (0..=200).for_each(|length| check(lanes, WIDTH, length));
+    fn agrees_with_sha2_at_every_length_in_any_number_of_lanes() {
+        for kernel in Kernel::all() {
+            for length in 0..=300 {
+                COUNTS.for_each(|count| check(kernel, count, length));
+            }
+            for length in [4095, 4096, 65_535] {
+                check(kernel, WIDTH, length);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check_nodes(kernel: Kernel, count: usize, level: u8) {
+        let seed = (count << 8 | usize::from(level)) as u64;
+        let (shift, length) = (count % 64, 64 * count);
+        let memory: Vec<_> = noise(seed).take(shift + length).collect();
+        let pairs = memory[shift..].as_chunks().0.as_chunks().0;
+        // One more before and after, to see that they are left alone.
+        let mut parents = vec![[7; 32]; count + 2];
+        kernel.nodes(pairs, level, &mut parents[1..=count]);
+        for ([left, right], parent) in pairs.iter().zip(&parents[1..]) {
+            let message = [&[1][..], left, &[1], right, &[level]].concat();
+            let expected = Sha256::digest(message);
+            assert_eq!(parent[..], expected[..], "{kernel}, {count} at {level}");
+        }
+        assert_eq!([parents[0], parents[count + 1]], [[7; 32]; 2]);
+    }
+
+    #[test]
+    fn nodes_agree_with_sha2_in_any_number_of_lanes() {
+        for kernel in Kernel::all() {
+            for count in COUNTS {
+                (0..=255).for_each(|level| check_nodes(kernel, count, level));
+            }
         }
     }
 
     #[test]
-    fn agrees_with_sha2_however_many_lanes_are_filled() {
-        for lanes in Lanes::all() {
-            for count in 1..=3 * WIDTH + 1 {
-                for length in [0, 55, 56, 65, 67, 124, 1000] {
-                    check(lanes, count, length);
-                }
+    fn two_nodes_agree_with_sha2_at_levels_of_their_own() {
+        for level in 0..=255 {
+            let noise: Vec<_> = noise(level.into()).take(4 * 32 + 3).collect();
+            let [a, b, c, d] = noise[3..].as_chunks().0 else {
+                panic!("four digests")
+            };
+            let pairs = [([a, b], level), ([c, d], !level)];
+            let expected = pairs.map(|([left, right], level)| {
+                let message = [&[1][..], left, &[1], right, &[level]].concat();
+                Digest::from(Sha256::digest(message))
+            });
+            for kernel in Kernel::all().filter(|kernel| kernel.0 != Width::One) {
+                let found = kernel.two_nodes([[a, b], [c, d]], [level, !level]);
+                assert_eq!(found, Some(expected), "{kernel} at {level}");
             }
         }
     }
 
     #[test]
     fn no_message_no_digest() {
-        Lanes::all().for_each(|lanes| lanes.digest(&[], 2, &mut []));
+        for kernel in Kernel::all() {
+            kernel.digest(&[], 2, &mut []);
+            kernel.nodes(&[], 2, &mut []);
+        }
+    }
+
+    #[test]
+    fn the_last_kernel_runs_everywhere() {
+        assert_eq!(Kernel::all().last(), Some(Kernel(Width::One)));
     }
 
     #[test]
     #[should_panic(expected = "left == right")]
     fn blocks_that_belong_to_no_message_are_refused() {
-        match Lanes::best() {
-            Some(lanes) => lanes.digest(&[[0; 64]; 3], 2, &mut [[0; 32]]),
-            None => panic!("left == right: nothing to test here"),
-        }
+        Kernel::best().digest(&[[0; 64]; 3], 2, &mut [[0; 32]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "left == right")]
+    fn pairs_without_parents_are_refused() {
+        Kernel::best().nodes(&[[[0; 32]; 2]; 3], 2, &mut [[0; 32]; 2]);
     }
 }

@@ -12,6 +12,7 @@ mod batch;
 mod lanes;
 
 pub use batch::Batch;
+pub use lanes::Kernel;
 
 use crate::{error::DecodeErrorKind, time::Second};
 use core::{fmt, str::FromStr};
@@ -26,6 +27,9 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 use sha3::{Sha3_224, Sha3_256, Sha3_384, Sha3_512};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
+
+/// As many messages as this fill every kernel's lanes.
+pub(crate) const LANES: u32 = lanes::WIDTH as u32;
 
 /// A hash algorithm that has an id and is built in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -358,6 +362,46 @@ pub fn hash(algorithm: Algorithm, parts: &[&[u8]]) -> Imprint {
 #[must_use]
 pub fn node(algorithm: Algorithm, left: &[u8], right: &[u8], level: u8) -> Imprint {
     hash(algorithm, &[left, right, &[level]])
+}
+
+/// What [`node`] computes an inner node of.
+#[derive(Clone, Copy)]
+pub(crate) struct Node<'n> {
+    pub(crate) algorithm: Algorithm,
+    pub(crate) left: &'n [u8],
+    pub(crate) right: &'n [u8],
+    pub(crate) level: u8,
+}
+
+impl Node<'_> {
+    pub(crate) fn hash(&self) -> Imprint {
+        node(self.algorithm, self.left, self.right, self.level)
+    }
+
+    /// The children's digests, if everything is by SHA-256.
+    fn digests(&self) -> Option<[&lanes::Digest; 2]> {
+        const IMPRINT: u8 = Algorithm::Sha256 as u8;
+        match (self.algorithm, self.left, self.right) {
+            (Algorithm::Sha256, [IMPRINT, left @ ..], [IMPRINT, right @ ..]) => {
+                Some([left.try_into().ok()?, right.try_into().ok()?])
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Two nodes that do not depend on each other, at the price of little more than one.
+/// No allocation.
+pub(crate) fn two_nodes(kernel: Kernel, [first, second]: [Node<'_>; 2]) -> [Imprint; 2] {
+    let children = first.digests().zip(second.digests());
+    let digests = children.and_then(|(first_children, second_children)| {
+        let levels = [first.level, second.level];
+        kernel.two_nodes([first_children, second_children], levels)
+    });
+    match digests {
+        Some(digests) => digests.map(|digest| Imprint::from_digest(Algorithm::Sha256, &digest)),
+        None => [first.hash(), second.hash()],
+    }
 }
 
 /// HMAC of the concatenation of `parts`, as an imprint of its algorithm.

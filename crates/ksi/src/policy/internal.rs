@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     chain::{AggregationChain, CalendarChain, Metadata, Sibling, Side, shape},
-    hash::{Algorithm, Imprint},
+    hash::Algorithm,
     publication::PublicationData,
-    signature::Rfc3161Record,
+    signature::{Rfc3161Record, Roots},
     time::Second,
 };
 
@@ -20,8 +20,8 @@ use crate::{
 pub(super) fn check(examination: &mut Examination<'_>) -> Result<(), Stop> {
     document(examination)?;
     algorithms(examination)?;
-    let root = aggregation(examination)?;
-    calendar(examination, root)
+    let roots = aggregation(examination)?;
+    calendar(examination, &roots)
 }
 
 /// The document is what was signed, at a level that was signed.
@@ -87,8 +87,8 @@ fn algorithms(examination: &mut Examination<'_>) -> Result<(), Stop> {
 }
 
 /// The aggregation chains lead from the input to one root, in one second. Returns
-/// the root.
-fn aggregation(examination: &mut Examination<'_>) -> Result<Imprint, Stop> {
+/// where all chains lead.
+fn aggregation(examination: &mut Examination<'_>) -> Result<Roots, Stop> {
     let signature = examination.signature;
     let (chains, record) = (signature.aggregation_chains(), signature.rfc3161());
     let mut rules = Rules {
@@ -111,28 +111,28 @@ fn aggregation(examination: &mut Examination<'_>) -> Result<Imprint, Stop> {
         indexes_continue(record, chains),
     )?;
     rules.hold("chains name one time", Int02, times_agree(record, chains))?;
-    let outputs: Vec<Imprint> = signature.outputs().collect();
-    let (root, inner) = outputs
-        .split_last()
-        .expect("a signature has at least one chain");
+    let roots = signature.roots();
+    let inputs_above = chains.iter().skip(1).map(|chain| &chain.input);
     rules.hold(
         "each chain's output is the next one's input",
         Int01,
-        inner
+        roots
+            .aggregation
             .iter()
-            .eq(chains.iter().skip(1).map(|chain| &chain.input)),
+            .zip(inputs_above)
+            .all(|(output, input)| output == input),
     )?;
     rules.hold(
         "shape of each chain is what its index says",
         Int10,
         chains.iter().all(has_shape),
     )?;
-    Ok(*root)
+    Ok(roots)
 }
 
 /// The calendar chain starts from the aggregation's root, and its own root is
 /// what the anchor says.
-fn calendar(examination: &mut Examination<'_>, root: Imprint) -> Result<(), Stop> {
+fn calendar(examination: &mut Examination<'_>, roots: &Roots) -> Result<(), Stop> {
     let signature = examination.signature;
     let Some(calendar) = signature.calendar() else {
         return Ok(());
@@ -145,7 +145,7 @@ fn calendar(examination: &mut Examination<'_>, root: Imprint) -> Result<(), Stop
     rules.hold(
         "starts from the aggregation's root",
         Int03,
-        calendar.input == root,
+        roots.aggregation.last() == Some(&calendar.input),
     )?;
     rules.hold(
         "starts from the aggregation's time",
@@ -164,11 +164,11 @@ fn calendar(examination: &mut Examination<'_>, root: Imprint) -> Result<(), Stop
     )?;
     if let Some(record) = signature.authentication() {
         rules.part = Authentication;
-        rules.anchor(calendar, record.data(), Int08, Int06)?;
+        rules.anchor(calendar, roots, record.data(), [Int08, Int06])?;
     }
     if let Some(record) = signature.publication() {
         rules.part = Publication;
-        rules.anchor(calendar, &record.data, Int09, Int07)?;
+        rules.anchor(calendar, roots, &record.data, [Int09, Int07])?;
     }
     Ok(())
 }
@@ -188,14 +188,14 @@ impl Rules<'_, '_> {
     fn anchor(
         &mut self,
         calendar: &CalendarChain,
+        roots: &Roots,
         data: &PublicationData,
-        wrong_root: Code,
-        wrong_time: Code,
+        [wrong_root, wrong_time]: [Code; 2],
     ) -> Result<(), Stop> {
         self.hold(
             "names the calendar's root",
             wrong_root,
-            data.imprint == calendar.output(),
+            roots.calendar == Some(data.imprint),
         )?;
         self.hold(
             "names the calendar's time",

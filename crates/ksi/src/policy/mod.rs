@@ -31,7 +31,12 @@ use thiserror::Error;
 /// What `context` makes of `signature`.
 #[must_use]
 pub fn verify(signature: &Signature, context: &Context<'_>) -> Verdict {
-    examine(signature, context).verdict
+    let mut examination = Examination {
+        signature,
+        context,
+        checks: None,
+    };
+    examination.verdict()
 }
 
 /// As [`verify`], with every rule that was looked at, in order.
@@ -40,18 +45,11 @@ pub fn examine(signature: &Signature, context: &Context<'_>) -> Report {
     let mut examination = Examination {
         signature,
         context,
-        checks: Vec::new(),
-    };
-    let verdict = match apply(context.policy, &mut examination) {
-        Ok(()) => Verdict::Intact {
-            signed_at: signature.aggregation_time(),
-        },
-        Err(Stop::Broken { code, step }) => Verdict::Broken { code, step },
-        Err(Stop::Unconfirmed { code, reason }) => Verdict::Unconfirmed { code, reason },
+        checks: Some(Vec::new()),
     };
     Report {
-        verdict,
-        checks: examination.checks,
+        verdict: examination.verdict(),
+        checks: examination.checks.unwrap_or_default(),
     }
 }
 
@@ -439,10 +437,21 @@ impl fmt::Display for Code {
 pub(crate) struct Examination<'a> {
     pub(crate) signature: &'a Signature,
     pub(crate) context: &'a Context<'a>,
-    checks: Vec<Check>,
+    /// `None` if nobody is going to read them.
+    checks: Option<Vec<Check>>,
 }
 
 impl Examination<'_> {
+    fn verdict(&mut self) -> Verdict {
+        match apply(self.context.policy, self) {
+            Ok(()) => Verdict::Intact {
+                signed_at: self.signature.aggregation_time(),
+            },
+            Err(Stop::Broken { code, step }) => Verdict::Broken { code, step },
+            Err(Stop::Unconfirmed { code, reason }) => Verdict::Unconfirmed { code, reason },
+        }
+    }
+
     /// Writes down the outcome of a rule; the policy goes on only if it passed.
     pub(crate) fn record(
         &mut self,
@@ -451,10 +460,7 @@ impl Examination<'_> {
         outcome: Outcome,
     ) -> Result<(), Stop> {
         let step = Step { part, rule };
-        self.checks.push(Check {
-            step,
-            outcome: outcome.clone(),
-        });
+        self.write_down(step, &outcome);
         match outcome {
             Outcome::Passed => Ok(()),
             Outcome::Failed(code) => Err(Stop::Broken { code, step }),
@@ -482,13 +488,17 @@ impl Examination<'_> {
     /// Writes down a rule that cannot be decided; the policy ends with the result.
     pub(crate) fn undecided(&mut self, part: Part, rule: &'static str, reason: Reason) -> Stop {
         let outcome = Outcome::Undecided(reason.clone());
-        self.checks.push(Check {
-            step: Step { part, rule },
-            outcome,
-        });
+        self.write_down(Step { part, rule }, &outcome);
         Stop::Unconfirmed {
             code: Code::Gen02,
             reason,
+        }
+    }
+
+    fn write_down(&mut self, step: Step, outcome: &Outcome) {
+        if let Some(checks) = &mut self.checks {
+            let outcome = outcome.clone();
+            checks.push(Check { step, outcome });
         }
     }
 }
