@@ -24,9 +24,10 @@ use crate::tree::Map;
 pub(crate) struct Args {
     /// The log; if LOG.logsig is there, its unsigned blocks are signed
     log: PathBuf,
-    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT
-    #[arg(short = 'S', long = "service", value_name = "URI")]
-    service: String,
+    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT or https://USER:KEY@HOST;
+    /// up to three times: all are asked, and the first good answer counts
+    #[arg(short = 'S', long = "service", value_name = "URI", required = true)]
+    services: Vec<String>,
     #[command(flatten)]
     credentials: Credentials,
     /// Hash algorithm of a new log signature
@@ -41,7 +42,7 @@ pub(crate) struct Args {
 
 /// Runs the command. What was signed is kept even if the service fails halfway.
 pub(crate) fn run(args: Args) -> Outcome {
-    let client = args.credentials.client(&args.service)?;
+    let client = args.credentials.client(&args.services)?;
     let path = files::appended(&args.log, SUFFIX);
     let (format, mut blocks) = if path.exists() {
         let file = files::read(&path)?;
