@@ -152,7 +152,7 @@ impl HttpService {
             Err(fault) => {
                 match fault {
                     // The server may have closed the others of that age as well.
-                    Fault::Lost(_) if is_reused => self.lock_idle().clear(),
+                    Fault::Lost(_) | Fault::TimedOut if is_reused => self.lock_idle().clear(),
                     Fault::Lost(_) => self.pace.failed(),
                     _ => {}
                 }

@@ -57,10 +57,7 @@ impl Service {
             (Transport::Http | Transport::Https, _) => {
                 Carrier::Http(Arc::new(HttpService::new(&endpoint, &options)))
             }
-            _ => {
-                let limit = options.connect_timeout;
-                Carrier::Tcp(TcpService::new(endpoint.address(), key, limit))
-            }
+            _ => Carrier::Tcp(TcpService::new(endpoint.address(), key, &options)),
         };
         Self {
             endpoint,

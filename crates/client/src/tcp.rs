@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::answer::{self, Answer, Fault, Question};
 use crate::endpoint::Key;
+use crate::options::Options;
 use crate::pace::Pace;
 
 /// A service behind a TCP address; connects when first needed, and again when
@@ -39,15 +40,19 @@ struct Target {
     address: String,
     key: Key,
     connect_timeout: Duration,
+    /// A connection over which nothing comes for so long after a request is not
+    /// used any more: it may lead nowhere, which TCP takes minutes to notice.
+    patience: Duration,
     pace: Arc<Pace>,
 }
 
 impl TcpService {
-    pub(crate) fn new(address: String, key: Key, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(address: String, key: Key, options: &Options) -> Self {
         let target = Target {
             address,
             key,
-            connect_timeout,
+            connect_timeout: options.connect_timeout,
+            patience: options.answer_timeout,
             pace: Arc::default(),
         };
         Self {
@@ -63,7 +68,12 @@ impl TcpService {
         pdu: Bytes,
         deadline: Instant,
     ) -> Result<Answer, Fault> {
-        self.link().ask(question, pdu, deadline).await
+        let link = self.link();
+        let answer = link.ask(question, pdu, deadline).await;
+        if matches!(answer, Err(Fault::TimedOut)) && link.is_silent_for(Duration::ZERO) {
+            self.leave(&link);
+        }
+        answer
     }
 
     /// Connects if there is no connection.
@@ -73,9 +83,19 @@ impl TcpService {
 
     fn link(&self) -> Arc<Link> {
         let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        match link.as_ref().filter(|link| link.is_alive()) {
+        let usable =
+            |link: &&Arc<Link>| link.is_alive() && !link.is_silent_for(self.target.patience);
+        match link.as_ref().filter(usable) {
             Some(link) => Arc::clone(link),
             None => Arc::clone(link.insert(Arc::new(Link::start(self.target.clone())))),
+        }
+    }
+
+    /// The next request takes another connection; who waits on this one goes on.
+    fn leave(&self, left: &Arc<Link>) {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if link.as_ref().is_some_and(|link| Arc::ptr_eq(link, left)) {
+            *link = None;
         }
     }
 }
@@ -105,6 +125,12 @@ impl Link {
 
     fn is_alive(&self) -> bool {
         self.waiting.lock().broken.is_none()
+    }
+
+    /// Whether nothing has come for more than `patience` after a request.
+    fn is_silent_for(&self, patience: Duration) -> bool {
+        let since = self.waiting.lock().silent_since;
+        since.is_some_and(|since| since.elapsed() >= patience)
     }
 
     async fn opened(&self) -> Result<(), Fault> {
@@ -201,6 +227,8 @@ struct Places {
     open: HashMap<Question, oneshot::Sender<Result<Answer, Fault>>>,
     /// Why no answers come any more.
     broken: Option<Fault>,
+    /// When the first request was written since something came.
+    silent_since: Option<Instant>,
 }
 
 impl Waiting {
@@ -218,9 +246,19 @@ impl Waiting {
         })
     }
 
-    /// Whether somebody still waits for this.
+    /// Whether somebody still waits for this, so that it is to be written now.
     fn wants(&self, question: Question) -> bool {
-        self.lock().open.contains_key(&question)
+        let mut places = self.lock();
+        let is_wanted = places.open.contains_key(&question);
+        if is_wanted {
+            places.silent_since.get_or_insert_with(Instant::now);
+        }
+        is_wanted
+    }
+
+    /// Something came.
+    fn heard(&self) {
+        self.lock().silent_since = None;
     }
 
     /// Hands an answer to whoever waits for it; answers nobody asked for, such as
@@ -302,6 +340,7 @@ async fn read_all(read: OwnedReadHalf, waiting: &Waiting, key: &Key) -> Fault {
             Ok(frame) => frame,
             Err(fault) => return fault,
         };
+        waiting.heard();
         match answer::read(&frame, key.expose()) {
             Ok(answers) => answers
                 .into_iter()

@@ -224,6 +224,22 @@ async fn an_idle_connection_that_was_closed_is_made_again() {
     }
 }
 
+/// TCP takes a quarter of an hour to notice that a connection leads nowhere.
+#[tokio::test]
+async fn a_connection_over_which_nothing_comes_is_left() {
+    let server = Server::tcp(|number, frame| match number {
+        1 => Act::Nothing,
+        _ => honest(number, frame),
+    })
+    .await;
+    let client = Client::new(server.endpoint("ksi+tcp"), impatient(200));
+    client.sign(document(1), 0).await.unwrap();
+    let error = client.sign(document(1), 0).await.unwrap_err();
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+    client.sign(document(1), 0).await.unwrap();
+    assert_eq!(server.accepted(), 2);
+}
+
 /// Counts how often a service is asked that fails at first.
 async fn asked(status: u64, attempts: u32) -> (usize, bool) {
     let count = Arc::new(AtomicUsize::new(0));
