@@ -322,8 +322,9 @@ fn certificate(bad: &CertificateError, host: &str) -> (String, &'static str) {
             "its operator must have another issued",
         ),
         Bad::BadSignature => (
-            "its certificate has a signature that does not hold",
-            "somebody may stand between; ask its operator",
+            "its certificate bears the name of an authority that is trusted here, but not its signature",
+            "if that authority has a new key, name the file of its new certificate: --tls-ca, or `ca` \
+             in the configuration; if not, somebody stands between",
         ),
         Bad::Revoked => ("its certificate is revoked", "ask its operator"),
         Bad::UnsupportedSignatureAlgorithmContext { .. }
