@@ -544,6 +544,42 @@ mod tests {
         assert!(error.contains(expected), "{error}");
     }
 
+    /// What comes of these addresses.
+    fn aggregator(toml: &str) -> Result<usize, String> {
+        let written = "\"ksi+tcp://anon:anon@127.0.0.1:3332\"";
+        let text = EXAMPLE.replacen(written, toml, 1);
+        let config = Config::parse("pitser.toml", &text).map_err(|e| e.to_string())?;
+        assert!(!format!("{config:?}").contains("hunter2"));
+        match config.aggregator() {
+            Ok(client) => Ok(client.endpoints().count()),
+            Err(failure) => Err(failure.to_string()),
+        }
+    }
+
+    #[test]
+    fn an_authority_may_have_three_addresses() {
+        assert_eq!(aggregator("\"https://a:hunter2@h\""), Ok(1));
+        let three = "[\"https://a:hunter2@h\", \"ksi+tcp://a:b@h\", \"http://a:b@i\"]";
+        assert_eq!(aggregator(three), Ok(3));
+        let refused = |toml: &str, expected: &str| {
+            let error = aggregator(toml).unwrap_err();
+            assert!(
+                error.contains(expected) && !error.contains("hunter2"),
+                "{error}"
+            );
+        };
+        refused(
+            "[\"https://a:b@h\", \"https://a:hunter2@h:x\"]",
+            "authority.aggregator: address 2 of 2: the port",
+        );
+        refused("[]", "authority.aggregator: 0 services are named");
+        refused("3", "an address must be a text, or a list of one to three");
+        let text = EXAMPLE.replacen("[guard]", "ca = \"absent.pem\"\n[guard]", 1);
+        let config = Config::parse("pitser.toml", &text).unwrap();
+        let error = config.aggregator().unwrap_err().to_string();
+        assert!(error.starts_with("authority.ca: absent.pem: "), "{error}");
+    }
+
     #[test]
     fn mistakes_are_named_with_line_and_remedy() {
         refused("listen ", "lissten ", "Did you mean `listen`?");

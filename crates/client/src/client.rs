@@ -113,12 +113,12 @@ impl Client {
         {
             return Err(ClientError::Elsewhere { to, published });
         }
-        let to = to.or(published);
-        check_order(from, to)?;
         // So that no service is blamed for what it was sent.
         if let Some(reason) = doubt(signature, &Context::new(Policy::Internal)) {
             return Err(ClientError::Broken { reason });
         }
+        let to = to.or(published);
+        check_order(from, to)?;
         self.first_good(|service| service.extend(signature, to, record))
             .await
     }
