@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::{GENESIS, World, document};
-use pitser_client::{Asked, Client, ClientError, publications_file};
+use pitser_client::{Asked, Client, ClientError, Options, publications_file};
 use pitser_ksi::policy::{self, Context, Policy, Verdict};
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
@@ -41,7 +41,9 @@ async fn signs(world: &World, client: &Client) {
         world.ticks(3).await;
         let published = world.authority.publish().await.unwrap();
         assert!(published.is_new);
-        let bytes = publications_file(&world.publications_uri()).await.unwrap();
+        let bytes = publications_file(&world.publications_uri(), &Options::default())
+            .await
+            .unwrap();
         let publications = PublicationsFile::decode(&bytes).unwrap();
         world.verify(&publications);
         let record = publications.nearest(signature.aggregation_time()).unwrap();

@@ -1,6 +1,8 @@
 //! `pitser.toml`: read strictly, with errors that name file, line and a way out.
 
 use crate::outcome::Failure;
+use crate::service;
+use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::config::{Kind, Source, Tuning, matches};
@@ -35,18 +37,60 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Authority {
-    /// Aggregator URI, or `embedded`.
-    pub(crate) aggregator: String,
-    /// Extender URI; the aggregator's if absent.
-    pub(crate) extender: Option<String>,
+    /// Aggregator URIs, or `embedded`.
+    aggregator: Addresses,
+    /// Extender URIs; the aggregators' if absent.
+    extender: Option<Addresses>,
     /// Where the publications file is.
     pub(crate) publications: Option<String>,
+    /// The authorities that may vouch for `https://` addresses.
+    ca: Option<PathBuf>,
+}
+
+/// One address, or a list of them. They may hold keys.
+#[derive(Clone, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "an address must be a text, or a list of one to three"
+)]
+enum Addresses {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Addresses {
+    fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(address) => std::slice::from_ref(address),
+            Self::Several(addresses) => addresses,
+        }
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Addresses({} of them)", self.as_slice().len())
+    }
 }
 
 impl Authority {
     /// True if the authority runs inside the guardian's own process.
     pub(crate) fn is_embedded(&self) -> bool {
-        self.aggregator == "embedded"
+        self.aggregator.as_slice() == ["embedded"]
+    }
+
+    fn client(&self, dir: &Path, key: &str, addresses: &Addresses) -> Result<Client, Failure> {
+        let read = |uri: &str| Endpoint::parse(uri).map_err(Failure::input);
+        let wrong = |failure: Failure| Failure::Input(format!("authority.{key}: {failure}"));
+        let endpoints = service::endpoints(addresses.as_slice(), read).map_err(wrong)?;
+        let options = self.options(dir)?;
+        Client::of(endpoints, &options).map_err(|e| wrong(Failure::input(e)))
+    }
+
+    fn options(&self, dir: &Path) -> Result<Options, Failure> {
+        let ca = self.ca.as_ref().map(|ca| dir.join(ca));
+        service::options(ca.as_deref())
+            .map_err(|failure| Failure::Input(format!("authority.ca: {failure}")))
     }
 }
 
@@ -231,6 +275,26 @@ impl Config {
         Ok(config)
     }
 
+    /// A client of the aggregators, which connects when it is first used.
+    pub(crate) fn aggregator(&self) -> Result<Client, Failure> {
+        let authority = &self.authority;
+        authority.client(&self.dir, "aggregator", &authority.aggregator)
+    }
+
+    /// A client of the extenders, which connects when it is first used.
+    pub(crate) fn extender(&self) -> Result<Client, Failure> {
+        let authority = &self.authority;
+        match &authority.extender {
+            Some(extender) => authority.client(&self.dir, "extender", extender),
+            None => self.aggregator(),
+        }
+    }
+
+    /// How services are talked to.
+    pub(crate) fn options(&self) -> Result<Options, Failure> {
+        self.authority.options(&self.dir)
+    }
+
     /// Who is told of findings.
     pub(crate) fn alerts(&self) -> Result<Vec<Receiver>, Failure> {
         let mut receivers = self.receivers().map_err(Failure::Input)?;
@@ -333,6 +397,7 @@ mod tests {
             "aggregator",
             "extender",
             "publications",
+            "ca  ",
             "organisation",
             "data",
             "listen",
@@ -477,6 +542,42 @@ mod tests {
         assert_ne!(text, EXAMPLE);
         let error = Config::parse("pitser.toml", &text).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
+    }
+
+    /// What comes of these addresses.
+    fn aggregator(toml: &str) -> Result<usize, String> {
+        let written = "\"ksi+tcp://anon:anon@127.0.0.1:3332\"";
+        let text = EXAMPLE.replacen(written, toml, 1);
+        let config = Config::parse("pitser.toml", &text).map_err(|e| e.to_string())?;
+        assert!(!format!("{config:?}").contains("hunter2"));
+        match config.aggregator() {
+            Ok(client) => Ok(client.endpoints().count()),
+            Err(failure) => Err(failure.to_string()),
+        }
+    }
+
+    #[test]
+    fn an_authority_may_have_three_addresses() {
+        assert_eq!(aggregator("\"https://a:hunter2@h\""), Ok(1));
+        let three = "[\"https://a:hunter2@h\", \"ksi+tcp://a:b@h\", \"http://a:b@i\"]";
+        assert_eq!(aggregator(three), Ok(3));
+        let refused = |toml: &str, expected: &str| {
+            let error = aggregator(toml).unwrap_err();
+            assert!(
+                error.contains(expected) && !error.contains("hunter2"),
+                "{error}"
+            );
+        };
+        refused(
+            "[\"https://a:b@h\", \"https://a:hunter2@h:x\"]",
+            "authority.aggregator: address 2 of 2: the port",
+        );
+        refused("[]", "authority.aggregator: 0 services are named");
+        refused("3", "an address must be a text, or a list of one to three");
+        let text = EXAMPLE.replacen("[guard]", "ca = \"absent.pem\"\n[guard]", 1);
+        let config = Config::parse("pitser.toml", &text).unwrap();
+        let error = config.aggregator().unwrap_err().to_string();
+        assert!(error.starts_with("authority.ca: absent.pem: "), "{error}");
     }
 
     #[test]

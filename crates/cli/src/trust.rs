@@ -22,7 +22,7 @@ use crate::{clock, files};
 /// Where publications are, and whom they are believed from.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PublicationsArgs {
-    /// Publications file: a path, or an http:// or file:// address
+    /// Publications file: a path, or an https://, http:// or file:// address
     #[arg(short = 'P', long = "publications", value_name = "FILE|URI")]
     pub(crate) location: Option<String>,
     /// Certificates that may vouch for the publications file's signer, PEM or DER
@@ -49,12 +49,13 @@ impl PublicationsArgs {
 
     /// Fetches and reads the publications file, if one was named. It is not
     /// believed yet.
-    pub(crate) fn load(&self) -> Result<Option<PublicationsFile>, Failure> {
+    pub(crate) fn load(&self, whom: &Credentials) -> Result<Option<PublicationsFile>, Failure> {
         let Some(location) = &self.location else {
             return Ok(None);
         };
         let bytes = if location.contains("://") {
-            service::block_on(async { Ok(publications_file(location).await?) })?
+            let options = whom.options()?;
+            service::block_on(async { Ok(publications_file(location, &options).await?) })?
         } else {
             files::read(Path::new(location))?
         };
@@ -121,11 +122,12 @@ pub(crate) struct TrustArgs {
     /// A publication code from a source you trust, such as a newspaper
     #[arg(long, value_name = "CODE", value_parser = code)]
     publication: Option<PublicationData>,
-    /// Extender to ask for calendar chains, such as ksi+tcp://USER:KEY@HOST:PORT
+    /// Extender to ask for calendar chains, such as ksi+tcp://USER:KEY@HOST:PORT; up to three
+    /// times: all are asked, and the first good answer counts
     #[arg(short = 'X', long = "extender", value_name = "URI")]
-    extender: Option<String>,
+    extenders: Vec<String>,
     /// An extender's answer from a file, in place of an extender
-    #[arg(long, value_name = "FILE", conflicts_with = "extender")]
+    #[arg(long, value_name = "FILE", conflicts_with = "extenders")]
     extender_reply: Option<PathBuf>,
     #[command(flatten)]
     credentials: Credentials,
@@ -174,7 +176,7 @@ impl TrustArgs {
             ));
         }
         let (mut publications, mut doubt) = (None, None);
-        if let Some(file) = self.publications.load()? {
+        if let Some(file) = self.publications.load(&self.credentials)? {
             match self.publications.judge(&file)? {
                 Ok(()) => publications = Some(file),
                 Err(why) => doubt = Some(why),
@@ -199,10 +201,10 @@ impl TrustArgs {
                     Failure::Input(format!("--extender-reply {}: {why}", path.display()))
                 });
         }
-        let Some(uri) = &self.extender else {
+        if self.extenders.is_empty() {
             return Ok(None);
-        };
-        let client = self.credentials.client(uri)?;
+        }
+        let client = self.credentials.client(&self.extenders)?;
         let runtime = service::runtime()?;
         let extender = runtime.block_on(async { client.blocking_extender() });
         Ok(Some(Extender::Live {

@@ -1,9 +1,10 @@
 //! Asks a KSI-compatible service for signatures, calendar chains, its
 //! configuration and its publications file.
 //!
-//! In scope: addresses ([`Endpoint`]), one pipelined TCP connection or HTTP,
-//! time limits, reconnecting, and every check that a client owes its user before
-//! it believes an answer (spec service §5).
+//! In scope: addresses ([`Endpoint`]), pipelined TCP, HTTP, HTTPS, answers from
+//! a file, up to three services of which the first good answer counts, time
+//! limits, reconnecting, and every check that a client owes its user before it
+//! believes an answer (spec service §5, docs/spec/11-service.md).
 //! Elsewhere: formats, chains and policies (`ksi`), the service (`authority`),
 //! deciding whom to trust (the caller).
 //!
@@ -20,11 +21,22 @@
 
 mod answer;
 mod client;
+mod configuration;
 mod endpoint;
 mod error;
+mod file;
 mod http;
+mod options;
+mod pace;
+mod publications;
+mod race;
+mod service;
 mod tcp;
+mod tls;
 
-pub use client::{BlockingExtender, Client, Options, publications_file};
+pub use client::{BlockingExtender, Client};
 pub use endpoint::{Endpoint, EndpointError, Key, Transport};
-pub use error::{Asked, ClientError};
+pub use error::{Asked, Bounds, ClientError};
+pub use options::Options;
+pub use publications::publications_file;
+pub use tls::{Roots, RootsError};

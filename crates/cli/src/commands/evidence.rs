@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
 use crate::output::{print, print_json};
 use crate::{clock, seals};
-use pitser_client::{Client, Endpoint, publications_file};
+use pitser_client::publications_file;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_trail::export::Exporter;
 use serde_json::json;
@@ -99,19 +99,12 @@ async fn extended(
     ) else {
         return Ok((None, HashMap::new()));
     };
-    let bytes = publications_file(uri).await.map_err(Failure::service)?;
+    let bytes = publications_file(uri, &config.options()?).await?;
     let file = PublicationsFile::decode(&bytes).map_err(Failure::service)?;
     let Some(record) = file.latest() else {
         return Ok((Some(bytes), HashMap::new()));
     };
-    let extender = config
-        .authority
-        .extender
-        .as_ref()
-        .unwrap_or(&config.authority.aggregator);
-    let endpoint = Endpoint::parse(extender)
-        .map_err(|e| Failure::Input(format!("authority.extender: {e}")))?;
-    let client = Client::connect(endpoint).await.map_err(Failure::service)?;
+    let client = config.extender()?;
     let longer = seals::extended(&client, exporter.view(), record).await?;
     Ok((Some(bytes), longer))
 }

@@ -19,9 +19,10 @@ use crate::trust::{self, PublicationsArgs};
 pub(crate) struct Args {
     /// The signature
     signature: PathBuf,
-    /// The extending service, such as ksi+tcp://USER:KEY@HOST:PORT
-    #[arg(short = 'X', long = "extender", value_name = "URI")]
-    extender: String,
+    /// The extending service, such as ksi+tcp://USER:KEY@HOST:PORT or https://USER:KEY@HOST;
+    /// up to three times: all are asked, and the first good answer counts
+    #[arg(short = 'X', long = "extender", value_name = "URI", required = true)]
+    extenders: Vec<String>,
     #[command(flatten)]
     publications: PublicationsArgs,
     /// Lead it to this publication instead of the next one in the publications file
@@ -49,7 +50,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         Target::Publication(record) => record,
         Target::NotYet { newest } => return not_yet(signed_at, newest, args.form),
     };
-    let client = args.credentials.client(&args.extender)?;
+    let client = args.credentials.client(&args.extenders)?;
     let extended =
         service::block_on(async { Ok(client.extend(&signature, None, Some(&record)).await?) })?;
     let output = args.output.clone().unwrap_or_else(|| default_output(path));
@@ -71,7 +72,7 @@ enum Target {
 
 impl Args {
     fn record(&self, signed_at: Second) -> Result<Target, Failure> {
-        let file = self.publications.load()?;
+        let file = self.publications.load(&self.credentials)?;
         if let Some(file) = &file
             && self.publications.trusts_somebody()
             && let Err(doubt) = self.publications.judge(file)?

@@ -196,14 +196,11 @@ async fn guard(config: &Config) -> Outcome {
         true => Some(embedded_authority(config).await?),
         false => None,
     };
-    let uri = match &embedded {
-        Some(authority) => format!("ksi+tcp://guardian:guardian@{}", authority.tcp_address()),
-        None => config.authority.aggregator.clone(),
-    };
-    let endpoint =
-        Endpoint::parse(&uri).map_err(|e| Failure::Input(format!("authority.aggregator: {e}")))?;
     // Not connected yet: while the authority is down, blocks wait for their seals.
-    let client = Client::new(endpoint, Options::default());
+    let client = match &embedded {
+        Some(authority) => own(authority.tcp_address())?,
+        None => config.aggregator()?,
+    };
     let mut handles = Vec::new();
     for source in &config.sources {
         handles.push(start(config, source, &client)?);
@@ -250,6 +247,13 @@ async fn guard(config: &Config) -> Outcome {
         authority.shutdown().await.map_err(Failure::service)?;
     }
     Ok(Exit::Intact)
+}
+
+/// A client of the authority in this process.
+fn own(address: SocketAddr) -> Result<Client, Failure> {
+    let uri = format!("ksi+tcp://guardian:guardian@{address}");
+    let endpoint = Endpoint::parse(&uri).map_err(Failure::service)?;
+    Ok(Client::new(endpoint, Options::default()))
 }
 
 /// A guardian whose status tells of its alerts too.

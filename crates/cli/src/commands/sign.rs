@@ -23,9 +23,10 @@ pub(crate) struct Args {
     /// Hash algorithm for the document
     #[arg(long, value_name = "NAME", default_value = "SHA-256", value_parser = algorithm, conflicts_with = "hash")]
     algorithm: Algorithm,
-    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT
-    #[arg(short = 'S', long = "service", value_name = "URI")]
-    service: String,
+    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT or https://USER:KEY@HOST;
+    /// up to three times: all are asked, and the first good answer counts
+    #[arg(short = 'S', long = "service", value_name = "URI", required = true)]
+    services: Vec<String>,
     #[command(flatten)]
     credentials: Credentials,
     /// Where to write the signature; - for the standard output [default: FILE.ksig]
@@ -44,7 +45,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Outcome {
     let output = args.output()?;
-    let client = args.credentials.client(&args.service)?;
+    let client = args.credentials.client(&args.services)?;
     if !args.force && output.as_os_str() != STANDARD && output.exists() {
         // Before a signature is asked for that nobody could keep.
         return Err(Failure::Input(format!(

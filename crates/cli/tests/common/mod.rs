@@ -13,7 +13,15 @@ use serde_json::Value;
 pub(crate) fn pitser(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pitser"));
     command.current_dir(dir).env("TMPDIR", dir);
-    for name in ["PITSER_USER", "PITSER_KEY", "PITSER_LOG", "NO_COLOR"] {
+    for name in [
+        "PITSER_USER",
+        "PITSER_KEY",
+        "PITSER_TLS_CA",
+        "PITSER_LOG",
+        "NO_COLOR",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ] {
         command.env_remove(name);
     }
     command

@@ -22,9 +22,10 @@ use crate::trust::PublicationsArgs;
 pub(crate) struct Args {
     /// The log; LOG.logsig is replaced once all of it is extended
     log: PathBuf,
-    /// The extending service, such as ksi+tcp://USER:KEY@HOST:PORT
-    #[arg(short = 'X', long = "extender", value_name = "URI")]
-    extender: String,
+    /// The extending service, such as ksi+tcp://USER:KEY@HOST:PORT or https://USER:KEY@HOST;
+    /// up to three times: all are asked, and the first good answer counts
+    #[arg(short = 'X', long = "extender", value_name = "URI", required = true)]
+    extenders: Vec<String>,
     #[command(flatten)]
     publications: PublicationsArgs,
     #[command(flatten)]
@@ -38,7 +39,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Outcome {
-    let Some(publications) = args.publications.load()? else {
+    let Some(publications) = args.publications.load(&args.credentials)? else {
         return Err(Failure::Input("name the publications file with -P".into()));
     };
     if args.publications.trusts_somebody()
@@ -50,7 +51,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     }
     let path = files::appended(&args.log, SUFFIX);
     let output = args.output.clone().unwrap_or_else(|| path.clone());
-    let client = args.credentials.client(&args.extender)?;
+    let client = args.credentials.client(&args.extenders)?;
     let done = service::block_on(extend(&path, &output, &client, &publications))?;
     if let Some(failure) = done.failure {
         return Err(Failure::Service(format!(

@@ -26,10 +26,11 @@ pub(crate) struct Args {
     /// The log; what LOG.logsig already covers stays, unsigned blocks of it are signed,
     /// and lines beyond it are added. - for the standard input, with -o
     log: PathBuf,
-    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT; without one the blocks
-    /// wait to be signed later, by the same command
+    /// The signing service, such as ksi+tcp://USER:KEY@HOST:PORT or https://USER:KEY@HOST;
+    /// up to three times: all are asked, and the first good answer counts. Without one the
+    /// blocks wait to be signed later, by the same command
     #[arg(short = 'S', long = "service", value_name = "URI")]
-    service: Option<String>,
+    services: Vec<String>,
     #[command(flatten)]
     credentials: Credentials,
     /// Hash algorithm of new blocks
@@ -76,11 +77,11 @@ impl From<Store> for StoredHashes {
 
 /// Runs the command. What was signed is kept even if the service fails halfway.
 pub(crate) fn run(args: Args) -> Outcome {
-    let client = args
-        .service
-        .as_ref()
-        .map(|uri| args.credentials.client(uri))
-        .transpose()?;
+    let client = if args.services.is_empty() {
+        None
+    } else {
+        Some(args.credentials.client(&args.services)?)
+    };
     let output = args.output()?;
     let done = service::block_on(sign(&args, client.as_ref(), &output))?;
     if let (Some(state), Some(leaf)) = (&args.state, &done.last_leaf) {

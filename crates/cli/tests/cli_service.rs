@@ -1,0 +1,252 @@
+//! Services on the command line: over HTTPS, several at a time, from a file.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{Dev, Said, pitser, run};
+use data_encoding::BASE64;
+use pitser_ksi::hash::{Algorithm, hash};
+use pitser_ksi::pdu::{
+    AggregationRequest, AggregationRequestPayload, Header, SignRequest, frame_len,
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+/// What stands before the authority's HTTP port and speaks TLS, as a proxy does.
+struct Proxy {
+    /// Keeps it going.
+    _runtime: Runtime,
+    port: u16,
+}
+
+impl Proxy {
+    /// With a certificate for `localhost` by the authority in `ca.pem` of `dir`.
+    fn start(dir: &Path, http: SocketAddr) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let pem = format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            BASE64.encode(issuer.der())
+        );
+        fs::write(dir.join("ca.pem"), pem).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+
+        let runtime = Runtime::new().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    if let Ok(mut stream) = acceptor.accept(stream).await {
+                        let mut behind = tokio::net::TcpStream::connect(http).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+                    }
+                });
+            }
+        });
+        Self {
+            _runtime: runtime,
+            port,
+        }
+    }
+}
+
+#[test]
+fn over_https_from_a_document_to_a_publication() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut dev = Dev::start(dir, 2);
+    let http = dev.publications.strip_prefix("http://").unwrap();
+    let http = http.split_once('/').unwrap().0.parse().unwrap();
+    let proxy = Proxy::start(dir, http);
+    let service = format!("https://anon:anon@localhost:{}", proxy.port);
+    let publications = format!("https://localhost:{}/publications.bin", proxy.port);
+    fs::write(dir.join("a.txt"), "hello").unwrap();
+
+    run(dir, &format!("sign a.txt -S {service}"))
+        .exits(4)
+        .says("issued by nobody that is trusted here")
+        .says("--tls-ca");
+    let signed = run(
+        dir,
+        &format!("sign a.txt -S {service} --tls-ca ca.pem --json"),
+    )
+    .exits(0)
+    .json();
+    // What this machine trusts, as OpenSSL is told it.
+    let by_environment = pitser(dir)
+        .args(["sign", "a.txt", "--force", "-S", &service])
+        .env("SSL_CERT_FILE", dir.join("ca.pem"))
+        .output()
+        .unwrap();
+    Said::from(by_environment).exits(0);
+
+    dev.published(signed["signed_at"].as_str().unwrap());
+    dev.published(signed["signed_at"].as_str().unwrap());
+    let trust = dev.trust.replace(&dev.publications, &publications);
+    run(dir, &format!("extend a.txt.ksig -X {service} {trust}"))
+        .exits(4)
+        .says("--tls-ca");
+    let with_ca = format!("-X {service} {trust} --tls-ca ca.pem");
+    run(dir, &format!("extend a.txt.ksig {with_ca}")).exits(0);
+    run(
+        dir,
+        &format!("verify a.txt.ksig --policy calendar {with_ca}"),
+    )
+    .exits(0);
+    run(
+        dir,
+        &format!("verify a.txt.ext.ksig {trust} --tls-ca ca.pem"),
+    )
+    .exits(0)
+    .says("published    matches");
+
+    let plain = format!("https://anon:anon@{}", dev.tcp);
+    run(dir, &format!("sign a.txt --force -S {plain}"))
+        .exits(4)
+        .says("no secure connection");
+    run(
+        dir,
+        &format!("sign a.txt --force -S {service} --tls-ca absent.pem"),
+    )
+    .exits(3)
+    .says("absent.pem");
+    run(
+        dir,
+        &format!("sign a.txt --force -S {service} --tls-ca a.txt"),
+    )
+    .exits(3)
+    .says("holds no certificate");
+}
+
+#[test]
+fn the_first_good_answer_of_several_services_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let dev = Dev::start(dir, 0);
+    let live = &dev.service;
+    let dead = "ksi+tcp://a:b@127.0.0.1:1";
+    let stranger = format!("ksi+tcp://anon:wrong@{}", dev.tcp);
+    fs::write(dir.join("a"), "hello").unwrap();
+    fs::write(dir.join("a.log"), "one\ntwo\n").unwrap();
+
+    run(dir, &format!("sign a -S {dead} -S {live}"))
+        .exits(0)
+        .says("a.ksig")
+        .says("Another service answers in its place");
+    run(
+        dir,
+        &format!("verify a.ksig --policy calendar -X {dead} -X {live}"),
+    )
+    .exits(0);
+    run(dir, &format!("log sign a.log -S {dead} -S {live}")).exits(0);
+
+    run(dir, &format!("sign a --force -S {dead} -S {stranger}"))
+        .exits(4)
+        .says("none of 2 services gave a good answer: the service at")
+        .says("check name and HMAC key of user \"anon\"; cannot connect to the service at 127.0.0.1:1");
+    run(dir, &format!("sign a --force -S {live} -S {live}"))
+        .exits(3)
+        .says("twice");
+    run(
+        dir,
+        &format!("sign a --force -S {dead} -S {dead} -S {dead} -S {dead}"),
+    )
+    .exits(3)
+    .says("one to three");
+    let said = run(
+        dir,
+        &format!("sign a --force -S {live} -S ksi+tcp://a:hush@h:port"),
+    );
+    assert!(!said.err.contains("hush"), "{said:?}");
+    said.exits(3).says("address 2 of 2: the port");
+}
+
+/// A request is carried to the service by hand, and its answer back.
+#[test]
+fn an_answer_may_come_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let dev = Dev::start(dir, 0);
+    fs::write(dir.join("a"), "hello").unwrap();
+    fs::write(dir.join("b"), "hallo").unwrap();
+    let request = AggregationRequest::new(
+        Header::new("anon"),
+        AggregationRequestPayload::Sign(SignRequest {
+            request_id: 4711,
+            input: hash(Algorithm::Sha256, &[b"hello"]),
+            level: 0,
+        }),
+    );
+    let mut stream = TcpStream::connect(&dev.tcp).unwrap();
+    let request = request.encode(b"anon", Algorithm::Sha256).unwrap();
+    stream.write_all(&request).unwrap();
+    let mut answer = vec![0; 4];
+    stream.read_exact(&mut answer).unwrap();
+    answer.resize(frame_len(&answer).unwrap().unwrap(), 0);
+    stream.read_exact(&mut answer[4..]).unwrap();
+    fs::write(dir.join("answer.tlv"), answer).unwrap();
+
+    run(dir, "sign a -S file:answer.tlv --key anon").exits(0);
+    run(dir, &format!("verify a.ksig --document a {}", dev.trust)).exits(0);
+    run(dir, "sign b -S file:answer.tlv --key anon")
+        .exits(4)
+        .says("GEN-01");
+    run(dir, "sign b -S file:answer.tlv --key other")
+        .exits(4)
+        .says("not authenticated");
+    run(dir, "sign b -S file:answer.tlv")
+        .exits(3)
+        .says("PITSER_KEY");
+    run(dir, "sign b -S file:absent.tlv --key anon")
+        .exits(3)
+        .says("cannot read absent.tlv");
+}
+
+#[test]
+fn a_broken_signature_is_not_extended() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let dev = Dev::start(dir, 0);
+    fs::write(dir.join("a"), "hello").unwrap();
+    run(dir, &format!("sign a -S {}", dev.service)).exits(0);
+    // Of 2014: what is broken is not even told that this is too early.
+    let code =
+        "AAAAAA-CTJR3I-AANBWU-RY76YF-7TH2M5-KGEZVA-WLLRGD-3GKYBG-AM5WWV-4MCLSP-XPRDDI-UFMHBA";
+    let mut bytes = fs::read(dir.join("a.ksig")).unwrap();
+    // One bit of the input hash: the chain leads elsewhere.
+    let input = hash(Algorithm::Sha256, &[b"hello"]);
+    let at = bytes.windows(33).position(|part| part == input.as_bytes());
+    bytes[at.unwrap() + 5] ^= 1;
+    fs::write(dir.join("b.ksig"), bytes).unwrap();
+    let publication = format!("--publication {code}");
+    run(
+        dir,
+        &format!("extend b.ksig -X {} {publication}", dev.service),
+    )
+    .exits(1)
+    .says("INT-");
+}
