@@ -528,6 +528,66 @@ fn command<'a>(columns: &[&'a str]) -> Option<(Vec<String>, &'a str)> {
 const PACK_ANCHOR: &str = "../policy-verification-signatures/resources/cert-file-for-deprecated-algorithm-in-calendar-chain.pem";
 
 #[test]
+fn many_documents_are_one_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let dev = Dev::start(dir, 0);
+    let names: Vec<_> = (1..=5).map(|number| format!("{number}.txt")).collect();
+    for name in &names {
+        fs::write(dir.join(name), name).unwrap();
+    }
+    let files = names.join(" ");
+    for options in [
+        "",
+        " --mask",
+        " --client-id ward-7",
+        " --mask --client-id ward-7",
+    ] {
+        let sign = format!("sign {files} -S {} --force --json{options}", dev.service);
+        let said = run(dir, &sign).exits(0).json();
+        assert_eq!(said["signatures"].as_array().unwrap().len(), 5);
+        for name in &names {
+            let said = run(
+                dir,
+                &format!("verify {name}.ksig --document {name} {} --json", dev.trust),
+            )
+            .exits(0)
+            .json();
+            let by = said.to_string();
+            assert_eq!(by.contains("ward-7"), options.contains("ward-7"), "{by}");
+        }
+        run(dir, "verify 1.txt.ksig --document 2.txt --policy internal")
+            .exits(1)
+            .says("GEN-01");
+    }
+    // With masks, two signatures over the same documents have nothing in common.
+    let sign = |options: &str| {
+        let command = format!("sign 1.txt 2.txt{options} -S {} --force", dev.service);
+        run(dir, &command).exits(0);
+        run(dir, "inspect 1.txt.ksig --json").json()["aggregation_chains"][0]["links"].to_string()
+    };
+    assert_eq!(sign(""), sign(""));
+    assert_ne!(sign(" --mask"), sign(" --mask"));
+
+    fs::create_dir(dir.join("signatures")).unwrap();
+    run(
+        dir,
+        &format!("sign 1.txt 2.txt -o signatures -S {}", dev.service),
+    )
+    .exits(0);
+    assert!(dir.join("signatures/2.txt.ksig").exists());
+    run(dir, &format!("sign 1.txt 2.txt -S {}", dev.service))
+        .exits(3)
+        .says("1.txt.ksig is there already");
+    run(
+        dir,
+        &format!("sign 1.txt 2.txt -o x.ksig -S {}", dev.service),
+    )
+    .exits(3)
+    .says("no folder");
+}
+
+#[test]
 fn shells_and_man_know_the_commands() {
     let dir = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
