@@ -458,17 +458,98 @@ fn user_publication_policy() {
 /// on another document of another second cannot borrow the proof.
 #[test]
 fn a_proof_of_something_else() {
-    let mut world = World::new();
+    assert_eq!(
+        something_else(World::new(), Policy::PublicationsFile),
+        "PUB-03"
+    );
+}
+
+/// What becomes of another signature in the same world.
+fn something_else(world: World, policy: Policy) -> String {
     let mut other = aggregation();
     other.input = leaf(4000);
-    let calendar = world.calendar.as_mut().unwrap();
+    let mut calendar = world.calendar.clone().unwrap();
     calendar.input = other.output(0).unwrap().0;
-    world.anchor = None;
-    let signature = Signature::new(&[other], world.calendar.as_ref(), None).unwrap();
-    let verdict = world.with(Policy::PublicationsFile, |_, context| {
-        verify(&signature, context)
+    let signature = Signature::new(&[other], Some(&calendar), None).unwrap();
+    let verdict = world.with(policy, |_, context| verify(&signature, context));
+    verdict.code().unwrap().to_string()
+}
+
+/// Where two rules are broken, the code is that of the first.
+#[test]
+fn the_first_broken_rule_decides() {
+    let meet = |policy, start: fn() -> World, meddle: fn(&mut CalendarChain), expected| {
+        let spoil = |w: &mut World| w.extender = Some(Extender(meddle));
+        check(policy, start(), spoil, expected);
+    };
+    let bare = || World {
+        calendar: None,
+        anchor: None,
+        ..World::new()
+    };
+    let later = |chain: &mut CalendarChain| chain.aggregation_time = Some(Second(6));
+    let calendar = Policy::Calendar;
+    meet(
+        calendar,
+        World::new,
+        |c| (another_past(c), another_input(c)).1,
+        "CAL-04",
+    );
+    meet(
+        calendar,
+        World::new,
+        |c| (another_past(c), another_shape(c)).1,
+        "CAL-04",
+    );
+    meet(
+        calendar,
+        World::extended,
+        |c| (another_root(c), another_input(c)).1,
+        "CAL-01",
+    );
+    meet(
+        calendar,
+        World::extended,
+        |c| (another_root(c), another_shape(c)).1,
+        "CAL-01",
+    );
+    meet(
+        calendar,
+        bare,
+        |c| (another_input(c), another_shape(c)).1,
+        "CAL-02",
+    );
+    meet(calendar, bare, later, "CAL-03");
+    let published = Policy::PublicationsFile;
+    meet(
+        published,
+        World::new,
+        |c| {
+            another_root(c);
+            c.publication_time = Second(12);
+        },
+        "PUB-01",
+    );
+    // The root is right, yet it is of another second, and of something else.
+    let mut world = World::new();
+    world.extender = Some(Extender(|c| c.publication_time = Second(12)));
+    assert_eq!(something_else(world, published), "PUB-02");
+
+    // An expired key that signed nothing, listed nowhere.
+    let mut world = World::new();
+    world.certified = (0, SIGNED - 1);
+    let id = certificate_id(&certificate(&key("throw-away-rsa2048"), world.certified));
+    signature_data(&mut world, |signature| {
+        signature.certificate_id = id.into();
+        signature.value[0] ^= 1;
     });
-    assert_eq!(verdict.code().unwrap().to_string(), "PUB-03");
+    assert_eq!(judge(world, Policy::Key), "KEY-03");
+    check(
+        Policy::Key,
+        World::new(),
+        |w| signature_data(w, |s| (s.certificate_id, s.value) = (vec![], vec![])),
+        "UnknownCertificate",
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use pitser_ksi::pki::{
 use pitser_ksi::publication::{PublicationData, PublicationRecord};
 use pitser_ksi::publications_file::{BuildError, Contents, MAGIC, MAX_LEN, PublicationsFile};
 use pitser_ksi::time::Second;
+use pitser_ksi::tlv::Writer;
 use proptest::prelude::*;
 
 const MID_2024: Second = Second(1_717_200_000);
@@ -209,7 +210,7 @@ fn notices_every_changed_byte() {
 fn notices_a_removed_publication() {
     let own = Own::new();
     let bytes = own.file.encode();
-    let mut writer = pitser_ksi::tlv::Writer::new();
+    let mut writer = Writer::new();
     publication(20).write(&mut writer, 0x0703);
     let record = writer.finish().unwrap();
     let at = bytes
@@ -309,6 +310,63 @@ fn certificates_come_before_publications() {
     let error = PublicationsFile::decode(&bytes).unwrap_err();
     assert_eq!(error.kind, DecodeErrorKind::Misplaced(0x0702));
     assert_eq!(error.at, certificate_at + publication_len);
+}
+
+/// A file of `parts`, in their order, with a signature that is none.
+fn unsigned(parts: impl FnOnce(&mut Writer)) -> PublicationsFile {
+    let mut writer = Writer::new();
+    writer
+        .raw(MAGIC)
+        .nested(0x0701, |w| w.integer(0x01, 1).integer(0x02, 7));
+    parts(&mut writer);
+    writer.element(0x0704, &[]);
+    PublicationsFile::decode(&writer.finish().unwrap()).unwrap()
+}
+
+/// Files of others need not be in order; the first of two that claim one second
+/// counts, as in common clients.
+#[test]
+fn publications_are_found_in_any_order() {
+    let again = PublicationRecord {
+        data: PublicationData {
+            imprint: Imprint::zero(Algorithm::Sha512),
+            ..publication(20).data
+        },
+        ..publication(20)
+    };
+    let file = unsigned(|w| {
+        let records = [30, 10, 20].map(publication);
+        w.each(&records, |w, record| record.write(w, 0x0703));
+        again.write(w, 0x0703);
+    });
+    let time = |found: Option<&PublicationRecord>| found.map(|record| record.data.time.0);
+    assert_eq!(time(file.nearest(Second(0))), Some(10));
+    assert_eq!(time(file.nearest(Second(11))), Some(20));
+    assert_eq!(time(file.nearest(Second(21))), Some(30));
+    assert_eq!(time(file.nearest(Second(31))), None);
+    assert_eq!(time(file.latest()), Some(30));
+    assert_eq!(file.at_time(Second(20)), Some(&publication(20)));
+    assert_eq!(file.nearest(Second(20)), Some(&publication(20)));
+}
+
+/// An id is a name: nothing but its bytes is compared.
+#[test]
+fn certificates_are_found_by_any_id() {
+    let ids: [&[u8]; 4] = [b"", b"a", b"four", b"longer than four"];
+    let file = unsigned(|w| {
+        w.each(ids, |w, id| {
+            w.nested(0x0702, |w| {
+                w.element(0x01, id).element(0x02, &[id, b"!"].concat())
+            });
+        });
+        w.nested(0x0702, |w| w.element(0x01, b"a").element(0x02, b"hidden"));
+    });
+    for id in ids {
+        assert_eq!(file.certificate(id), Some(&[id, b"!"].concat()[..]));
+    }
+    for id in [&b"b"[..], b"fou", b"four "] {
+        assert_eq!(file.certificate(id), None);
+    }
 }
 
 #[test]
