@@ -53,7 +53,7 @@ impl PublicationsArgs {
         let Some(location) = &self.location else {
             return Ok(None);
         };
-        let bytes = if location.contains("://") {
+        let bytes = if location.contains("://") || location.starts_with("file:") {
             let options = whom.options()?;
             service::block_on(async { Ok(publications_file(location, &options).await?) })?
         } else {
