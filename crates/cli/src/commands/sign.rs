@@ -54,7 +54,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         )));
     }
     let input = args.input()?;
-    let signature = service::block_on(async { Ok(client.sign(input, args.level).await?) })?;
+    let signature = service::ask(async { Ok(client.sign(input, args.level).await?) })?;
     files::write(&output, signature.as_bytes(), args.force)?;
     if output.as_os_str() != STANDARD {
         args.form.show(&facts(&signature, &output))?;

@@ -53,7 +53,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     let reader = BlockReader::new(&file).map_err(|e| malformed(&path, e))?;
     let mut extended = reader.format().magic().to_vec();
     let (mut done, mut left) = (0_u64, 0_u64);
-    service::block_on(async {
+    service::ask(async {
         for block in reader {
             let block = block.map_err(|e| malformed(&path, e))?;
             extended.extend_from_slice(block.unsealed_bytes());

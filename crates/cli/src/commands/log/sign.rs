@@ -58,7 +58,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         )
     };
     let asked = blocks.iter().filter(|block| block.is_pending()).count();
-    let failure = service::block_on(async { Ok(sign_all(&client, &mut blocks).await) })?;
+    let failure = service::ask(async { Ok(sign_all(&client, &mut blocks).await) })?;
     let file = assemble(format, &blocks).map_err(Failure::input)?;
     files::write(&path, &file, true)?;
     let missing = blocks.iter().filter(|block| block.is_pending()).count();
