@@ -128,6 +128,15 @@ pub(crate) fn runtime() -> Result<Runtime, Failure> {
         .map_err(Failure::service)
 }
 
+/// Asks services. What is still under way then is not waited for: of several,
+/// one may hang in a name server that does not answer.
+pub(crate) fn ask<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = runtime()?;
+    let answer = runtime.block_on(task);
+    runtime.shutdown_background();
+    answer
+}
+
 /// Runs one task to its end.
 pub(crate) fn block_on<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     runtime()?.block_on(task)

@@ -53,9 +53,9 @@ impl PublicationsArgs {
         let Some(location) = &self.location else {
             return Ok(None);
         };
-        let bytes = if location.contains("://") {
+        let bytes = if location.contains("://") || location.starts_with("file:") {
             let options = whom.options()?;
-            service::block_on(async { Ok(publications_file(location, &options).await?) })?
+            service::ask(async { Ok(publications_file(location, &options).await?) })?
         } else {
             files::read(Path::new(location))?
         };
@@ -209,7 +209,7 @@ impl TrustArgs {
         let extender = runtime.block_on(async { client.blocking_extender() });
         Ok(Some(Extender::Live {
             extender,
-            _runtime: runtime,
+            _runtime: Asking(Some(runtime)),
         }))
     }
 }
@@ -248,10 +248,22 @@ enum Extender {
     /// A service, and what keeps its connection going.
     Live {
         extender: pitser_client::BlockingExtender,
-        _runtime: Runtime,
+        _runtime: Asking,
     },
     /// An answer that was given in advance.
     Canned(Box<Result<CalendarChain, ExtendError>>),
+}
+
+/// A runtime that is not waited for at its end, as in [`service::ask`].
+#[derive(Debug)]
+struct Asking(Option<Runtime>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Extend for Extender {

@@ -16,6 +16,7 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use hyper::http::uri::PathAndQuery;
 use zeroize::Zeroizing;
 
 /// The shared secret of a user. `Debug` hides it; reading takes [`Key::expose`].
@@ -371,11 +372,15 @@ fn read_address(text: &str) -> Result<(String, Option<u16>), EndpointError> {
 /// Path and query, without what follows a `#`.
 fn read_path(tail: &str) -> Result<Option<String>, EndpointError> {
     let path = tail.split('#').next().unwrap_or_default();
-    if !path.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(EndpointError::BadPath);
+    if path.is_empty() {
+        return Ok(None);
     }
     let slash = if path.starts_with('/') { "" } else { "/" };
-    Ok((!path.is_empty()).then(|| format!("{slash}{path}")))
+    let path = format!("{slash}{path}");
+    match path.is_ascii() && PathAndQuery::try_from(path.as_str()).is_ok() {
+        true => Ok(Some(path)),
+        false => Err(EndpointError::BadPath),
+    }
 }
 
 #[cfg(test)]
@@ -470,6 +475,8 @@ mod tests {
         refuse("ksi+tcp://u:k@::1:3332", EndpointError::BareIpv6);
         refuse("http://a b/", EndpointError::BadHost);
         refuse("http://a/b c", EndpointError::BadPath);
+        refuse("http://a/<b>", EndpointError::BadPath);
+        refuse("http://a/ö", EndpointError::BadPath);
         refuse("file://", EndpointError::NoPath);
         refuse("file:///a%2", EndpointError::BadPath);
     }

@@ -262,12 +262,14 @@ impl ClientError {
                     "an answer from {service} is not authenticated with the key of user {user:?}"
                 )
             }
-            Self::Foreign { service, hint } => format!("{service} is none of this kind: {hint}"),
+            Self::Foreign { service, hint } => {
+                format!("{service} cannot be asked like this: {hint}")
+            }
             Self::Malformed { service, source } => {
-                format!("{service} sent a malformed answer: {source}")
+                format!("an answer from {service} is malformed: {source}")
             }
             Self::Unfit { service, reason } => {
-                format!("{service} sent an answer that does not fit the request: {reason}")
+                format!("an answer from {service} does not fit the request: {reason}")
             }
             Self::Http { service, status } => format!("{service} answered HTTP {status}"),
             Self::Read { path, source } => format!("cannot read {}: {source}", path.display()),
@@ -300,7 +302,7 @@ impl ClientError {
                 "check the key; if it is right, somebody stands between".into()
             }
             Self::Malformed { .. } | Self::Unfit { .. } => {
-                "nothing of it was taken; tell its operator".into()
+                "nothing of it was taken; whoever runs it should know".into()
             }
             Self::Http { status, .. } => match status {
                 300..=399 => "write the address that it redirects to".into(),

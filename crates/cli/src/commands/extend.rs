@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     };
     let client = args.credentials.client(&args.extenders)?;
     let extended =
-        service::block_on(async { Ok(client.extend(&signature, None, Some(&record)).await?) })?;
+        service::ask(async { Ok(client.extend(&signature, None, Some(&record)).await?) })?;
     let output = args.output.clone().unwrap_or_else(|| default_output(path));
     files::write(&output, extended.as_bytes(), args.force)?;
     if output.as_os_str() != STANDARD {

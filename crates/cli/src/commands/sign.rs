@@ -69,7 +69,7 @@ pub(crate) fn run(args: Args) -> Outcome {
             taken.display()
         )));
     }
-    let sign = |input, level| service::block_on(async { Ok(client.sign(input, level).await?) });
+    let sign = |input, level| service::ask(async { Ok(client.sign(input, level).await?) });
     let signatures = match args.block()? {
         Some(block) => {
             let signature = sign(block.root(), block.level())?;

@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     let path = files::appended(&args.log, SUFFIX);
     let output = args.output.clone().unwrap_or_else(|| path.clone());
     let client = args.credentials.client(&args.extenders)?;
-    let done = service::block_on(extend(&path, &output, &client, &publications))?;
+    let done = service::ask(extend(&path, &output, &client, &publications))?;
     if let Some(failure) = done.failure {
         return Err(Failure::Service(format!(
             "{} of {} blocks could not be extended: {failure}; the others are in {}, and the same command \

@@ -83,7 +83,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         Some(args.credentials.client(&args.services)?)
     };
     let output = args.output()?;
-    let done = service::block_on(sign(&args, client.as_ref(), &output))?;
+    let done = service::ask(sign(&args, client.as_ref(), &output))?;
     if let (Some(state), Some(leaf)) = (&args.state, &done.last_leaf) {
         files::write(state, &encode_state(leaf), true)?;
     }
