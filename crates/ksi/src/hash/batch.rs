@@ -2,7 +2,7 @@
 
 use super::{
     Algorithm, Imprint, hash,
-    lanes::{Block, Kernel, WIDTH},
+    lanes::{Block, IMPRINT_LEN, Kernel, WIDTH, blocks_of, pad},
 };
 use core::fmt;
 
@@ -34,9 +34,6 @@ pub struct Batch {
 }
 
 const LONGEST_DIGEST: usize = Imprint::MAX_LEN - 1;
-
-/// An imprint by SHA-256.
-const IMPRINT_LEN: usize = 33;
 
 /// Longer messages, in blocks, are not worth the copy.
 const LONGEST: usize = 8;
@@ -179,6 +176,7 @@ impl Group {
         }
         if self.padded[self.count] != length {
             self.padded[self.count] = length;
+            bytes[length..].fill(0);
             pad(bytes, length);
         }
         self.places[self.count] = place;
@@ -203,24 +201,10 @@ impl Group {
     }
 }
 
-/// How many blocks a message of `length` bytes takes: after it comes at least one
-/// byte of padding, and its length.
-fn blocks_of(length: usize) -> usize {
-    (length + 1 + size_of::<u64>()).div_ceil(size_of::<Block>())
-}
-
-/// Completes the blocks that a message of `length` bytes starts.
-fn pad(bytes: &mut [u8], length: usize) {
-    bytes[length..].fill(0);
-    bytes[length] = 0x80;
-    let end = bytes.len() - size_of::<u64>();
-    bytes[end..].copy_from_slice(&(length as u64 * 8).to_be_bytes());
-}
-
 /// The blocks of `message`.
 #[cfg(test)]
 pub(super) fn padded(message: &[u8]) -> Vec<Block> {
-    let mut blocks = vec![[0xff; 64]; blocks_of(message.len())];
+    let mut blocks = vec![[0; 64]; blocks_of(message.len())];
     let bytes = blocks.as_flattened_mut();
     bytes[..message.len()].copy_from_slice(message);
     pad(bytes, message.len());

@@ -175,6 +175,7 @@ fn one_by_one(blocks: &[Block], length: usize, digests: &mut [Digest]) {
     }
 }
 
+#[inline(always)]
 fn one(message: &[Block]) -> Digest {
     let mut state = INITIAL;
     for block in message {
@@ -183,6 +184,38 @@ fn one(message: &[Block]) -> Digest {
     bytes_of(state)
 }
 
+/// The digest of the concatenation of `parts`, if that fits into two blocks: without
+/// the bookkeeping of a hasher that takes any number of them.
+#[inline(always)]
+pub(super) fn short(parts: &[&[u8]]) -> Option<Digest> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let count = blocks_of(length);
+    let mut blocks = [[0; 64]; 2];
+    let bytes = blocks.get_mut(..count)?.as_flattened_mut();
+    let mut end = 0;
+    for part in parts {
+        bytes[end..][..part.len()].copy_from_slice(part);
+        end += part.len();
+    }
+    pad(bytes, length);
+    Some(one(&blocks[..count]))
+}
+
+/// How many blocks a message of `length` bytes takes: after it comes at least one
+/// byte of padding, and its length.
+pub(super) fn blocks_of(length: usize) -> usize {
+    (length + 1 + size_of::<u64>()).div_ceil(size_of::<Block>())
+}
+
+/// Completes the blocks that a message of `length` bytes starts, of which the others
+/// are zero.
+pub(super) fn pad(bytes: &mut [u8], length: usize) {
+    bytes[length] = 0x80;
+    let end = bytes.len() - size_of::<u64>();
+    bytes[end..].copy_from_slice(&(length as u64 * 8).to_be_bytes());
+}
+
+#[inline(always)]
 fn bytes_of(state: [u32; 8]) -> Digest {
     let mut digest = [0; 32];
     for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(state) {
@@ -243,6 +276,9 @@ fn nodes_one_by_one(pairs: &[[Digest; 2]], level: u8, parents: &mut [Digest]) {
 
 /// The first byte of an imprint by SHA-256.
 const IMPRINT: u8 = 0x01;
+
+/// Length of such an imprint, in bytes.
+pub(super) const IMPRINT_LEN: usize = 33;
 
 /// Length of a node's message, in bytes.
 const NODE_LEN: u32 = 67;
