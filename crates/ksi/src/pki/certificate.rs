@@ -187,9 +187,9 @@ impl Certificate {
     /// [`PkiError::KeySize`] outside `1024..=8192` bits, [`PkiError::Signature`]
     /// if it does not match.
     pub fn verify_rsa(&self, oid: &str, message: &[u8], signature: &[u8]) -> Result<(), PkiError> {
-        let unknown = || PkiError::Algorithm(oid.chars().take(64).collect());
-        let oid = ObjectIdentifier::new(oid).map_err(|_| unknown())?;
-        let hash = RsaHash::from_signature_oid(&oid).ok_or_else(unknown)?;
+        let hash = oid::parse(oid)
+            .and_then(|oid| RsaHash::from_signature_oid(&oid))
+            .ok_or_else(|| PkiError::Algorithm(oid.chars().take(64).collect()))?;
         self.verify_with(hash, message, signature)
     }
 
