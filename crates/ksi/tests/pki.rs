@@ -364,6 +364,19 @@ fn an_algorithm_has_one_spelling() {
     }
 }
 
+/// Found by the fuzzer: the end was sought from the beginning on, and found
+/// within it, where both share their dashes. This panicked in every build.
+#[test]
+fn pem_armour_that_overlaps_is_refused() {
+    for pem in [
+        "-----BEGIN CERTIFICATE--------END CERTIFICATE-----",
+        "-----BEGIN CERTIFICATE----------END CERTIFICATE-----",
+        "-----BEGIN CERTIFICATE-----",
+    ] {
+        assert_eq!(outcome(Certificate::from_pem(pem).map(drop)), "Malformed");
+    }
+}
+
 #[test]
 fn certificates_after_2049() {
     let signer = key("throw-away-rsa2048");

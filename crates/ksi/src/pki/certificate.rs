@@ -119,19 +119,18 @@ impl Certificate {
         let mut certificates = Vec::new();
         let mut rest = pem;
         while let Some(begin) = rest.find(BEGIN) {
-            let block = &rest[begin..];
-            let end = block.find(END).ok_or(PkiError::Malformed(WHAT))? + END.len();
+            let (body, after) = rest[begin + BEGIN.len()..]
+                .split_once(END)
+                .ok_or(PkiError::Malformed(WHAT))?;
             if certificates.len() == 1024 {
                 return Err(PkiError::TooLarge("list of PEM certificates"));
             }
-            let body: String = block[BEGIN.len()..end - END.len()]
-                .split_whitespace()
-                .collect();
+            let body: String = body.split_whitespace().collect();
             let der = data_encoding::BASE64
                 .decode(body.as_bytes())
                 .map_err(|_| PkiError::Malformed(WHAT))?;
             certificates.push(Self::from_der(&der)?);
-            rest = &block[end..];
+            rest = after;
         }
         if certificates.is_empty() {
             Err(PkiError::Malformed(WHAT))
