@@ -258,6 +258,28 @@ fn normalise_one<'a>(ber: &'a [u8], out: &mut Vec<u8>, depth: usize) -> Option<&
     Some(rest)
 }
 
+/// Whether `der` is whole elements, one after the other, and what is inside the
+/// constructed ones too, at most 32 deep.
+///
+/// To be asked before the `der` crate reads foreign bytes: it takes the memory
+/// for a value, up to 256 MB, before it looks whether the value is there.
+pub(super) fn is_whole(der: &[u8]) -> bool {
+    fn is_whole_within(der: &[u8], depth: usize) -> bool {
+        let mut reader = Reader::new(der);
+        while !reader.is_empty() {
+            let Ok(node) = reader.next("DER encoding") else {
+                return false;
+            };
+            let is_leaf = node.tag & CONSTRUCTED == 0;
+            if !is_leaf && (depth == 0 || !is_whole_within(node.value, depth - 1)) {
+                return false;
+            }
+        }
+        true
+    }
+    is_whole_within(der, MAX_DEPTH)
+}
+
 /// The contents of consecutive octet strings, put together.
 fn join_octet_strings(der: &[u8]) -> Option<Vec<u8>> {
     let mut segments = Reader::new(der);
@@ -283,6 +305,17 @@ mod tests {
             .ok()
             .map(|bytes| HEXLOWER.encode(&bytes));
         assert_eq!(got.as_deref(), der, "{ber}");
+    }
+
+    #[test]
+    fn every_length_is_looked_at() {
+        let whole = |der: &str| is_whole(&hex(der));
+        assert!(whole("") && whole("0401aa") && whole("300530030401aa0500"));
+        assert!(!whole("0402aa") && !whole("300530030402aa") && !whole("30050484ffffff"));
+        // What a primitive element holds is nobody's business here.
+        assert!(whole("04050484ffffff"));
+        let nested = |depth| (0..depth).fold(Vec::new(), |der, _| element(SEQUENCE, &[&der]));
+        assert!(is_whole(&nested(MAX_DEPTH)) && !is_whole(&nested(MAX_DEPTH + 2)));
     }
 
     #[test]

@@ -80,6 +80,9 @@ impl Certificate {
         let algorithm = fields.expect(asn1::SEQUENCE, WHAT)?.raw;
         let signature = fields.expect(asn1::BIT_STRING, WHAT)?.value;
         fields.finish(WHAT)?;
+        if !asn1::is_whole(der) {
+            return Err(PkiError::Malformed(WHAT));
+        }
         let malformed = |_| PkiError::Malformed(WHAT);
         let parsed = TbsCertificate::from_der(tbs).map_err(malformed)?;
         let algorithm = AlgorithmIdentifierOwned::from_der(algorithm).map_err(malformed)?;
@@ -228,8 +231,8 @@ impl Certificate {
 
     /// The subject key identifier, if it has one.
     pub(super) fn subject_key_id(&self) -> Option<Vec<u8>> {
-        let extension = self.extension(&oid::SUBJECT_KEY_IDENTIFIER)?;
-        let id = SubjectKeyIdentifier::from_der(extension.extn_value.as_bytes()).ok()?;
+        let value = self.extension(&oid::SUBJECT_KEY_IDENTIFIER)?;
+        let id = SubjectKeyIdentifier::from_der(value).ok()?;
         Some(id.0.as_bytes().to_vec())
     }
 
@@ -262,14 +265,13 @@ impl Certificate {
         }
         let Some(basic) = self
             .extension(&oid::BASIC_CONSTRAINTS)
-            .and_then(|found| BasicConstraints::from_der(found.extn_value.as_bytes()).ok())
+            .and_then(|value| BasicConstraints::from_der(value).ok())
         else {
             return false;
         };
         let usage_allows = match self.extension(&oid::KEY_USAGE) {
             None => true,
-            Some(found) => KeyUsage::from_der(found.extn_value.as_bytes())
-                .is_ok_and(|usage| usage.key_cert_sign()),
+            Some(value) => KeyUsage::from_der(value).is_ok_and(|usage| usage.key_cert_sign()),
         };
         let length_allows = basic
             .path_len_constraint
@@ -284,8 +286,11 @@ impl Certificate {
             .map(|found| found.extn_id.to_string())
     }
 
-    fn extension(&self, id: &ObjectIdentifier) -> Option<&Extension> {
-        self.extensions().find(|found| found.extn_id == *id)
+    /// The value of an extension; one that is no DER is treated as an empty one.
+    fn extension(&self, id: &ObjectIdentifier) -> Option<&[u8]> {
+        let found = self.extensions().find(|found| found.extn_id == *id)?;
+        let value = found.extn_value.as_bytes();
+        Some(if asn1::is_whole(value) { value } else { &[] })
     }
 
     fn extensions(&self) -> impl Iterator<Item = &Extension> {
