@@ -92,19 +92,20 @@ pub fn extract<'l>(
     let tree = BlockTree::of_block(block, &mut Lines::new(stretch))
         .filter(|tree| tree.root().is_some_and(|(root, _)| root == signed))
         .ok_or(ExtractError::Altered)?;
-    let records = numbers
-        .iter()
-        .filter_map(|&number| tree.chain(tree.record_of_line(number)));
-    let block = ExcerptBlock {
-        signature: signature.to_vec(),
-        records: records.collect(),
-    };
     let mut numbers = numbers.iter().peekable();
-    let lines = (0..)
-        .zip(Lines::new(stretch))
-        .filter_map(|(number, line)| numbers.next_if_eq(&&number).map(|_| line))
-        .collect();
-    Ok(Some(Extracted { block, lines }))
+    let (mut records, mut taken) = (Vec::new(), Vec::new());
+    let lines = tree.records_of_lines().zip(Lines::new(stretch));
+    for (number, (record, line)) in (0..).zip(lines) {
+        if numbers.next_if_eq(&&number).is_some() {
+            records.extend(tree.chain(record));
+            taken.push(line);
+        }
+    }
+    let signature = signature.to_vec();
+    Ok(Some(Extracted {
+        block: ExcerptBlock { signature, records },
+        lines: taken,
+    }))
 }
 
 /// A record of an excerpt that does not fit. `line` counts the lines of the
