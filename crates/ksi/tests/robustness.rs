@@ -9,7 +9,11 @@ use common::read;
 use pitser_ksi::{
     Algorithm, Imprint, Signature,
     chain::Metadata,
-    logsig::{BlockBuilder, BlockReader, ClosedBlock, Fault, Format, Lines, extract, verify_block},
+    logsig::{
+        BlockBuilder, BlockReader, ClosedBlock, Fault, Format, IntegrationError, Lines, extract,
+        integrate, verify_block,
+    },
+    tlv::{Flags, Writer},
 };
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
@@ -52,7 +56,7 @@ fn every_truncation_is_refused() {
 /// it: of a log of empty lines, a megabyte took ten seconds, 64 KB per byte.
 #[test]
 fn a_metarecord_far_away_is_read_once() {
-    const LINES: usize = 500_000;
+    const LINES: usize = 1_000_000;
     let block = {
         let mut builder = builder();
         (0..LINES).for_each(|_| builder.record_line(b""));
@@ -62,7 +66,7 @@ fn a_metarecord_far_away_is_read_once() {
     let file = file(&block, &block.unsigned(None).unwrap());
     let log = vec![b'\n'; LINES];
     let block = BlockReader::new(&file).unwrap().next().unwrap().unwrap();
-    let report = within(Duration::from_secs(4), || {
+    let report = within(Duration::from_secs(10), || {
         verify_block(&block, &mut Lines::new(&log)).unwrap()
     });
     assert_eq!(report.faults, [] as [Fault; 0]);
@@ -84,11 +88,43 @@ fn lines_among_many_metarecords_are_taken_out_at_once() {
     let file = file(&block, &block.signed(&signature_of(block.root)).unwrap());
     let log = vec![b'\n'; EACH];
     let block = BlockReader::new(&file).unwrap().next().unwrap().unwrap();
-    let taken = within(Duration::from_secs(10), || {
+    let taken = within(Duration::from_secs(30), || {
         extract(&block, &mut Lines::new(&log), |_| true)
     });
     let taken = taken.unwrap().unwrap();
     assert_eq!((taken.lines.len(), taken.block.records.len()), (EACH, EACH));
+}
+
+/// The seal that comes next was decoded for each block before its own: 60 KB for
+/// each 120 bytes.
+#[test]
+fn a_seal_that_waits_is_decoded_once() {
+    const BLOCKS: usize = 100_000;
+    let block = {
+        let mut builder = builder();
+        builder.record_line(b"");
+        builder.close().unwrap()
+    };
+    let unsigned = [&block.bytes[..], &block.unsigned(None).unwrap()].concat();
+    let blocks = [Format::Blocks.magic(), &unsigned.repeat(BLOCKS)[..]].concat();
+    let long = {
+        let signature = Signature::decode(&signature_of(Imprint::zero(SHA256))).unwrap();
+        let mut writer = Writer::new();
+        writer.nested(Signature::TAG, |w| {
+            w.raw(signature.children()).each(0..20_000, |w, _| {
+                let flags = Flags {
+                    noncritical: true,
+                    forward: false,
+                };
+                w.flagged(0x1f, flags, b"");
+            })
+        });
+        writer.finish().unwrap()
+    };
+    let seals = [Format::Seals.magic(), &block.signed(&long).unwrap()[..]].concat();
+    let joined = within(Duration::from_secs(10), || integrate(&blocks, &seals));
+    let at = Format::Seals.magic().len();
+    assert_eq!(joined, Err(IntegrationError::StraySeal { at }));
 }
 
 fn builder() -> BlockBuilder {

@@ -81,7 +81,21 @@ pub enum IntegrationError {
 #[derive(Clone, Debug)]
 pub struct Integration<'a> {
     blocks: BlockReader<'a>,
-    seals: Peekable<SealReader<'a>>,
+    seals: Peekable<Rooted<'a>>,
+}
+
+/// Seals with the roots they are of: decoded once, however many blocks pass
+/// before the one that a seal belongs to.
+#[derive(Clone, Debug)]
+struct Rooted<'a>(SealReader<'a>);
+
+impl<'a> Iterator for Rooted<'a> {
+    type Item = Result<(SealRecord<'a>, Option<Imprint>), DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let seal = self.0.next()?;
+        Some(seal.and_then(|seal| Ok((seal, root(&seal)?))))
+    }
 }
 
 /// A block, and the 0904 to write after it.
@@ -115,7 +129,7 @@ impl<'a> Integration<'a> {
         let seals = SealReader::new(seals).map_err(IntegrationError::Seals)?;
         Ok(Self {
             blocks,
-            seals: seals.peekable(),
+            seals: Rooted(seals).peekable(),
         })
     }
 
@@ -127,8 +141,10 @@ impl<'a> Integration<'a> {
         let Some(next) = self.seals.peek() else {
             return Ok(unsealed);
         };
-        let next = next.map_err(IntegrationError::Seals)?;
-        if next.count != block.seal.count || root(&next)? != root_of_block(&block)? {
+        let (next, next_root) = next.map_err(IntegrationError::Seals)?;
+        if next.count != block.seal.count
+            || next_root != root(&block.seal).map_err(IntegrationError::Blocks)?
+        {
             return Ok(unsealed);
         }
         self.seals.next();
@@ -137,7 +153,7 @@ impl<'a> Integration<'a> {
 
     fn end(&mut self) -> Option<IntegrationError> {
         Some(match self.seals.next()? {
-            Ok(stray) => IntegrationError::StraySeal { at: stray.at },
+            Ok((stray, _)) => IntegrationError::StraySeal { at: stray.at },
             Err(error) => IntegrationError::Seals(error),
         })
     }
@@ -156,18 +172,12 @@ impl<'a> Iterator for Integration<'a> {
 }
 
 /// The root that a seal is of; `None` for a token that is not read here.
-fn root(seal: &SealRecord<'_>) -> Result<Option<Imprint>, IntegrationError> {
+fn root(seal: &SealRecord<'_>) -> Result<Option<Imprint>, DecodeError> {
     match seal.seal {
         Seal::Unsigned { root, .. } => Ok(Some(root)),
-        Seal::Signature(signature) => signed_root(signature)
-            .map(Some)
-            .map_err(IntegrationError::Seals),
+        Seal::Signature(signature) => signed_root(signature).map(Some),
         Seal::Rfc3161(_) => Ok(None),
     }
-}
-
-fn root_of_block(block: &Block<'_>) -> Result<Option<Imprint>, IntegrationError> {
-    root(&block.seal)
 }
 
 /// A `LOGSIG12` made of its parts.
