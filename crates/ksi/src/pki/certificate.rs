@@ -80,7 +80,7 @@ impl Certificate {
         let algorithm = fields.expect(asn1::SEQUENCE, WHAT)?.raw;
         let signature = fields.expect(asn1::BIT_STRING, WHAT)?.value;
         fields.finish(WHAT)?;
-        if !asn1::is_whole(der) {
+        if !asn1::is_sound(der) {
             return Err(PkiError::Malformed(WHAT));
         }
         let malformed = |_| PkiError::Malformed(WHAT);
@@ -286,11 +286,11 @@ impl Certificate {
             .map(|found| found.extn_id.to_string())
     }
 
-    /// The value of an extension; one that is no DER is treated as an empty one.
+    /// The value of an extension; one that is unsound DER is treated as an empty one.
     fn extension(&self, id: &ObjectIdentifier) -> Option<&[u8]> {
         let found = self.extensions().find(|found| found.extn_id == *id)?;
         let value = found.extn_value.as_bytes();
-        Some(if asn1::is_whole(value) { value } else { &[] })
+        Some(if asn1::is_sound(value) { value } else { &[] })
     }
 
     fn extensions(&self) -> impl Iterator<Item = &Extension> {
