@@ -371,6 +371,39 @@ fn certificates() {
     }
 }
 
+/// Found by the fuzzer: a number of an algorithm's identifier was let overflow,
+/// which is a panic in a debug build and a second spelling in any other. Each
+/// letter took a call's worth of stack besides.
+#[test]
+fn an_algorithm_has_one_spelling() {
+    let signer = key("throw-away-rsa2048");
+    let der = certificate(&signer);
+    let signature = signer.sign_sha256_rsa(CONTENT).unwrap();
+    let zeros = "0".repeat(60_000);
+    for oid in [
+        "1.2.840.4295080845.1.1.11".to_owned(),
+        "1.2.840.113549.01.1.11".to_owned(),
+        format!("1.2.840.113549.1.1.{zeros}11"),
+        format!("1.2.{zeros}"),
+    ] {
+        let verified = outcome(verify_rsa(&der, &oid, CONTENT, &signature));
+        assert_eq!(verified, "Algorithm", "{}", &oid[..24.min(oid.len())]);
+    }
+}
+
+/// Found by the fuzzer: the end was sought from the beginning on, and found
+/// within it, where both share their dashes. This panicked in every build.
+#[test]
+fn pem_armour_that_overlaps_is_refused() {
+    for pem in [
+        "-----BEGIN CERTIFICATE--------END CERTIFICATE-----",
+        "-----BEGIN CERTIFICATE----------END CERTIFICATE-----",
+        "-----BEGIN CERTIFICATE-----",
+    ] {
+        assert_eq!(outcome(Certificate::from_pem(pem).map(drop)), "Malformed");
+    }
+}
+
 #[test]
 fn certificates_after_2049() {
     let signer = key("throw-away-rsa2048");

@@ -101,9 +101,14 @@ impl<'a> Line<'a> {
 
     /// Standard base64: padded, canonical, nothing skipped.
     pub(crate) fn base64(self) -> Result<Vec<u8>, DecodeError> {
-        BASE64
-            .decode(self.text.as_bytes())
-            .map_err(|error| DecodeError::new(Kind::BadBase64, self.at + error.position))
+        let bad = |position| DecodeError::new(Kind::BadBase64, self.at + position);
+        // The library takes padding within the text too, as where two texts meet.
+        match self.text.trim_end_matches('=').find('=') {
+            Some(position) => Err(bad(position)),
+            None => BASE64
+                .decode(self.text.as_bytes())
+                .map_err(|error| bad(error.position)),
+        }
     }
 
     pub(crate) fn error(self, kind: Kind) -> DecodeError {

@@ -193,6 +193,8 @@ fn malformed_notes_say_what_and_where() {
     check("t\n\n— a AAAA*AA=\n", Kind::BadBase64, 13);
     check("t\n\n— a AAAAAAA\n", Kind::BadBase64, 13);
     check("t\n\n— a AAAAAAB=\n", Kind::BadBase64, 15);
+    // Found by the fuzzer: two base64 texts were read as one, and written as another.
+    check("t\n\n— a AAAAAA==AAAAAAAA\n", Kind::BadBase64, 15);
     check("t\n\n— a AAAAAA==\n", Kind::Truncated, 9);
     check("t\n\n— a  AAAAAAA=\n", Kind::BadBase64, 17);
     check("t\n\n— a AAAAAAA=\nx\n", expected, 18);

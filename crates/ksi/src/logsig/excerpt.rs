@@ -112,14 +112,16 @@ pub fn extract<'l>(
     Ok(Some(Extracted { block, lines }))
 }
 
-/// The paths from `lines` to `signed`; `None` if one leads elsewhere.
+/// The paths from `lines`, each with its number, to `signed`; `None` if one leads
+/// elsewhere.
 fn paths(tree: &BlockTree, lines: &[(u64, &[u8])], signed: Imprint) -> Option<Vec<RecordChain>> {
-    lines
-        .iter()
-        .map(|&(number, line)| {
-            let record = hash(tree.algorithm(), &[line]);
-            tree.chain_from(tree.record_of_line(number), record)
-                .filter(|path| path.root().0 == signed)
+    let mut lines = lines.iter().peekable();
+    (0..)
+        .zip(tree.records_of_lines())
+        .filter_map(|(number, record)| {
+            let (_, line) = lines.next_if(|(wanted, _)| *wanted == number)?;
+            let path = tree.chain_from(record, hash(tree.algorithm(), &[line]));
+            Some(path.filter(|path| path.root().0 == signed))
         })
         .collect()
 }

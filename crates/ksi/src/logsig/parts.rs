@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     error::{DecodeError, DecodeErrorKind},
+    hash::Imprint,
     tlv::Reader,
 };
 use core::iter::Peekable;
@@ -79,7 +80,21 @@ pub enum IntegrationError {
 #[derive(Clone, Debug)]
 pub struct Integration<'a> {
     blocks: BlockReader<'a>,
-    seals: Peekable<SealReader<'a>>,
+    seals: Peekable<Rooted<'a>>,
+}
+
+/// Seals with the roots they are of: decoded once, however many blocks pass
+/// before the one that a seal belongs to.
+#[derive(Clone, Debug)]
+struct Rooted<'a>(SealReader<'a>);
+
+impl<'a> Iterator for Rooted<'a> {
+    type Item = Result<(SealRecord<'a>, Option<Imprint>), DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let seal = self.0.next()?;
+        Some(seal.and_then(|seal| Ok((seal, seal.root()?))))
+    }
 }
 
 /// A block, and the 0904 to write after it.
@@ -113,7 +128,7 @@ impl<'a> Integration<'a> {
         let seals = SealReader::new(seals).map_err(IntegrationError::Seals)?;
         Ok(Self {
             blocks,
-            seals: seals.peekable(),
+            seals: Rooted(seals).peekable(),
         })
     }
 
@@ -125,8 +140,9 @@ impl<'a> Integration<'a> {
         let Some(next) = self.seals.peek() else {
             return Ok(unsealed);
         };
-        let next = next.map_err(IntegrationError::Seals)?;
-        if next.is_of(&block).map_err(IntegrationError::Seals)? {
+        let (next, next_root) = next.map_err(IntegrationError::Seals)?;
+        let root = block.seal.root().map_err(IntegrationError::Blocks)?;
+        if next.count == block.seal.count && next_root == root {
             self.seals.next();
             return Ok(IntegratedBlock { block, seal: next });
         }
@@ -135,7 +151,7 @@ impl<'a> Integration<'a> {
 
     fn end(&mut self) -> Option<IntegrationError> {
         Some(match self.seals.next()? {
-            Ok(stray) => IntegrationError::StraySeal { at: stray.at },
+            Ok((stray, _)) => IntegrationError::StraySeal { at: stray.at },
             Err(error) => IntegrationError::Seals(error),
         })
     }

@@ -387,6 +387,14 @@ impl BlockTree {
         })
     }
 
+    /// The record that each line is, in order; see [`BlockTree::record_of_line`].
+    pub(super) fn records_of_lines(&self) -> impl Iterator<Item = u64> {
+        let of_line = |record: &usize| !self.metarecords.contains_key(record);
+        (0..self.levels[0].len())
+            .filter(of_line)
+            .map(|record| record as u64)
+    }
+
     /// The root and its level, or `None` without any record.
     #[must_use]
     pub fn root(&self) -> Option<(Imprint, u8)> {

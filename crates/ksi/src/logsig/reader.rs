@@ -300,15 +300,6 @@ impl SealRecord<'_> {
             Seal::Rfc3161(_) => Ok(None),
         }
     }
-
-    /// Whether this is a seal of `block`: of its count, and of the root that its
-    /// own 0904 names. How the two parts of a log signature find together.
-    ///
-    /// # Errors
-    /// As [`SealRecord::root`], for either of the two.
-    pub fn is_of(&self, block: &Block<'_>) -> Result<bool, DecodeError> {
-        Ok(self.count == block.seal.count && self.root()? == block.seal.root()?)
-    }
 }
 
 /// Reads the seal, an 0904, that `bytes` of a `LOG12SIG` start with, or returns

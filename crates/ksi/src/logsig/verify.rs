@@ -333,6 +333,8 @@ impl<'a> BlockVerifier<'a> {
 struct StoredElements<'a> {
     rest: Elements<'a>,
     next: Option<Element<'a>>,
+    /// What `next` says if it is one. Read once: it may be long, and far away.
+    next_metarecord: Option<Metarecord<'a>>,
     records: bool,
     tree: bool,
     misplaced: Option<usize>,
@@ -340,26 +342,28 @@ struct StoredElements<'a> {
 
 impl<'a> StoredElements<'a> {
     fn new(block: &Block<'a>) -> Self {
-        let mut rest = block.elements();
-        Self {
-            next: rest.next(),
-            rest,
+        let mut stored = Self {
+            rest: block.elements(),
+            next: None,
+            next_metarecord: None,
             records: block.has_record_hashes(),
             tree: block.has_tree_hashes(),
             misplaced: None,
-        }
+        };
+        stored.advance();
+        stored
+    }
+
+    fn advance(&mut self) {
+        self.next = self.rest.next();
+        let metarecord = self.next.filter(|next| next.tag == tag::METARECORD);
+        self.next_metarecord = metarecord.and_then(|next| Metarecord::decode(&next).ok());
     }
 
     /// The metarecord that is leaf `index`, if that leaf is one.
     fn metarecord(&mut self, index: u64) -> Option<Metarecord<'a>> {
-        let next = self
-            .next
-            .as_ref()
-            .filter(|next| next.tag == tag::METARECORD)?;
-        let metarecord = Metarecord::decode(next)
-            .ok()
-            .filter(|it| it.index == index)?;
-        self.next = self.rest.next();
+        let metarecord = self.next_metarecord.filter(|it| it.index == index)?;
+        self.advance();
         Some(metarecord)
     }
 
@@ -387,7 +391,7 @@ impl<'a> StoredElements<'a> {
             self.stop();
             return None;
         }
-        self.next = self.rest.next();
+        self.advance();
         Some(next.value)
     }
 
@@ -397,7 +401,7 @@ impl<'a> StoredElements<'a> {
 
     /// Compares nothing any more.
     fn stop(&mut self) {
-        self.next = None;
+        (self.next, self.next_metarecord) = (None, None);
     }
 
     /// Position of the first element out of order, or of one left over.

@@ -30,6 +30,7 @@ pub(super) const MAX_LEN: usize = 65_535;
 
 const CONSTRUCTED: u8 = 0x20;
 const MAX_DEPTH: usize = 32;
+const MAX_SET: usize = 64;
 
 /// One element, borrowed from the DER it was read from.
 #[derive(Clone, Copy, Debug)]
@@ -258,6 +259,34 @@ fn normalise_one<'a>(ber: &'a [u8], out: &mut Vec<u8>, depth: usize) -> Option<&
     Some(rest)
 }
 
+/// Whether `der` is whole elements, one after the other, and what is inside the
+/// constructed ones too, at most 32 deep, no set larger than 64.
+///
+/// To be asked before the `der` crate reads foreign bytes: it takes the memory
+/// for a value, up to 256 MB, before it looks whether the value is there, and
+/// sorts sets by insertion, for seconds.
+pub(super) fn is_sound(der: &[u8]) -> bool {
+    fn is_sound_within(der: &[u8], depth: usize, mut members_left: usize) -> bool {
+        let mut reader = Reader::new(der);
+        while !reader.is_empty() {
+            let Ok(node) = reader.next("DER encoding") else {
+                return false;
+            };
+            let Some(left) = members_left.checked_sub(1) else {
+                return false;
+            };
+            members_left = left;
+            let max = if node.tag == SET { MAX_SET } else { MAX_LEN };
+            let is_leaf = node.tag & CONSTRUCTED == 0;
+            if !is_leaf && (depth == 0 || !is_sound_within(node.value, depth - 1, max)) {
+                return false;
+            }
+        }
+        true
+    }
+    is_sound_within(der, MAX_DEPTH, MAX_LEN)
+}
+
 /// The contents of consecutive octet strings, put together.
 fn join_octet_strings(der: &[u8]) -> Option<Vec<u8>> {
     let mut segments = Reader::new(der);
@@ -283,6 +312,20 @@ mod tests {
             .ok()
             .map(|bytes| HEXLOWER.encode(&bytes));
         assert_eq!(got.as_deref(), der, "{ber}");
+    }
+
+    #[test]
+    fn every_length_is_looked_at() {
+        let whole = |der: &str| is_sound(&hex(der));
+        assert!(whole("") && whole("0401aa") && whole("300530030401aa0500"));
+        assert!(!whole("0402aa") && !whole("300530030402aa") && !whole("30050484ffffff"));
+        // What a primitive element holds is nobody's business here.
+        assert!(whole("04050484ffffff"));
+        let nested = |depth| (0..depth).fold(Vec::new(), |der, _| element(SEQUENCE, &[&der]));
+        assert!(is_sound(&nested(MAX_DEPTH)) && !is_sound(&nested(MAX_DEPTH + 2)));
+        let members = |tag, count| is_sound(&element(tag, &[&[NULL, 0].repeat(count)]));
+        assert!(members(SET, MAX_SET) && !members(SET, MAX_SET + 1));
+        assert!(members(SEQUENCE, MAX_SET + 1));
     }
 
     #[test]

@@ -80,6 +80,9 @@ impl Certificate {
         let algorithm = fields.expect(asn1::SEQUENCE, WHAT)?.raw;
         let signature = fields.expect(asn1::BIT_STRING, WHAT)?.value;
         fields.finish(WHAT)?;
+        if !asn1::is_sound(der) {
+            return Err(PkiError::Malformed(WHAT));
+        }
         let malformed = |_| PkiError::Malformed(WHAT);
         let parsed = TbsCertificate::from_der(tbs).map_err(malformed)?;
         let algorithm = AlgorithmIdentifierOwned::from_der(algorithm).map_err(malformed)?;
@@ -119,19 +122,18 @@ impl Certificate {
         let mut certificates = Vec::new();
         let mut rest = pem;
         while let Some(begin) = rest.find(BEGIN) {
-            let block = &rest[begin..];
-            let end = block.find(END).ok_or(PkiError::Malformed(WHAT))? + END.len();
+            let (body, after) = rest[begin + BEGIN.len()..]
+                .split_once(END)
+                .ok_or(PkiError::Malformed(WHAT))?;
             if certificates.len() == 1024 {
                 return Err(PkiError::TooLarge("list of PEM certificates"));
             }
-            let body: String = block[BEGIN.len()..end - END.len()]
-                .split_whitespace()
-                .collect();
+            let body: String = body.split_whitespace().collect();
             let der = data_encoding::BASE64
                 .decode(body.as_bytes())
                 .map_err(|_| PkiError::Malformed(WHAT))?;
             certificates.push(Self::from_der(&der)?);
-            rest = &block[end..];
+            rest = after;
         }
         if certificates.is_empty() {
             Err(PkiError::Malformed(WHAT))
@@ -187,9 +189,9 @@ impl Certificate {
     /// [`PkiError::KeySize`] outside `1024..=8192` bits, [`PkiError::Signature`]
     /// if it does not match.
     pub fn verify_rsa(&self, oid: &str, message: &[u8], signature: &[u8]) -> Result<(), PkiError> {
-        let unknown = || PkiError::Algorithm(oid.chars().take(64).collect());
-        let oid = ObjectIdentifier::new(oid).map_err(|_| unknown())?;
-        let hash = RsaHash::from_signature_oid(&oid).ok_or_else(unknown)?;
+        let hash = oid::parse(oid)
+            .and_then(|oid| RsaHash::from_signature_oid(&oid))
+            .ok_or_else(|| PkiError::Algorithm(oid.chars().take(64).collect()))?;
         self.verify_with(hash, message, signature)
     }
 
@@ -229,8 +231,8 @@ impl Certificate {
 
     /// The subject key identifier, if it has one.
     pub(super) fn subject_key_id(&self) -> Option<Vec<u8>> {
-        let extension = self.extension(&oid::SUBJECT_KEY_IDENTIFIER)?;
-        let id = SubjectKeyIdentifier::from_der(extension.extn_value.as_bytes()).ok()?;
+        let value = self.extension(&oid::SUBJECT_KEY_IDENTIFIER)?;
+        let id = SubjectKeyIdentifier::from_der(value).ok()?;
         Some(id.0.as_bytes().to_vec())
     }
 
@@ -263,7 +265,7 @@ impl Certificate {
         }
         let Some(basic) = self
             .extension(&oid::BASIC_CONSTRAINTS)
-            .and_then(|found| BasicConstraints::from_der(found.extn_value.as_bytes()).ok())
+            .and_then(|value| BasicConstraints::from_der(value).ok())
         else {
             return false;
         };
@@ -283,7 +285,7 @@ impl Certificate {
     /// Whether the key usage, if it is limited at all, allows something.
     fn usage_allows(&self, allows: impl FnOnce(KeyUsage) -> bool) -> bool {
         self.extension(&oid::KEY_USAGE)
-            .is_none_or(|found| KeyUsage::from_der(found.extn_value.as_bytes()).is_ok_and(allows))
+            .is_none_or(|value| KeyUsage::from_der(value).is_ok_and(allows))
     }
 
     /// A critical extension that the path validator does not know.
@@ -293,8 +295,11 @@ impl Certificate {
             .map(|found| found.extn_id.to_string())
     }
 
-    fn extension(&self, id: &ObjectIdentifier) -> Option<&Extension> {
-        self.extensions().find(|found| found.extn_id == *id)
+    /// The value of an extension; one that is unsound DER is treated as an empty one.
+    fn extension(&self, id: &ObjectIdentifier) -> Option<&[u8]> {
+        let found = self.extensions().find(|found| found.extn_id == *id)?;
+        let value = found.extn_value.as_bytes();
+        Some(if asn1::is_sound(value) { value } else { &[] })
     }
 
     fn extensions(&self) -> impl Iterator<Item = &Extension> {

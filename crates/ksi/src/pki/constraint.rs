@@ -50,7 +50,7 @@ impl FromStr for Constraint {
             .find(|(short, _)| short.eq_ignore_ascii_case(name.trim()));
         let attribute = match named {
             Some((_, attribute)) => *attribute,
-            None => ObjectIdentifier::new(name.trim()).map_err(|_| syntax())?,
+            None => oid::parse(name.trim()).ok_or_else(syntax)?,
         };
         Ok(Self {
             attribute,
@@ -111,5 +111,12 @@ mod tests {
         check("=EE", None);
         check("country=EE", None);
         check("email", None);
+        check("2.5.4.097=x", None);
+        // 2^32 + 97: once the same as 97, or a panic in a debug build.
+        check("2.5.4.4294967393=x", None);
+        // Five base-128 digits, which were read but could not be displayed.
+        check("1.0.1154351391=x", None);
+        // Taken for 2.5.0.75.
+        check("2.5.16459=x", None);
     }
 }

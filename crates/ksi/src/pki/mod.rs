@@ -140,6 +140,24 @@ mod oid {
         ObjectIdentifier::new_unwrap(dotted)
     }
 
+    /// Reads an identifier that reads as it is written. Left to itself, the library
+    /// recurses for each digit, lets numbers overflow (several spellings, or a
+    /// panic), takes some that it panics over when they are displayed, and takes
+    /// others for something else (16459 for 0.75).
+    pub(super) fn parse(dotted: &str) -> Option<ObjectIdentifier> {
+        let is_number = |arc: &str| arc.parse::<u32>().is_ok();
+        if dotted.len() > MAX_DOTTED_LEN || !dotted.split('.').all(is_number) {
+            return None;
+        }
+        let identifier = ObjectIdentifier::new(dotted).ok()?;
+        ObjectIdentifier::from_bytes(identifier.as_bytes())
+            .ok()
+            .filter(|sound| sound.to_string() == dotted)
+    }
+
+    /// The library holds 39 bytes; a digit takes more than a quarter of one.
+    const MAX_DOTTED_LEN: usize = 200;
+
     pub(super) const RSA_ENCRYPTION: ObjectIdentifier = oid("1.2.840.113549.1.1.1");
     pub(super) const SHA1_WITH_RSA: ObjectIdentifier = oid("1.2.840.113549.1.1.5");
     pub(super) const SHA256_WITH_RSA: ObjectIdentifier = oid(super::SHA256_WITH_RSA);

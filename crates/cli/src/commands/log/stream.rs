@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use pitser_ksi::hash::Imprint;
 use pitser_ksi::logsig::{
-    self, Block, BlockReader, Format, IntegrationError, MAGIC_LEN, SealReader,
+    self, Block, BlockReader, Format, IntegrationError, MAGIC_LEN, SealReader, SealRecord,
 };
 use pitser_ksi::{DecodeError, DecodeErrorKind};
 
@@ -326,8 +327,14 @@ impl<'f> Blocks<'f> {
 /// Seals that came later, in the order of their blocks.
 struct Seals<'f> {
     window: Window<'f>,
-    /// The bytes of the next one, and where they stand.
-    next: Option<(usize, Vec<u8>)>,
+    next: Option<LaterSeal>,
+}
+
+struct LaterSeal {
+    at: usize,
+    bytes: Vec<u8>,
+    /// What it is of: a block of so many records, with this root.
+    of: (u64, Option<Imprint>),
 }
 
 impl<'f> Seals<'f> {
@@ -342,29 +349,40 @@ impl<'f> Seals<'f> {
 
     fn read_on(&mut self) -> Result<(), Failure> {
         let at = self.window.at;
-        let seal = self.window.next_item(|stretch| {
+        let bytes = self.window.next_item(|stretch| {
             logsig::read_seal(stretch, at).map(|seal| seal.map(|it| it.bytes.len()))
         })?;
-        self.next = seal.map(|bytes| (at, bytes));
+        self.next = match bytes {
+            None => None,
+            Some(bytes) => {
+                let seal = logsig::read_seal(&bytes, at)
+                    .ok()
+                    .flatten()
+                    .expect("these bytes were read as a seal before");
+                let of = what_it_is_of(&seal).map_err(|e| {
+                    malformed(&self.window.path, format_args!("seal at byte {at}: {e}"))
+                })?;
+                Some(LaterSeal { at, bytes, of })
+            }
+        };
         Ok(())
     }
 
     /// The next seal, if it is of `block`.
     fn take_for(&mut self, block: &OwnedBlock) -> Result<Option<Vec<u8>>, Failure> {
-        let Some((at, bytes)) = &self.next else {
+        let Some(next) = &self.next else {
             return Ok(None);
         };
-        let seal = logsig::read_seal(bytes, *at)
-            .ok()
-            .flatten()
-            .expect("these bytes were read as a seal before");
-        let fits = seal
-            .is_of(&block.get())
-            .map_err(|e| malformed(&self.window.path, format_args!("seal at byte {at}: {e}")))?;
-        if !fits {
+        let of = what_it_is_of(&block.get().seal).map_err(|e| {
+            malformed(
+                &self.window.path,
+                format_args!("block at byte {}: {e}", block.at),
+            )
+        })?;
+        if next.of != of {
             return Ok(None);
         }
-        let seal = self.next.take().map(|(_, bytes)| bytes);
+        let seal = self.next.take().map(|next| next.bytes);
         self.read_on()?;
         Ok(seal)
     }
@@ -373,12 +391,16 @@ impl<'f> Seals<'f> {
     fn end(&self) -> Result<(), Failure> {
         match &self.next {
             None => Ok(()),
-            Some((at, _)) => Err(malformed(
+            Some(LaterSeal { at, .. }) => Err(malformed(
                 &self.window.path,
                 IntegrationError::StraySeal { at: *at },
             )),
         }
     }
+}
+
+fn what_it_is_of(seal: &SealRecord<'_>) -> Result<(u64, Option<Imprint>), DecodeError> {
+    Ok((seal.count, seal.root()?))
 }
 
 /// Beyond what any writer makes: with all hashes stored, a block over 2^20 lines

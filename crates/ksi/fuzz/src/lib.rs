@@ -1,0 +1,4 @@
+//! What a fuzzer runs; the binaries only name a target each.
+
+pub mod memory;
+pub mod targets;
