@@ -202,7 +202,7 @@ fn other(algorithm: Algorithm) -> Imprint {
 type Fault = (&'static str, fn(&mut Parts));
 
 /// In the order of the rules.
-const FAULTS: [Fault; 19] = [
+const FAULTS: [Fault; 20] = [
     ("GEN-04", |p| p.document = other(Algorithm::Sha512)),
     ("GEN-01", |p| p.document = other(p.document.algorithm())),
     ("GEN-03", |p| p.level = 9),
@@ -250,6 +250,10 @@ const FAULTS: [Fault; 19] = [
             let again = chain.links[0];
             chain.links.push(again);
         });
+    }),
+    // The shape of the next second, no less sound than its own.
+    ("INT-05", |p| {
+        calendar(p, |chain| chain.links[0].0 = Side::Right)
     }),
     ("INT-08 INT-09", |p| {
         anchor(p, |data| data.imprint = other(Algorithm::Sha256))
@@ -322,6 +326,17 @@ fn the_first_broken_rule_decides() {
             }
         }
     }
+}
+
+#[test]
+fn a_calendar_chain_of_the_next_second() {
+    let mut parts = Parts::new(SOUND);
+    calendar(&mut parts, |chain| {
+        assert_eq!(chain.links[0].0, Side::Left);
+        chain.links[0].0 = Side::Right;
+        assert_eq!(chain.time_from_shape(), Some(SHA1_ENDS.plus(1)));
+    });
+    assert_eq!(parts.code(), "INT-05");
 }
 
 #[test]

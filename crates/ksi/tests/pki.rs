@@ -404,6 +404,26 @@ fn pem_armour_that_overlaps_is_refused() {
     }
 }
 
+/// A certificate names its signature's algorithm twice, and only once is it signed.
+#[test]
+fn a_certificate_does_not_contradict_itself_about_its_algorithm() {
+    const SHA256_WITH_RSA_DER: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11];
+    let der = certificate(&key("throw-away-rsa2048"));
+    let places: Vec<usize> = der
+        .windows(SHA256_WITH_RSA_DER.len())
+        .enumerate()
+        .filter(|(_, window)| *window == SHA256_WITH_RSA_DER)
+        .map(|(at, _)| at + SHA256_WITH_RSA_DER.len() - 1)
+        .collect();
+    assert_eq!(places.len(), 2);
+    for at in places {
+        let mut other = der.clone();
+        other[at] = 12;
+        let read = Certificate::from_der(&other).map(drop);
+        assert_eq!(outcome(read), "Malformed", "byte {at}");
+    }
+}
+
 #[test]
 fn certificates_after_2049() {
     let signer = key("throw-away-rsa2048");

@@ -454,6 +454,15 @@ fn user_publication_policy() {
     check(policy, given(World::new()), other, "PUB-01");
 }
 
+/// The root of the very second covers it.
+#[test]
+fn a_publication_of_the_second_itself() {
+    let at_once = |w: &mut World| w.user = Some(root(SIGNED));
+    check(Policy::UserPublication, World::new(), at_once, "ok");
+    let listed = |w: &mut World| w.publications = vec![root(SIGNED)];
+    check(Policy::PublicationsFile, World::new(), listed, "ok");
+}
+
 /// The extender leads to the trusted root, but from another leaf: a signature
 /// on another document of another second cannot borrow the proof.
 #[test]

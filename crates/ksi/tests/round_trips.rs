@@ -7,6 +7,7 @@ mod common;
 use common::calendar::Calendar;
 use common::key;
 use pitser_ksi::chain::{AggregationChain, CalendarChain, Link, Metadata, Sibling, Side, shape};
+use pitser_ksi::error::DecodeErrorKind;
 use pitser_ksi::hash::{Algorithm, Imprint, hash};
 use pitser_ksi::pdu::{
     AggregationAck, AggregationRequestPayload, AggregationResponsePayload, AggregatorConfig,
@@ -168,6 +169,8 @@ proptest! {
         prop_assert_eq!(result.as_ref(), Ok(&signature));
         if let Ok(raised) = Signature::from_result(signature.children(), 7) {
             prop_assert_eq!(raised.input_level_max(), signature.input_level_max() + 7);
+            let too_far = Signature::from_result(raised.children(), 255);
+            prop_assert_eq!(too_far.unwrap_err().kind, DecodeErrorKind::Range);
             let links = |signature: &Signature| signature.aggregation_chains()[0].links[1..].to_vec();
             prop_assert_eq!(links(&raised), links(&signature));
             prop_assert_eq!(&raised.aggregation_chains()[1..], &signature.aggregation_chains()[1..]);

@@ -79,7 +79,8 @@ sign ok-key-id alone -md sha256 -keyid
 sign nok-attached-ber alone -md sha256 -stream -indef
 openssl smime -sign -binary -in content -outform DER -md sha256 -signer alone.pem -inkey alone.key -out "$out/ok-smime.p7"
 sign nok-missing-intermediate signer -md sha256
-sign nok-path-length deep -md sha256 -certfile inter.pem -certfile below.pem
+cat inter.pem below.pem > inter-below.pem
+sign nok-path-length deep -md sha256 -certfile inter-below.pem
 sign nok-issuer-not-ca bynotca -md sha256 -certfile notca.pem
 sign nok-issuer-key-usage bynosign -md sha256 -certfile nosign.pem
 sign nok-critical-extension critical -md sha256 -certfile inter.pem
