@@ -89,7 +89,7 @@ impl Measured {
         let Comparison { kernel, what, .. } = &self.comparison;
         let [ours, plain] = [self.ours, self.plain].map(per_second);
         format!(
-            "{kernel:15} {what:36} {median:5.2} ({low:5.2} to {high:5.2}) {ours:>9} {plain:>9} {:6}",
+            "{kernel:15} {what:46} {median:5.2} ({low:5.2} to {high:5.2}) {ours:>9} {plain:>9} {:>6}",
             self.rounds
         )
     }
@@ -106,8 +106,8 @@ impl Measured {
 
 fn heading() -> String {
     let columns = format!(
-        "{:15} {:36} {:^22} {:>9} {:>9} {:>6}",
-        "by", "what", "times sha2", "ours", "sha2", "rounds"
+        "{:15} {:46} {:>5} {:16} {:>9} {:>9} {:>6}",
+        "by", "what", "ratio", "(middle 80 %)", "ours", "sha2", "rounds"
     );
     format!(
         "{}; load average {}\n\n{columns}",

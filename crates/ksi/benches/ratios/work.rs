@@ -26,20 +26,22 @@ pub(super) fn comparisons() -> Vec<Comparison> {
     for kernel in Kernel::all() {
         all.extend(by(kernel));
     }
-    let best = [log_lines()].into_iter().chain(SIGNATURES.map(signature));
-    all.extend(best);
+    all.extend(SIGNATURES.map(signature));
+    all.push(log_lines());
     all
 }
 
 fn by(kernel: Kernel) -> Vec<Comparison> {
-    let mut all = vec![
+    let small = [512, 4_096].map(|leaves| tree(kernel, leaves, false));
+    let large = [65_536, 1_000_000]
+        .into_iter()
+        .flat_map(|leaves| [false, true].map(|recycled| tree(kernel, leaves, recycled)));
+    let others = [
+        round(kernel, 65_536),
         nodes_in_a_batch(kernel),
         lines_in_a_batch(kernel),
-        round(kernel, 65_536),
     ];
-    all.extend([512, 4_096, 65_536, 1_000_000].map(|leaves| tree(kernel, leaves, false)));
-    all.extend([65_536, 1_000_000].map(|leaves| tree(kernel, leaves, true)));
-    all
+    small.into_iter().chain(large).chain(others).collect()
 }
 
 /// Few enough that most rounds are over before another process takes the processor.
@@ -52,11 +54,19 @@ fn leaf() -> Imprint {
     hash(Algorithm::Sha256, &[b"leaf"])
 }
 
-/// The messages of `count` nodes, one after the other.
+/// `count` nodes, one after the other: both children and the level side by side, and
+/// the digest of that.
 fn plain_nodes(count: usize) -> Box<dyn FnMut()> {
     let leaf = leaf();
-    let message = [leaf.as_bytes(), leaf.as_bytes(), &[1]].concat();
-    plain(message, count)
+    Box::new(move || {
+        for _ in 0..count {
+            let child = black_box(&leaf).as_bytes();
+            let mut message = [1; 67];
+            message[..33].copy_from_slice(child);
+            message[33..66].copy_from_slice(child);
+            black_box(Sha256::digest(message));
+        }
+    })
 }
 
 fn plain(message: Vec<u8>, count: usize) -> Box<dyn FnMut()> {
@@ -102,20 +112,29 @@ fn lines_in_a_batch(kernel: Kernel) -> Comparison {
 }
 
 /// A tree over n leaves has n - 1 nodes to be hashed. Its memory is new, or that of
-/// the tree before.
+/// the one before.
 fn tree(kernel: Kernel, leaves: usize, recycled: bool) -> Comparison {
-    let (leaf, repeats) = (leaf(), COUNT.div_ceil(leaves));
+    let repeats = COUNT.div_ceil(leaves);
+    let imprints: Vec<_> = (0..PIECE)
+        .map(|i| hash(Algorithm::Sha256, &[&i.to_be_bytes()]))
+        .collect();
     let mut kept: Option<Tree> = None;
     let ours = move || {
         for _ in 0..repeats {
             let last = kept.take().filter(|_| recycled);
             let tree = last.map_or_else(|| TreeBuilder::new(Algorithm::Sha256), Tree::recycle);
             let mut tree = tree.with_kernel(kernel);
-            (0..leaves).for_each(|_| _ = tree.push(black_box(leaf), 0).unwrap());
+            for leaf in black_box(&imprints).iter().cycle().take(leaves) {
+                _ = tree.push(*leaf, 0).unwrap();
+            }
             kept = Some(black_box(tree.finish().unwrap()));
         }
     };
-    let memory = if recycled { ", memory of the last" } else { "" };
+    let memory = if recycled {
+        ", memory of the one before"
+    } else {
+        ""
+    };
     let count = repeats * (leaves - 1);
     Comparison {
         kernel: kernel.to_string(),

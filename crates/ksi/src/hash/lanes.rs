@@ -111,6 +111,7 @@ impl Kernel {
 
     /// The digests of two nodes, of which each may have a level of its own; `None` if
     /// they are better computed one after the other.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn two_nodes(
         self,
         children: [[&Digest; 2]; 2],
@@ -118,10 +119,15 @@ impl Kernel {
     ) -> Option<[Digest; 2]> {
         match self.0 {
             // SAFETY: `Kernel::all` has found the instructions.
-            #[cfg(target_arch = "x86_64")]
             Width::Sixteen | Width::Two => Some(unsafe { x86::two_nodes(children, levels) }),
             Width::One => None,
         }
+    }
+
+    /// `None`: they are better computed one after the other.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn two_nodes(self, _: [[&Digest; 2]; 2], _: [u8; 2]) -> Option<[Digest; 2]> {
+        None
     }
 }
 
