@@ -261,6 +261,12 @@ fn what_goes_wrong_is_told() {
         ),
     )
     .exits(0);
+    let whole = fs::read(dir.join("x")).unwrap();
+    fs::write(dir.join("cut"), &whole[..whole.len() / 2]).unwrap();
+    run(dir, "verify cut")
+        .exits(3)
+        .says("truncated element at byte 0")
+        .says(&format!("The file has {} bytes", whole.len() / 2));
     run(
         dir,
         &format!(

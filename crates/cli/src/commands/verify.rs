@@ -7,6 +7,7 @@ pub(super) mod signature;
 use std::path::{Path, PathBuf};
 
 use pitser_ksi::hash::Imprint;
+use pitser_ksi::{DecodeError, DecodeErrorKind};
 
 use super::log;
 use crate::files;
@@ -65,6 +66,21 @@ pub(crate) fn run(args: Args) -> Outcome {
             "{name}: neither a signature, an evidence file, a log signature nor a publications file"
         ))),
     }
+}
+
+/// `file`, of `length` bytes, is not the `what` that it seems to be.
+fn unsound(file: &Path, what: &str, error: DecodeError, length: usize) -> Failure {
+    let hint = match error.kind {
+        DecodeErrorKind::Truncated => format!(
+            ", which reaches beyond what holds it. The file has {length} bytes: if it was cut off, take it \
+             from a copy"
+        ),
+        _ => String::new(),
+    };
+    Failure::Input(format!(
+        "{}: not a sound {what}: {error}{hint}",
+        file.display()
+    ))
 }
 
 /// The log that lies beside `signature`.

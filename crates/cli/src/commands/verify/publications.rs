@@ -2,7 +2,7 @@
 
 use pitser_ksi::publications_file::PublicationsFile;
 
-use super::Args;
+use super::{Args, unsound};
 use crate::outcome::{Failure, Outcome};
 use crate::output::{Judgement, State, Step, Verdict, plural};
 use crate::tree::Map;
@@ -11,7 +11,7 @@ use crate::tree::Map;
 pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
     let name = args.file.display();
     let file = PublicationsFile::decode(bytes)
-        .map_err(|e| Failure::Input(format!("{name}: not a sound publications file: {e}")))?;
+        .map_err(|e| unsound(&args.file, "publications file", e, bytes.len()))?;
     let contents = format!(
         "{} and {}, made {}",
         plural(file.publications().len(), "publication"),

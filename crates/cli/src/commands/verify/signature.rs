@@ -5,7 +5,7 @@ use pitser_ksi::pki::Certificate;
 use pitser_ksi::policy::{self, Check, Code, Outcome as Rule, Part, Policy, Reason, Report};
 use pitser_ksi::signature::Signature;
 
-use super::Args;
+use super::{Args, unsound};
 use crate::files;
 use crate::outcome::{Failure, Outcome};
 use crate::output::{self, Judgement, State, Step, Verdict, plural};
@@ -14,9 +14,8 @@ use crate::trust::Trust;
 
 /// Judges the signature in `bytes`.
 pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
-    let name = args.file.display();
-    let signature = Signature::decode(bytes)
-        .map_err(|e| Failure::Input(format!("{name}: not a sound signature: {e}")))?;
+    let signature =
+        Signature::decode(bytes).map_err(|e| unsound(&args.file, "signature", e, bytes.len()))?;
     let document = match (&args.document, args.hash) {
         (Some(path), _) => Some(files::hash(path, signature.input().algorithm())?),
         (None, imprint) => imprint,
