@@ -3,7 +3,7 @@
 use pitser_ksi::publications_file::PublicationsFile;
 
 use super::{Args, unsound};
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::Outcome;
 use crate::output::{Judgement, State, Step, Verdict, plural};
 use crate::tree::Map;
 

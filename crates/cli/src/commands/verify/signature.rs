@@ -7,13 +7,14 @@ use pitser_ksi::signature::Signature;
 
 use super::{Args, unsound};
 use crate::files;
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::Outcome;
 use crate::output::{self, Judgement, State, Step, Verdict, plural};
 use crate::tree::Map;
 use crate::trust::Trust;
 
 /// Judges the signature in `bytes`.
 pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
+    let name = args.file.display();
     let signature =
         Signature::decode(bytes).map_err(|e| unsound(&args.file, "signature", e, bytes.len()))?;
     let document = match (&args.document, args.hash) {
