@@ -27,7 +27,7 @@
 //! let verifier = key.verifier();
 //!
 //! let mut witness = Witness::new(key, MemoryStore::new());
-//! witness.add_log(Log::new(log.verifier()));
+//! witness.add_log(&Log::new(log.verifier()))?;
 //! let clock = || 1_735_689_600;
 //! let mut peer = Peer::new(Box::new(ClockedWitness::new(witness, clock)), verifier);
 //!
@@ -40,10 +40,12 @@
 //! # }
 //! ```
 
+mod limit;
 pub mod store;
 mod submit;
 mod witness;
 
+pub use limit::Rate;
 pub use store::{Fork, Head, MemoryStore, SqliteStore, Store, StoreError};
 pub use submit::{Cosign, Peer, SubmitError};
 pub use witness::{ClockedWitness, Log, Pace, Witness};

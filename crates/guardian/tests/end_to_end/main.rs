@@ -132,7 +132,7 @@ impl Site {
         let keys = pitser_trail::Keys::open(&self.tuning.layout(&self.source)).unwrap();
         let key = CosigningKey::from_seed("witness.example", &[7; 32]).unwrap();
         let mut witness = Witness::new(key, MemoryStore::default());
-        witness.add_log(Log::new(keys.log().verifier()));
+        witness.add_log(&Log::new(keys.log().verifier())).unwrap();
         let verifier = witness.verifier();
         (
             Peer::new(
