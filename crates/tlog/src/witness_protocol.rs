@@ -21,6 +21,9 @@ use crate::text::{Lines, base64};
 /// Path of the call under a witness's submission prefix.
 pub const ADD_CHECKPOINT: &str = "/add-checkpoint";
 
+/// HTTP content type of a size, the body of a 409.
+pub const SIZE_CONTENT_TYPE: &str = "text/x.tlog.size";
+
 /// Longest accepted request body, in bytes.
 pub const MAX_REQUEST_BYTES: usize = MAX_NOTE_BYTES + 4 * 1024;
 
@@ -133,7 +136,7 @@ impl Refusal {
     /// The HTTP content type of [`body`](Self::body).
     pub fn content_type(&self) -> &'static str {
         match self {
-            Self::Conflict { .. } => "text/x.tlog.size",
+            Self::Conflict { .. } => SIZE_CONTENT_TYPE,
             _ => "text/plain; charset=utf-8",
         }
     }
