@@ -30,6 +30,7 @@ impl<W: Cosign + ?Sized> Cosign for Arc<W> {
 
 /// A witness as one log knows it, and the way to it.
 pub struct Peer {
+    name: String,
     exchange: Exchange,
     witness: Box<dyn Cosign>,
 }
@@ -40,9 +41,23 @@ impl Peer {
     /// What it holds need not be remembered: it is asked for with the first head.
     pub fn new(witness: Box<dyn Cosign>, key: VerifierKey) -> Self {
         Self {
+            name: key.name().to_owned(),
             exchange: Exchange::new(key),
             witness,
         }
+    }
+
+    /// The same witness, called by another name than its key's.
+    pub fn named(self, name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..self
+        }
+    }
+
+    /// What the witness is called.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The witness's key.
@@ -216,6 +231,7 @@ fn judge(refusal: Refusal, old_size: u64, size: u64) -> SubmitError {
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Peer")
+            .field("name", &self.name)
             .field("exchange", &self.exchange)
             .finish_non_exhaustive()
     }
