@@ -254,11 +254,7 @@ fn list(args: &List) -> Outcome {
         let head = store.head(&log.origin).map_err(Failure::service)?;
         let fork = forks.iter().find(|fork| fork.origin == log.origin);
         let state = head.as_ref().map_or("nothing cosigned yet".into(), |head| {
-            format!(
-                "{} entries, cosigned {}",
-                head.size,
-                Second(head.cosigned_at)
-            )
+            format!("size {}, cosigned {}", head.size, Second(head.cosigned_at))
         });
         text += &format!("{}  {state}\n", log.origin);
         if let Some(fork) = fork {

@@ -283,7 +283,11 @@ impl Place {
     }
 
     fn connections(&self) -> usize {
-        self.places.all - self.places.free.available_permits()
+        let by_peer = self.places.by_peer.lock();
+        by_peer
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .sum()
     }
 }
 
