@@ -13,11 +13,13 @@ pub struct Rate {
     pub burst: u32,
 }
 
-/// Counts requests by who makes them. Holds at most [`MAX_KEYS`] names at a
-/// time; those that come when it is full share one bucket.
+/// Counts requests by who makes them. Those that come when it is full share
+/// one bucket.
 #[derive(Debug)]
 pub(crate) struct Limiter<K> {
     rate: Rate,
+    /// Names that are counted apart at a time.
+    max_keys: usize,
     buckets: HashMap<K, Bucket>,
     rest: Bucket,
     /// When names that have been silent were last forgotten, in Unix seconds.
@@ -32,9 +34,10 @@ struct Bucket {
 }
 
 impl<K: Hash + Eq> Limiter<K> {
-    pub(crate) fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate, max_keys: usize) -> Self {
         Self {
             rate,
+            max_keys,
             buckets: HashMap::new(),
             rest: Bucket::full(rate, 0),
             swept_at: 0,
@@ -50,12 +53,12 @@ impl<K: Hash + Eq> Limiter<K> {
         if let Some(bucket) = self.buckets.get_mut(key) {
             return bucket.take(self.rate, now);
         }
-        if self.buckets.len() >= MAX_KEYS && self.swept_at != now {
+        if self.buckets.len() >= self.max_keys && self.swept_at != now {
             self.swept_at = now;
             let rate = self.rate;
             self.buckets.retain(|_, bucket| !bucket.is_full(rate, now));
         }
-        if self.buckets.len() >= MAX_KEYS {
+        if self.buckets.len() >= self.max_keys {
             return self.rest.take(self.rate, now);
         }
         let mut bucket = Bucket::full(self.rate, now);
@@ -95,14 +98,12 @@ impl Bucket {
     }
 }
 
-/// Names that are counted apart.
-const MAX_KEYS: usize = 4096;
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const RATE: Rate = Rate { per_s: 2, burst: 3 };
+    const MAX_KEYS: usize = 100;
 
     /// How many of `tries` requests by `key` are answered at `now`.
     fn answered(limiter: &mut Limiter<u32>, key: u32, tries: usize, now: u64) -> usize {
@@ -111,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_burst_then_a_rate() {
-        let mut limiter = Limiter::new(RATE);
+        let mut limiter = Limiter::new(RATE, MAX_KEYS);
         for (now, expected) in [(10, 3), (10, 0), (11, 2), (12, 2), (20, 3), (20, 0)] {
             assert_eq!(answered(&mut limiter, 1, 5, now), expected, "at {now}");
         }
@@ -119,14 +120,14 @@ mod tests {
 
     #[test]
     fn one_does_not_use_up_anothers_share() {
-        let mut limiter = Limiter::new(RATE);
+        let mut limiter = Limiter::new(RATE, MAX_KEYS);
         assert_eq!(answered(&mut limiter, 1, 100, 10), 3);
         assert_eq!(answered(&mut limiter, 2, 100, 10), 3);
     }
 
     #[test]
     fn a_clock_that_was_set_back_neither_gives_nor_blocks_for_long() {
-        let mut limiter = Limiter::new(RATE);
+        let mut limiter = Limiter::new(RATE, MAX_KEYS);
         assert_eq!(answered(&mut limiter, 1, 5, 1000), 3);
         assert_eq!(answered(&mut limiter, 1, 5, 10), 0);
         assert_eq!(answered(&mut limiter, 1, 5, 11), 2);
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn names_are_forgotten_and_bounded() {
-        let mut limiter = Limiter::new(RATE);
+        let mut limiter = Limiter::new(RATE, MAX_KEYS);
         let crowd = MAX_KEYS as u32 + 100;
         let first = (0..crowd).filter(|key| limiter.allow(key, 10)).count();
         assert_eq!(

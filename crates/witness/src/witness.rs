@@ -101,7 +101,8 @@ impl<S: Store> Witness<S> {
     /// more often than this.
     pub fn with_rate(self, rate: Rate) -> Self {
         Self {
-            limiter: Some(Limiter::new(rate)),
+            // As many names as there are watched logs: only they get here.
+            limiter: Some(Limiter::new(rate, usize::MAX)),
             ..self
         }
     }

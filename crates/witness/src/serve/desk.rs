@@ -43,7 +43,7 @@ where
         Self {
             witness: Arc::new(tokio::sync::Mutex::new(witness)),
             waiting: AtomicUsize::new(0),
-            peers: Mutex::new(Limiter::new(limits.of_peer)),
+            peers: Mutex::new(Limiter::new(limits.of_peer, PEERS)),
             limits,
             clock: Arc::new(clock),
             answered: Mutex::default(),
@@ -277,6 +277,9 @@ const HEADERS: [(header::HeaderName, &str); 4] = [
     (header::REFERRER_POLICY, "no-referrer"),
     (header::CACHE_CONTROL, "no-store"),
 ];
+
+/// Addresses that are counted apart.
+const PEERS: usize = 4096;
 
 /// Requests that may wait for the store at a time.
 const WAITING: usize = 256;
