@@ -6,6 +6,8 @@ use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::config::{Kind, Source, Tuning, matches};
+use pitser_tlog::note::{Algorithm, VerifierKey};
+use pitser_witness::{HttpWitness, Peer, Prefix};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,9 @@ pub(crate) struct Config {
     /// Who is told of findings.
     #[serde(rename = "alert", default)]
     alerts: Vec<Alert>,
+    /// Who cosigns heads.
+    #[serde(rename = "witness", default)]
+    witnesses: Vec<Witness>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     pub(crate) dir: PathBuf,
@@ -109,7 +114,9 @@ pub(crate) struct Guard {
     close_before_ms: Option<u64>,
     heartbeat_s: Option<u64>,
     scan_every_s: Option<u64>,
-    cosign_every_s: Option<u64>,
+    #[serde(alias = "cosign_every_s")]
+    witness_every_s: Option<u64>,
+    witness_quorum: Option<usize>,
     seal_alarm_s: Option<u64>,
     many_patients: Option<usize>,
     segment_mib: Option<u64>,
@@ -128,6 +135,29 @@ struct Alert {
     #[serde(default)]
     keys: bool,
     ca: Option<PathBuf>,
+}
+
+/// One `[[witness]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Witness {
+    name: Option<String>,
+    url: Hidden,
+    key: String,
+}
+
+impl Witness {
+    fn parse(&self) -> Result<(Prefix, VerifierKey), String> {
+        let prefix = self.url.0.parse().map_err(|e| format!("url: {e}"))?;
+        let key: VerifierKey = self.key.parse().map_err(|e| format!("key: {e}"))?;
+        if key.algorithm() != Algorithm::CosignatureV1 {
+            return Err("key: this is the key of a log or an auditor, not of a witness".into());
+        }
+        if self.name.as_ref().is_some_and(String::is_empty) {
+            return Err("name: it is empty".into());
+        }
+        Ok((prefix, key))
+    }
 }
 
 /// A text that nobody is shown: a secret, or an address that may hold one.
@@ -271,6 +301,7 @@ impl Config {
         }
         config
             .receivers()
+            .and_then(|_| config.check_witnesses())
             .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
     }
@@ -320,6 +351,53 @@ impl Config {
         Ok(receivers)
     }
 
+    /// Who cosigns the heads of one source; each source has its own way to them.
+    pub(crate) fn witnesses(&self) -> Result<Vec<Peer>, Failure> {
+        let peers = self.witnesses.iter().map(|witness| {
+            let (prefix, key) = witness.parse().map_err(Failure::Input)?;
+            let peer = Peer::new(Box::new(HttpWitness::new(prefix)), key);
+            Ok(match &witness.name {
+                Some(name) => peer.named(name),
+                None => peer,
+            })
+        });
+        peers.collect()
+    }
+
+    fn check_witnesses(&self) -> Result<(), String> {
+        let mut keys: Vec<[u8; 32]> = Vec::new();
+        for (at, witness) in self.witnesses.iter().enumerate() {
+            let what = format!("[[witness]] {}", at + 1);
+            let (_, key) = witness.parse().map_err(|e| format!("{what}: {e}"))?;
+            if keys.contains(key.public_key()) {
+                return Err(format!(
+                    "{what}: key: another one has it, and a key counts once"
+                ));
+            }
+            keys.push(*key.public_key());
+        }
+        let all = keys.len();
+        match self.guard.witness_quorum {
+            Some(0) if all > 0 => {
+                Err("guard.witness_quorum is 0: a head that nobody has cosigned would count".into())
+            }
+            Some(quorum) if quorum > all => Err(format!(
+                "guard.witness_quorum is {quorum}, but there are {all} [[witness]] blocks: no head could ever count"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many witnesses must have cosigned: more than half, unless something
+    /// else is said. Two such quorums have a witness in common.
+    fn witness_quorum(&self) -> usize {
+        let majority = match self.witnesses.len() {
+            0 => 0,
+            all => all / 2 + 1,
+        };
+        self.guard.witness_quorum.unwrap_or(majority)
+    }
+
     /// With what each is called in errors.
     fn all_alerts(&self) -> Vec<(String, Alert)> {
         let short = self.guard.webhook.iter().cloned().map(Alert::of);
@@ -337,7 +415,8 @@ impl Config {
             close_before_ms: guard.close_before_ms.unwrap_or(default.close_before_ms),
             heartbeat_s: guard.heartbeat_s.unwrap_or(default.heartbeat_s),
             scan_every_s: guard.scan_every_s.unwrap_or(default.scan_every_s),
-            cosign_every_s: guard.cosign_every_s.unwrap_or(default.cosign_every_s),
+            cosign_every_s: guard.witness_every_s.unwrap_or(default.cosign_every_s),
+            witness_quorum: self.witness_quorum(),
             seal_alarm_s: guard.seal_alarm_s.unwrap_or(default.seal_alarm_s),
             many_patients: guard.many_patients.unwrap_or(default.many_patients),
             segment_bytes_max: guard
@@ -404,7 +483,10 @@ mod tests {
             "close_before_ms",
             "heartbeat_s",
             "scan_every_s",
-            "cosign_every_s",
+            "witness_every_s",
+            "witness_quorum",
+            "witness]]",
+            "key ",
             "seal_alarm_s",
             "many_patients",
             "segment_mib",
@@ -441,22 +523,16 @@ mod tests {
 
     /// The example with the keys of alerts no longer commented out.
     fn with_alerts() -> String {
-        let keys = [
-            "[[alert]]",
-            "url",
-            "secret_file",
-            "codes",
-            "keys",
-            "ca",
-            "webhook",
-        ];
+        let keys = ["[[alert]]", "url", "secret_file", "codes", "keys", "ca"];
+        let (before, alerts) = EXAMPLE.split_once("# One block for each receiver").unwrap();
         let line = |line: &str| match line.strip_prefix("# ") {
             Some(bare) if keys.contains(&bare.split(" =").next().unwrap().trim()) => {
                 format!("{bare}\n")
             }
             _ => format!("{line}\n"),
         };
-        EXAMPLE.lines().map(line).collect()
+        let alerts: String = alerts.lines().skip(1).map(line).collect();
+        before.replace("# webhook ", "webhook ") + &alerts
     }
 
     #[test]
@@ -534,6 +610,76 @@ mod tests {
             "{error}"
         );
         assert!(!error.contains(&SECRET[6..]), "{error}");
+    }
+
+    const WITNESS: &str =
+        "ministry.example/witness+8b24a322+BIE5dw6ofRdfVqNUZsNMfszLjYqRtO43ol32D1uPybOU";
+
+    fn with_witnesses(guard: &str, witnesses: &str) -> Result<Config, Failure> {
+        let text = EXAMPLE.replacen("[guard]\n", &format!("[guard]\n{guard}\n"), 1);
+        Config::parse("pitser.toml", &format!("{text}\n{witnesses}\n"))
+    }
+
+    fn witness(url: &str, key: &str) -> String {
+        format!("[[witness]]\nurl = \"{url}\"\nkey = \"{key}\"\n")
+    }
+
+    #[test]
+    fn a_quorum_is_more_than_half() {
+        let second =
+            "university.example/witness+193f6718+BO1JKMYo0cLG6ukDOJBZlWEpWSc6XGP5NjbBRhSshzfR";
+        let one = witness("http://a.example", WITNESS);
+        let two = one.clone() + &witness("http://b.example:7081/w", second);
+        let quorum = |guard, witnesses: &str| {
+            let config = with_witnesses(guard, witnesses).unwrap();
+            (
+                config.witnesses().unwrap().len(),
+                config.tuning().witness_quorum,
+            )
+        };
+        assert_eq!(quorum("", ""), (0, 0));
+        assert_eq!(quorum("", &one), (1, 1));
+        assert_eq!(quorum("", &two), (2, 2));
+        assert_eq!(quorum("witness_quorum = 1", &two), (2, 1));
+        let config = with_witnesses("", &format!("{one}name = \"ministry\"")).unwrap();
+        assert_eq!(config.witnesses().unwrap()[0].name(), "ministry");
+        assert_eq!(config.tuning().cosign_every_s, 10);
+    }
+
+    #[track_caller]
+    fn witness_refused(guard: &str, witnesses: &str, expected: &str) {
+        let error = with_witnesses(guard, witnesses).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("T0KEN"), "{error}");
+    }
+
+    #[test]
+    fn mistakes_in_witnesses_are_named() {
+        let good = witness("http://a.example", WITNESS);
+        witness_refused(
+            "",
+            &witness("http://u:T0KEN@a.example", WITNESS),
+            "[[witness]] 1: url: a witness's address has no user",
+        );
+        witness_refused("", &witness("a.example/T0KEN", WITNESS), "http://");
+        witness_refused("", &witness("http://a.example", "x+y+z"), "key: ");
+        witness_refused(
+            "",
+            &witness(
+                "http://a.example",
+                "auditor.example+85ad085f+AYqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c",
+            ),
+            "key: ",
+        );
+        witness_refused(
+            "",
+            &(good.clone() + &witness("http://b.example", WITNESS)),
+            "[[witness]] 2: key: another one has it",
+        );
+        witness_refused("witness_quorum = 2", &good, "no head could ever count");
+        witness_refused("witness_quorum = 1", "", "no head could ever count");
+        witness_refused("witness_quorum = 0", &good, "nobody has cosigned");
+        witness_refused("", &format!("{good}keys = 1"), "Did you mean `key`?");
     }
 
     #[track_caller]

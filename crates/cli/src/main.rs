@@ -28,6 +28,7 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use crate::commands::{
     bench, dev, evidence, extend, guard, history, inspect, log, manual, sign, trail, verify,
+    witness,
 };
 use crate::outcome::Outcome;
 
@@ -57,6 +58,9 @@ enum Command {
     Evidence(evidence::Args),
     /// The trail itself: recompute everything
     Trail(trail::Args),
+    /// Cosign the heads of others' logs, so that nobody can rewrite them unseen
+    #[command(subcommand)]
+    Witness(witness::Command),
     /// An authority on loopback, for development
     Dev(dev::Args),
     /// Have a file, or a hash, signed
@@ -87,6 +91,7 @@ impl Command {
             Self::History(args) => history::run(&args),
             Self::Evidence(args) => service::block_on(evidence::run(args)),
             Self::Trail(args) => trail::run(&args),
+            Self::Witness(command) => witness::run(command),
             Self::Dev(args) => dev::run(args),
             Self::Sign(args) => sign::run(args),
             Self::Extend(args) => extend::run(args),

@@ -22,7 +22,9 @@ mod status;
 mod translate;
 
 pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
-pub use status::{AlertStatus, BlockStatus, FindingStatus, Latency, SourceState, Status};
+pub use status::{
+    AlertStatus, BlockStatus, FindingStatus, Latency, SourceState, Status, WitnessStatus,
+};
 
 use std::sync::Arc;
 

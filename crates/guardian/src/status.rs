@@ -31,8 +31,10 @@ pub struct Status {
     pub rows_verified: u64,
     /// Blocks under the newest cosigned head.
     pub witnessed: u64,
-    /// When that head was cosigned (RFC 3339).
+    /// When the quorum had cosigned that head, as the witnesses say (RFC 3339).
     pub witnessed_at: Option<String>,
+    /// The witnesses, in the order of the configuration.
+    pub witnesses: Vec<WitnessStatus>,
     /// Patients with a list in the map.
     pub patients: u64,
     /// Hash of the genesis line.
@@ -45,6 +47,19 @@ pub struct Status {
     pub findings: Vec<FindingStatus>,
     /// How findings are delivered to receivers, if any are configured.
     pub alerts: Vec<AlertStatus>,
+}
+
+/// A witness, as one source knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WitnessStatus {
+    /// What it is called.
+    pub name: String,
+    /// Blocks under the newest head that it has cosigned since the start.
+    pub size: u64,
+    /// When it did, as it says (RFC 3339).
+    pub cosigned_at: Option<String>,
+    /// Why it did not cosign the newest head that it was asked about.
+    pub trouble: Option<String>,
 }
 
 /// How a source is going.

@@ -6,7 +6,7 @@
 //!            at most 63 hashes: the consistency proof from `size`
 //! 200      = signature line+
 //! 409      = size "\n", content type text/x.tlog.size: what the witness holds
-//! 400, 403, 404, 422, 503 = no body that means anything
+//! 400, 403, 404, 422, 429, 503 = no body that means anything
 //! ```
 
 use std::fmt;
@@ -20,6 +20,9 @@ use crate::text::{Lines, base64};
 
 /// Path of the call under a witness's submission prefix.
 pub const ADD_CHECKPOINT: &str = "/add-checkpoint";
+
+/// HTTP content type of a size, the body of a 409.
+pub const SIZE_CONTENT_TYPE: &str = "text/x.tlog.size";
 
 /// Longest accepted request body, in bytes.
 pub const MAX_REQUEST_BYTES: usize = MAX_NOTE_BYTES + 4 * 1024;
@@ -101,6 +104,9 @@ pub enum Refusal {
     /// far as the proof shows.
     #[error("consistency proof does not verify")]
     Inconsistent,
+    /// 429: this log, or this peer, asks too often. Asking later helps.
+    #[error("too many requests")]
+    TooManyRequests,
     /// 503: a log of one entry a second has more entries than seconds have
     /// passed on the witness's clock. One of the two clocks is wrong.
     #[error("more entries than seconds since the log's genesis")]
@@ -122,6 +128,7 @@ impl Refusal {
             Self::UnknownOrigin => 404,
             Self::Conflict { .. } => 409,
             Self::Inconsistent => 422,
+            Self::TooManyRequests => 429,
             Self::AheadOfTime | Self::Unavailable { .. } => 503,
         }
     }
@@ -129,7 +136,7 @@ impl Refusal {
     /// The HTTP content type of [`body`](Self::body).
     pub fn content_type(&self) -> &'static str {
         match self {
-            Self::Conflict { .. } => "text/x.tlog.size",
+            Self::Conflict { .. } => SIZE_CONTENT_TYPE,
             _ => "text/plain; charset=utf-8",
         }
     }
@@ -163,6 +170,7 @@ pub fn parse_answer(status: u16, body: &[u8]) -> Result<Vec<SignatureLine>, Refu
             Err(error) => unavailable(&error),
         }),
         422 => Err(Refusal::Inconsistent),
+        429 => Err(Refusal::TooManyRequests),
         _ => Err(Refusal::Unavailable {
             reason: format!("status {status}"),
         }),

@@ -1,11 +1,12 @@
 //! Cosigns the heads of calendars and trails; remembers what it saw.
 //!
 //! In scope: the decision to cosign ([`Witness`]), the memory that makes it
-//! worth something ([`Store`]), a log's side of the exchange ([`Peer`]).
-//! Elsewhere: the wire format and its proofs (`tlog`), sockets, what a leaf
-//! means (`evidence`).
+//! worth something ([`Store`]), the service that offers it ([`Server`]), a
+//! log's side of the exchange ([`Peer`]), over a socket as well ([`HttpWitness`]).
+//! Elsewhere: the wire format and its proofs (`tlog`), what a leaf means
+//! (`evidence`).
 //! This crate reads no clock: time is an argument, or a closure given once to
-//! [`ClockedWitness`].
+//! [`ClockedWitness`] and [`Server`].
 //!
 //! A witness states one thing: at this time, this was the largest head of that
 //! log that it had seen, and it extends all heads it had cosigned before. It
@@ -27,7 +28,7 @@
 //! let verifier = key.verifier();
 //!
 //! let mut witness = Witness::new(key, MemoryStore::new());
-//! witness.add_log(Log::new(log.verifier()));
+//! witness.add_log(&Log::new(log.verifier()))?;
 //! let clock = || 1_735_689_600;
 //! let mut peer = Peer::new(Box::new(ClockedWitness::new(witness, clock)), verifier);
 //!
@@ -40,10 +41,16 @@
 //! # }
 //! ```
 
+mod limit;
+mod remote;
+mod serve;
 pub mod store;
 mod submit;
 mod witness;
 
+pub use limit::Rate;
+pub use remote::{HttpWitness, Prefix, PrefixError};
+pub use serve::{Limits, ServeError, Server, ServerHandle};
 pub use store::{Fork, Head, MemoryStore, SqliteStore, Store, StoreError};
-pub use submit::{Cosign, Peer, SubmitError};
+pub use submit::{Cosign, Exchange, Heard, Peer, Question, SubmitError};
 pub use witness::{ClockedWitness, Log, Pace, Witness};

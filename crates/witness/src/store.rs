@@ -8,6 +8,8 @@ use std::error::Error;
 use pitser_tlog::merkle::Hash;
 use thiserror::Error;
 
+use crate::witness::Log;
+
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 
@@ -92,6 +94,31 @@ pub trait Store {
     /// # Errors
     /// [`StoreError::Failed`].
     fn forks(&self) -> Result<Vec<Fork>, StoreError>;
+
+    /// When the head of any log was last cosigned, in Unix seconds.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn latest_at(&self) -> Result<Option<u64>, StoreError>;
+
+    /// The watched log of that origin.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn log(&self, origin: &str) -> Result<Option<Log>, StoreError>;
+
+    /// All watched logs, by origin.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn logs(&self) -> Result<Vec<Log>, StoreError>;
+
+    /// Watches `log`, from now on and durably; what was known of its origin's
+    /// key and pace is replaced, its head is not.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn put_log(&mut self, log: &Log) -> Result<(), StoreError>;
 }
 
 /// Why a head was not stored.

@@ -1,6 +1,5 @@
 //! The decision: which heads a witness cosigns.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,6 +8,7 @@ use pitser_tlog::merkle::{EMPTY_ROOT, verify_consistency};
 use pitser_tlog::note::{CosigningKey, Note, SignatureLine, VerifierKey};
 use pitser_tlog::witness_protocol::{AddCheckpoint, Refusal};
 
+use crate::limit::{Limiter, Rate};
 use crate::store::{Fork, Head, Store, StoreError};
 use crate::submit::Cosign;
 
@@ -64,27 +64,57 @@ impl Pace {
 /// Cosigns heads of the logs it was told to watch.
 pub struct Witness<S> {
     key: CosigningKey,
-    logs: BTreeMap<String, Log>,
     store: S,
+    clock_tolerance_s: u64,
+    /// How often each log is answered.
+    limiter: Option<Limiter<String>>,
+    /// The clock was behind when it was last looked at: told once, not each time.
+    was_behind: bool,
 }
 
 impl<S: Store> Witness<S> {
-    /// A witness that watches no log yet.
+    /// A witness of the logs that stand in `store`.
     ///
     /// What it cosigned before under this key must be in `store`.
     pub fn new(key: CosigningKey, store: S) -> Self {
         Self {
             key,
-            logs: BTreeMap::new(),
             store,
+            clock_tolerance_s: 0,
+            limiter: None,
+            was_behind: false,
+        }
+    }
+
+    /// The same witness, whose clock may be set back by so many seconds.
+    ///
+    /// Within them it goes on stating the time of its newest cosignature, which
+    /// is late rather than early; beyond them it refuses (`CLK-01`).
+    pub fn with_clock_tolerance(self, clock_tolerance_s: u64) -> Self {
+        Self {
+            clock_tolerance_s,
+            ..self
+        }
+    }
+
+    /// The same witness, which answers the requests that a log has signed no
+    /// more often than this.
+    pub fn with_rate(self, rate: Rate) -> Self {
+        Self {
+            // As many names as there are watched logs: only they get here.
+            limiter: Some(Limiter::new(rate, usize::MAX)),
+            ..self
         }
     }
 
     /// Watches a log from now on, or with another key or pace than before.
     ///
     /// What was cosigned for its origin stays binding.
-    pub fn add_log(&mut self, log: Log) {
-        self.logs.insert(log.origin.clone(), log);
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub fn add_log(&mut self, log: &Log) -> Result<(), StoreError> {
+        self.store.put_log(log)
     }
 
     /// The witness's public key.
@@ -97,6 +127,17 @@ impl<S: Store> Witness<S> {
         &self.store
     }
 
+    /// By how many seconds `now` is behind the newest cosignature, if that is
+    /// more than is tolerated: nothing is cosigned then.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub fn clock_behind_s(&self, now: u64) -> Result<Option<u64>, StoreError> {
+        let latest_at = self.store.latest_at()?.unwrap_or(0);
+        let behind_s = latest_at.saturating_sub(now);
+        Ok((behind_s > self.clock_tolerance_s).then_some(behind_s))
+    }
+
     /// Answers the body of an `add-checkpoint` request at `now`, in Unix seconds.
     ///
     /// The new head is durable before this returns. If the process dies in
@@ -106,9 +147,14 @@ impl<S: Store> Witness<S> {
     /// [`Refusal`]: why nothing was cosigned, and whose move is next.
     pub fn add_checkpoint(&mut self, body: &[u8], now: u64) -> Result<SignatureLine, Refusal> {
         let request = AddCheckpoint::parse(body)?;
-        let (log, new) = authenticate(&self.logs, &request)?;
+        let (log, new) = authenticate(&self.store, &request)?;
+        if let Some(limiter) = &mut self.limiter
+            && !limiter.allow(&log.origin, now)
+        {
+            return Err(Refusal::TooManyRequests);
+        }
         let held = self.store.head(&log.origin).map_err(refusal)?;
-        let head = Head {
+        let mut head = Head {
             size: new.size(),
             root: *new.root(),
             cosigned_at: now,
@@ -121,10 +167,34 @@ impl<S: Store> Witness<S> {
         if log.pace.is_some_and(|pace| head.size > pace.max_size(now)) {
             return Err(Refusal::AheadOfTime);
         }
+        head.cosigned_at = self.time_to_state(now)?;
         self.store
             .advance(&log.origin, held.as_ref(), &head)
             .map_err(refusal)?;
-        Ok(self.key.cosign(request.head.text(), now))
+        Ok(self.key.cosign(request.head.text(), head.cosigned_at))
+    }
+
+    /// The time of a cosignature at `now`: never before one that was stated.
+    fn time_to_state(&mut self, now: u64) -> Result<u64, Refusal> {
+        let latest_at = self.store.latest_at().map_err(refusal)?.unwrap_or(0);
+        let behind_s = latest_at.saturating_sub(now);
+        let is_behind = behind_s > self.clock_tolerance_s;
+        if is_behind && !self.was_behind {
+            tracing::error!(
+                behind_s,
+                "CLK-01: the clock is behind the newest cosignature; nothing is cosigned until it is set right"
+            );
+        }
+        if self.was_behind && !is_behind {
+            tracing::warn!("the clock is right again");
+        }
+        self.was_behind = is_behind;
+        match is_behind {
+            true => Err(Refusal::Unavailable {
+                reason: StoreError::ClockWentBack.to_string(),
+            }),
+            false => Ok(now.max(latest_at)),
+        }
     }
 }
 
@@ -132,7 +202,6 @@ impl<S> fmt::Debug for Witness<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Witness")
             .field("key", &self.key)
-            .field("logs", &self.logs)
             .finish_non_exhaustive()
     }
 }
@@ -176,12 +245,10 @@ impl<S, C> fmt::Debug for ClockedWitness<S, C> {
 }
 
 /// The checkpoint, if a watched log signed it.
-fn authenticate<'a>(
-    logs: &'a BTreeMap<String, Log>,
-    request: &AddCheckpoint,
-) -> Result<(&'a Log, Checkpoint), Refusal> {
+fn authenticate(store: &impl Store, request: &AddCheckpoint) -> Result<(Log, Checkpoint), Refusal> {
     let claimed = Checkpoint::parse(request.head.text())?;
-    let log = logs.get(claimed.origin()).ok_or(Refusal::UnknownOrigin)?;
+    let log = store.log(claimed.origin()).map_err(refusal)?;
+    let log = log.ok_or(Refusal::UnknownOrigin)?;
     match request.head.verify(&log.key) {
         Ok(()) => Ok((log, claimed)),
         Err(_) => Err(Refusal::NotSigned),

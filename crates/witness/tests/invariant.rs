@@ -108,7 +108,7 @@ fn request(branches: &[LogTree], step: &Move, old_size: u64) -> Vec<u8> {
 fn witness(store: MemoryStore) -> Witness<MemoryStore> {
     let key = CosigningKey::from_seed("witness.example", &[2; 32]).unwrap();
     let mut witness = Witness::new(key, store);
-    witness.add_log(Log::new(log_key().verifier()));
+    witness.add_log(&Log::new(log_key().verifier())).unwrap();
     witness
 }
 

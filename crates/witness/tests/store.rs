@@ -13,7 +13,8 @@ use std::sync::Barrier;
 use std::thread;
 
 use pitser_tlog::merkle::leaf_hash;
-use pitser_witness::{Fork, Head, MemoryStore, SqliteStore, Store, StoreError};
+use pitser_tlog::note::SigningKey;
+use pitser_witness::{Fork, Head, Log, MemoryStore, Pace, SqliteStore, Store, StoreError};
 
 #[test]
 fn memory_conforms() {
@@ -41,6 +42,8 @@ fn conforms<S: Store + Send, O: Fn() -> S + Sync>(fresh: impl Fn() -> O) {
     refuses_a_clock_that_went_back(&fresh());
     lets_one_of_two_racers_win(&fresh());
     keeps_the_first_fork_of_a_log(&fresh());
+    tells_the_newest_time(&fresh());
+    keeps_what_is_watched(&fresh());
 }
 
 fn starts_empty<S: Store>(open: &impl Fn() -> S) {
@@ -135,6 +138,35 @@ fn keeps_the_first_fork_of_a_log<S: Store>(open: &impl Fn() -> S) {
     open().keep_fork(fork("b", 2)).unwrap();
     open().keep_fork(fork("a", 3)).unwrap();
     assert_eq!(open().forks().unwrap(), [fork("a", 3), fork("b", 1)]);
+}
+
+fn tells_the_newest_time<S: Store>(open: &impl Fn() -> S) {
+    assert_eq!(open().latest_at().unwrap(), None);
+    open().advance("b", None, &head(1, 10)).unwrap();
+    open().advance("a", None, &head(1, 30)).unwrap();
+    assert_eq!(open().latest_at().unwrap(), Some(30));
+}
+
+fn keeps_what_is_watched<S: Store>(open: &impl Fn() -> S) {
+    let log = |name: &str, seed| {
+        let key = SigningKey::from_seed(name, &[seed; 32]).unwrap();
+        Log::new(key.verifier())
+    };
+    let (a, b) = (log("a", 1), log("b", 2));
+    open().put_log(&b).unwrap();
+    open().put_log(&a).unwrap();
+    assert_eq!(open().logs().unwrap(), [a.clone(), b.clone()]);
+    assert_eq!(open().log("a").unwrap(), Some(a));
+    assert_eq!(open().log("A").unwrap(), None);
+
+    open().advance("b", None, &head(3, 10)).unwrap();
+    let calendar = log("b", 3).with_pace(Pace {
+        genesis_at: 1_735_689_600,
+        tolerance_s: 0,
+    });
+    open().put_log(&calendar).unwrap();
+    assert_eq!(open().log("b").unwrap(), Some(calendar));
+    assert_eq!(open().head("b").unwrap(), Some(head(3, 10)));
 }
 
 /// That commits are also synced is asserted beside the code, in `sqlite.rs`.
@@ -236,7 +268,7 @@ fn sqlite_refuses_files_of_another_kind() {
     drop(SqliteStore::open(&newer).unwrap());
     rusqlite::Connection::open(&newer)
         .unwrap()
-        .execute_batch("PRAGMA user_version = 2")
+        .execute_batch("PRAGMA user_version = 3")
         .unwrap();
     refused(&newer);
 }

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pitser_tlog::checkpoint::{Checkpoint, verify_quorum};
 use pitser_tlog::merkle::{Hash, LogTree, OutOfRange, leaf_hash};
-use pitser_tlog::note::{CosigningKey, Note, SignatureLine, SigningKey};
+use pitser_tlog::note::{CosigningKey, Note, SignatureLine, Signed, SigningKey};
 use pitser_tlog::witness_protocol::{AddCheckpoint, Refusal};
 use pitser_witness::{
-    ClockedWitness, Cosign, Fork, Head, Log, MemoryStore, Pace, Peer, Store, StoreError,
+    ClockedWitness, Cosign, Fork, Head, Log, MemoryStore, Pace, Peer, Rate, Store, StoreError,
     SubmitError, Witness,
 };
 
@@ -166,7 +166,10 @@ fn refuses_logs_it_does_not_watch() {
     let request = request(0, Vec::new(), head.sign(&stranger).unwrap());
     let result = world.witness.add_checkpoint(&request, NOW);
     assert_eq!(result, Err(Refusal::UnknownOrigin));
-    world.witness.add_log(Log::new(stranger.verifier()));
+    world
+        .witness
+        .add_log(&Log::new(stranger.verifier()))
+        .unwrap();
     assert!(world.witness.add_checkpoint(&request, NOW).is_ok());
 }
 
@@ -238,7 +241,7 @@ fn cosignature_times_never_go_back() {
     // Nor do they for another log, or after a restart.
     let other = signing_key("other.example", 7);
     let mut restarted = witness(world.store.clone());
-    restarted.add_log(Log::new(other.verifier()));
+    restarted.add_log(&Log::new(other.verifier())).unwrap();
     let head = Checkpoint::new("other.example", 1, leaf_hash(b"")).unwrap();
     let request = request(0, Vec::new(), head.sign(&other).unwrap());
     let result = restarted.add_checkpoint(&request, NOW - 1);
@@ -250,6 +253,56 @@ fn cosignature_times_never_go_back() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_a_little_states_no_earlier_time() {
+    let world = World::new();
+    let mut witness = witness(world.store.clone()).with_clock_tolerance(5);
+    let mut stated = |old, size, now| {
+        let proof = world.tree.consistency_proof(old, size).unwrap();
+        let line = witness.add_checkpoint(&request(old, proof, world.head(size)), now)?;
+        let signed = witness_key().verifier();
+        Ok::<_, Refusal>(signed.verify(world.head(size).text(), &line).unwrap())
+    };
+    assert_eq!(stated(0, 3, NOW), Ok(Signed::At(NOW)));
+    assert_eq!(stated(3, 4, NOW - 5), Ok(Signed::At(NOW)));
+    let refused = stated(4, 5, NOW - 6);
+    assert!(
+        matches!(&refused, Err(Refusal::Unavailable { reason }) if reason.contains("clock")),
+        "{refused:?}"
+    );
+    assert_eq!(stated(4, 5, NOW + 1), Ok(Signed::At(NOW + 1)));
+}
+
+#[test]
+fn a_clock_that_is_behind_is_told() {
+    let world = World::at(3);
+    let tolerant = witness(world.store.clone()).with_clock_tolerance(5);
+    for (now, behind_s) in [(NOW + 9, None), (NOW - 5, None), (NOW - 6, Some(6))] {
+        assert_eq!(tolerant.clock_behind_s(now).unwrap(), behind_s);
+    }
+}
+
+/// Only what a log has signed counts against it: a stranger cannot use up its
+/// share by asking in its name.
+#[test]
+fn a_log_that_asks_too_often_is_put_off() {
+    let world = World::new();
+    let rate = Rate { per_s: 1, burst: 2 };
+    let mut witness = witness(world.store.clone()).with_rate(rate);
+    let head = world.head(3);
+    let forged = Checkpoint::new(ORIGIN, 3, leaf_hash(b"")).unwrap();
+    let forged = forged.sign(&signing_key(ORIGIN, 66)).unwrap();
+    for _ in 0..5 {
+        let asked = witness.add_checkpoint(&request(0, Vec::new(), forged.clone()), NOW);
+        assert_eq!(asked, Err(Refusal::NotSigned));
+    }
+    let mut ask = |old, now| witness.add_checkpoint(&request(old, Vec::new(), head.clone()), now);
+    assert!(ask(0, NOW).is_ok());
+    assert!(ask(3, NOW).is_ok());
+    assert_eq!(ask(3, NOW), Err(Refusal::TooManyRequests));
+    assert!(ask(3, NOW + 1).is_ok());
+}
+
+#[test]
 fn a_calendar_cannot_run_ahead_of_time() {
     let mut world = World::new();
     let pace = Pace {
@@ -258,7 +311,8 @@ fn a_calendar_cannot_run_ahead_of_time() {
     };
     world
         .witness
-        .add_log(Log::new(log_key().verifier()).with_pace(pace));
+        .add_log(&Log::new(log_key().verifier()).with_pace(pace))
+        .unwrap();
     assert_eq!(world.ask(0, 11, NOW), Err(Refusal::AheadOfTime));
     assert!(world.ask(0, 10, NOW).is_ok());
     assert_eq!(world.ask(10, 12, NOW + 1), Err(Refusal::AheadOfTime));
@@ -350,7 +404,7 @@ fn a_peer_finds_out_what_its_witness_holds() {
     let head = world.head(20);
     let line = peer.cosign(&world.tree, &head).unwrap();
     let verdict = witness_key().verifier().verify(head.text(), &line);
-    assert_eq!(verdict, Ok(pitser_tlog::note::Signed::At(NOW + 60)));
+    assert_eq!(verdict, Ok(Signed::At(NOW + 60)));
 }
 
 #[test]
@@ -478,7 +532,7 @@ impl World {
 
 fn witness<S: Store>(store: S) -> Witness<S> {
     let mut witness = Witness::new(witness_key(), store);
-    witness.add_log(Log::new(log_key().verifier()));
+    witness.add_log(&Log::new(log_key().verifier())).unwrap();
     witness
 }
 
@@ -537,5 +591,21 @@ impl Store for Faulty {
 
     fn forks(&self) -> Result<Vec<Fork>, StoreError> {
         self.store.forks()
+    }
+
+    fn latest_at(&self) -> Result<Option<u64>, StoreError> {
+        self.store.latest_at()
+    }
+
+    fn log(&self, origin: &str) -> Result<Option<Log>, StoreError> {
+        self.store.log(origin)
+    }
+
+    fn logs(&self) -> Result<Vec<Log>, StoreError> {
+        self.store.logs()
+    }
+
+    fn put_log(&mut self, log: &Log) -> Result<(), StoreError> {
+        self.store.put_log(log)
     }
 }

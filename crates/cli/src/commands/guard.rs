@@ -5,6 +5,7 @@ use crate::config::{Config, EXAMPLE};
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{self, Progress, print, print_json};
 use crate::signals;
+use crate::trust::instant;
 use pitser_authority::{Authority, AuthorityHandle, Config as AuthorityConfig, Micros, User};
 use pitser_client::{Client, Endpoint, Options};
 use pitser_guardian::alert::{Alerts, Pace, Surroundings};
@@ -12,7 +13,8 @@ use pitser_guardian::config::Source;
 use pitser_guardian::init::{self, InitError, Plan};
 use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
 use pitser_ksi::pki::Subject;
-use pitser_trail::TrailError;
+use pitser_ksi::time::Second;
+use pitser_trail::{Keys, TrailError};
 use pitser_web::{Guarded, Taken};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -142,6 +144,10 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
         tuning.origin(source),
         plan.genesis.as_deref().unwrap_or_default(),
     ))?;
+    if let Ok(keys) = Keys::open(&tuning.layout(source)) {
+        // What witnesses are given: pitser witness add-log.
+        print(&format!("log key  {}\n", keys.log().verifier()))?;
+    }
     if plan.rows > 0 {
         print(&format!("baseline {} rows\n", plan.rows))?;
     }
@@ -282,7 +288,7 @@ fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Fa
         source: source.clone(),
         tuning: config.tuning(),
         client: Some(client.clone()),
-        witnesses: Vec::new(),
+        witnesses: config.witnesses()?,
         clock: clock::shared(),
     })
     .map_err(|error| match error {
@@ -417,7 +423,7 @@ fn findings(source: &Value) -> impl Iterator<Item = &Value> {
 fn describe(source: &Value) -> String {
     let text = |key: &str| source[key].as_str().unwrap_or("never").to_owned();
     let mut out = format!(
-        "{} ({})\n  state      {}\n  position   {}\n  events     {} in {} blocks, {} unsealed\n  sealed     {}\n  verified   {} ({} rows)\n  witnessed  {} blocks\n",
+        "{} ({})\n  state      {}\n  position   {}\n  events     {} in {} blocks, {} unsealed\n  sealed     {}\n  verified   {} ({} rows)\n",
         text("name"),
         text("origin"),
         text("state"),
@@ -428,8 +434,8 @@ fn describe(source: &Value) -> String {
         text("sealed_up_to"),
         text("verified_up_to"),
         source["rows_verified"],
-        source["witnessed"],
     );
+    out += &describe_witnesses(source, clock::now());
     if let Some(trouble) = source["trouble"].as_str() {
         out += &format!("  trouble    {trouble}\n");
     }
@@ -443,6 +449,40 @@ fn describe(source: &Value) -> String {
     }
     for finding in findings(source) {
         out += &show_finding(finding);
+    }
+    out
+}
+
+/// How much of the trail is cosigned, how old that is, and who did not.
+fn describe_witnesses(source: &Value, now: Second) -> String {
+    let age = |at: &Value| {
+        let at = at.as_str().and_then(|at| instant(at).ok())?;
+        Some(format!("{} s ago", now.since(at)))
+    };
+    let witnesses: Vec<&Value> = source["witnesses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .collect();
+    let mut out = match age(&source["witnessed_at"]) {
+        Some(age) => format!(
+            "  witnessed  {} of {} blocks, {age}\n",
+            source["witnessed"], source["blocks"]
+        ),
+        None if witnesses.is_empty() => "  witnessed  never: no [[witness]] is configured\n".into(),
+        None => "  witnessed  not yet\n".into(),
+    };
+    for witness in witnesses {
+        let state = match (witness["trouble"].as_str(), age(&witness["cosigned_at"])) {
+            (Some(trouble), Some(age)) => {
+                format!("{} blocks, {age}; now: {trouble}", witness["size"])
+            }
+            (Some(trouble), None) => trouble.to_owned(),
+            (None, Some(age)) => format!("{} blocks, {age}", witness["size"]),
+            (None, None) => "not asked yet".to_owned(),
+        };
+        let name = witness["name"].as_str().unwrap_or_default();
+        out += &output::clean(&format!("    {name}: {state}\n"));
     }
     out
 }

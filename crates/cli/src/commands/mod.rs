@@ -12,3 +12,4 @@ pub(crate) mod manual;
 pub(crate) mod sign;
 pub(crate) mod trail;
 pub(crate) mod verify;
+pub(crate) mod witness;

@@ -503,7 +503,8 @@ fn start_witness(
         CosigningKey::from_seed("witness.demo.example", &random()?).map_err(Failure::service)?;
     let store = SqliteStore::open(dir.join("witness.db")).map_err(Failure::service)?;
     let mut witness = Witness::new(key, store);
-    witness.add_log(Log::new(keys.log().verifier()));
+    let log = Log::new(keys.log().verifier());
+    witness.add_log(&log).map_err(Failure::service)?;
     let verifier = witness.verifier();
     let clocked = ClockedWitness::new(witness, || clock::now().0);
     Ok((Peer::new(Box::new(clocked), verifier.clone()), verifier))

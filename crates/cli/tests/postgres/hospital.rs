@@ -276,7 +276,7 @@ fn rules_about_the_application() {
 
 #[test]
 fn one_patients_evidence_says_nothing_about_another() {
-    let Some(mut world) = World::hospital("cosign_every_s = 1", SOURCE) else {
+    let Some(mut world) = World::hospital("witness_every_s = 1", SOURCE) else {
         return;
     };
     world.psql_as(

@@ -168,6 +168,7 @@ impl Session {
                     return Err(Ended::Stopped);
                 }
                 Command::Seal(outcome) => self.seal(worker, outcome)?,
+                Command::Cosigned { witness, answer } => self.heard(worker, witness, answer)?,
                 Command::Scan { reply } => self.scan_replies.push(reply),
                 Command::Submit { .. } | Command::Settle { .. } => self.postponed.push(command),
                 // Of a pass of an earlier session.

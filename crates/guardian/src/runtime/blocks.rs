@@ -1,13 +1,11 @@
-//! Blocks, their seals, and heads that witnesses cosign.
+//! Blocks and their seals.
 
 use super::{Ended, LATENCIES, POSITION, RECENT, SECOND_US, Session, Worker};
 use crate::sealer::{Outcome, Wanted};
 use crate::status::BlockStatus;
 use pitser_evidence::Code;
-use pitser_ksi::time::Second;
 use pitser_monitor::Finding;
 use pitser_trail::TrailError;
-use pitser_witness::SubmitError as CosignError;
 
 impl Session {
     pub(super) fn close(&mut self, worker: &mut Worker) -> Result<(), Ended> {
@@ -93,82 +91,25 @@ impl Session {
         Ok(())
     }
 
-    /// Answers those who wait for everything to be sealed and cosigned.
+    /// Has the head cosigned for those who wait for that, once everything under
+    /// it is sealed.
     pub(super) fn settled(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let sealed = self
             .trail
             .unsealed()
             .next()
             .map_or(self.trail.blocks(), |b| b.block);
-        let (ready, waiting) = std::mem::take(&mut self.settling)
-            .into_iter()
-            .partition(|(blocks, _)| *blocks <= sealed);
-        self.settling = waiting;
-        let ready: Vec<_> = ready;
+        let ready = self
+            .settling
+            .extract_if(.., |(blocks, _)| *blocks <= sealed);
+        let ready: Vec<_> = ready.collect();
         if ready.is_empty() {
             return Ok(());
         }
-        let cosigned = self.cosign(worker)?;
-        for (_, reply) in ready {
-            let _ = reply.send(cosigned.clone());
+        for (blocks, reply) in ready {
+            self.when_cosigned(blocks, reply);
         }
-        Ok(())
-    }
-
-    /// Signs the head and has it cosigned; keeps it if the quorum is reached.
-    pub(super) fn cosign(&mut self, worker: &mut Worker) -> Result<Result<u64, String>, Ended> {
-        let size = self.trail.blocks();
-        if size == 0 || size == self.head_size {
-            return Ok(Ok(size));
-        }
-        let mut note = self.trail.sign_head();
-        let mut cosigned = 0;
-        let mut refusals = Vec::new();
-        let mut findings = Vec::new();
-        for peer in &mut worker.parts.witnesses {
-            let name = peer.key().name().to_owned();
-            match peer.cosign(self.trail.log(), &note) {
-                Ok(line) => cosigned += usize::from(note.add(line).is_ok()),
-                Err(error) => {
-                    match &error {
-                        CosignError::Forked { .. } => {
-                            findings.push((Code::TrailForked, name.clone(), error.to_string()))
-                        }
-                        CosignError::Ahead { .. } => {
-                            findings.push((Code::TrailShort, name.clone(), error.to_string()))
-                        }
-                        _ => {}
-                    }
-                    refusals.push(format!("{name}: {error}"));
-                }
-            }
-        }
-        for (code, name, text) in findings {
-            self.finding(
-                worker,
-                Finding::general(code, format!("witness {name}: {text}")),
-            )?;
-        }
-        self.trail.commit()?;
-        let quorum = worker.parts.tuning.witness_quorum;
-        if cosigned < quorum {
-            let text = format!(
-                "{cosigned} of {quorum} required witnesses cosigned ({})",
-                refusals.join("; ")
-            );
-            tracing::warn!("{text}");
-            return Ok(Err(text));
-        }
-        self.trail.store_head(&note)?;
-        let now = (worker.parts.clock)();
-        self.head_size = size;
-        if cosigned > 0 {
-            worker.publish.send_modify(|s| {
-                s.witnessed = size;
-                s.witnessed_at = Some(Second(now / SECOND_US).to_string());
-            });
-        }
-        Ok(Ok(size))
+        self.cosign(worker)
     }
 
     /// Lets the source forget what is durable here, and tells it each second

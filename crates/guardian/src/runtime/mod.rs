@@ -4,6 +4,7 @@ mod baseline;
 mod blocks;
 mod capture;
 mod findings;
+mod heads;
 mod scan;
 mod session;
 mod show;
@@ -15,6 +16,7 @@ use crate::init::InitError;
 use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
 use crate::status::{BlockStatus, FindingStatus, SourceState, Status};
+use heads::{Cosigner, Heads};
 use pitser_capture::event::Change;
 use pitser_capture::fhir::FhirError;
 use pitser_capture::{Position, Snapshot, Source as Database, SourceError};
@@ -22,6 +24,8 @@ use pitser_client::Client;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
 use pitser_monitor::{Expected, Finding, Incidents, Look, Touched};
+use pitser_tlog::note::SignatureLine;
+use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{PatientId, Trail, TrailError};
 use pitser_witness::Peer;
 use std::collections::{HashSet, VecDeque};
@@ -139,6 +143,11 @@ enum Command {
         reply: oneshot::Sender<Result<u64, String>>,
     },
     Seal(Outcome),
+    /// A witness has answered.
+    Cosigned {
+        witness: usize,
+        answer: Result<Vec<SignatureLine>, Refusal>,
+    },
     /// A pass wants to know what the trail expects of these records.
     Expect {
         pass: u64,
@@ -181,7 +190,7 @@ impl Guardian {
                 wanted
             })
         };
-        let (mut worker, handle) = Worker::new(parts, seals);
+        let (mut worker, handle) = Worker::new(parts, seals)?;
         let session = match Session::open(&mut worker) {
             Ok(session) => Some(session),
             // A server that is starting too: the thread tries again.
@@ -209,7 +218,7 @@ impl Guardian {
         snapshot: &mut dyn Snapshot,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), StartError> {
-        let (mut worker, _handle) = Worker::new(parts, |_, _| None);
+        let (mut worker, _handle) = Worker::new(parts, |_, _| None)?;
         let mut session = Session::open(&mut worker)?;
         match session.baseline_of(&mut worker, snapshot, progress) {
             Ok(()) | Err(Ended::Stopped) => Ok(()),
@@ -306,6 +315,8 @@ struct Worker {
     /// Number of the newest pass over the live rows.
     pass: u64,
     seals: Option<mpsc::UnboundedSender<Wanted>>,
+    /// Who cosigns heads.
+    cosigners: Vec<Cosigner>,
     inbox: Receiver<Command>,
     publish: watch::Sender<Status>,
     /// Why the oldest unsealed block still waits.
@@ -320,7 +331,7 @@ impl Worker {
     fn new(
         mut parts: Parts,
         seals: impl FnOnce(Option<Client>, &Sender<Command>) -> Option<mpsc::UnboundedSender<Wanted>>,
-    ) -> (Self, Handle) {
+    ) -> Result<(Self, Handle), StartError> {
         let (commands, inbox) = channel();
         let (publish, status) = watch::channel(Status {
             name: parts.source.name.clone(),
@@ -328,18 +339,23 @@ impl Worker {
             ..Status::default()
         });
         let seals = seals(parts.client.take(), &commands);
+        let witnesses = std::mem::take(&mut parts.witnesses).into_iter().enumerate();
+        let cosigners = witnesses
+            .map(|(number, peer)| Cosigner::start(peer, number, commands.clone()))
+            .collect::<Result<_, _>>()?;
         let worker = Self {
             parts,
             commands: commands.clone(),
             pass: 0,
             seals,
+            cosigners,
             inbox,
             publish,
             delayed: None,
             uncosigned: None,
             unscanned: None,
         };
-        (worker, Handle { commands, status })
+        Ok((worker, Handle { commands, status }))
     }
 
     fn run(mut self, mut session: Option<Session>) {
@@ -397,8 +413,9 @@ impl Worker {
 
     /// Waits before the next attempt, refusing what cannot be done meanwhile;
     /// `true` if told to stop.
-    fn idle(&self, wait: Duration) -> bool {
-        let trouble = || self.publish.borrow().trouble.clone().unwrap_or_default();
+    fn idle(&mut self, wait: Duration) -> bool {
+        let publish = self.publish.clone();
+        let trouble = || publish.borrow().trouble.clone().unwrap_or_default();
         let until = std::time::Instant::now() + wait;
         loop {
             let left = until.saturating_duration_since(std::time::Instant::now());
@@ -408,6 +425,11 @@ impl Worker {
                 }
                 Ok(Command::Scan { reply }) => drop(reply.send(Err(trouble()))),
                 Ok(Command::Settle { reply }) => drop(reply.send(Err(trouble()))),
+                Ok(Command::Cosigned { witness, .. }) => {
+                    if let Some(cosigner) = self.cosigners.get_mut(witness) {
+                        cosigner.forget();
+                    }
+                }
                 Ok(Command::Seal(_) | Command::Expect { .. } | Command::Looked { .. }) => {}
                 Ok(Command::Stop { reply, .. }) => {
                     let _ = reply.send(());
@@ -511,8 +533,7 @@ struct Session {
     suspects: Vec<Suspect>,
     /// The last poll gave something: there may be more.
     more: bool,
-    /// Blocks under the head that was kept last.
-    head_size: u64,
+    heads: Heads,
     /// When lines of the blocks that wait for a seal were committed, per block.
     waiting: VecDeque<(u64, Vec<u64>)>,
     open_times: Vec<u64>,

@@ -1,8 +1,8 @@
 //! One stretch of guarding between two failures: opening, waiting, deciding what is due.
 
 use super::{
-    BLOCK_LINES, Collected, Command, Due, Ended, POLL, POSITION, SECOND_US, Session, StartError,
-    SubmitError, Worker,
+    BLOCK_LINES, Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session,
+    StartError, SubmitError, Worker,
 };
 use crate::actors::{Actors, Witness};
 use crate::config::Tuning;
@@ -44,7 +44,7 @@ impl Session {
             mapping: Digest::of(&[patients.mapping().as_bytes()]),
             fingerprint: source.fingerprint()?,
             more: false,
-            head_size: 0,
+            heads: Heads::default(),
             incidents: super::findings::incidents(&mut trail, &collected.findings)?,
             messages: collected.messages,
             position,
@@ -186,12 +186,22 @@ impl Session {
             let left = until.saturating_duration_since(std::time::Instant::now());
             match worker.inbox.recv_timeout(left) {
                 Ok(Command::Seal(outcome)) => self.seal(worker, outcome)?,
+                Ok(Command::Cosigned { witness, answer }) => self.heard(worker, witness, answer)?,
                 Ok(_) => {}
                 Err(_) => return Ok(()),
             }
         }
-        if !patience.is_zero() {
-            worker.uncosigned = self.cosign(worker)?.err();
+        if patience.is_zero() {
+            return Ok(());
+        }
+        self.cosign(worker)?;
+        while !self.is_head_decided(worker) {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            match worker.inbox.recv_timeout(left) {
+                Ok(Command::Cosigned { witness, answer }) => self.heard(worker, witness, answer)?,
+                Ok(_) => {}
+                Err(_) => return Ok(()),
+            }
         }
         Ok(())
     }
@@ -244,7 +254,7 @@ impl Session {
         }
         if now >= self.next.cosign {
             self.next.cosign = now + tuning.cosign_every_s.max(1) * SECOND_US;
-            worker.uncosigned = self.cosign(worker)?.err();
+            self.cosign(worker)?;
         }
         Ok(())
     }
@@ -323,6 +333,7 @@ impl Session {
                 self.settled(worker)
             }
             Command::Seal(outcome) => self.seal(worker, outcome),
+            Command::Cosigned { witness, answer } => self.heard(worker, witness, answer),
             Command::Stop { patience, reply } => {
                 if let Err(Ended::Failed(error)) = self.finish(worker, patience) {
                     tracing::warn!(source = %worker.parts.source.name, error = %error, "the last block was not finished");

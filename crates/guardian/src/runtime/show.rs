@@ -35,6 +35,7 @@ impl Session {
             s.seal_latency_ms = latency(&self.latencies);
             s.recent = self.recent.iter().cloned().collect();
             s.findings = self.findings();
+            s.witnesses = worker.cosigners.iter().map(|c| c.shown.clone()).collect();
             more(s);
         });
     }

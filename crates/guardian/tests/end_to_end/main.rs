@@ -17,12 +17,14 @@ use pitser_ksi::pki::Subject;
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
-use pitser_tlog::note::{CosigningKey, Note, SigningKey, VerifierKey};
+use pitser_tlog::note::{CosigningKey, Note, SignatureLine, SigningKey, VerifierKey};
+use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::export::Exporter;
-use pitser_witness::{ClockedWitness, Log, MemoryStore, Peer, Witness};
+use pitser_witness::{ClockedWitness, Cosign, Log, MemoryStore, Peer, Witness};
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[allow(
@@ -128,11 +130,11 @@ impl Site {
             .unwrap();
     }
 
-    fn witness(&self) -> (Peer, VerifierKey) {
+    fn witness(&self, name: &str, seed: u8) -> (Peer, VerifierKey) {
         let keys = pitser_trail::Keys::open(&self.tuning.layout(&self.source)).unwrap();
-        let key = CosigningKey::from_seed("witness.example", &[7; 32]).unwrap();
+        let key = CosigningKey::from_seed(name, &[seed; 32]).unwrap();
         let mut witness = Witness::new(key, MemoryStore::default());
-        witness.add_log(Log::new(keys.log().verifier()));
+        witness.add_log(&Log::new(keys.log().verifier())).unwrap();
         let verifier = witness.verifier();
         (
             Peer::new(
@@ -144,7 +146,7 @@ impl Site {
     }
 
     fn start(&self, client: Option<Client>) -> (Handle, VerifierKey) {
-        let (peer, witness) = self.witness();
+        let (peer, witness) = self.witness("witness.example", 7);
         let parts = Parts {
             source: self.source.clone(),
             tuning: self.tuning.clone(),
@@ -187,6 +189,100 @@ async fn status_with(
         "not within {limit:?}: {what}; {:?}",
         guardian.status()
     );
+}
+
+/// A witness that answers when it is let.
+struct Slow {
+    witness: Box<dyn Cosign>,
+    let_go: Mutex<Receiver<()>>,
+}
+
+impl Cosign for Slow {
+    fn add_checkpoint(&self, body: &[u8]) -> Result<Vec<SignatureLine>, Refusal> {
+        self.let_go
+            .lock()
+            .unwrap()
+            .recv()
+            .map_err(|_| Refusal::Unavailable {
+                reason: "gone".into(),
+            })?;
+        self.witness.add_checkpoint(body)
+    }
+}
+
+/// A witness that never answers is asked, and nobody waits for it: changes are
+/// sealed, and heads are kept by the quorum of the others. What it cosigns in
+/// the end is added.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_witness_holds_up_nothing() {
+    let site = Site::new();
+    let (_authority, client) = authority(&site.dir.path().join("authority")).await;
+    install(&site).unwrap();
+    let (quick, key) = site.witness("quick.example", 7);
+    let (slow, slow_key) = site.witness("slow.example", 8);
+    let (let_go, waits) = std::sync::mpsc::channel();
+    let slow = Slow {
+        witness: slow.into_parts().1,
+        let_go: Mutex::new(waits),
+    };
+    let guardian = Guardian::start(Parts {
+        source: site.source.clone(),
+        tuning: site.tuning.clone(),
+        client: Some(client),
+        witnesses: vec![Peer::new(Box::new(slow), slow_key.clone()), quick],
+        clock: clock(),
+    })
+    .unwrap();
+    let first = guardian.settle().await.unwrap();
+    site.database().execute_batch(CHANGES).unwrap();
+    let blocks = guardian.settle().await.unwrap();
+    assert!(blocks > first);
+    let shown = guardian.status().witnesses;
+    assert_eq!((shown[0].name.as_str(), shown[0].size), ("slow.example", 0));
+    assert_eq!(
+        (shown[1].name.as_str(), shown[1].size),
+        ("quick.example", blocks)
+    );
+
+    // It answers about the head that it was asked about first, then about the newest.
+    let_go.send(()).unwrap();
+    let_go.send(()).unwrap();
+    status_with(&guardian, "the slow one", |s| {
+        s.witnesses[0].size == s.blocks
+    })
+    .await;
+    let path = site.tuning.layout(&site.source).head();
+    let head = Note::parse(&std::fs::read(path).unwrap()).unwrap();
+    assert!(head.cosigned_at(&key).is_ok());
+    assert!(head.cosigned_at(&slow_key).is_ok());
+    assert_eq!(
+        guardian
+            .status()
+            .findings
+            .iter()
+            .filter(|f| f.code.starts_with("TRL"))
+            .count(),
+        0
+    );
+    drop(let_go);
+    guardian.stop().await;
+}
+
+/// Without its quorum a head does not count, and why is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_without_its_quorum_does_not_count() {
+    let mut site = Site::new();
+    site.tuning.witness_quorum = 2;
+    let (_authority, client) = authority(&site.dir.path().join("authority")).await;
+    install(&site).unwrap();
+    let (guardian, _) = site.start(Some(client));
+    let error = guardian.settle().await.unwrap_err();
+    assert!(error.contains("1 of 2 required witnesses"), "{error}");
+    assert_eq!(guardian.status().witnessed, 0);
+    let trouble = guardian.status().trouble.unwrap();
+    assert!(trouble.contains("1 of 2"), "{trouble}");
+    assert!(!site.tuning.layout(&site.source).head().exists());
+    guardian.stop().await;
 }
 
 const CHANGES: &str = "

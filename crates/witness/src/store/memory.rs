@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::witness::Log;
+
 use super::{Fork, Head, Store, StoreError, check_advance};
 
 /// Keeps the promise of [`Store`] as long as the process lives. Clones share
@@ -14,6 +16,13 @@ pub struct MemoryStore(Arc<Mutex<Memory>>);
 struct Memory {
     heads: BTreeMap<String, Head>,
     forks: BTreeMap<String, Fork>,
+    logs: BTreeMap<String, Log>,
+}
+
+impl Memory {
+    fn latest_at(&self) -> Option<u64> {
+        self.heads.values().map(|head| head.cosigned_at).max()
+    }
 }
 
 impl MemoryStore {
@@ -40,8 +49,7 @@ impl Store for MemoryStore {
         new: &Head,
     ) -> Result<(), StoreError> {
         let mut memory = self.lock();
-        let latest_at = memory.heads.values().map(|head| head.cosigned_at).max();
-        check_advance(memory.heads.get(origin), expected, latest_at, new)?;
+        check_advance(memory.heads.get(origin), expected, memory.latest_at(), new)?;
         memory.heads.insert(origin.to_owned(), new.clone());
         Ok(())
     }
@@ -54,5 +62,23 @@ impl Store for MemoryStore {
 
     fn forks(&self) -> Result<Vec<Fork>, StoreError> {
         Ok(self.lock().forks.values().cloned().collect())
+    }
+
+    fn latest_at(&self) -> Result<Option<u64>, StoreError> {
+        Ok(self.lock().latest_at())
+    }
+
+    fn log(&self, origin: &str) -> Result<Option<Log>, StoreError> {
+        Ok(self.lock().logs.get(origin).cloned())
+    }
+
+    fn logs(&self) -> Result<Vec<Log>, StoreError> {
+        Ok(self.lock().logs.values().cloned().collect())
+    }
+
+    fn put_log(&mut self, log: &Log) -> Result<(), StoreError> {
+        let mut memory = self.lock();
+        memory.logs.insert(log.origin.clone(), log.clone());
+        Ok(())
     }
 }

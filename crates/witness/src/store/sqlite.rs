@@ -3,7 +3,11 @@
 //! ```text
 //! head(origin, size, root, cosigned_at, note)              newest cosigned head
 //! fork(origin, size, held, refused, refused_at)            first fork of a log
+//! log(origin, key, genesis_at, tolerance_s)                what is watched
 //! ```
+//!
+//! Version 1 had no `log` and no index over `cosigned_at`; it is brought up to
+//! date when it is opened.
 //!
 //! The write-ahead log is synced at each commit (`synchronous=FULL`), so that
 //! a committed head survives power loss. Writers take the lock before they
@@ -12,7 +16,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, named_params};
+use pitser_tlog::note::VerifierKey;
+use rusqlite::{
+    CachedStatement, Connection, OptionalExtension, Row, TransactionBehavior, named_params,
+};
+
+use crate::witness::{Log, Pace};
 
 use super::{Fork, Head, Store, StoreError, check_advance};
 
@@ -51,19 +60,17 @@ impl Store for SqliteStore {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let stored = read_head(&transaction, origin)?;
-        let latest_at = transaction.query_row(LATEST_AT, [], |row| row.get::<_, Option<i64>>(0))?;
-        let latest_at = latest_at.map(natural).transpose()?;
+        let latest_at = read_latest_at(&transaction)?;
         check_advance(stored.as_ref(), expected, latest_at, new)?;
-        transaction.execute(
-            PUT_HEAD,
-            named_params! {
+        transaction
+            .prepare_cached(PUT_HEAD)?
+            .execute(named_params! {
                 ":origin": origin,
                 ":size": integer(new.size)?,
                 ":root": new.root,
                 ":cosigned_at": integer(new.cosigned_at)?,
                 ":note": new.note,
-            },
-        )?;
+            })?;
         Ok(transaction.commit()?)
     }
 
@@ -82,13 +89,36 @@ impl Store for SqliteStore {
     }
 
     fn forks(&self) -> Result<Vec<Fork>, StoreError> {
-        let mut statement = self.connection.prepare(GET_FORKS)?;
-        let mut rows = statement.query([])?;
-        let mut forks = Vec::new();
-        while let Some(row) = rows.next()? {
-            forks.push(fork_from(row)?);
-        }
-        Ok(forks)
+        let statement = self.connection.prepare_cached(GET_FORKS)?;
+        all(statement, &[], fork_from)
+    }
+
+    fn latest_at(&self) -> Result<Option<u64>, StoreError> {
+        read_latest_at(&self.connection)
+    }
+
+    fn log(&self, origin: &str) -> Result<Option<Log>, StoreError> {
+        let statement = self.connection.prepare_cached(GET_LOG)?;
+        Ok(all(statement, &[origin], log_from)?.pop())
+    }
+
+    fn logs(&self) -> Result<Vec<Log>, StoreError> {
+        let statement = self.connection.prepare_cached(GET_LOGS)?;
+        all(statement, &[], log_from)
+    }
+
+    fn put_log(&mut self, log: &Log) -> Result<(), StoreError> {
+        let pace = log.pace;
+        self.connection.execute(
+            PUT_LOG,
+            named_params! {
+                ":origin": log.origin,
+                ":key": log.key.to_string(),
+                ":genesis_at": pace.map(|pace| integer(pace.genesis_at)).transpose()?,
+                ":tolerance_s": pace.map(|pace| integer(pace.tolerance_s)).transpose()?,
+            },
+        )?;
+        Ok(())
     }
 }
 
@@ -114,16 +144,41 @@ fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     let tables: i64 =
         transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match (application, version, tables) {
-        (0, 0, 0) => transaction.execute_batch(SCHEMA)?,
+        (0, 0, 0) => {
+            transaction.execute_batch(SCHEMA_1)?;
+            transaction.execute_batch(SCHEMA_2)?;
+        }
+        (APPLICATION_ID, 1, _) => transaction.execute_batch(SCHEMA_2)?,
         (APPLICATION_ID, VERSION, _) => {}
         _ => return Err(StoreError::UnknownFormat),
     }
     Ok(transaction.commit()?)
 }
 
+/// All rows of a query.
+fn all<T>(
+    mut statement: CachedStatement<'_>,
+    parameters: &[&str],
+    one: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut rows = statement.query(rusqlite::params_from_iter(parameters))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(one(row)?);
+    }
+    Ok(found)
+}
+
+fn read_latest_at(connection: &Connection) -> Result<Option<u64>, StoreError> {
+    let mut statement = connection.prepare_cached(LATEST_AT)?;
+    let latest_at = statement.query_row([], |row| row.get::<_, Option<i64>>(0))?;
+    latest_at.map(natural).transpose()
+}
+
 fn read_head(connection: &Connection, origin: &str) -> Result<Option<Head>, StoreError> {
     let row = connection
-        .query_row(GET_HEAD, [origin], |row| {
+        .prepare_cached(GET_HEAD)?
+        .query_row([origin], |row| {
             let (size, cosigned_at) = (row.get("size")?, row.get("cosigned_at")?);
             Ok((size, row.get("root")?, cosigned_at, row.get("note")?))
         })
@@ -149,6 +204,27 @@ fn fork_from(row: &Row<'_>) -> Result<Fork, StoreError> {
     })
 }
 
+fn log_from(row: &Row<'_>) -> Result<Log, StoreError> {
+    let key: String = row.get("key")?;
+    let key: VerifierKey = key.parse().map_err(StoreError::failed)?;
+    let number = |name| -> Result<Option<u64>, StoreError> {
+        let number: Option<i64> = row.get(name)?;
+        number.map(natural).transpose()
+    };
+    let pace = match (number("genesis_at")?, number("tolerance_s")?) {
+        (Some(genesis_at), Some(tolerance_s)) => Some(Pace {
+            genesis_at,
+            tolerance_s,
+        }),
+        _ => None,
+    };
+    Ok(Log {
+        origin: row.get("origin")?,
+        key,
+        pace,
+    })
+}
+
 /// SQLite integers are signed.
 fn integer(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(StoreError::failed)
@@ -163,9 +239,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// "PitW", so that a file of another kind is not written over.
 const APPLICATION_ID: i64 = 0x5069_7457;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
-const SCHEMA: &str = "
+const SCHEMA_1: &str = "
     CREATE TABLE head (
         origin      TEXT    NOT NULL PRIMARY KEY,
         size        INTEGER NOT NULL CHECK (size >= 0),
@@ -181,7 +257,18 @@ const SCHEMA: &str = "
         refused_at  INTEGER NOT NULL CHECK (refused_at >= 0)
     ) STRICT, WITHOUT ROWID;
     PRAGMA application_id = 0x50697457;
-    PRAGMA user_version = 1;
+";
+
+const SCHEMA_2: &str = "
+    CREATE INDEX head_cosigned_at ON head (cosigned_at);
+    CREATE TABLE log (
+        origin      TEXT    NOT NULL PRIMARY KEY,
+        key         TEXT    NOT NULL,
+        genesis_at  INTEGER CHECK (genesis_at >= 0),
+        tolerance_s INTEGER CHECK (tolerance_s >= 0),
+        CHECK ((genesis_at IS NULL) = (tolerance_s IS NULL))
+    ) STRICT, WITHOUT ROWID;
+    PRAGMA user_version = 2;
 ";
 
 const GET_HEAD: &str = "SELECT size, root, cosigned_at, note FROM head WHERE origin = ?1";
@@ -202,9 +289,39 @@ const PUT_FORK: &str = "
 
 const GET_FORKS: &str = "SELECT origin, size, held, refused, refused_at FROM fork ORDER BY origin";
 
+const GET_LOG: &str = "SELECT origin, key, genesis_at, tolerance_s FROM log WHERE origin = ?1";
+
+const GET_LOGS: &str = "SELECT origin, key, genesis_at, tolerance_s FROM log ORDER BY origin";
+
+const PUT_LOG: &str = "
+    INSERT INTO log (origin, key, genesis_at, tolerance_s)
+    VALUES (:origin, :key, :genesis_at, :tolerance_s)
+    ON CONFLICT (origin) DO UPDATE SET
+        key = excluded.key, genesis_at = excluded.genesis_at, tolerance_s = excluded.tolerance_s";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What version 1 cosigned binds as before.
+    #[test]
+    fn a_store_of_version_1_is_brought_up_to_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("witness.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(SCHEMA_1).unwrap();
+        old.execute_batch(
+            "PRAGMA user_version = 1; INSERT INTO head VALUES ('a', 7, zeroblob(32), 9, 'note')",
+        )
+        .unwrap();
+        drop(old);
+        for _ in 0..2 {
+            let store = SqliteStore::open(&path).unwrap();
+            assert_eq!(store.head("a").unwrap().map(|head| head.size), Some(7));
+            assert_eq!(store.latest_at().unwrap(), Some(9));
+            assert_eq!(store.logs().unwrap(), []);
+        }
+    }
 
     #[test]
     fn every_commit_is_synced() {

@@ -1,0 +1,461 @@
+//! A witness as a notary runs it: its folder, its process that is killed at
+//! any moment, and a guardian whose heads it cosigns, up to evidence that an
+//! outsider verifies.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+mod common;
+
+use common::{Dev, Said, pitser, run};
+use pitser_tlog::checkpoint::Checkpoint;
+use pitser_tlog::merkle::{LogTree, leaf_hash};
+use pitser_tlog::note::{Note, SignatureLine, Signed, SigningKey, VerifierKey};
+use pitser_tlog::witness_protocol::{AddCheckpoint, Refusal};
+use pitser_witness::{Cosign, HttpWitness, SqliteStore, Store};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+const ORIGIN: &str = "hospital.example/ehr";
+
+/// A process that is certain to end with the test.
+struct Process(Child);
+
+impl Process {
+    /// Starts it, and returns the first line that it says.
+    fn start(dir: &Path, args: &str) -> (Self, String) {
+        let mut child = pitser(dir)
+            .args(args.split(' '))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        (Self(child), line)
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    fn stop(mut self) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").arg(pid).status().unwrap().success());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A witness's process and where it answers.
+fn witness(dir: &Path) -> (Process, String) {
+    let (process, line) = Process::start(dir, "witness run --dir w --listen 127.0.0.1:0 --json");
+    let facts: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(facts["event"], "listening");
+    let address = facts["address"].as_str().unwrap();
+    (process, format!("http://{address}"))
+}
+
+/// Makes a witness in `dir/w`; returns its key.
+fn init(dir: &Path) -> VerifierKey {
+    let said = run(dir, "witness init --dir w --name notary.example/witness").exits(0);
+    word_after(&said, "key").parse().unwrap()
+}
+
+/// The word after `label` on a line of its own.
+fn word_after(said: &Said, label: &str) -> String {
+    let mut lines = said.out.lines();
+    let line = lines.find_map(|line| line.trim_start().strip_prefix(label)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {label:?} in {said:?}"))
+        .trim()
+        .to_owned()
+}
+
+fn tree(altered: Option<u32>) -> LogTree {
+    let leaf = |index: u32| match Some(index) == altered {
+        true => leaf_hash(b"altered"),
+        false => leaf_hash(&index.to_be_bytes()),
+    };
+    (0..200).map(leaf).collect()
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_seed(ORIGIN, &[1; 32]).unwrap()
+}
+
+fn head(tree: &LogTree, size: u64) -> Note {
+    let head = Checkpoint::new(ORIGIN, size, tree.root_at(size).unwrap()).unwrap();
+    head.sign(&key()).unwrap()
+}
+
+fn ask(url: &str, tree: &LogTree, old: u64, size: u64) -> Result<Vec<SignatureLine>, Refusal> {
+    let request = AddCheckpoint {
+        old_size: old,
+        proof: tree.consistency_proof(old, size).unwrap_or_default(),
+        head: head(tree, size),
+    };
+    HttpWitness::new(url.parse().unwrap()).add_checkpoint(request.to_string().as_bytes())
+}
+
+#[test]
+fn the_folder_of_a_witness() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    run(dir, "witness run --dir w")
+        .exits(3)
+        .says("pitser witness init");
+    run(dir, "witness init --dir w --name a+b")
+        .exits(3)
+        .says("--name");
+    init(dir);
+    let mode = |path: &str| fs::metadata(dir.join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("w"), mode("w/key")), (0o700, 0o600));
+    run(dir, "witness init --dir w --name b.example")
+        .exits(3)
+        .says("another folder");
+    let secret = fs::read_to_string(dir.join("w/key")).unwrap();
+    assert!(secret.starts_with("PRIVATE+KEY+notary.example/witness+"));
+
+    let log = key().verifier();
+    let add = format!("witness add-log --dir w {log}");
+    run(dir, &add)
+        .exits(0)
+        .says("watching hospital.example/ehr");
+    run(dir, &add).exits(0);
+    let calendar = format!("{add} --genesis 2026-01-01T00:00:00Z --tolerance 3");
+    run(dir, &calendar).exits(3).says("--replace");
+    run(dir, &format!("{calendar} --replace"))
+        .exits(0)
+        .says("one entry a second since 2026-01-01T00:00:00Z");
+    run(dir, "witness add-log --dir w not+a+key").exits(3);
+    let cosigner = "witness add-log --dir w \
+        ministry.example/witness+8b24a322+BIE5dw6ofRdfVqNUZsNMfszLjYqRtO43ol32D1uPybOU";
+    run(dir, &cosigner.replace("  ", ""))
+        .exits(3)
+        .says("of a witness");
+    let list = run(dir, "witness list --dir w --json").exits(0).json();
+    assert_eq!(list["logs"][0]["key"], log.to_string());
+    assert_eq!(list["logs"][0]["genesis"], "2026-01-01T00:00:00Z");
+    assert!(!list.to_string().contains("PRIVATE"));
+
+    fs::write(dir.join("w/key"), secret.replace("+witness", "x")).unwrap();
+    let said = run(dir, "witness list --dir w");
+    fs::write(dir.join("w/key"), &secret[..secret.len() - 9]).unwrap();
+    let cut = run(dir, "witness list --dir w").exits(3);
+    assert!(
+        !format!("{said:?}{cut:?}").contains(&secret[60..80]),
+        "a key is never shown"
+    );
+    fs::write(dir.join("w/key"), &secret).unwrap();
+    fs::remove_file(dir.join("w/witness.db")).unwrap();
+    run(dir, "witness run --dir w")
+        .exits(3)
+        .says("must not cosign again");
+    assert!(!dir.join("w/witness.db").exists(), "no memory is made up");
+}
+
+/// Killed between requests and within them, it never forgets a head that it
+/// has cosigned, and never states an earlier time.
+#[test]
+fn a_killed_witness_cosigns_no_rollback_and_no_fork() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let verifier = init(dir);
+    let (whole, altered) = (tree(None), tree(Some(2)));
+    let (mut process, mut url) = witness(dir);
+    assert_eq!(ask(&url, &whole, 0, 5), Err(Refusal::UnknownOrigin));
+    run(
+        dir,
+        &format!("witness add-log --dir w {}", key().verifier()),
+    )
+    .exits(0);
+    let (mut cosigned, mut stated_at) = (0, 0);
+    for round in 1..=12 {
+        // The size that it holds may be one for which no answer came.
+        let held = match ask(&url, &whole, cosigned, cosigned + 5) {
+            Err(Refusal::Conflict { size }) => size,
+            answer => {
+                answer.unwrap();
+                cosigned + 5
+            }
+        };
+        assert!(held >= cosigned, "{held} is less than {cosigned}");
+        let line = ask(&url, &whole, held, held).unwrap().remove(0);
+        let Ok(Signed::At(at)) = verifier.verify(head(&whole, held).text(), &line) else {
+            panic!("no cosignature: {line}");
+        };
+        assert!(at >= stated_at);
+        (cosigned, stated_at) = (held, at);
+        // Some rounds die with a request on its way.
+        let late = std::thread::spawn({
+            let (url, whole) = (url.clone(), tree(None));
+            move || round % 2 == 0 && ask(&url, &whole, held, held + 3).is_ok()
+        });
+        if round % 4 == 0 {
+            assert!(late.join().unwrap());
+            cosigned += 3;
+            process.kill();
+        } else {
+            process.kill();
+            cosigned += 3 * u64::from(late.join().unwrap());
+        }
+        (process, url) = witness(dir);
+        let refused = ask(&url, &whole, 0, cosigned - 1);
+        assert!(
+            matches!(refused, Err(Refusal::Conflict { size }) if size >= cosigned),
+            "{refused:?}"
+        );
+        let refused = ask(&url, &whole, cosigned - 1, cosigned - 1);
+        assert!(
+            matches!(refused, Err(Refusal::Conflict { .. })),
+            "{refused:?}"
+        );
+    }
+    let store = SqliteStore::open(dir.join("w/witness.db")).unwrap();
+    let held = store.head(ORIGIN).unwrap().unwrap().size;
+    assert_eq!(
+        ask(&url, &altered, held, held + 1),
+        Err(Refusal::Inconsistent)
+    );
+    assert_eq!(run(dir, "witness list --dir w").exits(0).code, 0);
+    let refused = ask(&url, &altered, held, held);
+    assert_eq!(refused, Err(Refusal::Conflict { size: held }));
+    process.kill();
+    let list = run(dir, "witness list --dir w --json").exits(1).json();
+    let fork = &list["logs"][0]["fork"];
+    for (note, tree) in [("held", &whole), ("refused", &altered)] {
+        assert_eq!(
+            fork[note],
+            head(tree, held).to_string(),
+            "both heads are proof"
+        );
+    }
+    run(dir, "witness list --dir w").exits(1).says("FORKED");
+    let (process, url) = witness(dir);
+    assert!(ask(&url, &whole, held, held + 1).is_ok());
+    process.stop();
+}
+
+/// A guarded database, an authority and a witness, each a process of its own.
+struct Hospital {
+    dir: tempfile::TempDir,
+    listen: String,
+    witness_key: VerifierKey,
+    genesis: String,
+    _witness: Process,
+    dev: Dev,
+}
+
+impl Hospital {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        let dev = Dev::start(dir, 1);
+        let witness_key = init(dir);
+        let (process, url) = witness(dir);
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = free.local_addr().unwrap().to_string();
+        let config = format!(
+            "[authority]\naggregator = \"{}\"\npublications = \"{}\"\n\
+             [guard]\norganisation = \"hospital.example\"\ndata = \"guard\"\nlisten = \"{listen}\"\n\
+             witness_every_s = 1\n\
+             [[source]]\nname = \"ehr\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\ntables = [\"*\"]\n\
+             [source.patient]\nentry = \"patient\"\n\
+             [[witness]]\nname = \"notary\"\nurl = \"{url}\"\nkey = \"{witness_key}\"\n",
+            dev.service, dev.publications
+        );
+        fs::write(dir.join("pitser.toml"), config).unwrap();
+        let db = rusqlite::Connection::open(dir.join("hospital.db")).unwrap();
+        db.execute_batch(
+            "CREATE TABLE entry (id INTEGER PRIMARY KEY, patient TEXT, note TEXT);
+             INSERT INTO entry VALUES (1, 'pt-1', 'a')",
+        )
+        .unwrap();
+        let said = run(dir, "guard init").exits(0);
+        let (log, genesis) = (word_after(&said, "log key"), word_after(&said, "genesis"));
+        run(dir, &format!("witness add-log --dir w {log}")).exits(0);
+        Self {
+            listen,
+            witness_key,
+            genesis,
+            _witness: process,
+            dev,
+            dir: folder,
+        }
+    }
+
+    fn run(&self, args: &str) -> Said {
+        run(self.dir.path(), args)
+    }
+
+    fn change(&self, note: &str) {
+        let db = rusqlite::Connection::open(self.dir.path().join("hospital.db")).unwrap();
+        db.busy_timeout(Duration::from_secs(20)).unwrap();
+        db.execute("UPDATE entry SET note = ?1", [note]).unwrap();
+    }
+
+    fn guard(&self) -> Process {
+        let (guardian, line) = Process::start(self.dir.path(), "guard run");
+        assert!(line.starts_with("guarding"), "{line}");
+        guardian
+    }
+
+    /// Waits for a status that is wanted.
+    fn status(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut stream = TcpStream::connect(&self.listen).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let request = format!("GET /api/events HTTP/1.1\r\nHost: {}\r\n\r\n", self.listen);
+        stream.write_all(request.as_bytes()).unwrap();
+        for line in BufReader::new(stream).lines() {
+            let line = line.unwrap();
+            let Some(json) = line.strip_prefix("data: ") else {
+                continue;
+            };
+            let status: Value = serde_json::from_str(json).unwrap();
+            if wanted(&status) {
+                return status;
+            }
+        }
+        panic!("the guardian is gone");
+    }
+
+    /// What somebody trusts who trusts this witness and this authority.
+    fn anchors(&self) {
+        let certificate = self.dev.trust.split(' ').nth(3).unwrap();
+        let constraint = self.dev.trust.split(' ').nth(5).unwrap();
+        let anchors = format!(
+            "version = 1\nwitness_quorum = 1\n\
+             [[trail]]\norigin = \"{ORIGIN}\"\ngenesis = \"{}\"\n\
+             [[authority]]\ncertificate = \"\"\"\n{}\"\"\"\nconstraints = [\"{constraint}\"]\n\
+             [[witness]]\nkey = \"{}\"\n",
+            self.genesis,
+            fs::read_to_string(certificate).unwrap(),
+            self.witness_key,
+        );
+        fs::write(self.dir.path().join("anchors.toml"), anchors).unwrap();
+    }
+}
+
+fn witnessed(blocks: u64) -> impl Fn(&Value) -> bool {
+    move |status| status["witnessed"].as_u64().unwrap() >= blocks
+}
+
+#[test]
+fn evidence_rests_on_a_witness_across_the_network() {
+    let mut hospital = Hospital::new();
+    let guardian = hospital.guard();
+    let status = hospital.status(witnessed(1));
+    assert_eq!(status["witnesses"][0]["name"], "notary");
+    let said = hospital.run("guard status").exits(0);
+    assert!(said.out.contains("    notary: "), "{said:?}");
+    let blocks = status["blocks"].as_u64().unwrap();
+    hospital.change("b");
+    let is_sealed = |status: &Value| status["unsealed"] == 0;
+    let status = hospital.status(|status| witnessed(blocks + 1)(status) && is_sealed(status));
+    guardian.stop();
+
+    hospital
+        .dev
+        .published(status["sealed_up_to"].as_str().unwrap());
+    hospital
+        .run("evidence export --patient pt-1 -o e.pitser")
+        .exits(0);
+    hospital.anchors();
+    let report = hospital
+        .run("verify e.pitser --anchors anchors.toml --json")
+        .exits(2)
+        .json();
+    let step = |name: &str| {
+        let steps = report["steps"].as_array().unwrap();
+        let step = steps.iter().find(|step| step["name"] == name);
+        let step = step.unwrap_or_else(|| panic!("no step {name} in {report}"));
+        (
+            step["state"].as_str().unwrap(),
+            step["text"].as_str().unwrap().to_owned(),
+        )
+    };
+    let (state, text) = step("head");
+    assert_eq!(state, "matches", "{text}");
+    assert!(
+        text.contains("cosigned by notary.example/witness at "),
+        "{text}"
+    );
+    assert_eq!(step("genesis").0, "matches");
+    // What remains is nobody's word but an auditor's, and none is trusted here.
+    assert_eq!(step("audit").0, "waiting");
+    assert_eq!(report["verdict"], "unconfirmed");
+    let waiting = report["steps"].as_array().unwrap().iter();
+    let waiting = waiting.filter(|step| step["state"] == "waiting");
+    let waiting: Vec<_> = waiting.map(|step| &step["name"]).collect();
+    assert_eq!(waiting, ["audit"], "{report}");
+
+    // Without the witness nothing vouches for the head.
+    let anchors = fs::read_to_string(hospital.dir.path().join("anchors.toml")).unwrap();
+    let other = anchors.replace("witness_quorum = 1", "witness_quorum = 0");
+    fs::write(hospital.dir.path().join("anchors.toml"), other).unwrap();
+    hospital
+        .run("verify e.pitser --anchors anchors.toml")
+        .exits(2)
+        .says("no witness of yours to confirm it");
+}
+
+/// Somebody puts an older copy of the trail in its place: it verifies by
+/// itself, and the witness holds more.
+#[test]
+fn a_trail_that_was_put_back_is_noticed_by_its_witness() {
+    let hospital = Hospital::new();
+    let guard = hospital.dir.path().join("guard");
+    let guardian = hospital.guard();
+    hospital.status(witnessed(1));
+    guardian.stop();
+    let copy = hospital.dir.path().join("copy");
+    copied(&guard, &copy);
+
+    let guardian = hospital.guard();
+    let blocks = hospital.status(witnessed(1))["witnessed"].as_u64().unwrap();
+    hospital.change("b");
+    hospital.status(witnessed(blocks + 1));
+    guardian.stop();
+
+    fs::remove_dir_all(&guard).unwrap();
+    copied(&copy, &guard);
+    let _guardian = hospital.guard();
+    let has = |status: &Value, code: &str| {
+        let findings = status["findings"].as_array().unwrap();
+        findings.iter().any(|finding| finding["code"] == code)
+    };
+    let status = hospital.status(|status| has(status, "TRL-03") || has(status, "TRL-04"));
+    let trouble = &status["witnesses"][0]["trouble"];
+    assert!(
+        trouble.as_str().is_some_and(|it| it.contains("leaves")),
+        "{status}"
+    );
+    hospital.run("guard status").exits(1).says("TRL-0");
+}
+
+fn copied(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copied(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
