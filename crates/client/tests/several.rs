@@ -6,6 +6,7 @@
 mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use common::{
@@ -18,6 +19,7 @@ use pitser_ksi::pdu::{
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::task::block_in_place;
 
 /// An address where nobody listens.
 async fn nobody(scheme: &str) -> Endpoint {
@@ -64,11 +66,30 @@ fn honest_for(requests: usize) -> impl Fn(usize, &[u8]) -> Act + Send + Sync + '
     }
 }
 
-#[tokio::test]
+/// As [`honest_for`], but for those requests waits until the other has heard them
+/// too: what nobody waits for any more is not sent.
+fn after_the_other(
+    other: Receiver<()>,
+    requests: usize,
+) -> impl Fn(usize, &[u8]) -> Act + Send + Sync + 'static {
+    let (other, act) = (Mutex::new(other), honest_for(requests));
+    move |number, frame| {
+        if number < requests {
+            block_in_place(|| other.lock().unwrap().recv().unwrap());
+        }
+        act(number, frame)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_is_not_waited_for_keeps_its_connection() {
-    let quick = Server::tcp(honest_for(3)).await;
-    let slow = Server::tcp(|number, frame| match number < 3 {
-        true => Act::Nothing,
+    let (heard, was_heard) = channel();
+    let quick = Server::tcp(after_the_other(was_heard, 3)).await;
+    let slow = Server::tcp(move |number, frame| match number < 3 {
+        true => {
+            heard.send(()).unwrap();
+            Act::Nothing
+        }
         false => honest(number, frame),
     })
     .await;
@@ -84,12 +105,14 @@ async fn who_is_not_waited_for_keeps_its_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_answer_that_comes_late_does_not_cost_the_connection() {
     const LATE: usize = 8;
-    let quick = Server::tcp(honest_for(LATE)).await;
-    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    let (heard, was_heard) = channel();
+    let quick = Server::tcp(after_the_other(was_heard, LATE)).await;
+    let (go_on, may_go_on) = channel();
     let may_go_on = Mutex::new(may_go_on);
     let slow = Server::http(200, move |number, frame| {
         if number < LATE {
-            may_go_on.lock().unwrap().recv().unwrap();
+            heard.send(()).unwrap();
+            block_in_place(|| may_go_on.lock().unwrap().recv().unwrap());
         }
         honest(number, frame)
     })
