@@ -115,7 +115,7 @@ impl ServerHandle {
     }
 
     /// Takes no more requests and answers those that have begun, for up to
-    /// [`LAST_ANSWERS`].
+    /// five seconds.
     pub async fn stop(self) {
         self.stop.send_replace(true);
         // It bounds itself; a panic was told when it happened.
