@@ -10,14 +10,14 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use common::{key, read};
+use common::{own_publications, read};
 use pitser_ksi::logsig::{
     BlockReader, Excerpt, Format, Lines, Seal, verify_block, verify_signature_of_block,
 };
-use pitser_ksi::pki::{Subject, TrustAnchors, Validity, self_signed};
+use pitser_ksi::pki::TrustAnchors;
 use pitser_ksi::policy::{Context, Policy, verify};
 use pitser_ksi::publication::PublicationData;
-use pitser_ksi::publications_file::{Contents, PublicationsFile};
+use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
 use pitser_ksi::time::Second;
 use pitser_ksi::tlv::{Element, Reader, Tag};
@@ -155,7 +155,7 @@ fn under_a_key() {
 #[test]
 fn under_a_publication_of_the_publications_file() {
     let name = "ok-sig-2014-04-30.1-extended";
-    let (file, _) = own_publications(published(name));
+    let (file, _) = own_publications(published(name), MID_2024);
     let context = Context {
         publications: Some(&file),
         ..Context::default()
@@ -193,31 +193,9 @@ fn published(name: &str) -> PublicationData {
     signature.publication().unwrap().data
 }
 
-/// A small publications file, and whoever vouches for it.
-fn own_publications(publication: PublicationData) -> (PublicationsFile, TrustAnchors) {
-    let signer = key("throw-away-rsa2048");
-    let subject = Subject {
-        email: "publications@example.org".into(),
-        ..Subject::default()
-    };
-    let validity = Validity {
-        from: Second(0),
-        until: MID_2024,
-    };
-    let certificate = self_signed(&subject, validity, &[1], &signer).unwrap();
-    let contents = Contents {
-        repository: Some("http://localhost/publications".into()),
-        certificates: vec![certificate.clone()],
-        publications: vec![publication.into()],
-        ..Contents::default()
-    };
-    let file = PublicationsFile::build(&contents, &certificate, &signer).unwrap();
-    (file, TrustAnchors::from_der(&certificate).unwrap())
-}
-
 #[test]
 fn in_a_publications_file() {
-    let (file, anchors) = own_publications(published("ok-sig-2014-04-30.1-extended"));
+    let (file, anchors) = own_publications(published("ok-sig-2014-04-30.1-extended"), MID_2024);
     let publisher = ["email=publications@example.org".parse().unwrap()];
     let unnoticed = unnoticed(file.encode(), |bytes| {
         PublicationsFile::decode(bytes)

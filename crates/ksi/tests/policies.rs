@@ -10,17 +10,17 @@
 mod common;
 
 use common::calendar::Calendar;
-use common::{key, read, text};
+use common::{own_publications, read, text};
 use pitser_ksi::chain::CalendarChain;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::pdu::{
     ExtendQuery, ExtendRequest, ExtendRequestPayload, ExtendResponse, ExtendResponsePayload,
     ExtendResult, Header, Pdu, Status,
 };
-use pitser_ksi::pki::{Subject, TrustAnchors, Validity, self_signed};
+use pitser_ksi::pki::TrustAnchors;
 use pitser_ksi::policy::{Context, Extend, ExtendError, Policy, Verdict, verify};
 use pitser_ksi::publication::PublicationData;
-use pitser_ksi::publications_file::{Contents, PublicationsFile};
+use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
 use pitser_ksi::time::Second;
 use pitser_ksi::tlv::Reader;
@@ -355,22 +355,8 @@ impl Extender {
     }
 
     fn publications_file(&self) -> PublicationsFile {
-        let signer = key("throw-away-rsa2048");
-        let subject = Subject {
-            email: "publications@example.org".into(),
-            ..Subject::default()
-        };
-        let validity = Validity {
-            from: Second(0),
-            until: MID_2024,
-        };
-        let certificate = self_signed(&subject, validity, &[1], &signer).unwrap();
-        let contents = Contents {
-            publications: vec![self.calendar.publication(self.calendar.head()).into()],
-            ..Contents::default()
-        };
-        let file = PublicationsFile::build(&contents, &certificate, &signer).unwrap();
-        let anchors = TrustAnchors::from_der(&certificate).unwrap();
+        let publication = self.calendar.publication(self.calendar.head());
+        let (file, anchors) = own_publications(publication, MID_2024);
         let publisher = ["email=publications@example.org".parse().unwrap()];
         file.verify(&anchors, &publisher, MID_2024).unwrap();
         file

@@ -7,7 +7,10 @@ pub(crate) mod tree;
 
 use std::path::{Path, PathBuf};
 
-use pitser_ksi::pki::{PkiError, RsaSigner};
+use pitser_ksi::pki::{PkiError, RsaSigner, Subject, TrustAnchors, Validity, self_signed};
+use pitser_ksi::publication::PublicationData;
+use pitser_ksi::publications_file::{Contents, PublicationsFile};
+use pitser_ksi::time::Second;
 
 pub(crate) fn testdata(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -41,4 +44,30 @@ pub(crate) fn outcome(result: Result<(), PkiError>) -> String {
                 .to_owned()
         }
     }
+}
+
+/// A small publications file, whose certificate is valid up to `until`, and whoever
+/// vouches for it.
+pub(crate) fn own_publications(
+    publication: PublicationData,
+    until: Second,
+) -> (PublicationsFile, TrustAnchors) {
+    let signer = key("throw-away-rsa2048");
+    let subject = Subject {
+        email: "publications@example.org".into(),
+        ..Subject::default()
+    };
+    let validity = Validity {
+        from: Second(0),
+        until,
+    };
+    let certificate = self_signed(&subject, validity, &[1], &signer).unwrap();
+    let contents = Contents {
+        repository: Some("http://localhost/publications".into()),
+        certificates: vec![certificate.clone()],
+        publications: vec![publication.into()],
+        ..Contents::default()
+    };
+    let file = PublicationsFile::build(&contents, &certificate, &signer).unwrap();
+    (file, TrustAnchors::from_der(&certificate).unwrap())
 }
