@@ -6,11 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+mod common;
+
+use common::first_line;
 use pitser_evidence::line::Op;
 use pitser_trail::{Layout, read};
 use rusqlite::Connection;
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -40,10 +42,7 @@ impl Guardian {
 
     /// Waits for the line that says that it guards.
     fn ready(&mut self) {
-        let mut line = String::new();
-        BufReader::new(self.0.stdout.as_mut().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        let line = first_line(&mut self.0);
         assert!(line.starts_with("guarding"), "{line}");
     }
 

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Dev, Said, pitser, run};
+use common::{Dev, Said, first_line, pitser, run};
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::{Note, SignatureLine, Signed, SigningKey, VerifierKey};
@@ -34,10 +34,7 @@ impl Process {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        let line = first_line(&mut child);
         (Self(child), line)
     }
 

@@ -79,6 +79,16 @@ pub(crate) fn run(dir: &Path, args: &str) -> Said {
     pitser(dir).args(args.split(' ')).output().unwrap().into()
 }
 
+/// The first line that a process says on its standard output, which is piped. Nothing
+/// more may be read from it then.
+pub(crate) fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    line
+}
+
 /// An authority on free ports, which ends with this value.
 pub(crate) struct Dev {
     child: Child,
