@@ -117,7 +117,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            requests_per_round: 200_000,
+            requests_per_round: 400_000,
             connections: 8192,
             pipeline: 65_536,
             idle: Duration::from_secs(60),
