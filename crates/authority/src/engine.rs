@@ -18,6 +18,7 @@ use crate::authority::RoundReport;
 use crate::calendar::{Calendar, CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
+use crate::log::Bell;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publications;
 use crate::round::{Closed, Request, Sealed};
@@ -141,6 +142,7 @@ pub(crate) struct Press {
     pub(crate) calendar: Arc<Mutex<Calendar>>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) machine_id: Arc<str>,
+    pub(crate) bell: Bell,
 }
 
 impl Press {
@@ -173,7 +175,9 @@ impl Press {
     }
 
     fn append(&self, second: Second, root: Imprint) -> Result<(), Stopped> {
-        Ok(lock(&self.calendar).append(second, root)?)
+        lock(&self.calendar).append(second, root)?;
+        self.bell.ring();
+        Ok(())
     }
 
     /// The calendar chain of `second` to itself, and the authentication of its
