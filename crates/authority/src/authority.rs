@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use pitser_ksi::pki::Subject;
 use pitser_ksi::time::Second;
+use pitser_tlog::note::VerifierKey;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,6 +18,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::{Engine, Press, Stopped, next_multiple};
 use crate::identity::{Identity, IdentityError};
+use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup};
 use crate::pace::{ClockFault, Pace};
 use crate::publications::{Publications, PublicationsError, Published};
 use crate::round::Rounds;
@@ -42,6 +44,7 @@ impl Authority {
         Identity::create(dir, subject, genesis)?;
         let identity = Identity::open(dir)?;
         Publications::create(dir, &identity, genesis)?;
+        log::create_key(dir)?;
         Ok(())
     }
 
@@ -70,6 +73,11 @@ impl Authority {
             calendar.reader(),
             Arc::clone(&identity),
         )?);
+        let keeper = Keeper::open(Setup {
+            dir: &config.dir,
+            calendar: calendar.reader(),
+            config: &config.log,
+        })?;
         let tcp_listener = bind("TCP", config.tcp).await?;
         let http_listener = match config.http {
             Some(address) => Some(bind("HTTP", address).await?),
@@ -106,6 +114,7 @@ impl Authority {
                 identity: Arc::clone(&identity),
                 machine_id: config.machine_id.into(),
                 trees: Arc::default(),
+                bell: keeper.bell(),
             },
             closed,
             publications: Arc::clone(&publications),
@@ -128,12 +137,16 @@ impl Authority {
             stopping.clone(),
         ))];
         if let Some(listener) = http_listener {
+            let connections = config.limits.connections;
+            let log = log::routes(&keeper, stopping.clone(), connections);
             servers.push(tokio::spawn(http::serve(
                 listener,
                 Arc::clone(&service),
+                log,
                 stopping,
             )));
         }
+        let log = keeper.start()?;
         Ok(AuthorityHandle {
             tcp_address,
             http_address,
@@ -147,6 +160,7 @@ impl Authority {
             stop,
             engine,
             servers,
+            log,
         })
     }
 }
@@ -175,6 +189,7 @@ pub struct AuthorityHandle {
     stop: watch::Sender<bool>,
     engine: JoinHandle<()>,
     servers: Vec<JoinHandle<()>>,
+    log: KeeperHandle,
 }
 
 impl fmt::Debug for AuthorityHandle {
@@ -248,6 +263,22 @@ impl AuthorityHandle {
         &self.identity.constraint
     }
 
+    /// The key of the calendar's log, which witnesses are told; its name is the
+    /// log's origin.
+    pub fn log_key(&self) -> &VerifierKey {
+        self.log.key()
+    }
+
+    /// How the calendar's log is doing, and its witnesses.
+    pub fn log_status(&self) -> LogStatus {
+        self.log.status()
+    }
+
+    /// Waits until `wanted` holds of the calendar's log.
+    pub async fn log_until(&self, wanted: impl FnMut(&LogStatus) -> bool) -> LogStatus {
+        self.log.until(wanted).await
+    }
+
     /// Waits until rounds have ended, and says why: `Ok` after a shutdown.
     ///
     /// # Errors
@@ -276,6 +307,9 @@ impl AuthorityHandle {
             let _ = server.await;
         }
         let _ = self.engine.await;
+        // It has what the last round wrote.
+        let log = self.log;
+        let _ = tokio::task::spawn_blocking(move || log.stop()).await;
         outcome
     }
 }
@@ -296,6 +330,9 @@ pub enum AuthorityError {
     /// The clock contradicts the calendar.
     #[error(transparent)]
     Clock(#[from] ClockFault),
+    /// The calendar's log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// The list of users cannot be right.
     #[error(transparent)]
     Users(#[from] UserError),

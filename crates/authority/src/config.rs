@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::log::LogConfig;
+
 /// How an authority runs. [`Config::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -28,6 +30,8 @@ pub struct Config {
     pub machine_id: String,
     /// Bounds on what strangers may use.
     pub limits: Limits,
+    /// The calendar's log and its witnesses.
+    pub log: LogConfig,
 }
 
 impl Config {
@@ -44,6 +48,7 @@ impl Config {
             max_outage_s: 90 * 86_400,
             machine_id: "pitser".to_owned(),
             limits: Limits::default(),
+            log: LogConfig::default(),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::authority::RoundReport;
 use crate::calendar::{Calendar, CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
+use crate::log::Bell;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publications;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
@@ -140,6 +141,7 @@ pub(crate) struct Press {
     pub(crate) identity: Arc<Identity>,
     pub(crate) machine_id: Arc<str>,
     pub(crate) trees: Arc<Trees>,
+    pub(crate) bell: Bell,
 }
 
 impl Press {
@@ -181,7 +183,9 @@ impl Press {
     }
 
     fn append(&self, second: Second, root: Imprint) -> Result<(), Stopped> {
-        Ok(lock(&self.calendar).append(second, root)?)
+        lock(&self.calendar).append(second, root)?;
+        self.bell.ring();
+        Ok(())
     }
 
     /// The calendar chain of `second` to itself, and the authentication of its

@@ -159,7 +159,12 @@ impl Files {
     }
 
     /// `count` neighbouring nodes of a stored level, all of them complete.
-    fn row(&self, level: u8, index: u64, count: u64) -> Result<Vec<Imprint>, CalendarError> {
+    pub(super) fn row(
+        &self,
+        level: u8,
+        index: u64,
+        count: u64,
+    ) -> Result<Vec<Imprint>, CalendarError> {
         let first = self.genesis.0 >> level;
         let before = first.saturating_sub(index).min(count);
         let mut row = vec![self.zeros[usize::from(level)]; before as usize];

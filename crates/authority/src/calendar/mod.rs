@@ -19,6 +19,7 @@ mod files;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod walk;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::time::Second;
 
 use files::Files;
+pub use walk::Walk;
 
 /// The leaf of a second without requests: `01` ‖ 32 zero bytes.
 pub fn zero_leaf() -> Imprint {

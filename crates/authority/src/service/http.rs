@@ -4,6 +4,7 @@
 //! |-------------------------|----------------------------------------------------|
 //! | POST any path, one PDU  | one PDU, `application/ksi-response`                |
 //! | GET `/publications.bin` | the publications file                              |
+//! | GET `/log/…`            | the calendar's log (`crate::log`)                  |
 //! | GET `/health`           | 200, or 503 when it does not sign; one line of text |
 
 use std::io;
@@ -34,6 +35,7 @@ use super::{Service, stopping};
 pub(crate) async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
+    log: Router,
     mut stop: watch::Receiver<bool>,
 ) {
     let listener = Bounded {
@@ -46,7 +48,8 @@ pub(crate) async fn serve(
         .route("/publications.bin", get(publications).merge(pdus.clone()))
         .route("/health", get(health).merge(pdus.clone()))
         .fallback_service(pdus.with_state(Arc::clone(&service)))
-        .with_state(service);
+        .with_state(service)
+        .merge(log);
     let served = axum::serve(listener, routes)
         .with_graceful_shutdown(async move { stopping(&mut stop).await })
         .await;
