@@ -8,10 +8,11 @@
 //! | anything wrong         | at once, with a status code (spec service §5)      |
 
 pub(crate) mod http;
+mod lobby;
+mod monitor;
 pub(crate) mod tcp;
 mod ticket;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pitser_ksi::hash::Algorithm;
@@ -27,9 +28,13 @@ use tokio::sync::{mpsc, watch};
 
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::clock::{Clock, Micros};
-use crate::config::{Config, Limits, MAX_LEVEL, Secret, User};
+use crate::config::{Config, Limits};
+use crate::metrics::{Metrics, Reason};
 use crate::publications::Publications;
 use crate::round::{Closed, Refused, Request, Rounds};
+pub(crate) use crate::users::Member;
+use crate::users::{Directory, UserError};
+pub use http::tls::TlsError;
 use ticket::ReplyTo;
 pub(crate) use ticket::Ticket;
 
@@ -38,20 +43,13 @@ pub(crate) type Slot = mpsc::OwnedPermit<Vec<u8>>;
 
 pub(crate) struct Service {
     pub(crate) limits: Limits,
-    users: HashMap<String, Arc<Member>>,
+    pub(crate) users: Directory,
+    pub(crate) metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
     calendar: CalendarReader,
     publications: Arc<Publications>,
     /// Locked to put requests in or take rounds out; released before any await.
     intake: Mutex<Intake>,
-}
-
-/// A user who may ask.
-pub(crate) struct Member {
-    /// Shared with every request of a round.
-    login: Arc<str>,
-    key: Secret,
-    max_level: u8,
 }
 
 enum Intake {
@@ -70,7 +68,8 @@ impl Service {
     ) -> Result<Self, UserError> {
         Ok(Self {
             limits: config.limits.clone(),
-            users: check_users(&config.users)?,
+            users: Directory::new(&config.users)?,
+            metrics: Arc::default(),
             clock,
             calendar,
             publications,
@@ -80,6 +79,7 @@ impl Service {
 
     /// Answers one message, now or when its round closes.
     pub(crate) fn handle(&self, frame: &[u8], slot: Slot) {
+        self.metrics.received(frame.len());
         match TlvHeader::read(frame).map(|header| header.tag) {
             Some(0x0220 | 0x0200) => self.aggregate(frame, slot),
             Some(0x0320 | 0x0300) => self.extend(frame, slot),
@@ -89,6 +89,8 @@ impl Service {
 
     /// Answers bytes that are no message.
     pub(crate) fn refuse_garbage(&self, slot: Slot) {
+        self.metrics
+            .not_signed(Status::REQUEST_INVALID, Reason::Malformed);
         ticket::refuse_garbage(slot);
     }
 
@@ -96,7 +98,8 @@ impl Service {
         let arrived_at = self.clock.now();
         let received = AggregationRequest::decode(frame);
         let error = AggregationResponsePayload::Error;
-        let Some((payloads, reply_to)) = self.authenticate(received, slot, error) else {
+        let refused = Metrics::not_signed;
+        let Some((payloads, reply_to)) = self.authenticate(received, slot, error, refused) else {
             return;
         };
         let (mut sign, mut beside) = (Vec::new(), Vec::new());
@@ -117,6 +120,8 @@ impl Service {
             [] => reply_to.send(beside),
             [request] => self.sign(request, beside, arrived_at, reply_to),
             _ => {
+                self.metrics
+                    .not_signed(Status::PAYLOAD_INVALID, Reason::TooMuch);
                 let reason = "one message may ask for one signature";
                 reply_to.send(vec![error(invalid(reason))]);
             }
@@ -136,14 +141,9 @@ impl Service {
             request_id: request.request_id,
             beside,
         };
-        let algorithm = request.input.algorithm();
-        if !algorithm.is_trusted() {
-            let reason = format!("{algorithm} is no longer secure enough to be signed");
-            return ticket.refuse(Status::PAYLOAD_INVALID, &reason);
-        }
-        if request.level > user.max_level {
-            let reason = format!("level {} is above {}", request.level, user.max_level);
-            return ticket.refuse(Status::REQUEST_TOO_LARGE, &reason);
+        if let Err(denied) = user.admit(request.level, request.input.algorithm(), arrived_at) {
+            self.metrics.not_signed(denied.status(), denied.reason());
+            return ticket.refuse(denied.status(), &denied.to_string());
         }
         let request = Request {
             user: Arc::clone(&user.login),
@@ -152,38 +152,51 @@ impl Service {
             arrived_at,
             ticket,
         };
-        let (ticket, status, reason) = match &mut *self.intake() {
+        let (ticket, status, counted, reason) = match &mut *self.intake() {
             Intake::Open(rounds) => match rounds.accept(request) {
                 Ok(_) => return,
                 Err(Refused::RoundFull(ticket)) => (
                     ticket,
                     Status::TOO_MANY_REQUESTS,
+                    Reason::RoundFull,
                     "this round is full".to_owned(),
                 ),
                 Err(Refused::ClockBehind(ticket)) => (
                     ticket,
                     Status::INTERNAL_ERROR,
+                    Reason::NotSigning,
                     "CLK-01: the clock is behind".to_owned(),
                 ),
             },
-            Intake::Closed(reason) => (request.ticket, Status::INTERNAL_ERROR, reason.clone()),
+            Intake::Closed(reason) => (
+                request.ticket,
+                Status::INTERNAL_ERROR,
+                Reason::NotSigning,
+                reason.clone(),
+            ),
         };
+        user.give_back();
+        self.metrics.not_signed(status, counted);
         ticket.refuse(status, &reason);
     }
 
     fn extend(&self, frame: &[u8], slot: Slot) {
         let received = ExtendRequest::decode(frame);
         let error = ExtendResponsePayload::Error;
-        let Some((payloads, reply_to)) = self.authenticate(received, slot, error) else {
+        let refused = Metrics::not_extended;
+        let Some((payloads, reply_to)) = self.authenticate(received, slot, error, refused) else {
             return;
         };
+        let metrics = Arc::clone(&self.metrics);
         let (calendar, now) = (self.calendar.clone(), self.clock.now().ended());
         let max_requests = self.limits.requests_per_round as u64;
         // The calendar may have to be read from a slow disk.
         tokio::task::spawn_blocking(move || {
             let answer = |payload| match payload {
                 ExtendRequestPayload::Extend(query) => {
-                    ExtendResponsePayload::Result(look_up(&calendar, &query, now))
+                    let found = look_up(&calendar, &query, now);
+                    metrics.extended(found.status);
+                    ExtendResponsePayload::Result(found)
                 }
                 ExtendRequestPayload::Config => ExtendResponsePayload::Config(ExtenderConfig {
                     max_requests: Some(max_requests),
@@ -193,6 +206,7 @@ impl Service {
                 }),
             };
             if payloads.len() > MAX_EXTENSIONS {
+                metrics.not_extended(Status::PAYLOAD_INVALID, Reason::TooMuch);
                 reply_to.send(vec![error(invalid("too many requests in one message"))]);
             } else {
                 reply_to.send(payloads.into_iter().map(answer).collect());
@@ -207,8 +221,14 @@ impl Service {
         received: Result<Received<P>, pitser_ksi::DecodeError>,
         slot: Slot,
         error: impl FnOnce(ErrorPayload) -> R,
+        refused: impl FnOnce(&Metrics, Status, Reason),
     ) -> Option<(Vec<P>, ReplyTo)> {
         let stranger = |slot, status, reason: &str| {
+            let counted = match status {
+                Status::AUTHENTICATION_FAILED => Reason::Authentication,
+                _ => Reason::Malformed,
+            };
+            refused(&self.metrics, status, counted);
             ticket::refuse_stranger(slot, status, reason, error);
             None
         };
@@ -221,7 +241,7 @@ impl Service {
             return stranger(slot, Status::REQUEST_INVALID, reason);
         }
         // Somebody unknown costs as much time as a wrong key, and hears the same.
-        let user = self.users.get(received.login_id()).map(Arc::clone);
+        let user = self.users.get(received.login_id());
         let key = user.as_ref().map_or(&[][..], |user| user.key.expose());
         let genuine = received.verify_mac(key);
         let algorithm = received
@@ -284,10 +304,12 @@ impl Service {
 
     /// Signs nothing more; hands back what waits, to be refused.
     pub(crate) fn close(&self, reason: String) -> Vec<Request<Ticket>> {
-        match std::mem::replace(&mut *self.intake(), Intake::Closed(reason)) {
+        let abandoned = match std::mem::replace(&mut *self.intake(), Intake::Closed(reason)) {
             Intake::Open(mut rounds) => rounds.abandon(),
             Intake::Closed(_) => Vec::new(),
-        }
+        };
+        self.metrics.lost(abandoned.len());
+        abandoned
     }
 
     /// The newest publications file.
@@ -295,77 +317,9 @@ impl Service {
         self.publications.file()
     }
 
-    /// One line for a monitor: `Err` if nothing is signed.
-    pub(crate) fn health(&self) -> Result<String, String> {
-        match &*self.intake() {
-            Intake::Open(_) => Ok(match self.calendar.head() {
-                Some(head) => format!("ok, newest second {head}\n"),
-                None => "ok, no second yet\n".to_owned(),
-            }),
-            Intake::Closed(reason) => Err(format!("{reason}\n")),
-        }
-    }
-
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Why the list of users cannot be right.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum UserError {
-    /// A user without a name.
-    #[error("a user has an empty login; give every user one")]
-    NoLogin,
-    /// A user without a key: anybody could pass for them.
-    #[error("user {login:?} has an empty key; give every user one")]
-    NoKey {
-        /// The login.
-        login: String,
-    },
-    /// Two users with one name.
-    #[error("user {login:?} is listed twice; remove one")]
-    Twice {
-        /// The login.
-        login: String,
-    },
-    /// A level no client asks for.
-    #[error("user {login:?} has max_level {max_level}, above {MAX_LEVEL}")]
-    Level {
-        /// The login.
-        login: String,
-        /// The configured level.
-        max_level: u8,
-    },
-}
-
-fn check_users(users: &[User]) -> Result<HashMap<String, Arc<Member>>, UserError> {
-    let mut known = HashMap::new();
-    for user in users {
-        let login = user.login.clone();
-        if login.is_empty() {
-            return Err(UserError::NoLogin);
-        }
-        if user.key.expose().is_empty() {
-            return Err(UserError::NoKey { login });
-        }
-        if user.max_level > MAX_LEVEL {
-            return Err(UserError::Level {
-                login,
-                max_level: user.max_level,
-            });
-        }
-        let member = Member {
-            login: login.as_str().into(),
-            key: user.key.clone(),
-            max_level: user.max_level,
-        };
-        if known.insert(login.clone(), Arc::new(member)).is_some() {
-            return Err(UserError::Twice { login });
-        }
-    }
-    Ok(known)
 }
 
 fn look_up(calendar: &CalendarReader, query: &ExtendQuery, now: Second) -> ExtendResult {

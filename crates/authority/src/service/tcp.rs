@@ -12,11 +12,13 @@ use pitser_ksi::pdu;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::lobby::Lobby;
 use super::{Service, stopping};
+use crate::metrics::{Metrics, Transport};
 
 /// Serves connections until `stop` turns true, then until all are answered.
 pub(crate) async fn serve(
@@ -24,46 +26,26 @@ pub(crate) async fn serve(
     service: Arc<Service>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(service.limits.connections));
+    let metrics = Arc::clone(&service.metrics);
+    let lobby = Lobby::new(&service.limits, metrics, Transport::Tcp);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stopping(&mut stop) => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = lobby.next(&listener) => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let (stream, place) = accepted;
+        let (stream, guest) = accepted;
         let (service, stop) = (Arc::clone(&service), stop.clone());
         connections.spawn(async move {
             if let Err(e) = connection(stream, &service, stop).await {
                 tracing::debug!(error = %e, "connection ended");
             }
-            drop(place);
+            drop(guest);
         });
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
-}
-
-/// Waits for a free place, then for a peer. An error of one peer, or a lack of
-/// file descriptors, is waited out.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
-    loop {
-        let Ok(place) = Arc::clone(places).acquire_owned().await else {
-            std::future::pending::<()>().await;
-            continue;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-            }
-        }
-    }
 }
 
 async fn connection(
@@ -74,7 +56,8 @@ async fn connection(
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
     let (answers, queue) = mpsc::channel(service.limits.pipeline);
-    let mut writer = tokio::spawn(write_answers(write, queue));
+    let metrics = Arc::clone(&service.metrics);
+    let mut writer = tokio::spawn(write_answers(write, queue, metrics));
     let read = tokio::select! {
         read = read_requests(read, answers, service) => read,
         () = stopping(&mut stop) => Ok(()),
@@ -132,10 +115,12 @@ async fn read_frame(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Frame> {
 async fn write_answers(
     write: OwnedWriteHalf,
     mut queue: mpsc::Receiver<Vec<u8>>,
+    metrics: Arc<Metrics>,
 ) -> io::Result<()> {
     let mut write = BufWriter::new(write);
     while let Some(answer) = queue.recv().await {
         timeout(WRITE, write.write_all(&answer)).await??;
+        metrics.sent(answer.len());
         if queue.is_empty() {
             timeout(WRITE, write.flush()).await??;
         }
@@ -147,4 +132,3 @@ async fn write_answers(
 const HEADER: usize = 4;
 /// A peer that takes nothing for this long is cut off.
 const WRITE: Duration = Duration::from_secs(30);
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);

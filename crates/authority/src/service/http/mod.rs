@@ -1,201 +1,158 @@
-//! PDUs as POST on any path, and what the authority shows by GET.
+//! HTTP and HTTPS: PDUs as POST on any path, and what the authority shows by GET.
 //!
-//! | request                 | answer                                             |
-//! |-------------------------|----------------------------------------------------|
-//! | POST any path, one PDU  | one PDU, `application/ksi-response`                |
-//! | GET `/publications.bin` | the publications file                              |
-//! | GET `/health`           | 200, or 503 when it does not sign; one line of text |
+//! | request                 | answer                                                |
+//! |-------------------------|-------------------------------------------------------|
+//! | POST any path, one PDU  | one PDU, `application/ksi-response`                   |
+//! | GET `/publications.bin` | the publications file                                 |
+//! | GET `/health`           | 200, or 503 when rounds have ended; one line of text  |
+//! | GET `/ready`            | 200 while it signs and the newest round is recent     |
+//! | GET `/metrics`          | Prometheus text; for operators alone                  |
+//! | GET `/status`           | one JSON object; for operators alone                  |
+//! | POST `/publish`         | publishes now; on the admin socket alone              |
+//!
+//! [`pages`] answers, [`watched`] cuts connections that do not get on, [`tls`] holds
+//! the certificate, [`admin`] is the unix socket.
 
-use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+pub(crate) mod admin;
+mod pages;
+pub(crate) mod tls;
+mod watched;
+
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::{Body, HttpBody, to_bytes};
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::serve::Listener;
-use pitser_ksi::tlv;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
+use super::lobby::{Guest, Lobby};
 use super::{Service, stopping};
+use crate::metrics::{Reason, Transport};
+use pages::Audience;
+use tls::Tls;
+use watched::Watched;
+
+/// What a listener is for.
+#[derive(Clone)]
+pub(crate) enum Door {
+    Http,
+    Https(Arc<Tls>),
+    /// For monitors, on a network of the operator's.
+    Monitor,
+}
+
+impl Door {
+    fn transport(&self) -> Transport {
+        match self {
+            Self::Http => Transport::Http,
+            Self::Https(_) => Transport::Https,
+            Self::Monitor => Transport::Monitor,
+        }
+    }
+
+    fn audience(&self) -> Audience {
+        match self {
+            Self::Http | Self::Https(_) => Audience::Public,
+            Self::Monitor => Audience::Operator,
+        }
+    }
+}
 
 /// Serves connections until `stop` turns true, then until all are answered.
 pub(crate) async fn serve(
     listener: TcpListener,
+    door: Door,
     service: Arc<Service>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let listener = Bounded {
-        listener,
-        places: Arc::new(Semaphore::new(service.limits.connections)),
-        idle: service.limits.idle,
-    };
-    let pdus = post(answer_pdu);
-    let routes = Router::new()
-        .route("/publications.bin", get(publications).merge(pdus.clone()))
-        .route("/health", get(health).merge(pdus.clone()))
-        .fallback_service(pdus.with_state(Arc::clone(&service)))
-        .with_state(service);
-    let served = axum::serve(listener, routes)
-        .with_graceful_shutdown(async move { stopping(&mut stop).await })
-        .await;
-    if let Err(e) = served {
-        tracing::error!(error = %e, "the HTTP listener failed");
+    let metrics = Arc::clone(&service.metrics);
+    let lobby = Lobby::new(&service.limits, metrics, door.transport());
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, guest) = tokio::select! {
+            () = stopping(&mut stop) => break,
+            next = lobby.next(&listener) => next,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (door, service, stop) = (door.clone(), Arc::clone(&service), stop.clone());
+        connections.spawn(receive(stream, guest, door, service, stop));
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
-async fn answer_pdu(State(service): State<Arc<Service>>, body: Body) -> Response {
-    if body.size_hint().lower() > tlv::MAX as u64 {
-        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
-    }
-    let (answers, mut queue) = mpsc::channel(1);
-    let Ok(slot) = answers.reserve_owned().await else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    let status = match tokio::time::timeout(service.limits.idle, to_bytes(body, tlv::MAX)).await {
-        Ok(Ok(frame)) => {
-            service.handle(&frame, slot);
-            StatusCode::OK
-        }
-        Ok(Err(_)) => {
-            service.refuse_garbage(slot);
-            StatusCode::PAYLOAD_TOO_LARGE
-        }
-        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
-    };
-    match queue.recv().await {
-        Some(answer) => (
-            status,
-            [(header::CONTENT_TYPE, "application/ksi-response")],
-            answer,
-        )
-            .into_response(),
-        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
-}
-
-async fn publications(State(service): State<Arc<Service>>) -> Response {
-    let file = service.publications_file();
-    (
-        [(header::CONTENT_TYPE, "application/octet-stream")],
-        Vec::from(&*file),
-    )
-        .into_response()
-}
-
-async fn health(State(service): State<Arc<Service>>) -> Response {
-    match service.health() {
-        Ok(text) => (StatusCode::OK, text).into_response(),
-        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
-    }
-}
-
-/// A listener that accepts so many connections at a time and cuts idle ones.
-struct Bounded {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-    idle: Duration,
-}
-
-impl Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        loop {
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-                std::future::pending::<()>().await;
-                continue;
-            };
-            // axum's own accept waits out the errors of single peers.
-            let (stream, peer) = Listener::accept(&mut self.listener).await;
-            let connection = Connection {
-                stream,
-                idle: self.idle,
-                timer: Box::pin(sleep(self.idle)),
-                _place: place,
-            };
-            return (connection, peer);
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that fails when no byte could be read or written for `idle`.
-struct Connection {
+async fn receive(
     stream: TcpStream,
-    idle: Duration,
-    timer: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    /// Starts the time anew after progress; otherwise fails when it is over.
-    fn watch<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        outcome: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if outcome.is_ready() {
-            self.timer.as_mut().reset(Instant::now() + self.idle);
-            return outcome;
+    guest: Guest,
+    door: Door,
+    service: Arc<Service>,
+    mut stop: watch::Receiver<bool>,
+) {
+    // What it costs not to have it is a little time.
+    let _ = stream.set_nodelay(true);
+    match &door {
+        Door::Http | Door::Monitor => converse(stream, door.audience(), service, stop).await,
+        Door::Https(tls) => {
+            let handshake = tokio::time::timeout(HANDSHAKE, tls.accept(stream));
+            let shaken = tokio::select! {
+                shaken = handshake => shaken,
+                // Nothing was asked yet.
+                () = stopping(&mut stop) => return,
+            };
+            match shaken {
+                Ok(Ok(stream)) => converse(stream, door.audience(), service, stop).await,
+                failed => {
+                    service.metrics.refused(Reason::Tls);
+                    let reason = match failed {
+                        Ok(Err(e)) => e.to_string(),
+                        _ => "the handshake took too long".to_owned(),
+                    };
+                    tracing::debug!(reason, "no secure connection");
+                }
+            }
         }
-        ready!(self.timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
+    drop(guest);
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.watch(cx, read)
+/// Answers the requests of one connection.
+async fn converse<S>(
+    stream: S,
+    audience: Audience,
+    service: Arc<Service>,
+    mut stop: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let idle = service.limits.idle;
+    let answer = service_fn(|request| pages::answer(&service, audience, request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(Watched::new(stream, idle)), answer);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        done = connection.as_mut() => {
+            if let Err(e) = done {
+                tracing::debug!(error = %e, "connection ended");
+            }
+            return;
+        }
+        () = stopping(&mut stop) => {}
     }
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(LAST_ANSWERS, connection).await;
 }
 
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch(cx, written)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.watch(cx, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
+/// A TLS handshake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Longest head of a request, in bytes.
+const HEAD_BYTES: usize = 16 << 10;
+/// How long, at the end, a peer may take for the answer to what it has asked.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
