@@ -97,7 +97,9 @@ impl Engine {
     /// Makes one round durable and answers its requests.
     async fn seal(&mut self, round: ClosedRound) -> Result<(), Stopped> {
         let (second, press) = (round.second, self.press.clone());
+        let (asked, begun) = (round.requests.len(), Instant::now());
         let requests = on_disk(move || press.seal(round)).await??;
+        self.service.metrics.round(asked, requests, begun.elapsed());
         self.report(second, requests);
         Ok(())
     }

@@ -56,33 +56,43 @@ impl Publications {
         store(&dir.join(FILE), &build(&contents, identity)?)
     }
 
+    /// Reads the file, whatever the calendar says.
+    pub(crate) fn read(dir: &Path) -> Result<PublicationsFile, PublicationsError> {
+        let path = dir.join(FILE);
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        PublicationsFile::decode(&bytes)
+            .map_err(|source| PublicationsError::Malformed { path, source })
+    }
+
     /// Reads the file, and refuses one that the calendar contradicts.
     pub(crate) fn open(
         dir: &Path,
         calendar: CalendarReader,
         identity: Arc<Identity>,
     ) -> Result<Self, PublicationsError> {
-        let path = dir.join(FILE);
-        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-        let file =
-            PublicationsFile::decode(&bytes).map_err(|source| PublicationsError::Malformed {
-                path: path.clone(),
-                source,
-            })?;
+        let file = Self::read(dir)?;
+        let bytes: Arc<[u8]> = file.encode().into();
         if let Some(latest) = file.latest() {
             agree(&calendar, &latest.data)?;
         }
         Ok(Self {
-            path,
+            path: dir.join(FILE),
             calendar,
             identity,
             newest: Mutex::new(file),
-            bytes: RwLock::new(bytes.into()),
+            bytes: RwLock::new(bytes),
         })
     }
 
     pub(crate) fn file(&self) -> Arc<[u8]> {
         Arc::clone(&self.bytes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many publications there are, and the newest.
+    pub(crate) fn summary(&self) -> (usize, Option<PublicationData>) {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = newest.latest().map(|record| record.data);
+        (newest.publications().len(), latest)
     }
 
     /// Publishes the calendar's newest second. Blocks on the disk.

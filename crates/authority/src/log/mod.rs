@@ -34,7 +34,7 @@ use crate::calendar::CalendarError;
 
 pub(crate) use keeper::{Bell, Keeper, KeeperHandle, Setup};
 pub(crate) use key::create_key;
-pub(crate) use site::routes;
+pub(crate) use site::Site;
 
 /// What an operator decides about the calendar's log.
 #[derive(Debug, Clone)]

@@ -16,11 +16,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::HeaderValue;
+use hyper::{Response, StatusCode, header};
 use pitser_ksi::time::Second;
 use pitser_tlog::merkle::inclusion_proof;
 use pitser_tlog::proof::LogProof;
@@ -32,7 +31,8 @@ use super::files::Files;
 use super::keeper::{Head, Keeper, View};
 use crate::service::stopping;
 
-struct Site {
+/// The log's part of the HTTP service.
+pub(crate) struct Site {
     files: Arc<Files>,
     view: watch::Receiver<View>,
     stop: watch::Receiver<bool>,
@@ -42,83 +42,12 @@ struct Site {
     waiters: Semaphore,
 }
 
-/// The log's part of the HTTP service; `stop` ends those who wait.
-pub(crate) fn routes(keeper: &Keeper, stop: watch::Receiver<bool>, connections: usize) -> Router {
-    let site = Site {
-        files: Arc::clone(keeper.files()),
-        view: keeper.view(),
-        stop,
-        readers: Semaphore::new(READERS),
-        // Others need connections as well.
-        waiters: Semaphore::new(connections / 4),
-    };
-    Router::new()
-        .route("/log/checkpoint", get(checkpoint))
-        .route("/log/witnessed", get(witnessed))
-        .route("/log/tile/{*path}", get(tile))
-        .route("/log/proof/{second}", get(proof))
-        .with_state(Arc::new(site))
-}
+type Answer = Response<Full<Bytes>>;
 
-async fn checkpoint(State(site): State<Arc<Site>>) -> Response {
-    let head = site.view.borrow().checkpoint.clone();
-    note(head, "nothing is signed yet; ask again in a second\n")
-}
-
-async fn witnessed(State(site): State<Arc<Site>>) -> Response {
-    let head = site.view.borrow().witnessed.clone();
-    note(head, "no checkpoint is witnessed yet\n")
-}
-
-fn note(head: Option<Arc<Head>>, none: &'static str) -> Response {
+fn note(head: Option<Arc<Head>>, none: &'static str) -> Answer {
     match head {
         Some(head) => answer(StatusCode::OK, TEXT, NEVER, head.note.to_string()),
         None => answer(StatusCode::NOT_FOUND, TEXT, NEVER, none),
-    }
-}
-
-async fn tile(State(site): State<Arc<Site>>, Path(path): Path<String>) -> Response {
-    let none = || answer(StatusCode::NOT_FOUND, TEXT, NEVER, "no such tile\n");
-    let Ok(tile) = Tile::parse(&format!("tile/{path}")) else {
-        return none();
-    };
-    let cache = if tile.is_partial() { BRIEFLY } else { FOR_EVER };
-    match site.read(move |files| files.tile(tile)).await {
-        Ok(Some(bytes)) => answer(StatusCode::OK, BYTES, cache, bytes),
-        Ok(None) => none(),
-        Err(unreadable) => unreadable,
-    }
-}
-
-async fn proof(
-    State(site): State<Arc<Site>>,
-    Path(second): Path<String>,
-    RawQuery(query): RawQuery,
-) -> Response {
-    let sentence = |text: &'static str| answer(StatusCode::BAD_REQUEST, TEXT, NEVER, text);
-    let Some(second) = number(&second) else {
-        return sentence("a second is a decimal number, counted from 1970\n");
-    };
-    let wait_s = match query.as_deref().map(|query| query.strip_prefix("wait=")) {
-        None => Some(0),
-        Some(seconds) => seconds.and_then(number),
-    };
-    let Some(wait_s) = wait_s else {
-        return sentence("the query is wait= and a number of seconds\n");
-    };
-    let Some(index) = second.checked_sub(site.files.genesis().0) else {
-        let text = "the calendar begins later\n";
-        return answer(StatusCode::NOT_FOUND, TEXT, NEVER, text);
-    };
-    let wait = Duration::from_secs(wait_s).min(LONGEST_WAIT);
-    let Some(head) = site.covering(index, wait).await else {
-        return site.not_witnessed(Second(second), index);
-    };
-    let prove = move |files: &Files| prove(files, Second(second), index, &head);
-    match site.read(prove).await {
-        // A later checkpoint would do as well, but it never gets wrong.
-        Ok(proof) => answer(StatusCode::OK, TEXT, BRIEFLY, proof.to_string()),
-        Err(unreadable) => unreadable,
     }
 }
 
@@ -132,6 +61,81 @@ fn prove(files: &Files, second: Second, index: u64, head: &Head) -> Result<LogPr
 }
 
 impl Site {
+    /// `stop` ends those who wait.
+    pub(crate) fn new(keeper: &Keeper, stop: watch::Receiver<bool>, connections: usize) -> Self {
+        Self {
+            files: Arc::clone(keeper.files()),
+            view: keeper.view(),
+            stop,
+            readers: Semaphore::new(READERS),
+            // Others need connections as well.
+            waiters: Semaphore::new(connections / 4),
+        }
+    }
+
+    /// Answers GET of a path below `/log/`.
+    pub(crate) async fn answer(&self, path: &str, query: Option<&str>) -> Answer {
+        let path = path.strip_prefix("/log/").unwrap_or(path);
+        match path.split_once('/') {
+            None if path == "checkpoint" => {
+                let head = self.view.borrow().checkpoint.clone();
+                note(head, "nothing is signed yet; ask again in a second\n")
+            }
+            None if path == "witnessed" => {
+                let head = self.view.borrow().witnessed.clone();
+                note(head, "no checkpoint is witnessed yet\n")
+            }
+            Some(("tile", tile)) => self.tile(tile).await,
+            Some(("proof", second)) => self.proof(second, query).await,
+            _ => {
+                let text =
+                    "GET /log/checkpoint, /log/witnessed, /log/tile/… or /log/proof/SECOND\n";
+                answer(StatusCode::NOT_FOUND, TEXT, NEVER, text)
+            }
+        }
+    }
+
+    async fn tile(&self, path: &str) -> Answer {
+        let none = || answer(StatusCode::NOT_FOUND, TEXT, NEVER, "no such tile\n");
+        let Ok(tile) = Tile::parse(&format!("tile/{path}")) else {
+            return none();
+        };
+        let cache = if tile.is_partial() { BRIEFLY } else { FOR_EVER };
+        match self.read(move |files| files.tile(tile)).await {
+            Ok(Some(bytes)) => answer(StatusCode::OK, BYTES, cache, bytes),
+            Ok(None) => none(),
+            Err(unreadable) => unreadable,
+        }
+    }
+
+    async fn proof(&self, second: &str, query: Option<&str>) -> Answer {
+        let sentence = |text: &'static str| answer(StatusCode::BAD_REQUEST, TEXT, NEVER, text);
+        let Some(second) = number(second) else {
+            return sentence("a second is a decimal number, counted from 1970\n");
+        };
+        let wait_s = match query.map(|query| query.strip_prefix("wait=")) {
+            None => Some(0),
+            Some(seconds) => seconds.and_then(number),
+        };
+        let Some(wait_s) = wait_s else {
+            return sentence("the query is wait= and a number of seconds\n");
+        };
+        let Some(index) = second.checked_sub(self.files.genesis().0) else {
+            let text = "the calendar begins later\n";
+            return answer(StatusCode::NOT_FOUND, TEXT, NEVER, text);
+        };
+        let wait = Duration::from_secs(wait_s).min(LONGEST_WAIT);
+        let Some(head) = self.covering(index, wait).await else {
+            return self.not_witnessed(Second(second), index);
+        };
+        let prove = move |files: &Files| prove(files, Second(second), index, &head);
+        match self.read(prove).await {
+            // A later checkpoint would do as well, but it never gets wrong.
+            Ok(proof) => answer(StatusCode::OK, TEXT, BRIEFLY, proof.to_string()),
+            Err(unreadable) => unreadable,
+        }
+    }
+
     /// The newest witnessed head, once it covers entry `index`; waits at most so
     /// long, and not at all if too many do.
     async fn covering(&self, index: u64, wait: Duration) -> Option<Arc<Head>> {
@@ -154,7 +158,7 @@ impl Site {
         }
     }
 
-    fn not_witnessed(&self, second: Second, index: u64) -> Response {
+    fn not_witnessed(&self, second: Second, index: u64) -> Answer {
         let view = self.view.borrow();
         let status = &view.status;
         let text = match status.quorum {
@@ -172,7 +176,7 @@ impl Site {
     async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Files) -> Result<T, LogError> + Send + 'static,
-    ) -> Result<T, Response> {
+    ) -> Result<T, Answer> {
         let failed = |text| answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, NEVER, text);
         let Ok(_turn) = self.readers.acquire().await else {
             return Err(failed("the service is shutting down\n"));
@@ -199,9 +203,10 @@ fn answer(
     status: StatusCode,
     kind: &'static str,
     cache: &'static str,
-    body: impl IntoResponse,
-) -> Response {
-    let mut answer = (status, body).into_response();
+    body: impl Into<Bytes>,
+) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
