@@ -13,13 +13,13 @@ use pitser_ksi::tlv::Writer;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::authority::RoundReport;
 use crate::calendar::{Calendar, CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
 use crate::log::Bell;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publications;
+use crate::running::RoundReport;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
 pub(crate) struct Engine {
@@ -230,14 +230,14 @@ enum PartError {
     Encode(#[from] EncodeError),
 }
 
-fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
+pub(crate) fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
     for round in rounds {
         Answered::refuse(round, Status::INTERNAL_ERROR, reason);
     }
 }
 
 /// Runs what waits for the disk, or computes long.
-async fn on_disk<T: Send + 'static>(
+pub(crate) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Stopped> {
     tokio::task::spawn_blocking(work)
