@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use pitser_authority::calendar::CalendarError;
 use pitser_authority::{
-    Authority, AuthorityError, AuthorityHandle, Config, IdentityError, Micros, RoundReport,
-    Subject, User,
+    Authority, AuthorityError, AuthorityHandle, Config, IdentityError, LogWitness, Micros,
+    RoundReport, Subject, User,
 };
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
@@ -21,6 +21,7 @@ use crate::output::{self, Form};
 use crate::service::{self, Secret};
 use crate::signals::stop_requested;
 use crate::tree::Map;
+use crate::witnesses;
 
 /// The command's arguments.
 #[derive(Debug, clap::Args)]
@@ -45,11 +46,29 @@ pub(crate) struct Args {
     /// Publish every so many seconds; 0 for never
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     publish_every: u64,
+    /// Have each second's checkpoint of the calendar's log cosigned by this witness: its address
+    /// and key, as `witness run` prints them; may be repeated
+    #[arg(long = "witness", num_args = 2, value_names = ["URL", "KEY"])]
+    witnesses: Vec<String>,
+    /// How many witnesses must have cosigned [default: more than half]
+    #[arg(long, value_name = "N", requires = "witnesses")]
+    witness_quorum: Option<usize>,
     /// Keep calendar, key and publications here; without it they vanish at the end
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     #[command(flatten)]
     form: Form,
+}
+
+impl Args {
+    fn log_witnesses(&self) -> Result<Vec<LogWitness>, Failure> {
+        let witness = |pair: &[String]| {
+            let (prefix, key) = witnesses::parse(&pair[0], &pair[1])
+                .map_err(|e| Failure::Input(format!("--witness {} {}: {e}", pair[0], pair[1])))?;
+            Ok(LogWitness::http(key, prefix))
+        };
+        self.witnesses.chunks_exact(2).map(witness).collect()
+    }
 }
 
 /// Runs the command until it is interrupted.
@@ -70,6 +89,8 @@ async fn serve(args: &Args, dir: &Path) -> Result<(), Failure> {
     config.http = Some(args.http);
     config.publish_every_s = args.publish_every;
     config.machine_id = "pitser-dev".to_owned();
+    config.log.witnesses = args.log_witnesses()?;
+    config.log.quorum = witnesses::quorum(config.log.witnesses.len(), args.witness_quorum);
     let mut interrupted = pin!(stop_requested());
     // Signals are caught before the first line is printed: whoever reads it may stop us.
     tokio::select! {
@@ -182,7 +203,9 @@ impl Show<'_> {
             .with("publications", &publications)
             .with("certificate", &certificate)
             .with("constraint", constraint)
+            .with("log", authority.log_key().to_string())
             .with("dir", dir.display().to_string());
+        let log = authority.log_key();
         let quoted = shell_quoted(&certificate);
         let trust = format!("-P {publications} --trust {quoted} --constraint {constraint}");
         let every = match self.args.publish_every {
@@ -193,6 +216,7 @@ impl Show<'_> {
             "sign, extend   ksi+tcp://{tcp}, http://{http}\n\
              publications   {publications}, {every}\n\
              trust          {certificate}, {constraint}\n\
+             log            http://{http}/log/checkpoint, {log}\n\
              \n\
              pitser sign FILE -S {service}\n\
              pitser verify FILE.ksig --document FILE {trust}\n\
