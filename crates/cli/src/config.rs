@@ -48,6 +48,8 @@ pub(crate) struct Authority {
     extender: Option<Addresses>,
     /// Where the publications file is.
     pub(crate) publications: Option<String>,
+    /// Where the log of its calendar is: evidence gets proofs from there.
+    pub(crate) calendar_log: Option<String>,
     /// The authorities that may vouch for `https://` addresses.
     ca: Option<PathBuf>,
 }

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let witnesses = Witnesses::start(&folder.path, args.witnesses)?;
     let quorum = witnesses::quorum(witnesses.len(), args.quorum.map(usize::from));
     let authority = Authority::start(&folder.path, &witnesses.options(quorum))?;
-    witnesses.watch(authority.text("log"))?;
+    witnesses.watch(&authority)?;
     let checker = service::block_on(Checker::new(&authority))?;
     let paced = measure(args, args.paced, &authority, &checker, quorum)?;
     let full = measure(args, args.rate, &authority, &checker, 0)?;

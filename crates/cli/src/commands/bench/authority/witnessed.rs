@@ -50,15 +50,20 @@ impl Witnesses {
             options += &format!(" --witness http://{address} {key}");
         }
         if quorum > 0 {
-            options += &format!(" --witness-quorum {quorum}");
+            options += &format!(" --quorum {quorum}");
         }
         options
     }
 
-    /// Makes all of them watch the log with this key.
-    pub(super) fn watch(&self, key: &str) -> Result<(), Failure> {
+    /// Makes all of them watch the calendar of `authority`.
+    pub(super) fn watch(&self, authority: &Authority) -> Result<(), Failure> {
+        let (key, genesis) = (
+            authority.text("calendar_log_key"),
+            authority.text("calendar_genesis"),
+        );
         for witness in &self.0 {
-            run(&witness.folder, &format!("witness add-log --dir w {key}"))?;
+            let command = format!("witness add-log --dir w {key} --genesis {genesis}");
+            run(&witness.folder, &command)?;
         }
         Ok(())
     }
