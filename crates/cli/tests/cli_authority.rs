@@ -458,6 +458,10 @@ fn wrong_input_says_what_to_do() {
         .says("hospital  up to level 20, 5 a second, SHA-256 or SHA-512");
     user("set hospital --rate none --algorithms any").exits(0);
     user("list").exits(0).says("hospital  up to level 20\n");
+    // In the folder itself all paths are bare names.
+    let here = dir.join("auth");
+    run(&here, "authority user add other").exits(0).says("key ");
+    run(&here, "authority user remove other").exits(0);
     user("remove hospital").exits(0);
     user("list").exits(0).says("nobody");
 

@@ -15,7 +15,6 @@ mod ticket;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pitser_ksi::hash::Algorithm;
 use pitser_ksi::pdu::{
     AggregationAck, AggregationRequest, AggregationRequestPayload, AggregationResponsePayload,
     AggregatorConfig, ErrorPayload, ExtendQuery, ExtendRequest, ExtendRequestPayload,
@@ -268,9 +267,9 @@ impl Service {
     fn aggregator_config(&self, user: &Member) -> AggregatorConfig {
         AggregatorConfig {
             max_level: Some(user.max_level.into()),
-            algorithm: Some(Algorithm::Sha256),
+            algorithm: Some(user.algorithm()),
             period_ms: Some(1000),
-            max_requests: Some(self.limits.requests_per_round as u64),
+            max_requests: Some(user.most_requests(self.limits.requests_per_round)),
             parents: Vec::new(),
         }
     }
@@ -353,6 +352,7 @@ fn status_of(error: &CalendarError, now: Second) -> Status {
         CalendarError::Beyond { at, .. } if *at > now => Status::TIME_IN_FUTURE,
         CalendarError::Beyond { .. } => Status::TIME_TOO_NEW,
         CalendarError::Corrupt { .. } => Status::DATABASE_CORRUPT,
+        CalendarError::NotACalendar { .. } => Status::DATABASE_MISSING,
         _ => Status::INTERNAL_ERROR,
     }
 }

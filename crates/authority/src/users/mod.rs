@@ -105,6 +105,24 @@ impl Member {
         self.meter.accepted.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// What this user is told of rounds that take `requests` each: as many requests,
+    /// or as many as their rate allows.
+    pub(crate) fn most_requests(&self, requests: usize) -> u64 {
+        let most = requests as u64;
+        self.allowance
+            .rate
+            .map_or(most, |rate| most.min(rate.into()))
+    }
+
+    /// What this user's own trees are best hashed with.
+    pub(crate) fn algorithm(&self) -> Algorithm {
+        let allowed = &self.allowance.algorithms;
+        match allowed.first() {
+            Some(first) if !allowed.contains(&Algorithm::Sha256) => *first,
+            _ => Algorithm::Sha256,
+        }
+    }
+
     /// Requests that came into a round since the start.
     pub(crate) fn accepted(&self) -> u64 {
         self.meter.accepted.load(Ordering::Relaxed)
