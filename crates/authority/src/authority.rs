@@ -346,14 +346,6 @@ impl AuthorityHandle {
         &self.service.metrics
     }
 
-    /// Whether requests would be signed soon; what is wrong otherwise.
-    ///
-    /// # Errors
-    /// One line of text.
-    pub fn ready(&self) -> Result<(), String> {
-        self.service.ready().map(drop)
-    }
-
     /// From now on these users may ask. Connections and requests go on; who stays
     /// keeps what they have spent.
     ///

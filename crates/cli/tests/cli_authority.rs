@@ -355,6 +355,53 @@ fn systemd_hears_how_it_is() {
     assert_eq!(last, "STOPPING=1");
 }
 
+/// A restart would sign with whatever the clock shows: so it stays, extends, and says that
+/// it does not sign, until a person has looked.
+#[test]
+fn a_clock_fault_ends_signing_and_not_the_service() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let key = init(dir);
+    fs::write(dir.join("a"), "hello").unwrap();
+    let running = Running::start(dir, |_| {});
+    running.sign(dir, "a", "hospital", &key).exits(0);
+    assert_eq!(running.stop(), Some(0));
+
+    edit(dir, |text| {
+        text.replace("max_outage_s = 7776000", "max_outage_s = 4")
+    });
+    let mut running = Running::start(dir, |_| {});
+    // More seconds go by than may be filled: as if the clock had jumped.
+    running.send("-STOP");
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    running.send("-CONT");
+    let event = running.event("not signing");
+    assert!(
+        event["reason"].as_str().unwrap().starts_with("CLK-01"),
+        "{event}"
+    );
+    running
+        .sign(dir, "a", "hospital", &key)
+        .exits(4)
+        .says("CLK-01");
+    let service = format!("ksi+tcp://hospital:{key}@{}", running.at("tcp"));
+    run(
+        dir,
+        &format!("verify a.ksig --policy calendar -X {service}"),
+    )
+    .exits(0);
+    let status = run(dir, &format!("authority status --config {CONFIG}"));
+    assert!(
+        status.code == 1 && status.out.contains("CLK-01"),
+        "{status:?}"
+    );
+    assert!(running.get("http", "/health").starts_with("HTTP/1.0 503"));
+    running.send("-HUP");
+    running.event("reloaded");
+    running.send("-TERM");
+    assert_eq!(running.child.wait().unwrap().code(), Some(4));
+}
+
 #[test]
 fn https_and_a_credential_of_systemd() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
 //! Who may ask, and how much of it.
 //!
 //! In scope: a user's bounds ([`Allowance`]), what of them is spent, and the file
-//! that keeps users with their keys encrypted ([`file`]). Time is an argument; only
-//! [`file::read`], [`file::write`] and the spent quotas' [`spent`] touch a disk.
+//! that keeps users with their keys encrypted ([`mod@file`]). Time is an argument; only
+//! [`file::read`], [`file::write`] and `spent`, which keeps used quotas, touch a disk.
 
 pub mod file;
 mod meter;
