@@ -56,9 +56,13 @@ pub(super) fn status(args: &Status) -> Outcome {
         }
     };
     let (_, status) = answer.map_err(|e| {
-        Failure::Service(format!(
-            "no authority answers at {at}: {e}. `pitser authority run` starts one"
-        ))
+        let advice = match e.kind() {
+            ErrorKind::PermissionDenied => {
+                "Only the service's user and root may ask there; --monitor ADDRESS asks elsewhere"
+            }
+            _ => "`pitser authority run` starts one",
+        };
+        Failure::Service(format!("no authority answers at {at}: {e}. {advice}"))
     })?;
     if args.form.json {
         print_json(&status)?;
