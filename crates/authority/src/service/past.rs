@@ -276,7 +276,6 @@ fn status_of(error: &CalendarError, now: Second) -> Status {
         CalendarError::Beyond { at, .. } if *at > now => Status::TIME_IN_FUTURE,
         CalendarError::Beyond { .. } => Status::TIME_TOO_NEW,
         CalendarError::Corrupt { .. } => Status::DATABASE_CORRUPT,
-        CalendarError::NotACalendar { .. } => Status::DATABASE_MISSING,
         _ => Status::INTERNAL_ERROR,
     }
 }

@@ -26,8 +26,8 @@ use crate::{clock, service};
 pub(crate) struct Status {
     #[command(flatten)]
     place: Place,
-    /// Ask at this monitor address instead of on the admin socket
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    /// Ask at this monitor address, whatever the configuration says
+    #[arg(long, value_name = "ADDRESS")]
     monitor: Option<SocketAddr>,
     #[command(flatten)]
     form: Form,
