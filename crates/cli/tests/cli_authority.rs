@@ -524,3 +524,68 @@ fn wrong_input_says_what_to_do() {
         .says("authority.toml:")
         .says("Did you mean `idle_s`?");
 }
+
+#[test]
+fn an_aggregator_signs_below_an_authority() {
+    let (above, below) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (above, below) = (above.path(), below.path());
+    let key = init(above);
+    let authority = Running::start(above, |_| ());
+    let service = format!("ksi+tcp://{}", authority.at("tcp"));
+
+    let begin = format!("authority init --dir auth --below {service}");
+    run(below, &begin)
+        .exits(3)
+        .says("Give --login, and our key in PITSER_KEY");
+    assert!(!below.join("auth").exists(), "nothing was made");
+    let begin = format!("{begin} --login hospital");
+    let begun = pitser(below)
+        .args(begin.split(' '))
+        .env("PITSER_KEY", &key)
+        .output();
+    let begun = Said::from(begun.unwrap()).exits(0);
+    assert!(!begun.out.contains(&key), "{begun:?}");
+    let kept = below.join("auth/parent-key");
+    assert_eq!(fs::read_to_string(&kept).unwrap(), key);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&kept).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    edit(below, |text| {
+        ["3332", "8080", "7090"].iter().fold(text, |text, port| {
+            text.replace(&format!(" = \"127.0.0.1:{port}\""), " = \"127.0.0.1:0\"")
+        })
+    });
+    let ward = add(below, "ward", "");
+    let aggregator = Running::start(below, |_| ());
+    assert_eq!(aggregator.facts["log"], Value::Null);
+
+    fs::write(below.join("a.txt"), "hello").unwrap();
+    aggregator
+        .sign(below, "a.txt", "ward", &ward)
+        .exits(0)
+        .says("by         ward, hospital");
+    let trust = format!(
+        "-P http://{}/publications.bin --trust {} --constraint email=publications@example.org",
+        authority.at("http"),
+        above.join("auth/data/certificate.pem").display(),
+    );
+    run(
+        below,
+        &format!("verify a.txt.ksig --document a.txt {trust}"),
+    )
+    .exits(0)
+    .says("2 chains, by ward, hospital");
+    run(below, &format!("authority status --config {CONFIG}")).exits(0);
+    run(below, &format!("authority publish --config {CONFIG}")).exits(4);
+    assert!(aggregator.get("http", "/publications.bin").contains("404"));
+
+    // Without the one above: refused with words, and said by `status`.
+    drop(authority);
+    aggregator
+        .sign(below, "a.txt", "ward", &ward)
+        .exits(4)
+        .says("the service above");
+    run(below, &format!("authority status --config {CONFIG}"))
+        .exits(2)
+        .says("the service above");
+    assert_eq!(aggregator.stop(), Some(0));
+}
