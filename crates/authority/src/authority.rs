@@ -347,4 +347,4 @@ fn local_address(
 }
 
 /// The calendar's folder inside the data folder.
-const CALENDAR: &str = "calendar";
+pub(crate) const CALENDAR: &str = "calendar";

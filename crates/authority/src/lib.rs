@@ -36,6 +36,8 @@
 mod authority;
 pub mod calendar;
 mod clock;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod config;
 mod durable;
 mod engine;
