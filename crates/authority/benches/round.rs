@@ -4,15 +4,17 @@
 //! hashes: one for each metadata link, one for each inner node.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use std::sync::Arc;
+
 use pitser_authority::Micros;
-use pitser_authority::round::{Request, Rounds, Sealed};
-use pitser_ksi::pdu::{
-    AggregationResponse, AggregationResponsePayload, Header, SignResult, Status,
-};
-use pitser_ksi::tlv::Writer;
+use pitser_authority::round::{Closed, Request, Rounds, links_into};
+use pitser_ksi::hash::HmacKey;
+use pitser_ksi::pdu::SignatureAnswer;
+use pitser_ksi::tree::{Tree, TreeBuilder};
 use pitser_ksi::{Algorithm, Second, hash};
 use sha2::{Digest, Sha256};
 
@@ -20,6 +22,8 @@ const REQUESTS: u64 = 150_000;
 const RUNS: usize = 5;
 /// What a calendar chain and its authentication record take.
 const CALENDAR_PART: [u8; 900] = [0; 900];
+
+type Round = Closed<u64, Arc<str>>;
 
 fn main() {
     let floor = best(|| {
@@ -30,54 +34,87 @@ fn main() {
             black_box(Sha256::digest(block));
         }
     });
-    let sealing = best(|| drop(black_box(seal())));
-    let answering = best(|| answer(seal()));
+    let collecting = best(|| drop(black_box(collect())));
+    let round = collect();
+    let mut builder = Some(TreeBuilder::new(Algorithm::Sha256));
+    let sealing = best(|| {
+        let tree = seal(&round, builder.take());
+        builder = Some(black_box(tree).recycle());
+    });
+    let tree = seal(&round, None);
+    let codes = best(|| codes(&round));
+    let answering = best(|| answer(&round, &tree, 0..REQUESTS as u32));
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let answering_together = best(|| {
         thread::scope(|scope| {
-            for part in seal().split((REQUESTS as usize).div_ceil(cores)) {
-                scope.spawn(|| answer(part));
+            for part in 0..cores as u32 {
+                let end = |part: u32| (REQUESTS * u64::from(part) / cores as u64) as u32;
+                let (round, tree) = (&round, &tree);
+                scope.spawn(move || answer(round, tree, end(part)..end(part + 1)));
             }
         });
     });
     report("plain SHA-256, 2 hashes a request", floor, floor);
-    report("seal a round", sealing, floor);
-    report("seal and answer it on one core", answering, floor);
-    report("seal and answer it on all cores", answering_together, floor);
+    report("collect a round", collecting, floor);
+    report("build its tree", sealing, floor);
+    report("HMAC of the answers alone", codes, floor);
+    report("answer it on one core", answering, floor);
+    report("answer it on all cores", answering_together, floor);
 }
 
-fn answer(round: Sealed<u64>) {
-    for (request, chain) in round.into_answers() {
-        let mut signature = Writer::new();
-        chain.write(&mut signature);
-        signature.raw(&CALENDAR_PART);
-        let result = SignResult {
+fn answer(round: &Round, tree: &Tree, numbers: Range<u32>) {
+    let key = HmacKey::new(b"anon");
+    let (mut links, mut out) = (Vec::new(), Vec::new());
+    for number in numbers {
+        let request = &round.requests[number as usize];
+        links_into(tree, number, &mut links);
+        let answer = SignatureAnswer {
+            login_id: "anon",
+            instance_id: None,
+            message_id: None,
             request_id: request.ticket,
-            status: Status::OK,
-            message: None,
-            signature: signature.finish().expect("a signature is short"),
+            input: request.input,
+            aggregation_time: round.second,
+            index: &[],
+            algorithm: tree.algorithm(),
+            tail: &CALENDAR_PART,
         };
-        let payload = AggregationResponsePayload::Result(result);
-        let pdu = AggregationResponse::new(Header::new("anon"), payload);
-        let bytes = pdu.encode(b"anon", Algorithm::Sha256);
-        black_box(bytes.expect("an answer is short"));
+        out.clear();
+        let written = answer.write(&mut out, &links, &key, Algorithm::Sha256);
+        written.expect("an answer is short");
+        black_box(&out);
     }
 }
 
-fn seal() -> Sealed<u64> {
+fn codes(round: &Round) {
+    let key = HmacKey::new(b"anon");
+    let answer = [0; 1700];
+    for _ in &round.requests {
+        black_box(key.mac(Algorithm::Sha256, &[black_box(&answer)]));
+    }
+}
+
+fn collect() -> Round {
     let mut rounds = Rounds::after(Second(0), REQUESTS as usize);
-    for number in 0..REQUESTS {
-        let request = Request {
-            user: "anon".into(),
+    let anon: Arc<str> = "anon".into();
+    let mut requests = Vec::new();
+    for first in (0..REQUESTS).step_by(500) {
+        requests.extend((first..first + 500).map(|number| Request {
             input: hash::hash(Algorithm::Sha256, &[&number.to_be_bytes()]),
             level: 0,
-            arrived_at: Micros(1),
             ticket: number,
-        };
-        rounds.accept(request).expect("the round has room");
+        }));
+        let accepted = rounds.accept(Arc::clone(&anon), Micros(1), &mut requests);
+        accepted.expect("the clock stands still");
     }
-    let round = rounds.close(Micros(1_000_000)).remove(0);
-    round.seal("bench").expect("the tree is not too high")
+    rounds.close(Micros(1_000_000)).remove(0)
+}
+
+fn seal(round: &Round, builder: Option<TreeBuilder>) -> Tree {
+    let builder = builder.unwrap_or_else(|| TreeBuilder::new(Algorithm::Sha256));
+    round
+        .tree(builder, "bench")
+        .expect("the tree is not too high")
 }
 
 fn best(mut work: impl FnMut()) -> Duration {

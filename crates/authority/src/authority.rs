@@ -105,6 +105,7 @@ impl Authority {
                 calendar: Arc::new(Mutex::new(calendar)),
                 identity: Arc::clone(&identity),
                 machine_id: config.machine_id.into(),
+                trees: Arc::default(),
             },
             closed,
             publications: Arc::clone(&publications),

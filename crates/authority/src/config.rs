@@ -118,8 +118,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             requests_per_round: 200_000,
-            connections: 1024,
-            pipeline: 4096,
+            connections: 8192,
+            pipeline: 65_536,
             idle: Duration::from_secs(60),
         }
     }

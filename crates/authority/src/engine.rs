@@ -2,7 +2,6 @@
 //! it durable, then answers. Nothing is answered that is not in the calendar.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use pitser_ksi::error::EncodeError;
 use pitser_ksi::hash::Imprint;
@@ -20,8 +19,7 @@ use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publications;
-use crate::round::{Closed, Request, Sealed};
-use crate::service::{Service, Ticket, stopping};
+use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
 pub(crate) struct Engine {
     pub(crate) service: Arc<Service>,
@@ -63,7 +61,7 @@ impl Engine {
             Err(fault) => fault.to_string(),
         };
         // From here on no request is accepted; those that wait are told.
-        fail_all(self.service.close(reason.clone()), &reason);
+        refuse_all(self.service.close(reason.clone()), &reason);
         outcome
     }
 
@@ -96,7 +94,7 @@ impl Engine {
     }
 
     /// Makes one round durable and answers its requests.
-    async fn seal(&mut self, round: Closed<Ticket>) -> Result<(), Stopped> {
+    async fn seal(&mut self, round: ClosedRound) -> Result<(), Stopped> {
         let (second, press) = (round.second, self.press.clone());
         let requests = on_disk(move || press.seal(round)).await??;
         self.report(second, requests);
@@ -141,32 +139,42 @@ pub(crate) struct Press {
     pub(crate) calendar: Arc<Mutex<Calendar>>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) machine_id: Arc<str>,
+    pub(crate) trees: Arc<Trees>,
 }
 
 impl Press {
     /// Returns how many requests were signed. Every request has been answered.
-    fn seal(&self, round: Closed<Ticket>) -> Result<usize, Stopped> {
-        let second = round.second;
-        let sealed = match round.seal(&self.machine_id) {
-            Ok(sealed) => sealed,
+    fn seal(&self, round: ClosedRound) -> Result<usize, Stopped> {
+        let (second, count) = (round.second, round.requests.len());
+        let tree = match round.tree(self.trees.take(), &self.machine_id) {
+            Ok(tree) => tree,
             // This round is lost, the calendar is sound: tell its callers, go on.
-            Err((round, full)) => {
+            Err(full) => {
                 tracing::error!(%second, error = %full, "a round could not be built");
-                fail_all(round.requests, &full.to_string());
+                Answered::refuse(round, Status::INTERNAL_ERROR, &full.to_string());
                 self.append(second, zero_leaf())?;
                 return Ok(0);
             }
         };
-        if let Err(e) = self.append(second, sealed.root()) {
-            fail_all(sealed.into_requests(), &e.to_string());
+        if let Err(e) = self.append(second, tree.root()) {
+            Answered::refuse(round, Status::INTERNAL_ERROR, &e.to_string());
             return Err(e);
         }
         match self.calendar_part(second) {
-            Ok(calendar_part) => Ok(answer_all(sealed, &calendar_part)),
+            Ok(bytes) => {
+                let index = Vec::new();
+                let tail = Tail {
+                    second,
+                    index,
+                    bytes,
+                };
+                Answered::sign(round, tree, tail, &self.trees);
+                Ok(count)
+            }
             // The root is stored, so the round cannot be done again.
             Err(e) => {
                 tracing::error!(%second, error = %e, "a round could not be signed");
-                fail_all(sealed.into_requests(), &e.to_string());
+                Answered::refuse(round, Status::INTERNAL_ERROR, &e.to_string());
                 Ok(0)
             }
         }
@@ -216,29 +224,9 @@ enum PartError {
     Encode(#[from] EncodeError),
 }
 
-/// Answers every request, on as many threads as the machine has cores: encoding
-/// and authenticating an answer costs five times its share of the tree.
-fn answer_all(sealed: Sealed<Ticket>, calendar_part: &[u8]) -> usize {
-    let count = sealed.len();
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let answer = |part: Sealed<Ticket>| {
-        part.into_answers()
-            .for_each(|(request, chain)| request.ticket.sign(&chain, calendar_part));
-    };
-    thread::scope(|scope| {
-        let mut parts = sealed.split(count.div_ceil(cores).max(WORTH_A_THREAD));
-        let last = parts.pop();
-        for part in parts {
-            scope.spawn(|| answer(part));
-        }
-        last.map(answer);
-    });
-    count
-}
-
-fn fail_all(requests: Vec<Request<Ticket>>, reason: &str) {
-    for request in requests {
-        request.ticket.refuse(Status::INTERNAL_ERROR, reason);
+fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
+    for round in rounds {
+        Answered::refuse(round, Status::INTERNAL_ERROR, reason);
     }
 }
 
@@ -261,6 +249,3 @@ fn lock(calendar: &Mutex<Calendar>) -> MutexGuard<'_, Calendar> {
 pub(crate) fn next_multiple(at: Second, period_s: u64) -> Second {
     Second((at.0 / period_s + 1).saturating_mul(period_s))
 }
-
-/// Answers that take longer than starting a thread, by far.
-const WORTH_A_THREAD: usize = 2048;

@@ -1,32 +1,52 @@
 //! Rounds: what arrives in `(t - 1, t]` becomes one tree, whose root is second
 //! `t` of the calendar.
 //!
-//! Pure: no socket, no timer. The service puts requests in and takes closed
-//! rounds out; both say what time it is.
+//! Pure: no socket, no timer. The service puts requests in, as many at a time as
+//! it read together, and takes closed rounds out; both say what time it is.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use pitser_ksi::chain::{AggregationChain, Metadata, shape};
-use pitser_ksi::hash::{Algorithm, Imprint};
+use pitser_ksi::chain::{Link, Metadata};
+use pitser_ksi::hash::Imprint;
 use pitser_ksi::time::Second;
 use pitser_ksi::tree::{Tree, TreeBuilder, TreeFull};
 
 use crate::clock::Micros;
 
-/// Something to be signed. `T` is the caller's: where the answer goes.
+/// Something to be signed.
 #[derive(Debug)]
 pub struct Request<T> {
-    /// Login id of who asks; it becomes the client id of the metadata link.
-    pub user: Arc<str>,
     /// What is to be signed.
     pub input: Imprint,
     /// The height of the requester's own tree, whose root `input` is.
     pub level: u8,
-    /// When it arrived.
-    pub arrived_at: Micros,
-    /// Handed back with the answer.
+    /// The caller's: what the answer has to repeat.
     pub ticket: T,
+}
+
+/// Who asks, and so where the answers go.
+pub trait Asker {
+    /// The login id; it becomes the client id of the metadata link.
+    fn client_id(&self) -> &str;
+}
+
+impl Asker for Arc<str> {
+    fn client_id(&self) -> &str {
+        self
+    }
+}
+
+/// Requests of one asker that arrived together.
+#[derive(Debug)]
+pub struct Batch<S> {
+    /// Who asks.
+    pub by: S,
+    /// When they had arrived.
+    pub arrived_at: Micros,
+    /// Their numbers within the round.
+    pub numbers: Range<u32>,
 }
 
 /// Rounds that still accept requests, or wait to be closed.
@@ -34,206 +54,196 @@ pub struct Request<T> {
 /// A request belongs to the second in which it arrives, even when the round
 /// before it is closed late: no signature is ever dated before its request.
 #[derive(Debug)]
-pub struct Rounds<T> {
-    waiting: BTreeMap<Second, Vec<Request<T>>>,
+pub struct Rounds<T, S> {
+    waiting: BTreeMap<Second, Open<T, S>>,
     /// Nothing at or before this second is accepted any more.
     closed: Second,
     /// Requests that one round takes.
     capacity: usize,
 }
 
+#[derive(Debug)]
+struct Open<T, S> {
+    requests: Vec<Request<T>>,
+    batches: Vec<Batch<S>>,
+}
+
+impl<T, S> Default for Open<T, S> {
+    fn default() -> Self {
+        Self {
+            requests: Vec::new(),
+            batches: Vec::new(),
+        }
+    }
+}
+
 /// A round that accepts no more.
 #[derive(Debug)]
-pub struct Closed<T> {
+pub struct Closed<T, S> {
     /// The second that it becomes.
     pub second: Second,
     /// What arrived in it, in order of arrival; never empty.
     pub requests: Vec<Request<T>>,
+    /// Who asked for what; together all requests, in their order.
+    pub batches: Vec<Batch<S>>,
 }
 
-impl<T> Closed<T> {
-    /// Builds the round's tree: a leaf for each request, at its level, below a
-    /// metadata link that names the user, `machine_id`, the number of the request
-    /// in the round and its time of arrival. O(requests) hashes.
+impl<T, S: Asker> Closed<T, S> {
+    /// Builds the round's tree in the memory of `tree`, which is empty: a leaf for
+    /// each request, at its level, below a metadata link that names the user,
+    /// `machine_id`, the number of the request in the round and its time of
+    /// arrival. O(requests) hashes.
     ///
     /// # Errors
-    /// The round itself, with [`TreeFull`], if the tree would be too high.
-    pub fn seal(self, machine_id: &str) -> Result<Sealed<T>, (Self, TreeFull)> {
-        let mut tree = TreeBuilder::new(Algorithm::Sha256);
-        for (number, request) in self.requests.iter().enumerate() {
-            let metadata = Metadata {
-                client_id: request.user.to_string(),
-                machine_id: Some(machine_id.to_owned()),
-                sequence: Some(number as u64),
-                request_time_us: Some(request.arrived_at.0),
-            };
-            let pushed = tree.push_with_metadata(request.input, request.level, metadata.encode());
-            if let Err(full) = pushed {
-                return Err((self, full));
+    /// [`TreeFull`] if the tree would be too high.
+    pub fn tree(&self, mut tree: TreeBuilder, machine_id: &str) -> Result<Tree, TreeFull> {
+        let mut metadata = Metadata {
+            machine_id: Some(machine_id.to_owned()),
+            ..Metadata::default()
+        };
+        let mut encoded = Vec::new();
+        tree.reserve(self.requests.len(), 1);
+        for batch in &self.batches {
+            metadata.client_id.clear();
+            metadata.client_id.push_str(batch.by.client_id());
+            metadata.request_time_us = Some(batch.arrived_at.0);
+            for number in batch.numbers.clone() {
+                let request = &self.requests[number as usize];
+                metadata.sequence = Some(number.into());
+                encoded.clear();
+                metadata.encode_onto(&mut encoded);
+                tree.push_with_metadata(request.input, request.level, &encoded)?;
             }
         }
-        match tree.finish() {
-            Some(tree) => Ok(Sealed {
-                second: self.second,
-                tree: Arc::new(tree),
-                first: 0,
-                requests: self.requests,
-            }),
-            None => Err((self, TreeFull)),
-        }
+        tree.finish().ok_or(TreeFull)
     }
 }
 
-/// A round whose root is known, or a part of one.
-#[derive(Debug)]
-pub struct Sealed<T> {
-    second: Second,
-    tree: Arc<Tree>,
-    /// The number of the first of `requests` within the round.
-    first: usize,
-    requests: Vec<Request<T>>,
-}
-
-impl<T> Sealed<T> {
-    /// What the calendar is to hold for this second.
-    pub fn root(&self) -> Imprint {
-        self.tree.root()
-    }
-
-    /// Requests in this part of the round.
-    pub fn len(&self) -> usize {
-        self.requests.len()
-    }
-
-    /// Never: a round without requests is not sealed.
-    pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
-    }
-
-    /// The same in parts of `size` requests, to be answered side by side.
-    pub fn split(mut self, size: usize) -> Vec<Self> {
-        let mut parts = Vec::new();
-        while self.requests.len() > size {
-            let rest = self.requests.split_off(size);
-            let requests = std::mem::replace(&mut self.requests, rest);
-            parts.push(Self {
-                tree: Arc::clone(&self.tree),
-                requests,
-                ..self
-            });
-            self.first += size;
-        }
-        parts.push(self);
-        parts
-    }
-
-    /// Each request with its chain to the root, in order of arrival. The chain's
-    /// levels count from the request's level (spec service §3.9).
-    pub fn into_answers(self) -> impl Iterator<Item = (Request<T>, AggregationChain)> {
-        let (second, tree) = (self.second, self.tree);
-        let numbered = (self.first..).zip(self.requests);
-        numbered.map(move |(number, request)| {
-            let links = tree.links(number);
-            let shape = shape(&links).expect("a tree is at most as high as a shape is long");
-            let chain = AggregationChain {
-                aggregation_time: second,
-                index: vec![shape],
-                input_data: None,
-                input: request.input,
-                algorithm: tree.algorithm(),
-                links,
-            };
-            (request, chain)
-        })
-    }
-
-    /// The requests, to be refused.
-    pub fn into_requests(self) -> Vec<Request<T>> {
-        self.requests
-    }
-}
-
-/// Why a request was not accepted. Holds the request's ticket.
-#[derive(Debug)]
-pub enum Refused<T> {
-    /// The round has all the requests it takes; the next second's is empty.
-    RoundFull(T),
+/// Why requests were not accepted; they are all still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
     /// The clock shows a time well before the newest round: it has gone back.
-    ClockBehind(T),
+    ClockBehind,
 }
 
-impl<T> Rounds<T> {
+impl<T, S> Rounds<T, S> {
     /// Rounds after second `closed`, of at most `capacity` requests each.
     pub fn after(closed: Second, capacity: usize) -> Self {
         Self {
             waiting: BTreeMap::new(),
             closed,
-            capacity,
+            capacity: capacity.min(u32::MAX as usize),
         }
     }
 
-    /// Puts a request into the round of the second it arrived in, or into the
-    /// next one if that round has just been closed.
+    /// Puts requests into the round of the second they arrived in, or into the
+    /// next one if that round has just been closed. Those that the round has no
+    /// room for stay in `requests`.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed.
-    pub fn accept(&mut self, request: Request<T>) -> Result<Second, Refused<T>> {
-        let arrived_in = request.arrived_at.round();
+    pub fn accept(
+        &mut self,
+        by: S,
+        arrived_at: Micros,
+        requests: &mut Vec<Request<T>>,
+    ) -> Result<Second, Refused> {
+        let arrived_in = arrived_at.round();
         if self.closed.since(arrived_in) > 1 {
-            return Err(Refused::ClockBehind(request.ticket));
+            return Err(Refused::ClockBehind);
         }
         let second = arrived_in.max(self.closed.plus(1));
         let round = self.waiting.entry(second).or_default();
-        if round.len() >= self.capacity {
-            return Err(Refused::RoundFull(request.ticket));
+        let first = round.requests.len();
+        let count = requests.len().min(self.capacity - first);
+        if count > 0 {
+            round.requests.extend(requests.drain(..count));
+            round.batches.push(Batch {
+                by,
+                arrived_at,
+                numbers: first as u32..(first + count) as u32,
+            });
         }
-        round.push(request);
         Ok(second)
     }
 
     /// Closes the rounds of all seconds that have ended at `now`, oldest first.
     /// Seconds without requests are closed without a trace.
-    pub fn close(&mut self, now: Micros) -> Vec<Closed<T>> {
+    pub fn close(&mut self, now: Micros) -> Vec<Closed<T, S>> {
         self.closed = self.closed.max(now.ended());
         let open = self.waiting.split_off(&self.closed.plus(1));
-        std::mem::replace(&mut self.waiting, open)
-            .into_iter()
-            .map(|(second, requests)| Closed { second, requests })
-            .collect()
+        Self::closed(std::mem::replace(&mut self.waiting, open))
     }
 
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
-        self.waiting.values().map(Vec::len).sum()
+        self.waiting
+            .values()
+            .map(|round| round.requests.len())
+            .sum()
     }
 
     /// Gives up what waits, so that it can be answered with an error.
-    pub fn abandon(&mut self) -> Vec<Request<T>> {
-        std::mem::take(&mut self.waiting)
-            .into_values()
-            .flatten()
+    pub fn abandon(&mut self) -> Vec<Closed<T, S>> {
+        Self::closed(std::mem::take(&mut self.waiting))
+    }
+
+    fn closed(rounds: BTreeMap<Second, Open<T, S>>) -> Vec<Closed<T, S>> {
+        let close = |(second, round): (_, Open<T, S>)| Closed {
+            second,
+            requests: round.requests,
+            batches: round.batches,
+        };
+        let rounds = rounds.into_iter();
+        rounds
+            .filter(|(_, round)| !round.requests.is_empty())
+            .map(close)
             .collect()
     }
 }
 
+/// The links from request `number` of a round to its root, in `links`, whose
+/// memory is used again.
+///
+/// # Panics
+/// If the round has no such request.
+pub fn links_into(tree: &Tree, number: u32, links: &mut Vec<Link>) {
+    links.clear();
+    links.extend(tree.path(number as usize));
+}
+
 #[cfg(test)]
 mod tests {
-    use pitser_ksi::hash::hash;
+    use pitser_ksi::chain::climb;
+    use pitser_ksi::hash::{Algorithm, hash};
 
     use super::*;
 
-    fn request(number: u64, level: u8, arrived_us: u64) -> Request<u64> {
+    fn anon() -> Arc<str> {
+        "anon".into()
+    }
+
+    fn request(number: u64, level: u8) -> Request<u64> {
         Request {
-            user: "anon".into(),
             input: hash(Algorithm::Sha256, &[&number.to_be_bytes()]),
             level,
-            arrived_at: Micros(arrived_us),
             ticket: number,
         }
     }
 
-    fn tickets(rounds: Vec<Closed<u64>>) -> Vec<(u64, Vec<u64>)> {
-        let tickets = |round: Closed<u64>| round.requests.iter().map(|r| r.ticket).collect();
+    fn accept(
+        rounds: &mut Rounds<u64, Arc<str>>,
+        number: u64,
+        arrived_us: u64,
+    ) -> Result<Second, Refused> {
+        let mut requests = vec![request(number, 0)];
+        let accepted = rounds.accept(anon(), Micros(arrived_us), &mut requests);
+        assert_eq!(requests.is_empty(), accepted.is_ok());
+        accepted
+    }
+
+    fn tickets(rounds: Vec<Closed<u64, Arc<str>>>) -> Vec<(u64, Vec<u64>)> {
+        let tickets = |round: Closed<u64, _>| round.requests.iter().map(|r| r.ticket).collect();
         rounds
             .into_iter()
             .map(|round| (round.second.0, tickets(round)))
@@ -249,7 +259,7 @@ mod tests {
             (3, 10_000_001),
             (4, 12_500_000),
         ] {
-            rounds.accept(request(number, 0, arrived)).unwrap();
+            accept(&mut rounds, number, arrived).unwrap();
         }
         assert_eq!(
             tickets(rounds.close(Micros(12_400_000))),
@@ -263,79 +273,79 @@ mod tests {
     #[test]
     fn a_closed_second_takes_nothing_more() {
         let mut rounds = Rounds::after(Second(9), 10);
-        assert_eq!(rounds.accept(request(1, 0, 9_000_000)).unwrap(), Second(10));
+        assert_eq!(accept(&mut rounds, 1, 9_000_000), Ok(Second(10)));
         rounds.close(Micros(11_000_000));
-        assert_eq!(
-            rounds.accept(request(2, 0, 10_500_000)).unwrap(),
-            Second(12)
-        );
-        assert_eq!(
-            rounds.accept(request(3, 0, 11_000_001)).unwrap(),
-            Second(12)
-        );
+        assert_eq!(accept(&mut rounds, 2, 10_500_000), Ok(Second(12)));
+        assert_eq!(accept(&mut rounds, 3, 11_000_001), Ok(Second(12)));
     }
 
     #[test]
     fn a_clock_that_went_back_is_not_signed_by() {
         let mut rounds = Rounds::after(Second(9), 10);
-        assert!(matches!(
-            rounds.accept(request(1, 0, 7_000_000)),
-            Err(Refused::ClockBehind(1))
-        ));
+        assert_eq!(accept(&mut rounds, 1, 7_000_000), Err(Refused::ClockBehind));
     }
 
     #[test]
-    fn a_full_round_refuses_and_the_next_one_is_empty() {
-        let mut rounds = Rounds::after(Second(0), 2);
-        for number in 1..=2 {
-            rounds.accept(request(number, 0, 5)).unwrap();
-        }
-        assert!(matches!(
-            rounds.accept(request(3, 0, 5)),
-            Err(Refused::RoundFull(3))
-        ));
-        assert_eq!(rounds.accept(request(4, 0, 1_000_001)).unwrap(), Second(2));
+    fn a_full_round_takes_a_part_and_the_next_one_is_empty() {
+        let mut rounds = Rounds::after(Second(0), 3);
+        accept(&mut rounds, 1, 5).unwrap();
+        let mut more: Vec<_> = (2..=5).map(|number| request(number, 0)).collect();
+        rounds.accept(anon(), Micros(6), &mut more).unwrap();
+        let left =
+            |requests: &[Request<u64>]| requests.iter().map(|r| r.ticket).collect::<Vec<_>>();
+        assert_eq!(left(&more), [4, 5]);
+        rounds.accept(anon(), Micros(7), &mut more).unwrap();
+        assert_eq!(left(&more), [4, 5]);
+        assert_eq!(accept(&mut rounds, 6, 1_000_001), Ok(Second(2)));
+        let closed = rounds.close(Micros(2_000_000));
+        let batches = |round: &Closed<u64, _>| -> Vec<Range<u32>> {
+            round.batches.iter().map(|b| b.numbers.clone()).collect()
+        };
+        assert_eq!(batches(&closed[0]), [0..1, 1..3]);
+        assert_eq!(tickets(closed), [(1, vec![1, 2, 3]), (2, vec![6])]);
     }
 
     #[test]
     fn every_chain_leads_to_the_root() {
+        let mut builder = TreeBuilder::new(Algorithm::Sha256);
         for count in [1, 2, 3, 7, 64, 100] {
             let mut rounds = Rounds::after(Second(0), 1000);
-            for number in 0..count {
+            for first in (0..count).step_by(3) {
+                let numbers = first..count.min(first + 3);
+                let mut requests = numbers
+                    .map(|number| request(number, (number % 6) as u8))
+                    .collect();
                 rounds
-                    .accept(request(number, (number % 6) as u8, number + 1))
+                    .accept(anon(), Micros(first + 1), &mut requests)
                     .unwrap();
             }
-            let closed = rounds.close(Micros(1_000_000)).remove(0);
-            let sealed = closed.seal("m").unwrap();
-            let root = sealed.root();
-            let parts = sealed.split(30);
-            let mut answers = parts.into_iter().flat_map(Sealed::into_answers);
-            for number in 0..count {
-                let (request, chain) = answers.next().unwrap();
-                assert_eq!(request.ticket, number);
-                assert_eq!(chain.input, request.input);
+            let round = rounds.close(Micros(1_000_000)).remove(0);
+            let tree = round.tree(builder, "m").unwrap();
+            let mut links = Vec::new();
+            for (number, request) in (0..).zip(&round.requests) {
+                links_into(&tree, number, &mut links);
+                let top = climb(Algorithm::Sha256, request.input, request.level, &links);
+                assert_eq!(top, Ok((tree.root(), tree.level())), "{number} of {count}");
+                let metadata = Metadata::decode(links[0].sibling.as_bytes()).unwrap();
+                assert_eq!(metadata.client_id, "anon");
+                assert_eq!(metadata.sequence, Some(number.into()));
                 assert_eq!(
-                    chain.output(request.level).unwrap().0,
-                    root,
-                    "{number} of {count}"
+                    metadata.request_time_us,
+                    Some(u64::from(number / 3 * 3 + 1))
                 );
-                assert_eq!(chain.index, [shape(&chain.links).unwrap()]);
-                assert_eq!(chain.links[0].sibling.client_id().as_deref(), Some("anon"));
             }
-            assert!(answers.next().is_none());
+            builder = tree.recycle();
         }
     }
 
     #[test]
-    fn a_tree_that_would_be_too_high_gives_the_round_back() {
+    fn a_tree_that_would_be_too_high_is_not_built() {
         let mut rounds = Rounds::after(Second(0), 10);
-        rounds.accept(request(1, 255, 5)).unwrap();
-        let (round, TreeFull) = rounds
-            .close(Micros(1_000_000))
-            .remove(0)
-            .seal("m")
-            .unwrap_err();
+        let mut requests = vec![request(1, 255)];
+        rounds.accept(anon(), Micros(5), &mut requests).unwrap();
+        let round = rounds.close(Micros(1_000_000)).remove(0);
+        let tree = TreeBuilder::new(Algorithm::Sha256);
+        assert_eq!(round.tree(tree, "m").unwrap_err(), TreeFull);
         assert_eq!(round.requests.len(), 1);
     }
 }

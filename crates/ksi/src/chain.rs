@@ -121,7 +121,8 @@ impl Link {
         }
     }
 
-    fn write(&self, writer: &mut Writer) {
+    /// Appends the link.
+    pub fn write(&self, writer: &mut Writer) {
         writer.nested(self.side.tag(), |w| {
             if self.correction > 0 {
                 w.integer(0x01, self.correction.into());
@@ -219,7 +220,17 @@ impl Metadata {
     /// Texts are cut to 4096 bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut fields = Writer::new();
+        let mut value = Vec::new();
+        self.encode_onto(&mut value);
+        value
+    }
+
+    /// As [`Metadata::encode`], appended to `out`: nothing is allocated where
+    /// there is room.
+    pub fn encode_onto(&self, out: &mut Vec<u8>) {
+        let from = out.len();
+        let mut fields = Writer::behind(std::mem::take(out));
+        fields.raw(&LONG_PADDING);
         fields.string_flagged(CLIENT_ID, Flags::BOTH, cut(&self.client_id));
         if let Some(machine_id) = &self.machine_id {
             fields.string_flagged(MACHINE_ID, Flags::BOTH, cut(machine_id));
@@ -230,11 +241,11 @@ impl Metadata {
         if let Some(request_time_us) = self.request_time_us {
             fields.integer_flagged(REQUEST_TIME, Flags::BOTH, request_time_us);
         }
-        let fields = fields.finish().expect("texts were cut, integers are short");
-        let padding: &[u8] = if fields.len() % 2 == 1 { &[1] } else { &[1, 1] };
-        let mut padded = Writer::new();
-        padded.flagged(PADDING, Flags::BOTH, padding).raw(&fields);
-        padded.finish().expect("the padding is short")
+        *out = fields.finish().expect("texts were cut, integers are short");
+        if (out.len() - from) % 2 == 1 {
+            out.remove(from);
+            out[from..][..SHORT_PADDING.len()].copy_from_slice(&SHORT_PADDING);
+        }
     }
 
     /// Reads the value of a metadata element.
@@ -627,6 +638,10 @@ const MACHINE_ID: Tag = 0x02;
 const SEQUENCE: Tag = 0x03;
 const REQUEST_TIME: Tag = 0x04;
 const PADDING: Tag = 0x1e;
+/// The padding element, with both flags, that makes an odd length even.
+const SHORT_PADDING: [u8; 3] = [0x7e, 1, 1];
+/// The same where the length is even already.
+const LONG_PADDING: [u8; 4] = [0x7e, 2, 1, 1];
 const CALENDAR_LEVEL: u8 = 0xff;
 
 #[cfg(test)]

@@ -399,6 +399,15 @@ impl Writer {
         Self::default()
     }
 
+    /// Goes on behind `out`, in its memory.
+    #[must_use]
+    pub fn behind(out: Vec<u8>) -> Self {
+        Self {
+            out,
+            overflow: None,
+        }
+    }
+
     /// An element without flags.
     pub fn element(&mut self, tag: Tag, value: &[u8]) -> &mut Self {
         self.flagged(tag, Flags::NONE, value)
@@ -516,6 +525,16 @@ impl Writer {
             Some(overflow) => Err(overflow),
             None => Ok(self.out),
         }
+    }
+
+    /// As [`Writer::finish`], into `out`, also where the outcome is an error:
+    /// for a buffer that is used again.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub fn hand_back(self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        *out = self.out;
+        self.overflow.map_or(Ok(()), Err)
     }
 
     fn overflowed(&mut self, overflow: EncodeError) -> &mut Self {

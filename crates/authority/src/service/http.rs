@@ -23,9 +23,11 @@ use axum::serve::Listener;
 use pitser_ksi::tlv;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::answer::Outlet;
+use super::desk::Desk;
 use super::{Service, stopping};
 
 /// Serves connections until `stop` turns true, then until all are answered.
@@ -57,29 +59,34 @@ async fn answer_pdu(State(service): State<Arc<Service>>, body: Body) -> Response
     if body.size_hint().lower() > tlv::MAX as u64 {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     }
-    let (answers, mut queue) = mpsc::channel(1);
-    let Ok(slot) = answers.reserve_owned().await else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    let status = match tokio::time::timeout(service.limits.idle, to_bytes(body, tlv::MAX)).await {
-        Ok(Ok(frame)) => {
-            service.handle(&frame, slot);
-            StatusCode::OK
+    let (outlet, mut replies) = Outlet::new(1);
+    // Gone with this block: when the answer was taken there can be no other.
+    let status = {
+        let mut desk = Desk::new(&service, outlet);
+        let idle = service.limits.idle;
+        match tokio::time::timeout(idle, to_bytes(body, tlv::MAX)).await {
+            Ok(Ok(frame)) => {
+                let arrived_at = service.now();
+                desk.take(&frame, arrived_at);
+                desk.flush(arrived_at);
+                StatusCode::OK
+            }
+            Ok(Err(_)) => {
+                desk.refuse_garbage();
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
+            Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
         }
-        Ok(Err(_)) => {
-            service.refuse_garbage(slot);
-            StatusCode::PAYLOAD_TOO_LARGE
-        }
-        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
     };
-    match queue.recv().await {
-        Some(answer) => (
+    let mut answer = Vec::new();
+    match replies.fill(&mut answer, 1).await {
+        Ok(1..) if !answer.is_empty() => (
             status,
             [(header::CONTENT_TYPE, "application/ksi-response")],
             answer,
         )
             .into_response(),
-        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

@@ -7,38 +7,38 @@
 //! | configuration, receipt | at once, or beside the signature asked for with it |
 //! | anything wrong         | at once, with a status code (spec service §5)      |
 
+mod answer;
+mod desk;
 pub(crate) mod http;
 pub(crate) mod tcp;
-mod ticket;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pitser_ksi::hash::Algorithm;
+use pitser_ksi::hash::{Algorithm, HmacKey};
 use pitser_ksi::pdu::{
-    AggregationAck, AggregationRequest, AggregationRequestPayload, AggregationResponsePayload,
-    AggregatorConfig, ErrorPayload, ExtendQuery, ExtendRequest, ExtendRequestPayload,
-    ExtendResponsePayload, ExtendResult, ExtenderConfig, Payload, Received, SignRequest, Status,
-    Version,
+    AggregationAck, AggregatorConfig, ErrorPayload, ExtendQuery, ExtendRequestPayload,
+    ExtendResponsePayload, ExtendResult, ExtenderConfig, Status,
 };
 use pitser_ksi::time::Second;
-use pitser_ksi::tlv::Header as TlvHeader;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
+
+pub(crate) use answer::{Answered, Caller, Tail, Ticket, Trees};
 
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::clock::{Clock, Micros};
 use crate::config::{Config, Limits, MAX_LEVEL, Secret, User};
 use crate::publications::Publications;
 use crate::round::{Closed, Refused, Request, Rounds};
-use ticket::ReplyTo;
-pub(crate) use ticket::Ticket;
 
-/// The place kept for one answer. Dropping it unanswered frees it.
-pub(crate) type Slot = mpsc::OwnedPermit<Vec<u8>>;
+/// A round of the service's requests.
+pub(crate) type ClosedRound = Closed<Ticket, Caller>;
 
 pub(crate) struct Service {
     pub(crate) limits: Limits,
     users: HashMap<String, Arc<Member>>,
+    /// Stands in for users that do not exist.
+    stranger: Arc<Member>,
     clock: Arc<dyn Clock>,
     calendar: CalendarReader,
     publications: Arc<Publications>,
@@ -48,14 +48,26 @@ pub(crate) struct Service {
 
 /// A user who may ask.
 pub(crate) struct Member {
-    /// Shared with every request of a round.
+    /// Shared with every batch of a round.
     login: Arc<str>,
     key: Secret,
+    mac_key: HmacKey,
     max_level: u8,
 }
 
+impl Member {
+    fn new(user: &User) -> Arc<Self> {
+        Arc::new(Self {
+            login: user.login.as_str().into(),
+            key: user.key.clone(),
+            mac_key: HmacKey::new(user.key.expose()),
+            max_level: user.max_level,
+        })
+    }
+}
+
 enum Intake {
-    Open(Rounds<Ticket>),
+    Open(Rounds<Ticket, Caller>),
     /// Nothing is signed any more, for this reason.
     Closed(String),
 }
@@ -64,13 +76,14 @@ impl Service {
     pub(crate) fn new(
         config: &Config,
         clock: Arc<dyn Clock>,
-        rounds: Rounds<Ticket>,
+        rounds: Rounds<Ticket, Caller>,
         calendar: CalendarReader,
         publications: Arc<Publications>,
     ) -> Result<Self, UserError> {
         Ok(Self {
             limits: config.limits.clone(),
             users: check_users(&config.users)?,
+            stranger: Member::new(&User::new("", [])),
             clock,
             calendar,
             publications,
@@ -78,109 +91,44 @@ impl Service {
         })
     }
 
-    /// Answers one message, now or when its round closes.
-    pub(crate) fn handle(&self, frame: &[u8], slot: Slot) {
-        match TlvHeader::read(frame).map(|header| header.tag) {
-            Some(0x0220 | 0x0200) => self.aggregate(frame, slot),
-            Some(0x0320 | 0x0300) => self.extend(frame, slot),
-            _ => self.refuse_garbage(slot),
-        }
+    /// The time by which what has been read had arrived.
+    pub(crate) fn now(&self) -> Micros {
+        self.clock.now()
     }
 
-    /// Answers bytes that are no message.
-    pub(crate) fn refuse_garbage(&self, slot: Slot) {
-        ticket::refuse_garbage(slot);
-    }
-
-    fn aggregate(&self, frame: &[u8], slot: Slot) {
-        let arrived_at = self.clock.now();
-        let received = AggregationRequest::decode(frame);
-        let error = AggregationResponsePayload::Error;
-        let Some((payloads, reply_to)) = self.authenticate(received, slot, error) else {
-            return;
-        };
-        let (mut sign, mut beside) = (Vec::new(), Vec::new());
-        for payload in payloads {
-            match payload {
-                AggregationRequestPayload::Sign(request) => sign.push(request),
-                AggregationRequestPayload::Config => {
-                    let config = self.aggregator_config(&reply_to.user);
-                    beside.push(AggregationResponsePayload::Config(config));
-                }
-                AggregationRequestPayload::Ack { request_time_us } => {
-                    let ack = self.acknowledge(request_time_us, arrived_at);
-                    beside.push(AggregationResponsePayload::Ack(ack));
-                }
-            }
-        }
-        match sign.as_slice() {
-            [] => reply_to.send(beside),
-            [request] => self.sign(request, beside, arrived_at, reply_to),
-            _ => {
-                let reason = "one message may ask for one signature";
-                reply_to.send(vec![error(invalid(reason))]);
-            }
-        }
-    }
-
-    fn sign(
+    /// Puts requests into the round of their arrival. Those that are not taken
+    /// stay in `requests`.
+    fn accept(
         &self,
-        request: &SignRequest,
-        beside: Vec<AggregationResponsePayload>,
+        caller: Caller,
         arrived_at: Micros,
-        reply_to: ReplyTo,
-    ) {
-        let user = Arc::clone(&reply_to.user);
-        let ticket = Ticket {
-            reply_to,
-            request_id: request.request_id,
-            beside,
-        };
-        let algorithm = request.input.algorithm();
-        if !algorithm.is_trusted() {
-            let reason = format!("{algorithm} is no longer secure enough to be signed");
-            return ticket.refuse(Status::PAYLOAD_INVALID, &reason);
-        }
-        if request.level > user.max_level {
-            let reason = format!("level {} is above {}", request.level, user.max_level);
-            return ticket.refuse(Status::REQUEST_TOO_LARGE, &reason);
-        }
-        let request = Request {
-            user: Arc::clone(&user.login),
-            input: request.input,
-            level: request.level,
-            arrived_at,
-            ticket,
-        };
-        let (ticket, status, reason) = match &mut *self.intake() {
-            Intake::Open(rounds) => match rounds.accept(request) {
-                Ok(_) => return,
-                Err(Refused::RoundFull(ticket)) => (
-                    ticket,
-                    Status::TOO_MANY_REQUESTS,
-                    "this round is full".to_owned(),
-                ),
-                Err(Refused::ClockBehind(ticket)) => (
-                    ticket,
-                    Status::INTERNAL_ERROR,
-                    "CLK-01: the clock is behind".to_owned(),
-                ),
+        requests: &mut Vec<Request<Ticket>>,
+    ) -> Result<(), (Status, String)> {
+        let refused = |status, reason: &str| Err((status, reason.to_owned()));
+        match &mut *self.intake() {
+            Intake::Open(rounds) => match rounds.accept(caller, arrived_at, requests) {
+                Ok(_) if requests.is_empty() => Ok(()),
+                Ok(_) => refused(Status::TOO_MANY_REQUESTS, "this round is full"),
+                Err(Refused::ClockBehind) => {
+                    refused(Status::INTERNAL_ERROR, "CLK-01: the clock is behind")
+                }
             },
-            Intake::Closed(reason) => (request.ticket, Status::INTERNAL_ERROR, reason.clone()),
-        };
-        ticket.refuse(status, &reason);
+            Intake::Closed(reason) => refused(Status::INTERNAL_ERROR, reason),
+        }
     }
 
-    fn extend(&self, frame: &[u8], slot: Slot) {
-        let received = ExtendRequest::decode(frame);
-        let error = ExtendResponsePayload::Error;
-        let Some((payloads, reply_to)) = self.authenticate(received, slot, error) else {
-            return;
-        };
+    /// What answers a message to the extender; it may wait for the disk.
+    fn extension(
+        &self,
+        payloads: Vec<ExtendRequestPayload>,
+    ) -> impl FnOnce() -> Vec<ExtendResponsePayload> + Send + 'static {
         let (calendar, now) = (self.calendar.clone(), self.clock.now().ended());
         let max_requests = self.limits.requests_per_round as u64;
-        // The calendar may have to be read from a slow disk.
-        tokio::task::spawn_blocking(move || {
+        move || {
+            if payloads.len() > MAX_EXTENSIONS {
+                let reason = "too many requests in one message";
+                return vec![ExtendResponsePayload::Error(invalid(reason))];
+            }
             let answer = |payload| match payload {
                 ExtendRequestPayload::Extend(query) => {
                     ExtendResponsePayload::Result(look_up(&calendar, &query, now))
@@ -192,56 +140,7 @@ impl Service {
                     calendar_last: calendar.head(),
                 }),
             };
-            if payloads.len() > MAX_EXTENSIONS {
-                reply_to.send(vec![error(invalid("too many requests in one message"))]);
-            } else {
-                reply_to.send(payloads.into_iter().map(answer).collect());
-            }
-        });
-    }
-
-    /// Finds out who sent a message and whether it is genuine. If it is not, it
-    /// has been answered.
-    fn authenticate<P, R: Payload>(
-        &self,
-        received: Result<Received<P>, pitser_ksi::DecodeError>,
-        slot: Slot,
-        error: impl FnOnce(ErrorPayload) -> R,
-    ) -> Option<(Vec<P>, ReplyTo)> {
-        let stranger = |slot, status, reason: &str| {
-            ticket::refuse_stranger(slot, status, reason, error);
-            None
-        };
-        let received = match received {
-            Ok(received) => received,
-            Err(e) => return stranger(slot, Status::REQUEST_INVALID, &e.to_string()),
-        };
-        if received.version != Version::V2 {
-            let reason = "version 1 of the protocol is not spoken here; use version 2";
-            return stranger(slot, Status::REQUEST_INVALID, reason);
-        }
-        // Somebody unknown costs as much time as a wrong key, and hears the same.
-        let user = self.users.get(received.login_id()).map(Arc::clone);
-        let key = user.as_ref().map_or(&[][..], |user| user.key.expose());
-        let genuine = received.verify_mac(key);
-        let algorithm = received
-            .mac_algorithm()
-            .filter(|algorithm| algorithm.is_trusted());
-        match (user, received.pdu.header, algorithm) {
-            (Some(user), Some(header), Some(algorithm)) if genuine => Some((
-                received.pdu.payloads,
-                ReplyTo {
-                    user,
-                    header,
-                    algorithm,
-                    slot,
-                },
-            )),
-            _ => stranger(
-                slot,
-                Status::AUTHENTICATION_FAILED,
-                "unknown user or wrong key",
-            ),
+            payloads.into_iter().map(answer).collect()
         }
     }
 
@@ -267,7 +166,7 @@ impl Service {
     }
 
     /// Takes the rounds that have ended at `now`.
-    pub(crate) fn close_rounds(&self, now: Micros) -> Vec<Closed<Ticket>> {
+    pub(crate) fn close_rounds(&self, now: Micros) -> Vec<ClosedRound> {
         match &mut *self.intake() {
             Intake::Open(rounds) => rounds.close(now),
             Intake::Closed(_) => Vec::new(),
@@ -283,7 +182,7 @@ impl Service {
     }
 
     /// Signs nothing more; hands back what waits, to be refused.
-    pub(crate) fn close(&self, reason: String) -> Vec<Request<Ticket>> {
+    pub(crate) fn close(&self, reason: String) -> Vec<ClosedRound> {
         match std::mem::replace(&mut *self.intake(), Intake::Closed(reason)) {
             Intake::Open(mut rounds) => rounds.abandon(),
             Intake::Closed(_) => Vec::new(),
@@ -356,12 +255,7 @@ fn check_users(users: &[User]) -> Result<HashMap<String, Arc<Member>>, UserError
                 max_level: user.max_level,
             });
         }
-        let member = Member {
-            login: login.as_str().into(),
-            key: user.key.clone(),
-            max_level: user.max_level,
-        };
-        if known.insert(login.clone(), Arc::new(member)).is_some() {
+        if known.insert(login.clone(), Member::new(user)).is_some() {
             return Err(UserError::Twice { login });
         }
     }

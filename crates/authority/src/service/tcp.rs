@@ -1,21 +1,25 @@
 //! PDUs over TCP, one after the other, aggregator and extender on one port.
 //!
-//! A connection is two tasks. The reader takes a place in the answer queue
-//! before it reads a request, so a peer that does not take its answers stops
-//! being read. The writer sends answers as they come, in any order.
+//! A connection is two tasks. The reader takes all messages that it has read
+//! together, as long as there are places for requests without an answer: a peer
+//! that does not take its answers stops being read. The writer encodes answers as
+//! the socket takes them, in any order, and frees their places.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pitser_ksi::error::DecodeError;
 use pitser_ksi::pdu;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::answer::{Outlet, Replies, TooLate};
+use super::desk::Desk;
 use super::{Service, stopping};
 
 /// Serves connections until `stop` turns true, then until all are answered.
@@ -73,10 +77,17 @@ async fn connection(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
-    let (answers, queue) = mpsc::channel(service.limits.pipeline);
-    let mut writer = tokio::spawn(write_answers(write, queue));
+    let (outlet, replies) = Outlet::new(ENCODED_ANSWERS);
+    let places = Arc::new(Semaphore::new(service.limits.pipeline));
+    let mut writer = tokio::spawn(write_answers(write, replies, Arc::clone(&places)));
+    let requests = Requests {
+        read,
+        buffer: Vec::new(),
+        places: &places,
+        service,
+    };
     let read = tokio::select! {
-        read = read_requests(read, answers, service) => read,
+        read = requests.serve(Desk::new(service, outlet)) => read,
         () = stopping(&mut stop) => Ok(()),
         written = &mut writer => return written?,
     };
@@ -85,66 +96,119 @@ async fn connection(
     read
 }
 
-async fn read_requests(
+/// One connection's requests.
+struct Requests<'s> {
     read: OwnedReadHalf,
-    answers: mpsc::Sender<Vec<u8>>,
-    service: &Service,
-) -> io::Result<()> {
-    let mut read = BufReader::new(read);
-    loop {
-        let Ok(slot) = answers.clone().reserve_owned().await else {
-            return Ok(());
-        };
-        match timeout(service.limits.idle, read_frame(&mut read)).await {
-            Err(_) | Ok(Ok(Frame::End)) => return Ok(()),
-            Ok(Ok(Frame::Whole(frame))) => service.handle(&frame, slot),
-            Ok(Ok(Frame::Garbage)) => {
-                service.refuse_garbage(slot);
-                return Ok(());
+    /// What was read and is not taken yet.
+    buffer: Vec<u8>,
+    /// For requests that are not answered yet.
+    places: &'s Semaphore,
+    service: &'s Service,
+}
+
+impl Requests<'_> {
+    /// Until the peer ends, falls silent, or sends what is no message: then where
+    /// the next one begins cannot be known.
+    async fn serve(mut self, mut desk: Desk<'_>) -> io::Result<()> {
+        let idle = self.service.limits.idle;
+        // A message must be whole in time, however slowly it comes.
+        let mut due = Instant::now() + idle;
+        loop {
+            match whole_message(&self.buffer) {
+                Ok(Some(_)) => {
+                    self.wait_for_places(&desk).await;
+                    self.take_messages(&mut desk);
+                    due = Instant::now() + idle;
+                }
+                Ok(None) => match timeout_at(due, self.read_more()).await {
+                    Err(_) | Ok(Ok(0)) => return Ok(()),
+                    Ok(read) => _ = read?,
+                },
+                Err(_) => {
+                    self.wait_for_places(&desk).await;
+                    desk.refuse_garbage();
+                    return Ok(());
+                }
             }
-            Ok(Err(e)) => return Err(e),
+        }
+    }
+
+    async fn wait_for_places(&self, desk: &Desk<'_>) {
+        let _ = self.places.acquire().await;
+        desk.wait_for_place().await;
+    }
+
+    /// Takes whole messages as long as they can be answered. There must be places.
+    fn take_messages(&mut self, desk: &mut Desk<'_>) {
+        let arrived_at = self.service.now();
+        let (mut at, mut taken) = (0, 0);
+        let free = self.places.available_permits();
+        while taken < free && desk.has_place() {
+            let Ok(Some(length)) = whole_message(&self.buffer[at..]) else {
+                break;
+            };
+            desk.take(&self.buffer[at..][..length], arrived_at);
+            at += length;
+            taken += 1;
+        }
+        desk.flush(arrived_at);
+        self.places.forget_permits(taken);
+        self.buffer.drain(..at);
+    }
+
+    /// Waits for more bytes; returns how many came, 0 at the end.
+    async fn read_more(&mut self) -> io::Result<usize> {
+        loop {
+            if timeout(SILENT, self.read.readable()).await.is_err() {
+                if self.buffer.is_empty() {
+                    self.buffer = Vec::new();
+                }
+                self.read.readable().await?;
+            }
+            self.buffer.reserve(READ);
+            match self.read.try_read_buf(&mut self.buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
         }
     }
 }
 
-enum Frame {
-    Whole(Vec<u8>),
-    /// Not the beginning of a PDU: where the next one begins cannot be known.
-    Garbage,
-    End,
-}
-
-/// Reads one PDU, framed by its own header: four bytes, then at most 65,535.
-async fn read_frame(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Frame> {
-    let mut frame = vec![0; HEADER];
-    if read.read(&mut frame[..1]).await? == 0 {
-        return Ok(Frame::End);
-    }
-    read.read_exact(&mut frame[1..]).await?;
-    let Ok(Some(length)) = pdu::frame_len(&frame) else {
-        return Ok(Frame::Garbage);
-    };
-    frame.resize(length, 0);
-    read.read_exact(&mut frame[HEADER..]).await?;
-    Ok(Frame::Whole(frame))
+/// The length of the message that `bytes` begin with, if all of it is there.
+fn whole_message(bytes: &[u8]) -> Result<Option<usize>, DecodeError> {
+    Ok(pdu::frame_len(bytes)?.filter(|length| *length <= bytes.len()))
 }
 
 async fn write_answers(
-    write: OwnedWriteHalf,
-    mut queue: mpsc::Receiver<Vec<u8>>,
+    mut write: OwnedWriteHalf,
+    mut replies: Replies,
+    places: Arc<Semaphore>,
 ) -> io::Result<()> {
-    let mut write = BufWriter::new(write);
-    while let Some(answer) = queue.recv().await {
-        timeout(WRITE, write.write_all(&answer)).await??;
-        if queue.is_empty() {
-            timeout(WRITE, write.flush()).await??;
+    loop {
+        // Many connections wait most of the second: meanwhile they have no buffer.
+        let mut chunk = Vec::new();
+        while chunk.is_empty() || replies.has_more() {
+            chunk.clear();
+            let answers = replies.fill(&mut chunk, CHUNK).await;
+            let answers = answers.map_err(|TooLate| io::Error::from(io::ErrorKind::TimedOut))?;
+            if answers == 0 {
+                return timeout(WRITE, write.shutdown()).await?;
+            }
+            timeout(WRITE, write.write_all(&chunk)).await??;
+            places.add_permits(answers);
         }
     }
-    timeout(WRITE, write.shutdown()).await?
 }
 
-/// Outer PDUs have tags above 1F, so their header is always the long one.
-const HEADER: usize = 4;
-/// A peer that takes nothing for this long is cut off.
-const WRITE: Duration = Duration::from_secs(30);
+/// Bytes that are read at a time, if they are there.
+const READ: usize = 64 << 10;
+/// Bytes that are encoded at a time; the socket takes them before there are more.
+const CHUNK: usize = 64 << 10;
+/// Answers of one connection that may wait encoded: refusals and extensions.
+/// Signatures are encoded as they are taken.
+const ENCODED_ANSWERS: usize = 1024;
+/// A peer that does not take a chunk within this long is cut off.
+const WRITE: Duration = Duration::from_secs(10);
+/// After this long without a request a connection gives its buffer back.
+const SILENT: Duration = Duration::from_secs(1);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

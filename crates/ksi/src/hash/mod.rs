@@ -18,7 +18,7 @@ use crate::{error::DecodeErrorKind, time::Second};
 use core::{fmt, str::FromStr};
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use hmac::{
-    Mac, SimpleHmac,
+    Hmac, Mac, SimpleHmac,
     digest::{DynDigest, core_api::BlockSizeUser},
 };
 use ripemd::Ripemd160;
@@ -430,6 +430,51 @@ fn mac<D: Digest + BlockSizeUser>(algorithm: Algorithm, key: &[u8], parts: &[&[u
         mac.update(part);
     }
     Imprint::from_digest(algorithm, &mac.finalize().into_bytes())
+}
+
+/// A key for many codes: what HMAC by SHA-256 hashes of the key is hashed once.
+///
+/// ```
+/// use pitser_ksi::hash::{Algorithm, HmacKey, hmac};
+/// let key = HmacKey::new(b"secret");
+/// let code = key.mac(Algorithm::Sha256, &[b"mess", b"age"]);
+/// assert_eq!(code, hmac(Algorithm::Sha256, b"secret", &[b"message"]));
+/// ```
+#[derive(Clone)]
+pub struct HmacKey {
+    key: Box<[u8]>,
+    sha256: Hmac<Sha256>,
+}
+
+impl HmacKey {
+    /// Prepares `key`, of any length.
+    #[must_use]
+    pub fn new(key: &[u8]) -> Self {
+        Self {
+            key: key.into(),
+            sha256: <Hmac<Sha256> as Mac>::new_from_slice(key)
+                .expect("HMAC takes keys of any length"),
+        }
+    }
+
+    /// The code of the concatenation of `parts`, as [`hmac`] makes it.
+    #[must_use]
+    pub fn mac(&self, algorithm: Algorithm, parts: &[&[u8]]) -> Imprint {
+        if algorithm != Algorithm::Sha256 {
+            return hmac(algorithm, &self.key, parts);
+        }
+        let mut mac = self.sha256.clone();
+        for part in parts {
+            mac.update(part);
+        }
+        Imprint::from_digest(algorithm, &mac.finalize().into_bytes())
+    }
+}
+
+impl fmt::Debug for HmacKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HmacKey(..)")
+    }
 }
 
 /// Hashes data that arrives piece by piece.

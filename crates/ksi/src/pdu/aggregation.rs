@@ -89,7 +89,7 @@ pub struct SignRequest {
 }
 
 impl SignRequest {
-    fn decode(element: &Element<'_>) -> Result<SignRequest, DecodeError> {
+    pub(super) fn decode(element: &Element<'_>) -> Result<SignRequest, DecodeError> {
         let (mut request_id, mut input, mut level) = (None, None, None);
         for child in element.children() {
             let child = child?;

@@ -20,6 +20,7 @@
 mod aggregation;
 mod extension;
 mod status;
+mod usual;
 
 pub use aggregation::{
     AggregationAck, AggregationRequestPayload, AggregationResponsePayload, AggregatorConfig,
@@ -29,6 +30,7 @@ pub use extension::{
     ExtendQuery, ExtendRequestPayload, ExtendResponsePayload, ExtendResult, ExtenderConfig,
 };
 pub use status::Status;
+pub use usual::{SignatureAnswer, UsualRequest};
 
 use crate::{
     chain::push,
