@@ -14,11 +14,14 @@ use tokio::task::JoinHandle;
 
 use crate::calendar::{Calendar, CalendarError, CalendarReader};
 use crate::clock::Clock;
+#[cfg(feature = "cluster")]
+use crate::cluster::{Cluster, ClusterError, Start, Turns};
 use crate::config::Config;
 use crate::engine::{Engine, Press, Stopped, next_multiple};
 use crate::identity::{Identity, IdentityError};
+use crate::ledger::Tenure;
 use crate::pace::{ClockFault, Pace};
-use crate::publications::{Publications, PublicationsError, Published};
+use crate::publications::{Publications, PublicationsError, Published, Publisher};
 use crate::round::Rounds;
 use crate::service::{Service, UserError, http, tcp};
 
@@ -62,14 +65,19 @@ impl Authority {
         let newest = calendar
             .head()
             .unwrap_or(Second(calendar.genesis().0.saturating_sub(1)));
-        let pace = Pace::start(now, newest, config.max_clock_jump, config.max_outage_s)?;
+        let is_alone = !config.is_clustered();
+        // A node looks at its clock whenever it begins to lead.
+        let since = if is_alone { newest } else { now.ended() };
+        let pace = Pace::start(now, since, config.max_clock_jump, config.max_outage_s)?;
         let identity = Arc::new(Identity::open(&config.dir)?);
         identity.check_valid(now.ended())?;
-        let publications = Arc::new(Publications::open(
-            &config.dir,
-            calendar.reader(),
-            Arc::clone(&identity),
-        )?);
+        let load = match is_alone {
+            true => Publications::open,
+            false => Publications::load,
+        };
+        let reader = calendar.reader();
+        let calendar = Arc::new(Mutex::new(calendar));
+        let publications = Arc::new(load(&config.dir, reader.clone(), Arc::clone(&identity))?);
         let tcp_listener = bind("TCP", config.tcp).await?;
         let http_listener = match config.http {
             Some(address) => Some(bind("HTTP", address).await?),
@@ -88,31 +96,54 @@ impl Authority {
             &config,
             Arc::clone(&clock),
             rounds,
-            calendar.reader(),
+            reader.clone(),
             Arc::clone(&publications),
         )?);
+        #[cfg(feature = "cluster")]
+        let cluster = match &config.cluster {
+            Some(cluster) => Some(Arc::new(Cluster::join(Start {
+                config: cluster.clone(),
+                calendar: Arc::clone(&calendar),
+                identity: Arc::clone(&identity),
+                publications: Arc::clone(&publications),
+                clock: Arc::clone(&clock),
+                max_clock_jump: config.max_clock_jump,
+            })?)),
+            None => None,
+        };
+        let publisher = Publisher {
+            publications: Arc::clone(&publications),
+            #[cfg(feature = "cluster")]
+            cluster: cluster.clone(),
+        };
         let (stop, stopping) = watch::channel(false);
         let (reports, rounds) = watch::channel(RoundReport {
             second: closed,
             requests: 0,
         });
-        let reader = calendar.reader();
         let engine = Engine {
             service: Arc::clone(&service),
             clock: Arc::clone(&clock),
             pace,
             press: Press {
-                calendar: Arc::new(Mutex::new(calendar)),
+                ledger: calendar,
                 identity: Arc::clone(&identity),
                 machine_id: config.machine_id.into(),
                 trees: Arc::default(),
             },
             closed,
-            publications: Arc::clone(&publications),
+            tenure: Tenure::unlimited(),
+            publisher: publisher.clone(),
             publish_every_s: config.publish_every_s,
             publish_at: next_multiple(closed, config.publish_every_s.max(1)),
             reports,
             stop: stopping.clone(),
+            #[cfg(feature = "cluster")]
+            turns: cluster.map(|cluster| Turns {
+                cluster,
+                max_clock_jump: config.max_clock_jump,
+                max_outage_s: config.max_outage_s,
+            }),
         };
         let (stopped, on_stop) = watch::channel(None);
         let engine = tokio::spawn(async move {
@@ -141,7 +172,7 @@ impl Authority {
             service,
             calendar: reader,
             identity,
-            publications,
+            publisher,
             rounds,
             on_stop,
             stop,
@@ -169,7 +200,7 @@ pub struct AuthorityHandle {
     service: Arc<Service>,
     calendar: CalendarReader,
     identity: Arc<Identity>,
-    publications: Arc<Publications>,
+    publisher: Publisher,
     rounds: watch::Receiver<RoundReport>,
     on_stop: watch::Receiver<Option<Outcome>>,
     stop: watch::Sender<bool>,
@@ -225,16 +256,12 @@ impl AuthorityHandle {
     /// # Errors
     /// [`PublicationsError`]; the file is as it was.
     pub async fn publish(&self) -> Result<Published, PublicationsError> {
-        let publications = Arc::clone(&self.publications);
-        let now = self.clock.now().ended();
-        tokio::task::spawn_blocking(move || publications.publish(now))
-            .await
-            .map_err(|_| PublicationsError::Interrupted)?
+        self.publisher.publish(self.clock.now().ended()).await
     }
 
     /// The bytes of the newest publications file.
     pub fn publications_file(&self) -> Arc<[u8]> {
-        self.publications.file()
+        self.publisher.publications.file()
     }
 
     /// The certificate that verifies calendar roots and publications files, as PEM.
@@ -296,6 +323,10 @@ pub enum AuthorityError {
     /// The clock contradicts the calendar.
     #[error(transparent)]
     Clock(#[from] ClockFault),
+    /// The cluster's configuration cannot be right.
+    #[cfg(feature = "cluster")]
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The list of users cannot be right.
     #[error(transparent)]
     Users(#[from] UserError),

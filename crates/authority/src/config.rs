@@ -28,6 +28,9 @@ pub struct Config {
     pub machine_id: String,
     /// Bounds on what strangers may use.
     pub limits: Limits,
+    /// The cluster that this node is part of; `None`: it is alone.
+    #[cfg(feature = "cluster")]
+    pub cluster: Option<crate::cluster::ClusterConfig>,
 }
 
 impl Config {
@@ -44,7 +47,17 @@ impl Config {
             max_outage_s: 90 * 86_400,
             machine_id: "pitser".to_owned(),
             limits: Limits::default(),
+            #[cfg(feature = "cluster")]
+            cluster: None,
         }
+    }
+
+    /// Whether this authority is a node of a cluster.
+    pub(crate) fn is_clustered(&self) -> bool {
+        #[cfg(feature = "cluster")]
+        return self.cluster.is_some();
+        #[cfg(not(feature = "cluster"))]
+        return false;
     }
 
     /// Lets one more user in.

@@ -1,7 +1,7 @@
 //! The round loop: wakes at each second's boundary, closes what has ended, makes
 //! it durable, then answers. Nothing is answered that is not in the calendar.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use pitser_ksi::error::EncodeError;
 use pitser_ksi::hash::Imprint;
@@ -14,11 +14,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::authority::RoundReport;
-use crate::calendar::{Calendar, CalendarError, zero_leaf};
+use crate::calendar::{CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
+use crate::ledger::{Ledger, Tenure};
 use crate::pace::{ClockFault, Pace};
-use crate::publications::Publications;
+use crate::publications::Publisher;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
 pub(crate) struct Engine {
@@ -28,13 +29,18 @@ pub(crate) struct Engine {
     pub(crate) press: Press,
     /// The newest second that is closed.
     pub(crate) closed: Second,
-    pub(crate) publications: Arc<Publications>,
+    /// Until when this engine may write.
+    pub(crate) tenure: Tenure,
+    pub(crate) publisher: Publisher,
     /// 0: only on demand.
     pub(crate) publish_every_s: u64,
     /// When the schedule asks for the next publication.
     pub(crate) publish_at: Second,
     pub(crate) reports: watch::Sender<RoundReport>,
     pub(crate) stop: watch::Receiver<bool>,
+    /// Not alone: with whom it takes turns.
+    #[cfg(feature = "cluster")]
+    pub(crate) turns: Option<crate::cluster::Turns>,
 }
 
 /// Why rounds have ended without being asked to.
@@ -47,15 +53,32 @@ pub enum Stopped {
     /// The calendar could not be written; what it holds now is not known.
     #[error("{0}; start again to find out what was stored")]
     Calendar(#[from] CalendarError),
+    /// Another node of the cluster writes the seconds now, or nobody does.
+    #[error("{0}")]
+    Superseded(String),
+    /// This node can take part in its cluster no more.
+    #[cfg(feature = "cluster")]
+    #[error("this node left the cluster: {0}")]
+    Cluster(#[from] Arc<crate::cluster::ClusterError>),
     /// The runtime ended, or a task failed.
     #[error("rounds were interrupted by the end of the program")]
     Interrupted,
 }
 
+impl Stopped {
+    /// What clients are told.
+    fn status(&self) -> Status {
+        match self {
+            Self::Superseded(_) => Status::UPSTREAM_ERROR,
+            _ => Status::INTERNAL_ERROR,
+        }
+    }
+}
+
 impl Engine {
     /// Runs until told to stop, then closes the last round; or until a fault.
     pub(crate) async fn run(mut self) -> Result<(), Stopped> {
-        let outcome = self.rounds().await;
+        let outcome = self.all_rounds().await;
         let reason = match &outcome {
             Ok(()) => "the service is shutting down".to_owned(),
             Err(fault) => fault.to_string(),
@@ -65,7 +88,16 @@ impl Engine {
         outcome
     }
 
-    async fn rounds(&mut self) -> Result<(), Stopped> {
+    async fn all_rounds(&mut self) -> Result<(), Stopped> {
+        #[cfg(feature = "cluster")]
+        if let Some(turns) = self.turns.take() {
+            return self.take_turns(&turns).await;
+        }
+        self.rounds().await
+    }
+
+    /// As long as this engine may write.
+    pub(crate) async fn rounds(&mut self) -> Result<(), Stopped> {
         let mut woke_at = Instant::now();
         loop {
             let stopped = *self.stop.borrow();
@@ -78,6 +110,9 @@ impl Engine {
                 () = self.clock.wait_until(due) => {}
                 // With nothing to answer there is no boundary to wait for.
                 () = stopping(&mut self.stop), if !stopped => continue,
+                () = self.tenure.over() => {
+                    return Err(Stopped::Superseded("this node leads no more".to_owned()));
+                }
             }
             let now = self.clock.now();
             self.pace.woke(due, woke_at.elapsed(), now)?;
@@ -85,8 +120,12 @@ impl Engine {
             if now < due {
                 continue;
             }
-            for round in self.service.close_rounds(now) {
-                self.seal(round).await?;
+            let mut closed = self.service.close_rounds(now).into_iter();
+            while let Some(round) = closed.next() {
+                if let Err(e) = self.seal(round).await {
+                    refuse_all(closed.collect(), &e.to_string());
+                    return Err(e);
+                }
             }
             self.fill(now.ended()).await?;
             self.publish_if_due().await;
@@ -111,7 +150,7 @@ impl Engine {
         Ok(())
     }
 
-    fn report(&mut self, second: Second, requests: usize) {
+    pub(crate) fn report(&mut self, second: Second, requests: usize) {
         self.closed = second;
         self.reports.send_replace(RoundReport { second, requests });
     }
@@ -123,11 +162,8 @@ impl Engine {
             return;
         }
         self.publish_at = next_multiple(self.closed, self.publish_every_s);
-        let (publications, now) = (Arc::clone(&self.publications), self.closed);
-        match on_disk(move || publications.publish(now)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) => tracing::error!(error = %e, "publishing failed"),
-            Err(e) => tracing::error!(error = %e, "publishing failed"),
+        if let Err(e) = self.publisher.publish(self.closed).await {
+            tracing::error!(error = %e, "publishing failed");
         }
     }
 }
@@ -135,8 +171,7 @@ impl Engine {
 /// Turns closed rounds into answers, off the runtime's threads.
 #[derive(Clone)]
 pub(crate) struct Press {
-    /// Locked for one append; by the round loop's work alone.
-    pub(crate) calendar: Arc<Mutex<Calendar>>,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) machine_id: Arc<str>,
     pub(crate) trees: Arc<Trees>,
@@ -157,7 +192,7 @@ impl Press {
             }
         };
         if let Err(e) = self.append(second, tree.root()) {
-            Answered::refuse(round, Status::INTERNAL_ERROR, &e.to_string());
+            Answered::refuse(round, e.status(), &e.to_string());
             return Err(e);
         }
         match self.calendar_part(second) {
@@ -181,15 +216,14 @@ impl Press {
     }
 
     fn append(&self, second: Second, root: Imprint) -> Result<(), Stopped> {
-        Ok(lock(&self.calendar).append(second, root)?)
+        self.ledger.append(second, root)
     }
 
     /// The calendar chain of `second` to itself, and the authentication of its
     /// root: the same for all requests of a round.
     fn calendar_part(&self, second: Second) -> Result<Vec<u8>, PartError> {
         self.identity.check_valid(second)?;
-        let reader = lock(&self.calendar).reader();
-        let chain = reader.chain(second, second)?;
+        let chain = self.ledger.reader().chain(second, second)?;
         let data = PublicationData {
             time: second,
             imprint: chain.output(),
@@ -224,7 +258,7 @@ enum PartError {
     Encode(#[from] EncodeError),
 }
 
-fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
+pub(crate) fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
     for round in rounds {
         Answered::refuse(round, Status::INTERNAL_ERROR, reason);
     }
@@ -237,12 +271,6 @@ async fn on_disk<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Stopped::Interrupted)
-}
-
-/// The calendar refuses to go on after a failed write by itself, so a panic
-/// while it was locked hides nothing.
-fn lock(calendar: &Mutex<Calendar>) -> MutexGuard<'_, Calendar> {
-    calendar.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The first multiple of `period_s` after `at`.

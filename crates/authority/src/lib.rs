@@ -42,6 +42,7 @@ mod config;
 mod durable;
 mod engine;
 mod identity;
+mod ledger;
 mod pace;
 mod publications;
 pub mod round;

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use pitser_ksi::error::DecodeError;
 use pitser_ksi::pki::PkiError;
@@ -79,6 +79,19 @@ impl Publications {
         calendar: CalendarReader,
         identity: Arc<Identity>,
     ) -> Result<Self, PublicationsError> {
+        let publications = Self::load(dir, calendar, identity)?;
+        if let Some(latest) = publications.lock().latest() {
+            agree(&publications.calendar, &latest.data)?;
+        }
+        Ok(publications)
+    }
+
+    /// Reads the file of a node, whose calendar may have to catch up first.
+    pub(crate) fn load(
+        dir: &Path,
+        calendar: CalendarReader,
+        identity: Arc<Identity>,
+    ) -> Result<Self, PublicationsError> {
         let path = dir.join(FILE);
         let bytes = fs::read(&path).map_err(io_error("read", &path))?;
         let file =
@@ -86,9 +99,6 @@ impl Publications {
                 path: path.clone(),
                 source,
             })?;
-        if let Some(latest) = file.latest() {
-            agree(&calendar, &latest.data)?;
-        }
         Ok(Self {
             path,
             calendar,
@@ -98,13 +108,24 @@ impl Publications {
         })
     }
 
+    fn lock(&self) -> MutexGuard<'_, PublicationsFile> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn file(&self) -> Arc<[u8]> {
         Arc::clone(&self.bytes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The second of the newest publication.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn latest(&self) -> Option<Second> {
+        let newest = self.lock();
+        newest.latest().map(|record| record.data.time)
+    }
+
     /// Publishes the calendar's newest second. Blocks on the disk.
     pub(crate) fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.lock();
         let (published, file) = self.next(&newest, now)?;
         if let Some(file) = file {
             self.replace(&mut newest, file)?;
@@ -116,7 +137,7 @@ impl Publications {
     /// What publishing the calendar's newest second would make, without storing it.
     #[cfg(feature = "cluster")]
     pub(crate) fn draft(&self, now: Second) -> Result<Draft, PublicationsError> {
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = self.lock();
         let (published, file) = self.next(&newest, now)?;
         Ok(Draft {
             published,
@@ -127,16 +148,13 @@ impl Publications {
     /// Takes over a file that another node made with the same key. Blocks on the disk.
     #[cfg(feature = "cluster")]
     pub(crate) fn adopt(&self, bytes: &[u8]) -> Result<(), PublicationsError> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if newest.encode() == bytes {
-            return Ok(());
-        }
+        let mut newest = self.lock();
         let file =
             PublicationsFile::decode(bytes).map_err(|source| PublicationsError::Malformed {
                 path: self.path.clone(),
                 source,
             })?;
-        crate::cluster::verify_publications(&file, &self.identity.certificate_pem)?;
+        crate::cluster::verify_publications(&file, &self.identity)?;
         for ours in newest.publications() {
             let theirs = file.at_time(ours.data.time);
             if theirs.is_none_or(|theirs| theirs.data != ours.data) {
@@ -147,6 +165,9 @@ impl Publications {
         }
         if let Some(latest) = file.latest() {
             agree(&self.calendar, &latest.data)?;
+        }
+        if newest.encode() == bytes {
+            return Ok(());
         }
         self.replace(&mut newest, file)
     }
@@ -213,6 +234,29 @@ impl Publications {
     }
 }
 
+/// Publishes, alone or for a cluster.
+#[derive(Clone)]
+pub(crate) struct Publisher {
+    pub(crate) publications: Arc<Publications>,
+    #[cfg(feature = "cluster")]
+    pub(crate) cluster: Option<Arc<crate::cluster::Cluster>>,
+}
+
+impl Publisher {
+    /// Publishes the calendar's newest second.
+    pub(crate) async fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
+        #[cfg(feature = "cluster")]
+        if let Some(cluster) = &self.cluster {
+            let published = cluster.publish(now).await;
+            return published.map_err(|e| PublicationsError::Cluster(Box::new(e)));
+        }
+        let publications = Arc::clone(&self.publications);
+        tokio::task::spawn_blocking(move || publications.publish(now))
+            .await
+            .map_err(|_| PublicationsError::Interrupted)?
+    }
+}
+
 /// Why there is no new publication, or none at all.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -253,6 +297,10 @@ pub enum PublicationsError {
     /// Another node of the cluster publishes.
     #[error("this node does not lead the cluster; publish at the one that does")]
     NotLeading,
+    /// The cluster did not take the new file.
+    #[cfg(feature = "cluster")]
+    #[error(transparent)]
+    Cluster(Box<crate::cluster::ClusterError>),
     /// The cluster's file lacks what this node has published.
     #[error(
         "the cluster's publications file lacks or contradicts this node's publication of \

@@ -67,23 +67,38 @@ pub enum ClusterError {
     },
     /// Two roots of one second.
     #[error(
-        "second {at} is {ours} in this node's calendar and {theirs} in the cluster; one of them was \
-         altered. Compare both with the publications before anything is deleted"
+        "second {at} is {} in this node's calendar and {} in the cluster; one of them was altered. \
+         Compare both with the publications before anything is deleted",
+        roots.ours, roots.theirs
     )]
     Contradiction {
         /// The second.
         at: Second,
-        /// What this node has.
-        ours: Imprint,
-        /// What etcd or a tile has.
-        theirs: Imprint,
+        /// Both of them.
+        roots: Box<Roots>,
     },
     /// The runtime ended.
     #[error("the node was interrupted by the end of the program")]
     Interrupted,
 }
 
+/// What one second is to two calendars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roots {
+    /// What this node has.
+    pub ours: Imprint,
+    /// What etcd or a tile has.
+    pub theirs: Imprint,
+}
+
 impl ClusterError {
+    pub(super) fn contradiction(at: Second, ours: Imprint, theirs: Imprint) -> Self {
+        Self::Contradiction {
+            at,
+            roots: Box::new(Roots { ours, theirs }),
+        }
+    }
+
     /// Whether waiting may help: everything else takes somebody to look at it.
     pub(super) fn passes(&self) -> bool {
         matches!(

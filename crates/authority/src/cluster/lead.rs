@@ -298,13 +298,21 @@ impl Node {
         let mut found = found.into_iter().map(first_of);
         let [head, leader, second] = std::array::from_fn(|_| found.next().flatten());
         let leads = leader.is_some_and(|pair| pair.create_revision() == lead.token);
-        let newest = head.filter(|pair| pair.value() == entry.encode());
+        let newest = head.as_ref().and_then(|pair| Entry::decode(pair.value()));
+        if let Some(pair) = head.filter(|_| leads && newest == Some(entry)) {
+            return Ok(Some(pair.mod_revision()));
+        }
+        if entry.root == zero_leaf() {
+            // Whoever wrote a second without requests wrote the same.
+            let may_be_there = newest.is_some_and(|newest| newest.at >= entry.at);
+            return Err(match may_be_there {
+                true => AppendError::Unknown { at: entry.at },
+                false => AppendError::NotLeading,
+            });
+        }
         // The root of a round holds what this node alone knows, so it is the writer.
-        let is_there = entry.root != zero_leaf()
-            && second.and_then(|pair| decode_root(pair.value())) == Some(entry.root);
-        match newest {
-            Some(pair) if leads => Ok(Some(pair.mod_revision())),
-            _ if is_there => Ok(None),
+        match second.and_then(|pair| decode_root(pair.value())) {
+            Some(root) if root == entry.root => Ok(None),
             _ => Err(AppendError::NotLeading),
         }
     }

@@ -34,11 +34,13 @@ mod node;
 mod publications;
 mod replica;
 mod tiles;
+mod turns;
 
 pub use config::{ClusterConfig, ClusterLogin, ClusterTls};
-pub use error::{AppendError, ClusterError};
+pub use error::{AppendError, ClusterError, Roots};
 pub use etcd::EtcdError;
 pub(crate) use node::Start;
 pub use node::{Cluster, Role, Term};
 pub(crate) use publications::verify as verify_publications;
 pub use tiles::{TILE_SECONDS, TileError};
+pub(crate) use turns::Turns;

@@ -26,7 +26,7 @@ use crate::publications::{Publications, Published};
 /// What a node begins with.
 pub(crate) struct Start {
     pub(crate) config: ClusterConfig,
-    pub(crate) calendar: Calendar,
+    pub(crate) calendar: Arc<Mutex<Calendar>>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) publications: Arc<Publications>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -105,12 +105,13 @@ impl Cluster {
     /// Joins; goes on in the background until this is dropped. A node that cannot
     /// reach etcd waits for it, following.
     pub(crate) fn join(start: Start) -> Result<Self, ClusterError> {
-        let genesis = start.calendar.genesis();
+        let replica = Replica::new(start.calendar);
+        let genesis = replica.reader().genesis();
         let node = Arc::new(Node {
             etcd: Etcd::new(&start.config)?,
             keys: Keys::new(&start.config.prefix),
             tiles: Tiles::open(&start.config.object_store)?,
-            replica: Replica::new(start.calendar),
+            replica,
             publications: Shared::new(start.publications),
             clock: start.clock,
             role: watch::Sender::new(Role::Following { leader: None }),
@@ -161,6 +162,11 @@ impl Cluster {
     /// Publishes the newest second, if this node leads.
     pub(crate) async fn publish(&self, now: Second) -> Result<Published, ClusterError> {
         self.node.publish(now).await
+    }
+
+    /// Gives up the lead, so that another node, or this one again, can take it.
+    pub async fn resign(&self) {
+        self.node.resign().await;
     }
 
     /// Gives up the lead for good, for a reason that the next start may cure.

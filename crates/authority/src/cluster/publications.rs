@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pitser_ksi::pki::{PkiError, TrustAnchors};
+use pitser_ksi::pki::{Constraint, PkiError, TrustAnchors};
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
 use tokio::task::spawn_blocking;
 
 use super::error::ClusterError;
+use crate::identity::Identity;
 use crate::publications::{Draft, Publications, PublicationsError};
 
 /// This node's publications file, and which revision of etcd it is.
@@ -61,10 +62,11 @@ impl Shared {
     }
 }
 
-/// Whether `file` is signed with the key of `certificate_pem`, as of when it was made.
-pub(crate) fn verify(file: &PublicationsFile, certificate_pem: &str) -> Result<(), PkiError> {
-    let anchors = TrustAnchors::from_pem(certificate_pem)?;
-    file.verify(&anchors, &[], file.created_at())
+/// Whether `file` is signed with this authority's key, as of when it was made.
+pub(crate) fn verify(file: &PublicationsFile, identity: &Identity) -> Result<(), PkiError> {
+    let anchors = TrustAnchors::from_pem(&identity.certificate_pem)?;
+    let constraint: Constraint = identity.constraint.parse()?;
+    file.verify(&anchors, &[constraint], file.created_at())
 }
 
 async fn on_disk<T: Send + 'static>(

@@ -31,11 +31,11 @@ pub(super) enum Applied {
 }
 
 impl Replica {
-    pub(super) fn new(calendar: Calendar) -> Self {
-        let reader = calendar.reader();
+    pub(super) fn new(calendar: Arc<Mutex<Calendar>>) -> Self {
+        let reader = lock(&calendar).reader();
         let head = head_of(&reader);
         Self {
-            calendar: Arc::new(Mutex::new(calendar)),
+            calendar,
             reader,
             head: watch::Sender::new(head),
         }
@@ -69,11 +69,8 @@ impl Replica {
                 return Ok(Applied::Gap);
             }
             if entry.previous < head {
-                return Err(ClusterError::Contradiction {
-                    at: head,
-                    ours: calendar.reader().leaf(head)?,
-                    theirs: zero_leaf(),
-                });
+                let ours = calendar.reader().leaf(head)?;
+                return Err(ClusterError::contradiction(head, ours, zero_leaf()));
             }
             calendar.append(entry.at, entry.root)?;
             Ok(Applied::Whole)
@@ -178,7 +175,7 @@ fn agree(reader: &CalendarReader, at: Second, theirs: Imprint) -> Result<(), Clu
     if ours == theirs {
         Ok(())
     } else {
-        Err(ClusterError::Contradiction { at, ours, theirs })
+        Err(ClusterError::contradiction(at, ours, theirs))
     }
 }
 

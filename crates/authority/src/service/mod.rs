@@ -68,6 +68,12 @@ impl Member {
 
 enum Intake {
     Open(Rounds<Ticket, Caller>),
+    /// Another node signs; why this one does not.
+    #[cfg_attr(
+        not(feature = "cluster"),
+        expect(dead_code, reason = "a node alone signs")
+    )]
+    Following(String),
     /// Nothing is signed any more, for this reason.
     Closed(String),
 }
@@ -113,6 +119,7 @@ impl Service {
                     refused(Status::INTERNAL_ERROR, "CLK-01: the clock is behind")
                 }
             },
+            Intake::Following(reason) => refused(Status::UPSTREAM_ERROR, reason),
             Intake::Closed(reason) => refused(Status::INTERNAL_ERROR, reason),
         }
     }
@@ -169,7 +176,7 @@ impl Service {
     pub(crate) fn close_rounds(&self, now: Micros) -> Vec<ClosedRound> {
         match &mut *self.intake() {
             Intake::Open(rounds) => rounds.close(now),
-            Intake::Closed(_) => Vec::new(),
+            Intake::Following(_) | Intake::Closed(_) => Vec::new(),
         }
     }
 
@@ -177,7 +184,23 @@ impl Service {
     pub(crate) fn waiting(&self) -> usize {
         match &*self.intake() {
             Intake::Open(rounds) => rounds.waiting(),
-            Intake::Closed(_) => 0,
+            Intake::Following(_) | Intake::Closed(_) => 0,
+        }
+    }
+
+    /// Signs what belongs to the seconds after `closed`.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn open(&self, closed: Second) {
+        let rounds = Rounds::after(closed, self.limits.requests_per_round);
+        *self.intake() = Intake::Open(rounds);
+    }
+
+    /// Signs nothing for the time being; hands back what waits, to be refused.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn follow(&self, reason: String) -> Vec<ClosedRound> {
+        match std::mem::replace(&mut *self.intake(), Intake::Following(reason)) {
+            Intake::Open(mut rounds) => rounds.abandon(),
+            Intake::Following(_) | Intake::Closed(_) => Vec::new(),
         }
     }
 
@@ -185,7 +208,7 @@ impl Service {
     pub(crate) fn close(&self, reason: String) -> Vec<ClosedRound> {
         match std::mem::replace(&mut *self.intake(), Intake::Closed(reason)) {
             Intake::Open(mut rounds) => rounds.abandon(),
-            Intake::Closed(_) => Vec::new(),
+            Intake::Following(_) | Intake::Closed(_) => Vec::new(),
         }
     }
 
@@ -201,6 +224,7 @@ impl Service {
                 Some(head) => format!("ok, newest second {head}\n"),
                 None => "ok, no second yet\n".to_owned(),
             }),
+            Intake::Following(reason) => Ok(format!("following: {reason}\n")),
             Intake::Closed(reason) => Err(format!("{reason}\n")),
         }
     }
