@@ -507,7 +507,8 @@ impl Node {
             if now.since(expected) > self.max_clock_jump {
                 tracing::error!(
                     node = self.config.node, %now, %expected,
-                    "CLK-01: this clock is ahead of the others; it does not lead. Set it right"
+                    "CLK-01: this clock is ahead of the others', so this node does not lead; set it \
+                     right. If it is right (the machines slept), start the node again"
                 );
                 return Fitness::Unfit;
             }

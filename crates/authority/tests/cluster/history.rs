@@ -4,6 +4,8 @@
 //! a head that only grows. The checker takes what every node and client saw, with
 //! times of one clock, and names the first thing that no such calendar can do.
 
+#![allow(clippy::result_large_err, reason = "made once, to be shown")]
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 

@@ -11,10 +11,11 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pitser_authority::cluster::{Cluster, ClusterConfig};
+use pitser_authority::cluster::{Cluster, ClusterConfig, ClusterError, EtcdError};
 use pitser_authority::{Authority, Second, Subject};
 use pitser_client::{Client, Endpoint, Options};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_blocking;
 
 use crate::history::{Event, Kind};
@@ -215,7 +216,9 @@ pub struct World {
     /// Nanoseconds since 1970 when the genesis was.
     began_ns: u64,
     incarnations: usize,
-    pub token: String,
+    token: String,
+    /// Seconds leave etcd when they are older than this.
+    pub keep_s: u64,
 }
 
 const ETCD: usize = 0;
@@ -226,19 +229,12 @@ const HTTP: usize = 3;
 impl World {
     /// Three running members of etcd, a founded cluster, no node yet.
     pub async fn new() -> Self {
-        let mut world = Self::unfounded().await;
-        let folder = world.folder(0);
-        let subject = Subject {
-            email: "publications@pitser.example".to_owned(),
-            ..Subject::default()
-        };
-        spawn_blocking(move || Authority::init(&folder, GENESIS, &subject).unwrap())
-            .await
-            .unwrap();
-        world.found().await;
+        let world = Self::unfounded().await;
+        world.found().await.unwrap();
         world
     }
 
+    /// Three running members of etcd, and a folder for node 0.
     pub async fn unfounded() -> Self {
         let network = Network::new();
         let mut lines = Vec::new();
@@ -258,25 +254,74 @@ impl World {
             lines,
             began_ns: now_ns(),
             incarnations: 0,
+            keep_s: 3600,
         };
         for machine in 0..MACHINES {
             world.etcds.push(None);
             world.start_etcd(machine);
         }
         fs::create_dir(world.tiles()).unwrap();
+        let folder = world.folder(0);
+        spawn_blocking(move || init(&folder)).await.unwrap();
         world
     }
 
     /// Makes node 0's folder the beginning, and copies it to the others.
-    pub async fn found(&mut self) {
+    pub async fn found(&self) -> Result<(), ClusterError> {
         let (config, folder) = (self.direct(), self.folder(0));
-        // etcd elects its leader meanwhile.
-        while let Err(e) = Cluster::found(&config, &folder).await {
-            assert!(e.to_string().contains("no etcd member answers"), "{e}");
+        loop {
+            match Cluster::found(&config, &folder).await {
+                // Its members are electing their leader.
+                Err(ClusterError::Etcd(EtcdError::NoAnswer { .. })) => {}
+                Err(e) => return Err(e),
+                Ok(()) => break,
+            }
         }
         for machine in 1..MACHINES {
             copy(&self.folder(0), &self.folder(machine));
         }
+        Ok(())
+    }
+
+    /// Lets so many seconds have passed since the genesis.
+    pub fn age(&mut self, seconds: u64) {
+        self.began_ns = now_ns() - seconds * 1_000_000_000 / SPEED;
+    }
+
+    /// etcd, past all lines.
+    pub async fn etcd(&self) -> etcd_client::Client {
+        let endpoints = self.direct().endpoints;
+        etcd_client::Client::connect(endpoints, None).await.unwrap()
+    }
+
+    /// The node that leads, as etcd knows.
+    pub async fn leader(&self) -> Option<usize> {
+        let asked = tokio::time::timeout(Duration::from_secs(2), async {
+            let found = self.etcd().await.get("/pitser/leader", None).await.ok()?;
+            let leader = found.kvs().first()?.value_str().ok()?.to_owned();
+            (0..MACHINES).find(|machine| name(*machine) == leader)
+        });
+        asked.await.ok().flatten()
+    }
+
+    /// What a node tells monitors: the status line, and its reason.
+    pub async fn health(&self, machine: usize) -> std::io::Result<String> {
+        let address = self.network.address(machine, HTTP);
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        let request = "GET /health HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// Until a node's health says so.
+    pub async fn until_health(&self, machine: usize, says: &str) {
+        until(says, async || {
+            let health = self.health(machine).await;
+            health.is_ok_and(|health| health.contains(says))
+        })
+        .await;
     }
 
     /// The configuration of whoever is not behind a line.
@@ -362,6 +407,7 @@ impl World {
             .env("NODE_HTTP", self.network.address(machine, HTTP).to_string())
             .env("NODE_BEGAN_NS", self.began_ns.to_string())
             .env("NODE_AHEAD_MS", ahead_ms.to_string())
+            .env("NODE_KEEP_S", self.keep_s.to_string())
             .env("NODE_HISTORY", history)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -512,6 +558,14 @@ impl Drop for World {
         self.nodes.clear();
         self.etcds.clear();
     }
+}
+
+pub fn init(folder: &Path) {
+    let subject = Subject {
+        email: "publications@pitser.example".to_owned(),
+        ..Subject::default()
+    };
+    Authority::init(folder, GENESIS, &subject).unwrap();
 }
 
 pub fn name(machine: usize) -> String {

@@ -101,7 +101,9 @@ async fn node_process() {
     config.publish_every_s = 20;
     config.max_clock_jump = Duration::from_secs(120);
     config.machine_id = name.clone();
-    config.cluster = Some(ClusterConfig::new(name, endpoints, get("NODE_STORE")));
+    let mut cluster = ClusterConfig::new(name, endpoints, get("NODE_STORE"));
+    cluster.keep_s = get("NODE_KEEP_S").parse().unwrap();
+    config.cluster = Some(cluster);
     let clock = Fast {
         began_ns: get("NODE_BEGAN_NS").parse().unwrap(),
         ahead_us: get("NODE_AHEAD_MS").parse::<i64>().unwrap() * 1000,

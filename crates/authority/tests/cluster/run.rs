@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::history::{Event, Kind, check};
-use crate::machines::{MACHINES, World, has_etcd, name, now_ns, until};
+use crate::machines::{MACHINES, World, has_etcd, now_ns, until};
 use crate::proxy::Line;
 
 /// What goes wrong with one machine.
@@ -178,7 +178,7 @@ pub async fn run(seed: u64) -> Report {
 
 /// One fault, or two at a time at different machines; then all is mended.
 async fn strike(world: &mut World, random: &mut Random, load: &Load) -> (String, Duration) {
-    let leader = leader(world).await;
+    let leader = world.leader().await;
     let first = match leader {
         Some(leader) if random.below(10) < 6 => leader,
         _ => random.below(MACHINES as u64) as usize,
@@ -236,18 +236,6 @@ async fn mend(world: &mut World, machine: usize, fault: Fault) {
         Fault::CutOff => world.put_back(machine),
         Fault::Deaf | Fault::Slow(_) => world.set_lines(machine, Line::Good),
     }
-}
-
-/// The node that leads, as etcd knows.
-pub async fn leader(world: &World) -> Option<usize> {
-    let endpoints = world.direct().endpoints;
-    let asked = tokio::time::timeout(Duration::from_secs(2), async {
-        let mut etcd = etcd_client::Client::connect(endpoints, None).await.ok()?;
-        let found = etcd.get("/pitser/leader", None).await.ok()?;
-        let leader = found.kvs().first()?.value_str().ok()?.to_owned();
-        (0..MACHINES).find(|machine| name(*machine) == leader)
-    });
-    asked.await.ok().flatten()
 }
 
 /// Checks all that was answered, stops everything and checks all that happened.
