@@ -5,6 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
+use crate::log::LogConfig;
+use crate::operations::Operations;
+use crate::users::Allowance;
+
 /// How an authority runs. [`Config::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -31,6 +37,10 @@ pub struct Config {
     /// The cluster that this node is part of; `None`: it is alone.
     #[cfg(feature = "cluster")]
     pub cluster: Option<crate::cluster::ClusterConfig>,
+    /// The calendar's log and its witnesses.
+    pub log: LogConfig,
+    /// HTTPS, monitors and the operator's commands.
+    pub operations: Operations,
 }
 
 impl Config {
@@ -49,6 +59,8 @@ impl Config {
             limits: Limits::default(),
             #[cfg(feature = "cluster")]
             cluster: None,
+            log: LogConfig::default(),
+            operations: Operations::default(),
         }
     }
 
@@ -77,22 +89,25 @@ pub struct User {
     pub key: Secret,
     /// Highest level this user may sign at; see [`MAX_LEVEL`].
     pub max_level: u8,
+    /// How much, and what.
+    pub allowance: Allowance,
 }
 
 impl User {
-    /// A user who may sign at every level up to [`MAX_LEVEL`].
+    /// A user who may sign at every level up to [`MAX_LEVEL`], as much as they like.
     pub fn new(login: impl Into<String>, key: impl Into<Vec<u8>>) -> Self {
         Self {
             login: login.into(),
-            key: Secret(key.into()),
+            key: Secret::from(key.into()),
             max_level: MAX_LEVEL,
+            allowance: Allowance::default(),
         }
     }
 }
 
 /// A shared secret. `Debug` hides it; reading takes [`Secret::expose`].
 #[derive(Clone)]
-pub struct Secret(Vec<u8>);
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
     /// The secret bytes.
@@ -103,7 +118,7 @@ impl Secret {
 
 impl From<Vec<u8>> for Secret {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+        Self(Zeroizing::new(bytes))
     }
 }
 
@@ -120,6 +135,8 @@ pub struct Limits {
     pub requests_per_round: usize,
     /// Connections at a time, TCP and HTTP each; more wait to be accepted.
     pub connections: usize,
+    /// The same of one peer: an IPv4 address or an IPv6 /64. More are closed at once.
+    pub connections_of_peer: usize,
     /// Requests of one TCP connection that wait for an answer; its reader stops
     /// until one is answered.
     pub pipeline: usize,
@@ -130,8 +147,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            requests_per_round: 200_000,
+            requests_per_round: 400_000,
             connections: 8192,
+            connections_of_peer: 4096,
             pipeline: 65_536,
             idle: Duration::from_secs(60),
         }

@@ -35,3 +35,11 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+/// Replaces `path` as a whole, without waiting for the disk: for what can be
+/// made again. After power loss it may be the old one, or damaged.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, bytes)?;
+    fs::rename(&temporary, path)
+}

@@ -18,6 +18,7 @@ use crate::calendar::{CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
 use crate::ledger::{Ledger, Tenure};
+use crate::log::Bell;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publisher;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
@@ -135,7 +136,9 @@ impl Engine {
     /// Makes one round durable and answers its requests.
     async fn seal(&mut self, round: ClosedRound) -> Result<(), Stopped> {
         let (second, press) = (round.second, self.press.clone());
+        let (asked, begun) = (round.requests.len(), Instant::now());
         let requests = on_disk(move || press.seal(round)).await??;
+        self.service.metrics.round(asked, requests, begun.elapsed());
         self.report(second, requests);
         Ok(())
     }
@@ -162,8 +165,11 @@ impl Engine {
             return;
         }
         self.publish_at = next_multiple(self.closed, self.publish_every_s);
-        if let Err(e) = self.publisher.publish(self.closed).await {
-            tracing::error!(error = %e, "publishing failed");
+        let (publisher, now) = (self.publisher.clone(), self.closed);
+        match on_disk(move || publisher.publish(now)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => tracing::error!(error = %e, "publishing failed"),
+            Err(e) => tracing::error!(error = %e, "publishing failed"),
         }
     }
 }
@@ -175,6 +181,7 @@ pub(crate) struct Press {
     pub(crate) identity: Arc<Identity>,
     pub(crate) machine_id: Arc<str>,
     pub(crate) trees: Arc<Trees>,
+    pub(crate) bell: Bell,
 }
 
 impl Press {
@@ -216,7 +223,9 @@ impl Press {
     }
 
     fn append(&self, second: Second, root: Imprint) -> Result<(), Stopped> {
-        self.ledger.append(second, root)
+        self.ledger.append(second, root)?;
+        self.bell.ring();
+        Ok(())
     }
 
     /// The calendar chain of `second` to itself, and the authentication of its

@@ -14,7 +14,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
-use pitser_ksi::pki::{self, Certificate, Constraint, PkiError, RsaSigner, Subject, Validity};
+use pitser_ksi::pki::{
+    self, Certificate, Constraint, PkiError, RsaSigner, Signer as _, Subject, Validity,
+};
 use pitser_ksi::time::Second;
 use rand_core::{OsRng, RngCore};
 
@@ -56,6 +58,28 @@ impl Identity {
             format!("{}\n", constraint_on(subject)).as_bytes(),
         )
         .map_err(io_error("write", &constraint))
+    }
+
+    /// Stores what was made elsewhere; the caller checked it.
+    pub(crate) fn import(dir: &Path, brought: &Brought<'_>) -> Result<(), IdentityError> {
+        Self::refuse_existing(dir)?;
+        let key = dir.join(KEY_FILE);
+        write_secret_durably(&key, brought.key_pem.as_bytes()).map_err(io_error("write", &key))?;
+        for (name, text) in [
+            (CERTIFICATE_FILE, brought.certificate_pem.to_owned()),
+            (CONSTRAINT_FILE, format!("{}\n", brought.constraint)),
+        ] {
+            let path = dir.join(name);
+            write_durably(&path, text.as_bytes()).map_err(io_error("write", &path))?;
+        }
+        Ok(())
+    }
+
+    /// The certificate in PEM, and the constraint: what anybody may know.
+    pub(crate) fn open_public(dir: &Path) -> Result<(String, String), IdentityError> {
+        let certificate = read(&dir.join(CERTIFICATE_FILE))?;
+        let constraint = read(&dir.join(CONSTRAINT_FILE))?.trim().to_owned();
+        Ok((certificate, constraint))
     }
 
     /// Fails if there is a key: it is never overwritten.
@@ -113,6 +137,57 @@ impl Identity {
     }
 }
 
+/// A signing key and a certificate that were made elsewhere.
+pub struct Brought<'a> {
+    /// The RSA key, PKCS#8 in PEM.
+    pub key_pem: &'a str,
+    /// Its certificate in PEM: what verifiers trust.
+    pub certificate_pem: &'a str,
+    /// What verifiers are to demand of the certificate's subject, e.g.
+    /// `email=publications@example.org`.
+    pub constraint: &'a str,
+}
+
+impl fmt::Debug for Brought<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Brought")
+            .field("constraint", &self.constraint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Brought<'_> {
+    /// Refuses what would not verify at `now`.
+    pub(crate) fn check(&self, now: Second) -> Result<(), IdentityError> {
+        let certificate = Certificate::from_pem(self.certificate_pem)?;
+        let signer = RsaSigner::from_pkcs8_pem(self.key_pem)?;
+        let message = b"do this key and this certificate belong together?";
+        let signature = signer
+            .sign_sha256_rsa(message)
+            .map_err(|_| IdentityError::NoPair)?;
+        certificate
+            .verify_rsa(pki::SHA256_WITH_RSA, message, &signature)
+            .map_err(|_| IdentityError::NoPair)?;
+        if !self
+            .constraint
+            .parse::<Constraint>()?
+            .is_met_by(&certificate)
+        {
+            return Err(IdentityError::OtherSubject {
+                constraint: self.constraint.to_owned(),
+            });
+        }
+        if !certificate.is_valid_at(now) {
+            return Err(IdentityError::NotValid {
+                now,
+                from: certificate.valid_from(),
+                until: certificate.valid_until(),
+            });
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
@@ -157,8 +232,13 @@ pub enum IdentityError {
         /// Its last second.
         until: Second,
     },
-    /// Somebody exchanged one of the files.
-    #[error("the certificate's subject does not match {constraint}; restore all identity files")]
+    /// Key and certificate are of two pairs.
+    #[error("this certificate is for another key; bring the one that was made for it")]
+    NoPair,
+    /// Somebody exchanged one of the files, or the constraint is for another one.
+    #[error(
+        "the certificate's subject does not match {constraint}; are key, certificate and constraint of one set?"
+    )]
     OtherSubject {
         /// What was demanded.
         constraint: String,

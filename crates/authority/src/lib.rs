@@ -1,8 +1,8 @@
 //! The timestamping service: signs what it is asked to within a second, keeps the
 //! calendar, extends signatures to later seconds, and publishes.
 //!
-//! In scope: aggregation rounds ([`round`]), the calendar on disk ([`calendar`]),
-//! the service protocol over TCP and HTTP, the signing key, the publications file.
+//! In scope: aggregation rounds ([`round`]), the calendar on disk ([`calendar`])
+//! and its log, which witnesses cosign ([`LogConfig`]), the service protocol over TCP and HTTP, the signing key, the publications file.
 //! Elsewhere: formats and hash chains (`ksi`), asking for signatures (`client`),
 //! configuration files and the machine's clock (`cli`), rows and trails (never
 //! heard of here).
@@ -15,6 +15,8 @@
 //! ```text
 //! data folder
 //!   calendar/          one leaf a second (docs/spec/20-calendar.md)
+//!   calendar-log/      the same as a transparency log (docs/spec/51-calendar-log.md)
+//!   log-key            Ed25519 seed that signs its checkpoints, mode 0600
 //!   publications.bin   the publications file
 //!   signing-key.pem    RSA key, mode 0600
 //!   certificate.pem    its self-signed certificate: what verifiers trust
@@ -43,18 +45,27 @@ mod durable;
 mod engine;
 mod identity;
 mod ledger;
+mod log;
+mod metrics;
+mod operations;
 mod pace;
 mod publications;
 pub mod round;
 mod service;
+mod throttle;
+pub mod users;
 
-pub use authority::{Authority, AuthorityError, AuthorityHandle, RoundReport};
+pub use authority::{Authority, AuthorityError, AuthorityHandle, Examined, RoundReport};
 pub use clock::{Clock, ManualClock, Micros};
 pub use config::{Config, Limits, MAX_LEVEL, Secret, User};
 pub use engine::Stopped;
-pub use identity::IdentityError;
+pub use identity::{Brought, IdentityError};
+pub use log::{LogConfig, LogError, LogStatus, LogWitness, LogWitnessStatus};
+pub use metrics::Metrics;
+pub use operations::{Https, Operations};
 pub use pace::ClockFault;
 pub use pitser_ksi::pki::Subject;
 pub use pitser_ksi::time::Second;
 pub use publications::{PublicationsError, Published};
-pub use service::UserError;
+pub use service::TlsError;
+pub use users::{Allowance, UserError};

@@ -66,11 +66,12 @@ impl Publications {
         store(&dir.join(FILE), &build(&contents, identity)?)
     }
 
-    /// The bytes of the file in a data folder.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn read(dir: &Path) -> Result<Vec<u8>, PublicationsError> {
+    /// Reads the file, whatever the calendar says.
+    pub(crate) fn read(dir: &Path) -> Result<PublicationsFile, PublicationsError> {
         let path = dir.join(FILE);
-        fs::read(&path).map_err(io_error("read", &path))
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        PublicationsFile::decode(&bytes)
+            .map_err(|source| PublicationsError::Malformed { path, source })
     }
 
     /// Reads the file, and refuses one that the calendar contradicts.
@@ -92,19 +93,14 @@ impl Publications {
         calendar: CalendarReader,
         identity: Arc<Identity>,
     ) -> Result<Self, PublicationsError> {
-        let path = dir.join(FILE);
-        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-        let file =
-            PublicationsFile::decode(&bytes).map_err(|source| PublicationsError::Malformed {
-                path: path.clone(),
-                source,
-            })?;
+        let file = Self::read(dir)?;
+        let bytes: Arc<[u8]> = file.encode().into();
         Ok(Self {
-            path,
+            path: dir.join(FILE),
             calendar,
             identity,
             newest: Mutex::new(file),
-            bytes: RwLock::new(bytes.into()),
+            bytes: RwLock::new(bytes),
         })
     }
 
@@ -116,11 +112,11 @@ impl Publications {
         Arc::clone(&self.bytes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The second of the newest publication.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn latest(&self) -> Option<Second> {
+    /// How many publications there are, and the newest.
+    pub(crate) fn summary(&self) -> (usize, Option<PublicationData>) {
         let newest = self.lock();
-        newest.latest().map(|record| record.data.time)
+        let latest = newest.latest().map(|record| record.data);
+        (newest.publications().len(), latest)
     }
 
     /// Publishes the calendar's newest second. Blocks on the disk.
@@ -243,17 +239,14 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes the calendar's newest second.
-    pub(crate) async fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
+    /// Publishes the calendar's newest second. Blocks on the disk, or on etcd.
+    pub(crate) fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
         #[cfg(feature = "cluster")]
         if let Some(cluster) = &self.cluster {
-            let published = cluster.publish(now).await;
+            let published = tokio::runtime::Handle::current().block_on(cluster.publish(now));
             return published.map_err(|e| PublicationsError::Cluster(Box::new(e)));
         }
-        let publications = Arc::clone(&self.publications);
-        tokio::task::spawn_blocking(move || publications.publish(now))
-            .await
-            .map_err(|_| PublicationsError::Interrupted)?
+        self.publications.publish(now)
     }
 }
 

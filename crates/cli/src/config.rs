@@ -445,7 +445,7 @@ impl Config {
 }
 
 /// A TOML error with file, line, and what was probably meant.
-fn explain(name: &str, text: &str, error: &toml::de::Error) -> String {
+pub(crate) fn explain(name: &str, text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map_or(1, |span| {
         1 + text[..span.start.min(text.len())].matches('\n').count()
     });

@@ -11,6 +11,8 @@ mod config;
 mod demo;
 mod files;
 mod kind;
+mod notify;
+mod ntp;
 mod outcome;
 mod output;
 mod seals;
@@ -27,8 +29,8 @@ use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use crate::commands::{
-    bench, dev, evidence, extend, guard, history, inspect, log, manual, sign, trail, verify,
-    witness,
+    authority, bench, dev, evidence, extend, guard, history, inspect, log, manual, sign, trail,
+    verify, witness,
 };
 use crate::outcome::Outcome;
 
@@ -42,8 +44,29 @@ struct Cli {
     /// Say more on the error output; up to -vvv. PITSER_LOG chooses more finely
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     verbose: u8,
+    /// How the log on the error output is written
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t,
+        env = "PITSER_LOG_FORMAT",
+        display_order = 901
+    )]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object a line, for programs
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,6 +84,9 @@ enum Command {
     /// Cosign the heads of others' logs, so that nobody can rewrite them unseen
     #[command(subcommand)]
     Witness(witness::Command),
+    /// The timestamping service: one round a second, a calendar, publications
+    #[command(subcommand)]
+    Authority(Box<authority::Command>),
     /// An authority on loopback, for development
     Dev(dev::Args),
     /// Have a file, or a hash, signed
@@ -92,6 +118,7 @@ impl Command {
             Self::Evidence(args) => service::block_on(evidence::run(args)),
             Self::Trail(args) => trail::run(&args),
             Self::Witness(command) => witness::run(command),
+            Self::Authority(command) => authority::run(*command),
             Self::Dev(args) => dev::run(args),
             Self::Sign(args) => sign::run(args),
             Self::Extend(args) => extend::run(args),
@@ -110,7 +137,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    start_log(cli.verbose, matches!(cli.command, Command::Demo(_)));
+    let quiet = matches!(cli.command, Command::Demo(_));
+    start_log(cli.verbose, quiet, cli.log_format);
     match cli.command.run() {
         Ok(exit) => exit.into(),
         Err(failure) => {
@@ -142,7 +170,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 /// Warnings by default, in the demo only errors; `-v` and `PITSER_LOG` (such as `pitser_client=debug`) say more.
-fn start_log(verbose: u8, quiet: bool) {
+fn start_log(verbose: u8, quiet: bool, format: LogFormat) {
     let level = match verbose {
         0 if quiet => LevelFilter::ERROR,
         0 => LevelFilter::WARN,
@@ -154,11 +182,15 @@ fn start_log(verbose: u8, quiet: bool) {
         .with_default_directive(level.into())
         .with_env_var("PITSER_LOG")
         .from_env_lossy();
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(output::may_colour(std::io::stderr().is_terminal()))
-        .init();
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log
+            .with_ansi(output::may_colour(std::io::stderr().is_terminal()))
+            .init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }
 
 #[cfg(test)]

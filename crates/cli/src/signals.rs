@@ -17,3 +17,22 @@ pub(crate) async fn stop_requested() {
         () = terminate => {}
     }
 }
+
+/// SIGHUP, by which an operator has files read again.
+pub(crate) struct Hangups(tokio::signal::unix::Signal);
+
+impl Hangups {
+    /// From now on a hangup no longer ends the process.
+    pub(crate) fn catch() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Completes at the next one.
+    pub(crate) async fn next(&mut self) {
+        // It ends only with the runtime.
+        if self.0.recv().await.is_none() {
+            std::future::pending().await
+        }
+    }
+}

@@ -251,3 +251,21 @@ fn a_broken_signature_is_not_extended() {
         "{said:?}"
     );
 }
+
+#[test]
+fn the_bench_counts_and_verifies_what_it_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = "bench authority --rate 2000 --paced 500 --seconds 4 --connections 3 --json";
+    let facts = run(dir.path(), command).exits(0).json();
+    let number = |name: &str| facts[name].as_f64().unwrap();
+    assert_eq!(number("refused"), 0.0);
+    // A hundredth of both loads, and a whole round.
+    assert!((50.0..=150.0).contains(&number("verified")), "{facts:#}");
+    assert!(number("verified_round") > 0.0, "{facts:#}");
+    for name in ["signatures_per_s", "server_cpu_us", "floor_us", "rss_mb"] {
+        assert!(number(name) > 0.0, "{name}: {facts:#}");
+    }
+    let latency = &facts["latency_ms"];
+    assert!(latency["p50"].as_u64() <= latency["p99"].as_u64());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -35,6 +35,7 @@
 //! ```
 
 pub mod block_signer;
+pub mod calendar_entry;
 pub mod chain;
 pub mod error;
 pub mod hash;

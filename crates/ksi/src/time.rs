@@ -24,12 +24,18 @@ impl Second {
     pub fn plus(self, seconds: u64) -> Second {
         Second(self.0.saturating_add(seconds))
     }
+
+    /// Year, month (1 to 12) and day (1 to 31) in UTC.
+    #[must_use]
+    pub fn date(self) -> (u64, u64, u64) {
+        civil(self.0 / SECONDS_PER_DAY)
+    }
 }
 
 impl fmt::Display for Second {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, second_of_day) = (self.0 / SECONDS_PER_DAY, self.0 % SECONDS_PER_DAY);
-        let (year, month, day) = civil(days);
+        let second_of_day = self.0 % SECONDS_PER_DAY;
+        let (year, month, day) = self.date();
         let (hour, minute, second) = (
             second_of_day / 3600,
             second_of_day / 60 % 60,

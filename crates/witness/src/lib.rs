@@ -2,7 +2,8 @@
 //!
 //! In scope: the decision to cosign ([`Witness`]), the memory that makes it
 //! worth something ([`Store`]), the service that offers it ([`Server`]), a
-//! log's side of the exchange ([`Peer`]), over a socket as well ([`HttpWitness`]).
+//! log's side of the exchange ([`Peer`]), over a socket as well ([`HttpWitness`]),
+//! and with many witnesses at a time ([`Asker`], [`Ballot`]).
 //! Elsewhere: the wire format and its proofs (`tlog`), what a leaf means
 //! (`evidence`).
 //! This crate reads no clock: time is an argument, or a closure given once to
@@ -41,6 +42,7 @@
 //! # }
 //! ```
 
+mod ask;
 mod limit;
 mod remote;
 mod serve;
@@ -48,6 +50,7 @@ pub mod store;
 mod submit;
 mod witness;
 
+pub use ask::{Answer, Asker, Ballot};
 pub use limit::Rate;
 pub use remote::{HttpWitness, Prefix, PrefixError};
 pub use serve::{Limits, ServeError, Server, ServerHandle};

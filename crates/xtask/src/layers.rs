@@ -26,8 +26,11 @@ const LAYERS: [Layer; 13] = [
     layer("pitser-tlog", Uses::Only(&[], "formats stand alone")),
     layer("pitser-evidence", Uses::Above),
     layer("pitser-client", Uses::Above),
+    layer(
+        "pitser-witness",
+        Uses::Only(&["pitser-tlog"], "it hears of heads alone"),
+    ),
     layer("pitser-authority", NO_ROWS),
-    layer("pitser-witness", NO_ROWS),
     layer("pitser-trail", Uses::Above),
     layer("pitser-capture", Uses::Above),
     layer("pitser-monitor", Uses::Above),
@@ -38,7 +41,12 @@ const LAYERS: [Layer; 13] = [
 ];
 
 const NO_ROWS: Uses = Uses::Only(
-    &["pitser-ksi", "pitser-tlog", "pitser-client"],
+    &[
+        "pitser-ksi",
+        "pitser-tlog",
+        "pitser-client",
+        "pitser-witness",
+    ],
     "it never hears of rows",
 );
 

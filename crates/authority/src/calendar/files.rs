@@ -18,13 +18,13 @@ use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::time::Second;
 
 use super::tree::{self, Nodes};
-use super::{Audit, CalendarError, zero_leaf};
+use super::{CalendarError, zero_leaf};
 use crate::durable::write_durably;
 
 /// Bytes of one SHA-256 imprint.
-const ENTRY: u64 = 33;
+pub(super) const ENTRY: u64 = 33;
 /// A stored node has 2^4 stored children.
-const STEP: u8 = 4;
+pub(super) const STEP: u8 = 4;
 const FANOUT: u64 = 1 << STEP;
 /// The highest stored level; one node of it covers 136 years.
 const TOP: u8 = 32;
@@ -48,8 +48,8 @@ pub(super) struct Files {
     seconds: AtomicU64,
     /// Roots of perfect trees of zero leaves, by level.
     zeros: [Imprint; LEVELS],
-    /// Locked as long as this process has the calendar open.
-    _lock: File,
+    /// Locked as long as this process has the calendar open to write.
+    _lock: Option<File>,
 }
 
 impl Files {
@@ -88,10 +88,61 @@ impl Files {
             levels,
             seconds: AtomicU64::new(0),
             zeros: zero_nodes(),
-            _lock: lock,
+            _lock: Some(lock),
         };
         files.recover()?;
         Ok(files)
+    }
+
+    /// Opens the files to read what is there, beside the process that writes, if any.
+    ///
+    /// What a writer has not finished yet is not seen: as many seconds are there as
+    /// all complete nodes are there for.
+    pub(super) fn open_beside(dir: &Path) -> Result<Self, CalendarError> {
+        let genesis = read_format(dir)?;
+        let levels = stored_levels()
+            .map(|level| {
+                let path = dir.join(file_name(level));
+                File::open(&path).map_err(io_error("open", &path))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let files = Self {
+            dir: dir.to_owned(),
+            genesis,
+            levels,
+            seconds: AtomicU64::new(0),
+            zeros: zero_nodes(),
+            _lock: None,
+        };
+        // Entries first: nodes that are counted later are there for them, or soon.
+        let entries = files.whole_entries(0)?;
+        let mut seconds = entries;
+        for level in stored_levels().skip(1) {
+            let nodes = files.whole_entries(level)?;
+            if nodes < files.node_count(level, seconds) {
+                let next = ((genesis.0 >> level) + nodes + 1) << level;
+                seconds = next - 1 - genesis.0;
+            }
+        }
+        // A writer is behind by one write at most. Whoever shortened a file of nodes
+        // would hide seconds from the audit.
+        if entries - seconds > CHUNK + FANOUT {
+            let behind = stored_levels().skip(1).find(|level| {
+                files.whole_entries(*level).unwrap_or(0) < files.node_count(*level, entries)
+            });
+            let level = behind.unwrap_or(STEP);
+            return Err(files.corrupt(level, files.whole_entries(level)?));
+        }
+        files.seconds.store(seconds, Ordering::Release);
+        Ok(files)
+    }
+
+    pub(super) fn seconds(&self) -> u64 {
+        self.seconds.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stored_levels() -> impl Iterator<Item = u8> {
+        stored_levels()
     }
 
     pub(super) fn genesis(&self) -> Second {
@@ -164,12 +215,17 @@ impl Files {
     }
 
     /// Nodes of a stored level that are complete when `seconds` entries are there.
-    fn node_count(&self, level: u8, seconds: u64) -> u64 {
+    pub(super) fn node_count(&self, level: u8, seconds: u64) -> u64 {
         ((self.genesis.0 + seconds) >> level) - (self.genesis.0 >> level)
     }
 
     /// `count` neighbouring nodes of a stored level, all of them complete.
-    fn row(&self, level: u8, index: u64, count: u64) -> Result<Vec<Imprint>, CalendarError> {
+    pub(super) fn row(
+        &self,
+        level: u8,
+        index: u64,
+        count: u64,
+    ) -> Result<Vec<Imprint>, CalendarError> {
         let first = self.genesis.0 >> level;
         let before = first.saturating_sub(index).min(count);
         let mut row = vec![self.zeros[usize::from(level)]; before as usize];
@@ -262,54 +318,14 @@ impl Files {
         cut().map_err(|e| self.io_error("truncate", level, e))
     }
 
-    pub(super) fn audit(&self, mut progress: impl FnMut(u64, u64)) -> Result<Audit, CalendarError> {
-        let seconds = self.seconds.load(Ordering::Acquire);
-        let total = stored_levels()
-            .map(|level| self.node_count(level, seconds) * ENTRY)
-            .sum::<u64>();
-        let mut audit = Audit {
-            seconds,
-            sealed_seconds: 0,
-            nodes: 0,
-            fault: None,
-        };
-        let mut done = 0;
-        for level in stored_levels() {
-            let mut position = 0;
-            let count = self.node_count(level, seconds);
-            while position < count {
-                let step = (count - position).min(CHUNK);
-                match self.audit_row(level, position, step) {
-                    Ok(sealed) if level == 0 => audit.sealed_seconds += sealed,
-                    Ok(_) => audit.nodes += step,
-                    Err(e @ CalendarError::Corrupt { .. }) => {
-                        audit.fault = Some(e.to_string());
-                        return Ok(audit);
-                    }
-                    Err(e) => return Err(e),
-                }
-                position += step;
-                done += step * ENTRY;
-                progress(done, total);
-            }
-        }
-        Ok(audit)
-    }
-
-    /// Checks `count` entries of a level; counts those that are not the zero leaf.
-    fn audit_row(&self, level: u8, position: u64, count: u64) -> Result<u64, CalendarError> {
+    /// Compares a stored node with the one that its stored children give.
+    pub(super) fn check_node(&self, level: u8, position: u64) -> Result<(), CalendarError> {
         let index = (self.genesis.0 >> level) + position;
-        let row = self.row(level, index, count)?;
-        if level == 0 {
-            return Ok(row.iter().filter(|leaf| **leaf != zero_leaf()).count() as u64);
+        let children = self.row(level - STEP, index << STEP, FANOUT)?;
+        match self.row(level, index, 1)?.as_slice() {
+            [stored] if *stored == tree::fold(children) => Ok(()),
+            _ => Err(self.corrupt(level, position)),
         }
-        for (i, stored) in (0..).zip(&row) {
-            let children = self.row(level - STEP, (index + i) << STEP, FANOUT)?;
-            if tree::fold(children) != *stored {
-                return Err(self.corrupt(level, position + i));
-            }
-        }
-        Ok(count)
     }
 
     fn file(&self, level: u8) -> &File {
@@ -328,7 +344,7 @@ impl Files {
         }
     }
 
-    fn corrupt(&self, level: u8, position: u64) -> CalendarError {
+    pub(super) fn corrupt(&self, level: u8, position: u64) -> CalendarError {
         CalendarError::Corrupt {
             path: self.path(level),
             at: position * ENTRY,

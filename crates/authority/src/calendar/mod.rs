@@ -15,10 +15,12 @@
 //! A second is written once. [`Calendar`] is the one writer; any number of
 //! [`CalendarReader`]s look on, and see a second when it is durable.
 
+mod audit;
 mod files;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod walk;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::time::Second;
 
 use files::Files;
+pub use walk::Walk;
 
 /// The leaf of a second without requests: `01` ‖ 32 zero bytes.
 pub fn zero_leaf() -> Imprint {
@@ -179,6 +182,18 @@ impl Calendar {
 }
 
 impl CalendarReader {
+    /// Looks at the calendar in `dir` as it stands now, without a lock: beside the
+    /// process that writes it, or when there is none. It does not grow.
+    ///
+    /// # Errors
+    /// [`CalendarError::Corrupt`] if a file of nodes is shorter than a writer, or a
+    /// crash, would leave it.
+    pub fn open_beside(dir: &Path) -> Result<Self, CalendarError> {
+        Ok(Self {
+            files: Arc::new(Files::open_beside(dir)?),
+        })
+    }
+
     /// The first second that may have requests.
     pub fn genesis(&self) -> Second {
         self.files.genesis()
@@ -226,14 +241,14 @@ impl CalendarReader {
         })
     }
 
-    /// Reads every entry and computes every stored node again.
+    /// Reads every entry and computes every stored node again, on all cores.
     ///
-    /// `progress` hears of (bytes done, bytes in all) now and then.
+    /// `progress` hears of (bytes done, bytes in all) after every 4096 seconds.
     ///
     /// # Errors
     /// Only if a file cannot be read; damage is reported in [`Audit::fault`].
     pub fn audit(&self, progress: impl FnMut(u64, u64)) -> Result<Audit, CalendarError> {
-        self.files.audit(progress)
+        audit::run(&self.files, progress)
     }
 
     fn written(&self, at: Second) -> Result<(), CalendarError> {

@@ -347,3 +347,34 @@ fn the_audit_notices_every_changed_byte_below_a_node() {
     world.reopen().unwrap();
     assert_eq!(world.reader().audit(|_, _| ()).unwrap().fault, None);
 }
+
+#[test]
+fn a_walk_tells_every_second_its_leaf_and_root() {
+    let mut world = World::filled(1_000, 1_040);
+    world.append(1_100);
+    world.append(1_101);
+    let reader = world.reader();
+    for from in 1_000..=1_102 {
+        let mut walk = reader.walk(Second(from)).unwrap();
+        let mut entries = Vec::new();
+        for most in [1, 3, 200, 200] {
+            entries.extend(walk.take(most).unwrap());
+        }
+        assert_eq!(entries.len() as u64, 1_102 - from);
+        for (at, entry) in (from..).zip(entries) {
+            assert_eq!(entry.time(), Second(at));
+            assert_eq!(entry.round(), world.leaves[at as usize]);
+            let naive = tree::naive(&world.leaves[..=at as usize]);
+            assert_eq!(entry.calendar(), naive, "root at {at}");
+        }
+    }
+    // It goes on when the calendar does.
+    let mut walk = reader.walk(Second(1_102)).unwrap();
+    assert_eq!(walk.take(9).unwrap(), []);
+    world.append(1_102);
+    assert_eq!(walk.take(9).unwrap().len(), 1);
+    assert!(reader.walk(Second(999)).is_err());
+    assert!(reader.walk(Second(1_104)).is_err());
+    let empty = World::new(5).reader();
+    assert_eq!(empty.walk(Second(5)).unwrap().take(9).unwrap(), []);
+}

@@ -12,7 +12,7 @@ use pitser_ksi::chain::Side;
 use pitser_ksi::hash::{self, Imprint};
 
 /// The level byte of every calendar step.
-const CALENDAR_LEVEL: u8 = 0xff;
+pub(super) const CALENDAR_LEVEL: u8 = 0xff;
 
 /// Where perfect nodes come from.
 pub(super) trait Nodes {

@@ -44,7 +44,7 @@ impl Cluster {
             genesis: founder.calendar.genesis(),
             certificate: identity.certificate_digest(),
         };
-        let publications = Publications::read(dir)?;
+        let publications = Publications::read(dir)?.encode().to_vec();
         founder.clear().await?;
         let tiled = founder.write_tiles().await?;
         founder.write_seconds(tiled).await?;

@@ -100,6 +100,7 @@ impl Engine {
                 _ = role.changed() => {}
                 _ = heads.changed() => {
                     let head = *heads.borrow_and_update();
+                    self.press.bell.ring();
                     self.report(head, 0);
                 }
             }
@@ -117,8 +118,9 @@ impl Engine {
         });
         self.tenure = Tenure::until(end_of(cluster, term));
         // What the leader before this one did not come to publish is due now.
-        let published = self.publisher.publications.latest().unwrap_or(self.closed);
-        self.publish_at = next_multiple(published, self.publish_every_s.max(1));
+        let (_, published) = self.publisher.publications.summary();
+        let since = published.map_or(self.closed, |data| data.time);
+        self.publish_at = next_multiple(since, self.publish_every_s.max(1));
         self.service.open(self.closed);
         Ok(())
     }

@@ -14,6 +14,7 @@ use pitser_ksi::tlv::Header as TlvHeader;
 use super::answer::{Caller, Outlet, Place, Ticket};
 use super::{Member, Service, invalid};
 use crate::clock::Micros;
+use crate::metrics::{Metrics, Reason};
 use crate::round::Request;
 
 /// Takes the messages of one peer. What is to be signed is held back until
@@ -74,15 +75,25 @@ impl<'s> Desk<'s> {
         match TlvHeader::read(frame).map(|header| header.tag) {
             Some(0x0220 | 0x0200) => self.aggregate(frame, place, arrived_at),
             Some(0x0320 | 0x0300) => self.extend(frame, place),
-            _ => refuse_garbage(place),
+            _ => self.refuse_as_garbage(place),
         }
     }
 
     /// Answers bytes that are no message.
     pub(super) fn refuse_garbage(&self) {
         if let Some(place) = self.outlet.place() {
-            refuse_garbage(place);
+            self.refuse_as_garbage(place);
         }
+    }
+
+    fn refuse_as_garbage(&self, place: Place) {
+        let metrics = &self.service.metrics;
+        metrics.not_signed(Status::REQUEST_INVALID, Reason::Malformed);
+        place.refuse_stranger(
+            Status::REQUEST_INVALID,
+            "this is not a message of the protocol",
+            AggregationResponsePayload::Error,
+        );
     }
 
     /// Puts what is held back into the round of `arrived_at`.
@@ -95,18 +106,19 @@ impl<'s> Desk<'s> {
             outlet: self.outlet.clone(),
         };
         let refused = self.service.accept(caller, arrived_at, &mut self.held);
-        if let Err((status, reason)) = refused {
+        if let Err(not_taken) = refused {
             for request in std::mem::take(&mut self.held) {
-                self.refuse(&member, request.ticket, status, &reason);
+                member.give_back();
+                let (status, counted) = (not_taken.status, not_taken.counted);
+                self.refuse(&member, request.ticket, status, counted, &not_taken.reason);
             }
         }
     }
 
     fn take_usual(&mut self, usual: &UsualRequest<'_>, arrived_at: Micros) {
-        let stranger = &self.service.stranger;
         let found = self.service.users.get(usual.login_id);
-        // Somebody unknown costs as much time as a wrong key, and hears the same.
-        let genuine = usual.verify_mac(&found.unwrap_or(stranger).mac_key);
+        let known = found.as_deref().unwrap_or(self.service.users.stranger());
+        let genuine = usual.verify_mac(&known.mac_key);
         match found.filter(|_| genuine && usual.mac_algorithm().is_trusted()) {
             Some(member) => {
                 let ticket = Ticket {
@@ -121,7 +133,7 @@ impl<'s> Desk<'s> {
                     level: usual.level,
                     ticket,
                 };
-                self.hold(member, request, arrived_at);
+                self.hold(&member, request, arrived_at);
             }
             None => self.refuse_stranger(),
         }
@@ -129,14 +141,10 @@ impl<'s> Desk<'s> {
 
     /// Holds back what may be signed, and refuses what may not.
     fn hold(&mut self, member: &Arc<Member>, request: Request<Ticket>, arrived_at: Micros) {
-        let algorithm = request.input.algorithm();
-        if !algorithm.is_trusted() {
-            let reason = format!("{algorithm} is no longer secure enough to be signed");
-            return self.refuse(member, request.ticket, Status::PAYLOAD_INVALID, &reason);
-        }
-        if request.level > member.max_level {
-            let reason = format!("level {} is above {}", request.level, member.max_level);
-            return self.refuse(member, request.ticket, Status::REQUEST_TOO_LARGE, &reason);
+        let admitted = member.admit(request.level, request.input.algorithm(), arrived_at);
+        if let Err(denied) = admitted {
+            let (status, counted) = (denied.status(), denied.reason());
+            return self.refuse(member, request.ticket, status, counted, &denied.to_string());
         }
         if !self
             .member
@@ -149,7 +157,15 @@ impl<'s> Desk<'s> {
         self.held.push(request);
     }
 
-    fn refuse(&self, member: &Member, ticket: Ticket, status: Status, reason: &str) {
+    fn refuse(
+        &self,
+        member: &Member,
+        ticket: Ticket,
+        status: Status,
+        counted: Reason,
+        reason: &str,
+    ) {
+        self.service.metrics.not_signed(status, counted);
         let Some(place) = self.outlet.place() else {
             return tracing::error!("a request was read that there is no place to refuse");
         };
@@ -167,6 +183,9 @@ impl<'s> Desk<'s> {
     fn refuse_stranger(&self) {
         if let Some(place) = self.outlet.place() {
             let (status, reason) = STRANGER;
+            self.service
+                .metrics
+                .not_signed(status, Reason::Authentication);
             place.refuse_stranger(status, reason, AggregationResponsePayload::Error);
         }
     }
@@ -174,7 +193,8 @@ impl<'s> Desk<'s> {
     fn aggregate(&mut self, frame: &[u8], place: Place, arrived_at: Micros) {
         let received = AggregationRequest::decode(frame);
         let error = AggregationResponsePayload::Error;
-        let Some((payloads, reply_to)) = self.authenticate(received, place, error) else {
+        let refused = Metrics::not_signed;
+        let Some((payloads, reply_to)) = self.authenticate(received, place, error, refused) else {
             return;
         };
         let (mut sign, mut beside) = (Vec::new(), Vec::new());
@@ -195,6 +215,8 @@ impl<'s> Desk<'s> {
             [] => reply_to.send(beside),
             [request] => self.sign(request, beside, reply_to, arrived_at),
             _ => {
+                let metrics = &self.service.metrics;
+                metrics.not_signed(Status::PAYLOAD_INVALID, Reason::TooMuch);
                 let reason = "one message may ask for one signature";
                 reply_to.send(vec![error(invalid(reason))]);
             }
@@ -235,7 +257,8 @@ impl<'s> Desk<'s> {
     fn extend(&self, frame: &[u8], place: Place) {
         let received = ExtendRequest::decode(frame);
         let error = ExtendResponsePayload::Error;
-        let Some((payloads, reply_to)) = self.authenticate(received, place, error) else {
+        let refused = Metrics::not_extended;
+        let Some((payloads, reply_to)) = self.authenticate(received, place, error, refused) else {
             return;
         };
         let answering = self.service.extension(payloads);
@@ -250,8 +273,14 @@ impl<'s> Desk<'s> {
         received: Result<Received<P>, DecodeError>,
         place: Place,
         error: impl FnOnce(ErrorPayload) -> R,
+        refused: impl FnOnce(&Metrics, Status, Reason),
     ) -> Option<(Vec<P>, ReplyTo)> {
         let stranger = |place: Place, status, reason: &str| {
+            let counted = match status {
+                Status::AUTHENTICATION_FAILED => Reason::Authentication,
+                _ => Reason::Malformed,
+            };
+            refused(&self.service.metrics, status, counted);
             place.refuse_stranger(status, reason, error);
             None
         };
@@ -264,7 +293,8 @@ impl<'s> Desk<'s> {
             return stranger(place, Status::REQUEST_INVALID, reason);
         }
         let member = self.service.users.get(received.login_id());
-        let key = member.unwrap_or(&self.service.stranger).key.expose();
+        let known = member.as_deref().unwrap_or(self.service.users.stranger());
+        let key = known.key.expose();
         let genuine = received.verify_mac(key);
         let algorithm = received
             .mac_algorithm()
@@ -272,7 +302,7 @@ impl<'s> Desk<'s> {
         match (member, received.pdu.header, algorithm) {
             (Some(member), Some(header), Some(algorithm)) if genuine => {
                 let reply_to = ReplyTo {
-                    member: Arc::clone(member),
+                    member,
                     header,
                     algorithm,
                     place,
@@ -285,14 +315,6 @@ impl<'s> Desk<'s> {
             }
         }
     }
-}
-
-fn refuse_garbage(place: Place) {
-    place.refuse_stranger(
-        Status::REQUEST_INVALID,
-        "this is not a message of the protocol",
-        AggregationResponsePayload::Error,
-    );
 }
 
 /// What somebody unknown hears, and somebody with a wrong key.

@@ -10,12 +10,13 @@
 mod answer;
 mod desk;
 pub(crate) mod http;
+mod lobby;
+mod monitor;
 pub(crate) mod tcp;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pitser_ksi::hash::{Algorithm, HmacKey};
+use pitser_ksi::hash::Algorithm;
 use pitser_ksi::pdu::{
     AggregationAck, AggregatorConfig, ErrorPayload, ExtendQuery, ExtendRequestPayload,
     ExtendResponsePayload, ExtendResult, ExtenderConfig, Status,
@@ -27,43 +28,36 @@ pub(crate) use answer::{Answered, Caller, Tail, Ticket, Trees};
 
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::clock::{Clock, Micros};
-use crate::config::{Config, Limits, MAX_LEVEL, Secret, User};
-use crate::publications::Publications;
+use crate::config::{Config, Limits};
+use crate::log::Site;
+use crate::metrics::{Metrics, Reason};
+use crate::publications::Publisher;
 use crate::round::{Closed, Refused, Request, Rounds};
+pub(crate) use crate::users::Member;
+use crate::users::{Directory, UserError};
+pub use http::tls::TlsError;
 
 /// A round of the service's requests.
 pub(crate) type ClosedRound = Closed<Ticket, Caller>;
 
 pub(crate) struct Service {
     pub(crate) limits: Limits,
-    users: HashMap<String, Arc<Member>>,
-    /// Stands in for users that do not exist.
-    stranger: Arc<Member>,
+    pub(crate) users: Directory,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The calendar's log over HTTP.
+    log: Site,
     clock: Arc<dyn Clock>,
     calendar: CalendarReader,
-    publications: Arc<Publications>,
+    publisher: Publisher,
     /// Locked to put requests in or take rounds out; released before any await.
     intake: Mutex<Intake>,
 }
 
-/// A user who may ask.
-pub(crate) struct Member {
-    /// Shared with every batch of a round.
-    login: Arc<str>,
-    key: Secret,
-    mac_key: HmacKey,
-    max_level: u8,
-}
-
-impl Member {
-    fn new(user: &User) -> Arc<Self> {
-        Arc::new(Self {
-            login: user.login.as_str().into(),
-            key: user.key.clone(),
-            mac_key: HmacKey::new(user.key.expose()),
-            max_level: user.max_level,
-        })
-    }
+/// Why requests came into no round.
+struct NotTaken {
+    status: Status,
+    counted: Reason,
+    reason: String,
 }
 
 enum Intake {
@@ -84,15 +78,17 @@ impl Service {
         clock: Arc<dyn Clock>,
         rounds: Rounds<Ticket, Caller>,
         calendar: CalendarReader,
-        publications: Arc<Publications>,
+        publisher: Publisher,
+        log: Site,
     ) -> Result<Self, UserError> {
         Ok(Self {
             limits: config.limits.clone(),
-            users: check_users(&config.users)?,
-            stranger: Member::new(&User::new("", [])),
+            users: Directory::new(&config.users)?,
+            metrics: Arc::default(),
+            log,
             clock,
             calendar,
-            publications,
+            publisher,
             intake: Mutex::new(Intake::Open(rounds)),
         })
     }
@@ -109,18 +105,32 @@ impl Service {
         caller: Caller,
         arrived_at: Micros,
         requests: &mut Vec<Request<Ticket>>,
-    ) -> Result<(), (Status, String)> {
-        let refused = |status, reason: &str| Err((status, reason.to_owned()));
+    ) -> Result<(), NotTaken> {
+        let refused = |status, counted, reason: &str| {
+            Err(NotTaken {
+                status,
+                counted,
+                reason: reason.to_owned(),
+            })
+        };
         match &mut *self.intake() {
             Intake::Open(rounds) => match rounds.accept(caller, arrived_at, requests) {
                 Ok(_) if requests.is_empty() => Ok(()),
-                Ok(_) => refused(Status::TOO_MANY_REQUESTS, "this round is full"),
-                Err(Refused::ClockBehind) => {
-                    refused(Status::INTERNAL_ERROR, "CLK-01: the clock is behind")
-                }
+                Ok(_) => refused(
+                    Status::TOO_MANY_REQUESTS,
+                    Reason::RoundFull,
+                    "this round is full",
+                ),
+                Err(Refused::ClockBehind) => refused(
+                    Status::INTERNAL_ERROR,
+                    Reason::NotSigning,
+                    "CLK-01: the clock is behind",
+                ),
             },
-            Intake::Following(reason) => refused(Status::UPSTREAM_ERROR, reason),
-            Intake::Closed(reason) => refused(Status::INTERNAL_ERROR, reason),
+            Intake::Following(reason) => {
+                refused(Status::UPSTREAM_ERROR, Reason::NotSigning, reason)
+            }
+            Intake::Closed(reason) => refused(Status::INTERNAL_ERROR, Reason::NotSigning, reason),
         }
     }
 
@@ -131,14 +141,18 @@ impl Service {
     ) -> impl FnOnce() -> Vec<ExtendResponsePayload> + Send + 'static {
         let (calendar, now) = (self.calendar.clone(), self.clock.now().ended());
         let max_requests = self.limits.requests_per_round as u64;
+        let metrics = Arc::clone(&self.metrics);
         move || {
             if payloads.len() > MAX_EXTENSIONS {
+                metrics.not_extended(Status::PAYLOAD_INVALID, Reason::TooMuch);
                 let reason = "too many requests in one message";
                 return vec![ExtendResponsePayload::Error(invalid(reason))];
             }
             let answer = |payload| match payload {
                 ExtendRequestPayload::Extend(query) => {
-                    ExtendResponsePayload::Result(look_up(&calendar, &query, now))
+                    let found = look_up(&calendar, &query, now);
+                    metrics.extended(found.status);
+                    ExtendResponsePayload::Result(found)
                 }
                 ExtendRequestPayload::Config => ExtendResponsePayload::Config(ExtenderConfig {
                     max_requests: Some(max_requests),
@@ -198,92 +212,32 @@ impl Service {
     /// Signs nothing for the time being; hands back what waits, to be refused.
     #[cfg(feature = "cluster")]
     pub(crate) fn follow(&self, reason: String) -> Vec<ClosedRound> {
-        match std::mem::replace(&mut *self.intake(), Intake::Following(reason)) {
-            Intake::Open(mut rounds) => rounds.abandon(),
-            Intake::Following(_) | Intake::Closed(_) => Vec::new(),
-        }
+        self.stop_signing(Intake::Following(reason))
     }
 
     /// Signs nothing more; hands back what waits, to be refused.
     pub(crate) fn close(&self, reason: String) -> Vec<ClosedRound> {
-        match std::mem::replace(&mut *self.intake(), Intake::Closed(reason)) {
+        self.stop_signing(Intake::Closed(reason))
+    }
+
+    fn stop_signing(&self, closed: Intake) -> Vec<ClosedRound> {
+        let abandoned = match std::mem::replace(&mut *self.intake(), closed) {
             Intake::Open(mut rounds) => rounds.abandon(),
             Intake::Following(_) | Intake::Closed(_) => Vec::new(),
-        }
+        };
+        let requests = abandoned.iter().map(|round| round.requests.len()).sum();
+        self.metrics.lost(requests);
+        abandoned
     }
 
     /// The newest publications file.
     pub(crate) fn publications_file(&self) -> Arc<[u8]> {
-        self.publications.file()
-    }
-
-    /// One line for a monitor: `Err` if nothing is signed.
-    pub(crate) fn health(&self) -> Result<String, String> {
-        match &*self.intake() {
-            Intake::Open(_) => Ok(match self.calendar.head() {
-                Some(head) => format!("ok, newest second {head}\n"),
-                None => "ok, no second yet\n".to_owned(),
-            }),
-            Intake::Following(reason) => Ok(format!("following: {reason}\n")),
-            Intake::Closed(reason) => Err(format!("{reason}\n")),
-        }
+        self.publisher.publications.file()
     }
 
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Why the list of users cannot be right.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum UserError {
-    /// A user without a name.
-    #[error("a user has an empty login; give every user one")]
-    NoLogin,
-    /// A user without a key: anybody could pass for them.
-    #[error("user {login:?} has an empty key; give every user one")]
-    NoKey {
-        /// The login.
-        login: String,
-    },
-    /// Two users with one name.
-    #[error("user {login:?} is listed twice; remove one")]
-    Twice {
-        /// The login.
-        login: String,
-    },
-    /// A level no client asks for.
-    #[error("user {login:?} has max_level {max_level}, above {MAX_LEVEL}")]
-    Level {
-        /// The login.
-        login: String,
-        /// The configured level.
-        max_level: u8,
-    },
-}
-
-fn check_users(users: &[User]) -> Result<HashMap<String, Arc<Member>>, UserError> {
-    let mut known = HashMap::new();
-    for user in users {
-        let login = user.login.clone();
-        if login.is_empty() {
-            return Err(UserError::NoLogin);
-        }
-        if user.key.expose().is_empty() {
-            return Err(UserError::NoKey { login });
-        }
-        if user.max_level > MAX_LEVEL {
-            return Err(UserError::Level {
-                login,
-                max_level: user.max_level,
-            });
-        }
-        if known.insert(login.clone(), Member::new(user)).is_some() {
-            return Err(UserError::Twice { login });
-        }
-    }
-    Ok(known)
 }
 
 fn look_up(calendar: &CalendarReader, query: &ExtendQuery, now: Second) -> ExtendResult {

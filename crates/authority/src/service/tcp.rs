@@ -20,7 +20,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{Outlet, Replies, TooLate};
 use super::desk::Desk;
+use super::lobby::Lobby;
 use super::{Service, stopping};
+use crate::metrics::{Metrics, Transport};
 
 /// Serves connections until `stop` turns true, then until all are answered.
 pub(crate) async fn serve(
@@ -28,46 +30,26 @@ pub(crate) async fn serve(
     service: Arc<Service>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(service.limits.connections));
+    let metrics = Arc::clone(&service.metrics);
+    let lobby = Lobby::new(&service.limits, metrics, Transport::Tcp);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stopping(&mut stop) => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = lobby.next(&listener) => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let (stream, place) = accepted;
+        let (stream, guest) = accepted;
         let (service, stop) = (Arc::clone(&service), stop.clone());
         connections.spawn(async move {
             if let Err(e) = connection(stream, &service, stop).await {
                 tracing::debug!(error = %e, "connection ended");
             }
-            drop(place);
+            drop(guest);
         });
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
-}
-
-/// Waits for a free place, then for a peer. An error of one peer, or a lack of
-/// file descriptors, is waited out.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
-    loop {
-        let Ok(place) = Arc::clone(places).acquire_owned().await else {
-            std::future::pending::<()>().await;
-            continue;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-            }
-        }
-    }
 }
 
 async fn connection(
@@ -79,7 +61,8 @@ async fn connection(
     let (read, write) = stream.into_split();
     let (outlet, replies) = Outlet::new(ENCODED_ANSWERS);
     let places = Arc::new(Semaphore::new(service.limits.pipeline));
-    let mut writer = tokio::spawn(write_answers(write, replies, Arc::clone(&places)));
+    let metrics = Arc::clone(&service.metrics);
+    let mut writer = tokio::spawn(write_answers(write, replies, Arc::clone(&places), metrics));
     let requests = Requests {
         read,
         buffer: Vec::new(),
@@ -168,7 +151,10 @@ impl Requests<'_> {
             self.buffer.reserve(READ);
             match self.read.try_read_buf(&mut self.buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                read => return read,
+                read => {
+                    self.service.metrics.received(*read.as_ref().unwrap_or(&0));
+                    return read;
+                }
             }
         }
     }
@@ -183,6 +169,7 @@ async fn write_answers(
     mut write: OwnedWriteHalf,
     mut replies: Replies,
     places: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
 ) -> io::Result<()> {
     loop {
         // Many connections wait most of the second: meanwhile they have no buffer.
@@ -195,6 +182,7 @@ async fn write_answers(
                 return timeout(WRITE, write.shutdown()).await?;
             }
             timeout(WRITE, write.write_all(&chunk)).await??;
+            metrics.sent(chunk.len());
             places.add_permits(answers);
         }
     }
@@ -211,4 +199,3 @@ const ENCODED_ANSWERS: usize = 1024;
 const WRITE: Duration = Duration::from_secs(10);
 /// After this long without a request a connection gives its buffer back.
 const SILENT: Duration = Duration::from_secs(1);
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -11,19 +11,14 @@ use crate::status::WitnessStatus;
 use pitser_evidence::Code;
 use pitser_ksi::time::Second;
 use pitser_monitor::Finding;
-use pitser_tlog::note::{Note, SignatureLine};
-use pitser_tlog::witness_protocol::Refusal;
-use pitser_witness::{Exchange, Heard, Peer, Question, SubmitError as CosignError};
-use std::collections::BTreeSet;
-use std::sync::mpsc::{Sender, channel};
+use pitser_tlog::note::SignatureLine;
+use pitser_witness::{Answer, Asker, Ballot, Peer, SubmitError as CosignError};
+use std::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
-/// One witness, and the thread that asks it. Outlives sessions.
+/// One witness, and what is shown of it. Outlives sessions.
 pub(super) struct Cosigner {
-    exchange: Exchange,
-    questions: Sender<Vec<u8>>,
-    /// What it has not answered yet.
-    asked: Option<Question>,
+    asker: Asker,
     pub(super) shown: WitnessStatus,
 }
 
@@ -33,7 +28,7 @@ pub(super) struct Heads {
     /// Blocks under the head that was kept last.
     kept: u64,
     /// The newest head that witnesses were asked about.
-    open: Option<Open>,
+    open: Option<Ballot>,
     /// Another one is wanted as soon as this one is decided.
     wanted: bool,
     /// Who waits for so many blocks to be cosigned.
@@ -42,16 +37,6 @@ pub(super) struct Heads {
 
 type Reply = oneshot::Sender<Result<u64, String>>;
 
-/// A head, and who has not answered yet.
-struct Open {
-    note: Note,
-    size: u64,
-    unanswered: BTreeSet<usize>,
-    /// What those who cosigned state, in Unix seconds.
-    times: Vec<u64>,
-    refusals: Vec<String>,
-}
-
 impl Cosigner {
     /// `number` is what its answers are sent back with.
     pub(super) fn start(
@@ -59,48 +44,25 @@ impl Cosigner {
         number: usize,
         commands: Sender<Command>,
     ) -> Result<Self, StartError> {
-        let name = peer.name().to_owned();
-        let (exchange, witness) = peer.into_parts();
-        let (questions, asked) = channel::<Vec<u8>>();
-        let ask = move || {
-            for body in asked {
-                let answer = witness.add_checkpoint(&body);
-                let answer = Command::Cosigned {
-                    witness: number,
-                    answer,
-                };
-                if commands.send(answer).is_err() {
-                    return;
-                }
-            }
+        let answered = move |answer| {
+            let answer = Command::Cosigned {
+                witness: number,
+                answer,
+            };
+            commands.send(answer).is_ok()
         };
-        std::thread::Builder::new()
-            .name(format!("witness-{number}"))
-            .spawn(ask)
+        let asker = Asker::start(peer, &format!("witness-{number}"), answered)
             .map_err(StartError::Thread)?;
-        Ok(Self {
-            exchange,
-            questions,
-            asked: None,
-            shown: WitnessStatus {
-                name,
-                ..WitnessStatus::default()
-            },
-        })
+        let shown = WitnessStatus {
+            name: asker.name().to_owned(),
+            ..WitnessStatus::default()
+        };
+        Ok(Self { asker, shown })
     }
 
     /// An answer that nobody can judge now: the trail is not open.
     pub(super) fn forget(&mut self) {
-        self.asked = None;
-    }
-
-    fn send(&mut self, question: Question) -> Result<(), CosignError> {
-        let sent = self.questions.send(question.body().to_vec());
-        sent.map_err(|_| Refusal::Unavailable {
-            reason: "nobody asks it any more".to_owned(),
-        })?;
-        self.asked = Some(question);
-        Ok(())
+        self.asker.forget();
     }
 }
 
@@ -118,23 +80,6 @@ impl Heads {
     }
 }
 
-impl Open {
-    fn is_cosigned(&self, quorum: usize) -> bool {
-        self.times.len() >= quorum.max(1)
-    }
-
-    fn is_decided(&self, quorum: usize) -> bool {
-        self.is_cosigned(quorum) || self.unanswered.is_empty()
-    }
-
-    /// When the quorum had cosigned: the earliest time by which so many had.
-    fn cosigned_at(&self, quorum: usize) -> Option<Second> {
-        let mut times = self.times.clone();
-        times.sort_unstable();
-        times.get(quorum.max(1) - 1).copied().map(Second)
-    }
-}
-
 impl Session {
     /// Has the newest head cosigned, unless it is, or will be.
     pub(super) fn cosign(&mut self, worker: &mut Worker) -> Result<(), Ended> {
@@ -145,22 +90,18 @@ impl Session {
         }
         let quorum = worker.parts.tuning.witness_quorum;
         if let Some(open) = &self.heads.open
-            && !open.is_decided(quorum)
+            && !open.is_decided()
         {
-            self.heads.wanted |= size > open.size;
+            self.heads.wanted |= size > open.size();
             return Ok(());
         }
         self.heads.wanted = false;
-        self.heads.open = Some(Open {
-            note: self.trail.sign_head(),
-            size,
-            unanswered: (0..worker.cosigners.len()).collect(),
-            times: Vec::new(),
-            refusals: Vec::new(),
-        });
+        let witnesses = worker.cosigners.len();
+        let head = self.trail.sign_head();
+        self.heads.open = Some(Ballot::new(head, size, witnesses, quorum));
         for witness in 0..worker.cosigners.len() {
             // One that is still busy with an older head is asked when it is back.
-            if worker.cosigners[witness].asked.is_none() {
+            if !worker.cosigners[witness].asker.is_busy() {
                 self.ask(worker, witness)?;
             }
         }
@@ -173,10 +114,9 @@ impl Session {
     }
 
     /// Whether nothing more is to be expected about the newest head.
-    pub(super) fn is_head_decided(&self, worker: &Worker) -> bool {
-        let quorum = worker.parts.tuning.witness_quorum;
+    pub(super) fn is_head_decided(&self) -> bool {
         let open = self.heads.open.as_ref();
-        !self.heads.wanted && open.is_none_or(|open| open.is_decided(quorum))
+        !self.heads.wanted && open.is_none_or(Ballot::is_decided)
     }
 
     /// An answer of a witness.
@@ -184,27 +124,17 @@ impl Session {
         &mut self,
         worker: &mut Worker,
         witness: usize,
-        answer: Result<Vec<SignatureLine>, Refusal>,
+        answer: Answer,
     ) -> Result<(), Ended> {
         let Some(cosigner) = worker.cosigners.get_mut(witness) else {
             return Ok(());
         };
-        let Some(asked) = cosigner.asked.take() else {
+        let Some((size, line)) = cosigner.asker.hear(self.trail.log(), answer) else {
             return Ok(());
-        };
-        let size = asked.size();
-        let heard = cosigner.exchange.hear(self.trail.log(), asked, answer);
-        let line = match heard {
-            Ok(Heard::Corrected(question)) => match cosigner.send(question) {
-                Ok(()) => return Ok(()),
-                Err(error) => Err(error),
-            },
-            Ok(Heard::Cosigned(line)) => Ok(line),
-            Err(error) => Err(error),
         };
         self.note_answer(worker, witness, size, line)?;
         let open = self.heads.open.as_ref();
-        if open.is_some_and(|open| open.unanswered.contains(&witness)) {
+        if open.is_some_and(|open| open.awaits(witness)) {
             self.ask(worker, witness)?;
         }
         self.decide(worker)
@@ -214,9 +144,8 @@ impl Session {
         let Some(open) = &self.heads.open else {
             return Ok(());
         };
-        let (cosigner, size) = (&mut worker.cosigners[witness], open.size);
-        let question = cosigner.exchange.ask(self.trail.log(), &open.note);
-        match question.and_then(|question| cosigner.send(question)) {
+        let (asker, size) = (&mut worker.cosigners[witness].asker, open.size());
+        match asker.ask(self.trail.log(), open.note()) {
             Ok(()) => Ok(()),
             Err(error) => self.note_answer(worker, witness, size, Err(error)),
         }
@@ -231,21 +160,16 @@ impl Session {
         line: Result<SignatureLine, CosignError>,
     ) -> Result<(), Ended> {
         let cosigner = &mut worker.cosigners[witness];
-        let open = self.heads.open.as_mut().filter(|open| open.size == size);
+        let open = self.heads.open.as_mut().filter(|open| open.size() == size);
         let name = cosigner.shown.name.clone();
         let error = match line {
             Ok(line) => {
                 cosigner.shown.size = size;
                 cosigner.shown.trouble = None;
-                if let Some(open) = open {
-                    open.unanswered.remove(&witness);
-                    if open.note.add(line).is_ok()
-                        && let Ok(at) = open.note.cosigned_at(cosigner.exchange.key())
-                    {
-                        cosigner.shown.cosigned_at = Some(Second(at).to_string());
-                        open.times.push(at);
-                        self.keep_head(worker)?;
-                    }
+                let at = open.and_then(|open| open.cosigned(witness, cosigner.asker.key(), line));
+                if let Some(at) = at {
+                    cosigner.shown.cosigned_at = Some(Second(at).to_string());
+                    self.keep_head(worker)?;
                 }
                 return Ok(());
             }
@@ -253,8 +177,7 @@ impl Session {
         };
         cosigner.shown.trouble = Some(error.to_string());
         if let Some(open) = open {
-            open.unanswered.remove(&witness);
-            open.refusals.push(format!("{name}: {error}"));
+            open.refused(witness, format!("{name}: {error}"));
         }
         let code = match &error {
             CosignError::Forked { .. } => Code::TrailForked,
@@ -272,17 +195,17 @@ impl Session {
         let Some(open) = &self.heads.open else {
             return Ok(());
         };
-        let is_nobody_asked = quorum == 0 && open.unanswered.is_empty();
-        if !open.is_cosigned(quorum) && !is_nobody_asked {
+        let is_nobody_asked = quorum == 0 && open.is_complete();
+        if !open.is_cosigned() && !is_nobody_asked {
             return Ok(());
         }
-        self.trail.store_head(&open.note)?;
-        self.heads.kept = open.size;
-        if let Some(at) = open.cosigned_at(quorum) {
-            let size = open.size;
+        self.trail.store_head(open.note())?;
+        self.heads.kept = open.size();
+        if let Some(at) = open.cosigned_at() {
+            let size = open.size();
             worker.publish.send_modify(|s| {
                 s.witnessed = size;
-                s.witnessed_at = Some(at.to_string());
+                s.witnessed_at = Some(Second(at).to_string());
             });
         }
         Ok(())
@@ -292,14 +215,14 @@ impl Session {
     fn decide(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let quorum = worker.parts.tuning.witness_quorum;
         let open = self.heads.open.as_ref();
-        let Some(open) = open.filter(|open| open.is_decided(quorum)) else {
+        let Some(open) = open.filter(|open| open.is_decided()) else {
             return Ok(());
         };
-        let (size, cosigned) = (open.size, open.times.len());
+        let (size, cosigned) = (open.size(), open.cosignatures());
         if cosigned < quorum {
             let text = format!(
                 "{cosigned} of {quorum} required witnesses cosigned ({})",
-                open.refusals.join("; ")
+                open.refusals().join("; ")
             );
             tracing::warn!(source = %worker.parts.source.name, "{text}");
             self.heads.answer(size, &Err(text.clone()));

@@ -195,7 +195,7 @@ impl Session {
             return Ok(());
         }
         self.cosign(worker)?;
-        while !self.is_head_decided(worker) {
+        while !self.is_head_decided() {
             let left = until.saturating_duration_since(std::time::Instant::now());
             match worker.inbox.recv_timeout(left) {
                 Ok(Command::Cosigned { witness, answer }) => self.heard(worker, witness, answer)?,

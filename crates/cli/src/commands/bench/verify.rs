@@ -7,14 +7,13 @@
 //! that a busy machine slows both alike.
 
 use std::hint::black_box;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pitser_ksi::hash::{Algorithm, Imprint, hash, node};
 
+use super::server::{Authority, ourselves};
 use crate::files::{Folder, NewFile};
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::Form;
@@ -61,11 +60,11 @@ impl Bench<'_> {
         for store in STORES {
             let took = self.time(&format!(
                 "log sign a.log --store {store} -o {store}.logsig -S {}",
-                authority.service
+                authority.service()
             ))?;
             sign.push(took);
         }
-        let verify = format!("log verify a.log records.logsig {}", authority.trust);
+        let verify = format!("log verify a.log records.logsig {}", authority.trust());
         let (mut verified, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.args.rounds {
             let floor = self.floor();
@@ -147,65 +146,6 @@ fn hash_lines(lines: u64) {
         last = node(algorithm, mask.as_bytes(), record.as_bytes(), 1);
         black_box(node(algorithm, last.as_bytes(), last.as_bytes(), 2));
     }
-}
-
-/// `pitser dev`, until this value goes.
-struct Authority {
-    child: Child,
-    service: String,
-    trust: String,
-}
-
-impl Authority {
-    fn start(folder: &Path) -> Result<Self, Failure> {
-        let args = "dev --json --listen 127.0.0.1:0 --http 127.0.0.1:0 --publish-every 0";
-        let mut command = ourselves(folder, args)?;
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(Failure::service)?;
-        let mut line = String::new();
-        let greeted = child
-            .stdout
-            .take()
-            .map(|out| BufReader::new(out).read_line(&mut line));
-        let mut authority = Self {
-            child,
-            service: String::new(),
-            trust: String::new(),
-        };
-        greeted.transpose().map_err(Failure::service)?;
-        let facts: serde_json::Value = serde_json::from_str(&line)
-            .map_err(|e| Failure::Service(format!("the authority did not start: {e}")))?;
-        let text = |name: &str| facts[name].as_str().unwrap_or_default().to_owned();
-        authority.service = format!("ksi+tcp://anon:anon@{}", text("tcp"));
-        authority.trust = format!(
-            "-P {} --trust {} --constraint {}",
-            text("publications"),
-            text("certificate"),
-            text("constraint")
-        );
-        Ok(authority)
-    }
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// One of our commands; words are split at spaces.
-fn ourselves(folder: &Path, command: &str) -> Result<Command, Failure> {
-    let program = std::env::current_exe().map_err(Failure::service)?;
-    let mut ours = Command::new(program);
-    ours.args(command.split(' '))
-        .current_dir(folder)
-        .env("TMPDIR", folder)
-        .stdin(Stdio::null());
-    Ok(ours)
 }
 
 fn processors() -> usize {

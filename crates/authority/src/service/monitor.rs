@@ -1,0 +1,96 @@
+//! What operators are told of a running service.
+
+use serde_json::{Value, json};
+
+use super::{Intake, Service};
+use crate::metrics::State;
+use crate::publications::{PublicationsError, Published};
+
+impl Service {
+    /// One line for a supervisor: `Err` if rounds have ended and only a restart helps.
+    pub(crate) fn health(&self) -> Result<String, String> {
+        match &*self.intake() {
+            Intake::Open(_) => Ok(match self.calendar.head() {
+                Some(head) => format!("ok, newest second {head}\n"),
+                None => "ok, no second yet\n".to_owned(),
+            }),
+            Intake::Following(reason) => Ok(format!("ok, following: {reason}\n")),
+            Intake::Closed(reason) => Err(format!("{reason}\n")),
+        }
+    }
+
+    /// One line for a load balancer: `Ok` while a request would be signed soon.
+    pub(crate) fn ready(&self) -> Result<String, String> {
+        let health = self.health()?;
+        if matches!(&*self.intake(), Intake::Following(_)) {
+            return Err(format!("not ready: {health}"));
+        }
+        let now = self.clock.now().ended();
+        match self.calendar.head() {
+            Some(head) if now.since(head) <= RECENT_S => {
+                Ok(format!("ready, newest second {head}\n"))
+            }
+            Some(head) => Err(format!(
+                "not ready: the newest second, {head}, ended {} s ago\n",
+                now.since(head)
+            )),
+            None => Err("not ready: no round has been closed yet\n".to_owned()),
+        }
+    }
+
+    /// What is looked up for `/metrics`.
+    pub(crate) fn state(&self) -> State {
+        let (publications, newest) = self.publisher.publications.summary();
+        let mut users: Vec<_> = self
+            .users
+            .members()
+            .iter()
+            .map(|one| (one.login.to_string(), one.accepted()))
+            .collect();
+        users.sort();
+        State {
+            is_signing: matches!(&*self.intake(), Intake::Open(_)),
+            waiting: self.waiting(),
+            head: self.calendar.head(),
+            now: self.clock.now().ended(),
+            publications,
+            published_at: newest.map(|data| data.time),
+            users,
+        }
+    }
+
+    /// What `/status` answers: `GET`'s `health` and `ready`, and what they rest on.
+    pub(crate) fn status(&self) -> Value {
+        let (publications, newest) = self.publisher.publications.summary();
+        let now = self.clock.now().ended();
+        let head = self.calendar.head();
+        let (health, ready) = (self.health(), self.ready());
+        let told = health.as_ref().err().or(ready.as_ref().err());
+        json!({
+            "healthy": health.is_ok(),
+            "ready": ready.is_ok(),
+            "trouble": told.map(|line| line.trim_end()),
+            "now": now.to_string(),
+            "genesis": self.calendar.genesis().to_string(),
+            "head": head.map(|head| head.to_string()),
+            "head_age_s": head.map(|head| now.since(head)),
+            "waiting": self.waiting(),
+            "signatures": self.metrics.signatures(),
+            "users": self.users.members().len(),
+            "publications": publications,
+            "published": newest.map(|data| json!({
+                "second": data.time.to_string(),
+                "code": data.to_code(),
+            })),
+            "clock_synchronised": self.metrics.clock_synchronised(),
+        })
+    }
+
+    /// Publishes the newest second. Blocks on the disk.
+    pub(crate) fn publish(&self) -> Result<Published, PublicationsError> {
+        self.publisher.publish(self.clock.now().ended())
+    }
+}
+
+/// A round that closes later than this is no longer on time, in seconds.
+const RECENT_S: u64 = 3;

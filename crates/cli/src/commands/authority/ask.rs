@@ -1,0 +1,200 @@
+//! `pitser authority status` and `publish`: asking the one that runs, by HTTP on its
+//! admin socket.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use pitser_authority::{Authority, Published};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::config::Place;
+use crate::outcome::{Exit, Failure, Outcome};
+use crate::output::{self, Form, plural, print, print_json};
+use crate::{clock, service};
+
+/// Arguments of `pitser authority status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    place: Place,
+    /// Ask at this monitor address instead of on the admin socket
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    monitor: Option<SocketAddr>,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// Arguments of `pitser authority publish`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Publish {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// Runs `status`.
+pub(super) fn status(args: &Status) -> Outcome {
+    let (at, answer) = match args.monitor {
+        Some(address) => {
+            let asked = service::ask(async { Ok(over_tcp(address, Method::GET, "/status").await) });
+            (format!("http://{address}"), asked?)
+        }
+        None => {
+            let socket = args.place.read()?.admin();
+            let asked = service::ask(async { Ok(on(&socket, Method::GET, "/status").await) });
+            (socket.display().to_string(), asked?)
+        }
+    };
+    let (_, status) = answer.map_err(|e| {
+        Failure::Service(format!(
+            "no authority answers at {at}: {e}. `pitser authority run` starts one"
+        ))
+    })?;
+    if args.form.json {
+        print_json(&status)?;
+    } else {
+        print(&output::clean(&text(&status)))?;
+    }
+    Ok(match (&status["healthy"], &status["ready"]) {
+        (Value::Bool(true), Value::Bool(true)) => Exit::Intact,
+        (Value::Bool(true), _) => Exit::Unconfirmed,
+        _ => Exit::Broken,
+    })
+}
+
+fn text(status: &Value) -> String {
+    let string = |value: &Value| value.as_str().unwrap_or("none yet").to_owned();
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let state = match &status["trouble"] {
+        Value::String(trouble) => trouble.clone(),
+        _ => "signing".to_owned(),
+    };
+    let age = match status["head_age_s"].as_u64() {
+        Some(age) => format!(", {age} s ago"),
+        None => String::new(),
+    };
+    let clock = match status["clock_synchronised"].as_bool() {
+        Some(true) => "follows a time source",
+        Some(false) => "does not follow a time source",
+        None => "nobody tells whether it follows a time source",
+    };
+    let published = match status["published"]["code"].as_str() {
+        Some(code) => format!(
+            "{}, newest {}\n           {code}",
+            plural(number(&status["publications"]), "second"),
+            string(&status["published"]["second"]),
+        ),
+        None => "nothing yet".to_owned(),
+    };
+    format!(
+        "state      {state}\n\
+         head       {}{age}\n\
+         genesis    {}\n\
+         waiting    {}\n\
+         signed     {} since the start, for {}\n\
+         published  {published}\n\
+         clock      {clock}\n",
+        string(&status["head"]),
+        string(&status["genesis"]),
+        plural(number(&status["waiting"]), "request"),
+        number(&status["signatures"]),
+        plural(number(&status["users"]), "user"),
+    )
+}
+
+/// Runs `publish`: by the authority that runs, or in its place when none does.
+pub(super) fn publish(args: &Publish) -> Outcome {
+    let config = args.place.read()?;
+    let socket = config.admin();
+    let asked = service::ask(async { Ok(on(&socket, Method::POST, "/publish").await) })?;
+    let published = match asked {
+        Ok((200, published)) => published,
+        Ok((_, refused)) => {
+            let reason = refused["error"].as_str().unwrap_or("it does not say why");
+            return Err(Failure::Service(format!(
+                "the authority did not publish: {reason}"
+            )));
+        }
+        // The calendar's lock decides whether really none runs.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            let published = Authority::publish_stopped(&config.data(), clock::now());
+            let Published { data, code, is_new } = published.map_err(Failure::service)?;
+            json!({ "second": data.time.to_string(), "code": code, "new": is_new })
+        }
+        Err(e) => return Err(Failure::Service(format!("{}: {e}", socket.display()))),
+    };
+    if args.form.json {
+        print_json(&published)?;
+    } else {
+        let known = match published["new"] {
+            Value::Bool(false) => ", as before",
+            _ => "",
+        };
+        let string = |name: &str| published[name].as_str().unwrap_or_default().to_owned();
+        let text = format!(
+            "published {}{known}\n{}\n",
+            string("second"),
+            string("code")
+        );
+        print(&output::clean(&text))?;
+    }
+    Ok(Exit::Intact)
+}
+
+async fn on(socket: &Path, method: Method, path: &str) -> io::Result<(u16, Value)> {
+    let asked = async { ask(UnixStream::connect(socket).await?, method, path).await };
+    within(asked).await
+}
+
+async fn over_tcp(address: SocketAddr, method: Method, path: &str) -> io::Result<(u16, Value)> {
+    let asked = async { ask(TcpStream::connect(address).await?, method, path).await };
+    within(asked).await
+}
+
+async fn within<T>(asked: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(PATIENCE, asked)
+        .await
+        .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+}
+
+/// One request, and the JSON that it is answered with.
+async fn ask<S>(stream: S, method: Method, path: &str) -> io::Result<(u16, Value)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "authority")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let answer = sender
+        .send_request(request)
+        .await
+        .map_err(io::Error::other)?;
+    let status = answer.status().as_u16();
+    let body = Limited::new(answer.into_body(), LONGEST).collect().await;
+    let body = body.map_err(io::Error::other)?.to_bytes();
+    let value = serde_json::from_slice(&body)
+        .map_err(|_| io::Error::other("it answers something else than an authority would"))?;
+    Ok((status, value))
+}
+
+/// A publication takes a signature and some writes to disk.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest answer, in bytes.
+const LONGEST: usize = 1 << 20;

@@ -1,0 +1,368 @@
+//! `authority.toml`: read strictly, with errors that name file, line and a way out.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pitser_authority::users::file::{self, FileKey, Record};
+use pitser_authority::{Config as Service, Https, Limits, Operations, User};
+use serde::Deserialize;
+
+use crate::config::explain;
+use crate::ntp::Source;
+use crate::outcome::Failure;
+
+/// The commented example with every key; a test keeps it complete.
+pub(super) const EXAMPLE: &str = include_str!("example.toml");
+
+/// Where the configuration is.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Place {
+    /// Configuration file
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "authority.toml",
+        env = "PITSER_AUTHORITY"
+    )]
+    config: PathBuf,
+}
+
+impl Place {
+    /// Reads it.
+    pub(super) fn read(&self) -> Result<Config, Failure> {
+        Config::read(&self.config)
+    }
+}
+
+/// A whole configuration file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    data: PathBuf,
+    machine_id: Option<String>,
+    listen: Listen,
+    users: Users,
+    #[serde(default)]
+    publish: Publish,
+    #[serde(default)]
+    limits: Bounds,
+    #[serde(default)]
+    clock: Clock,
+    /// The folder of the file: relative paths start here.
+    #[serde(skip)]
+    dir: PathBuf,
+    /// The file itself, for advice.
+    #[serde(skip)]
+    pub(super) path: PathBuf,
+}
+
+/// `[listen]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listen {
+    tcp: SocketAddr,
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    monitor: Option<SocketAddr>,
+    admin: Option<PathBuf>,
+}
+
+/// `[users]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Users {
+    file: PathBuf,
+    key_file: String,
+}
+
+/// `[publish]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Publish {
+    every_s: Option<u64>,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bounds {
+    requests_per_round: Option<usize>,
+    connections: Option<usize>,
+    connections_of_peer: Option<usize>,
+    pipeline: Option<usize>,
+    idle_s: Option<u64>,
+}
+
+/// `[clock]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clock {
+    max_jump_s: Option<u64>,
+    max_outage_s: Option<u64>,
+    source: Option<String>,
+}
+
+impl Config {
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Failure::Input(format!(
+                "{}: {e}. Name the configuration with --config, or make an authority with \
+                 `pitser authority init --dir DIR`",
+                path.display()
+            ))
+        })?;
+        let mut config = Self::parse(&path.display().to_string(), &text)?;
+        config.dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        config.path = path.to_owned();
+        Ok(config)
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self, Failure> {
+        let config: Self =
+            toml::from_str(text).map_err(|e| Failure::Input(explain(name, text, &e)))?;
+        config
+            .check()
+            .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let listen = &self.listen;
+        let pair = listen.certificate.is_some() && listen.key.is_some();
+        match listen.https {
+            Some(_) if !pair => {
+                return Err("listen.https: give certificate and key too, in PEM".into());
+            }
+            None if listen.certificate.is_some() || listen.key.is_some() => {
+                return Err(
+                    "listen.certificate and key are for HTTPS: give listen.https, or take them out"
+                        .into(),
+                );
+            }
+            _ => {}
+        }
+        let limits = &self.limits;
+        for (name, value) in [
+            ("requests_per_round", limits.requests_per_round),
+            ("connections", limits.connections),
+            ("connections_of_peer", limits.connections_of_peer),
+            ("pipeline", limits.pipeline),
+            ("idle_s", limits.idle_s.map(|it| it as usize)),
+        ] {
+            if value == Some(0) {
+                return Err(format!("limits.{name} is 0: nobody would be served"));
+            }
+        }
+        if limits
+            .connections
+            .is_some_and(|most| most > MAX_CONNECTIONS)
+            || limits.pipeline.is_some_and(|most| most > MAX_CONNECTIONS)
+        {
+            return Err(format!(
+                "limits.connections and limits.pipeline are at most {MAX_CONNECTIONS}"
+            ));
+        }
+        if self
+            .machine_id
+            .as_ref()
+            .is_some_and(|id| id.is_empty() || id.len() > 64)
+        {
+            return Err("machine_id has 1 to 64 bytes".into());
+        }
+        Ok(())
+    }
+
+    /// The data folder.
+    pub(super) fn data(&self) -> PathBuf {
+        self.dir.join(&self.data)
+    }
+
+    /// The admin socket.
+    pub(super) fn admin(&self) -> PathBuf {
+        match &self.listen.admin {
+            Some(path) => self.dir.join(path),
+            None => self.data().join("admin.sock"),
+        }
+    }
+
+    /// What tells whether the clock is right.
+    pub(super) fn time_source(&self) -> Source {
+        match self.clock.source.as_deref() {
+            None | Some("auto") => Source::Machine,
+            Some("none") => Source::None,
+            Some(path) => Source::File(self.dir.join(path)),
+        }
+    }
+
+    /// How the service runs, for nobody yet.
+    pub(super) fn service(&self) -> Service {
+        let mut service = Service::new(self.data());
+        let listen = &self.listen;
+        service.tcp = listen.tcp;
+        service.http = listen.http;
+        if let Some(id) = &self.machine_id {
+            service.machine_id.clone_from(id);
+        }
+        let or = |value: Option<u64>, default| value.unwrap_or(default);
+        service.publish_every_s = or(self.publish.every_s, service.publish_every_s);
+        service.max_outage_s = or(self.clock.max_outage_s, service.max_outage_s);
+        if let Some(seconds) = self.clock.max_jump_s {
+            service.max_clock_jump = Duration::from_secs(seconds);
+        }
+        service.limits = self.limits.limits();
+        service.operations = Operations {
+            https: self.https(),
+            monitor: listen.monitor,
+            admin: Some(self.admin()),
+            spent: Some(self.data().join("spent")),
+        };
+        service
+    }
+
+    fn https(&self) -> Option<Https> {
+        let listen = &self.listen;
+        Some(Https {
+            address: listen.https?,
+            certificate: self.dir.join(listen.certificate.as_ref()?),
+            key: self.dir.join(listen.key.as_ref()?),
+        })
+    }
+
+    /// The file of users.
+    pub(super) fn users_file(&self) -> PathBuf {
+        self.dir.join(&self.users.file)
+    }
+
+    /// The key file of users, and whether somebody else guards it.
+    pub(super) fn users_key(&self) -> Result<(PathBuf, bool), Failure> {
+        let Some(name) = self.users.key_file.strip_prefix("credential:") else {
+            return Ok((self.dir.join(&self.users.key_file), false));
+        };
+        let wrong = |what: &str| Failure::Input(format!("users.key_file: {what}"));
+        if name.is_empty() || name.contains('/') {
+            return Err(wrong("a credential's name is the name of a file, no path"));
+        }
+        let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+            wrong("systemd has handed over no credentials: LoadCredential= in the unit does that")
+        })?;
+        Ok((Path::new(&folder).join(name), true))
+    }
+
+    /// Everybody in the file of users.
+    pub(super) fn records(&self) -> Result<Vec<Record>, Failure> {
+        let (path, guarded) = self.users_key()?;
+        let key = FileKey::read(&path, guarded).map_err(Failure::input)?;
+        file::read(&self.users_file(), &key).map_err(Failure::input)
+    }
+
+    /// Who may ask.
+    pub(super) fn enabled_users(&self) -> Result<Vec<User>, Failure> {
+        let enabled = self.records()?.into_iter().filter(|one| one.is_enabled);
+        Ok(enabled.map(|one| one.user).collect())
+    }
+}
+
+impl Bounds {
+    fn limits(&self) -> Limits {
+        let default = Limits {
+            connections: 4096,
+            connections_of_peer: 1024,
+            ..Limits::default()
+        };
+        Limits {
+            requests_per_round: self
+                .requests_per_round
+                .unwrap_or(default.requests_per_round),
+            connections: self.connections.unwrap_or(default.connections),
+            connections_of_peer: self
+                .connections_of_peer
+                .unwrap_or(default.connections_of_peer),
+            pipeline: self.pipeline.unwrap_or(default.pipeline),
+            idle: self.idle_s.map_or(default.idle, Duration::from_secs),
+        }
+    }
+}
+
+const MAX_CONNECTIONS: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example, with the keys that are commented out.
+    fn complete() -> String {
+        let commented = ["https", "certificate", "key", "admin"];
+        let line = |line: &str| match line.strip_prefix("# ") {
+            Some(bare) if commented.contains(&bare.split('=').next().unwrap().trim()) => {
+                format!("{bare}\n")
+            }
+            _ => format!("{line}\n"),
+        };
+        EXAMPLE.lines().map(line).collect()
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_the_defaults() {
+        let parse = |text: &str| Config::parse("authority.toml", text).unwrap();
+        let (example, complete) = (parse(EXAMPLE), parse(&complete()));
+        let bare = parse(
+            "data = 'data'\nlisten.tcp = '127.0.0.1:3332'\nusers = { file = 'users', key_file = 'users-key' }",
+        );
+        let shown = |config: &Config| {
+            let service = config.service();
+            format!(
+                "{:?} {} {:?} {} {} {:?} {:?}",
+                service.limits,
+                service.publish_every_s,
+                service.max_clock_jump,
+                service.max_outage_s,
+                service.machine_id,
+                config.time_source(),
+                config.admin(),
+            )
+        };
+        assert_eq!(shown(&bare), shown(&example));
+        assert_eq!(shown(&bare), shown(&complete));
+        let all = format!("{complete:?}");
+        assert!(!all.contains("None"), "the example lacks a key: {all}");
+    }
+
+    #[track_caller]
+    fn refused(from: &str, to: &str, expected: &str) {
+        assert!(EXAMPLE.contains(from), "{from}");
+        let text = EXAMPLE.replacen(from, to, 1);
+        let error = Config::parse("authority.toml", &text).unwrap_err();
+        assert_eq!(error.code(), 3);
+        let error = error.to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn errors_say_line_and_what_to_do() {
+        refused("idle_s", "idle_seconds", "authority.toml:");
+        refused("idle_s", "idle_seconds", "Did you mean `idle_s`?");
+        refused("monitor =", "monitr =", "Did you mean `monitor`?");
+        refused("idle_s = 60", "idle_s = 0", "limits.idle_s is 0");
+        refused("\"127.0.0.1:3332\"", "\"localhost\"", "authority.toml:12");
+        refused("# https  ", "https  ", "certificate and key");
+        refused("# key  ", "key  ", "give listen.https");
+    }
+
+    #[test]
+    fn relative_paths_start_at_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("authority.toml");
+        std::fs::write(&path, complete()).unwrap();
+        let config = Config::read(&path).unwrap();
+        assert_eq!(config.data(), dir.path().join("data"));
+        assert_eq!(
+            config.users_key().unwrap(),
+            (dir.path().join("users-key"), false)
+        );
+        let https = config.service().operations.https.unwrap();
+        assert_eq!(https.key, dir.path().join("tls/key.pem"));
+    }
+}

@@ -1,0 +1,41 @@
+//! `pitser authority`: the timestamping service, and what its operator needs.
+
+mod ask;
+mod audit;
+mod config;
+mod init;
+mod run;
+mod user;
+
+use crate::outcome::Outcome;
+use crate::service;
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make an authority: calendar, signing key, certificate, configuration, key file of users
+    Init(init::Args),
+    /// Sign, extend and publish until stopped; SIGHUP reads users and certificate again
+    Run(run::Args),
+    /// Publish the calendar's newest second now
+    Publish(ask::Publish),
+    /// Ask a running authority how it is; exit code 1 if it has stopped signing, 2 if it is late
+    Status(ask::Status),
+    /// Recompute the whole calendar, and compare it with everything that was published
+    Audit(audit::Args),
+    /// Who may ask, and how much
+    #[command(subcommand)]
+    User(user::Command),
+}
+
+/// Runs the command.
+pub(crate) fn run(command: Command) -> Outcome {
+    match command {
+        Command::Init(args) => init::run(&args),
+        Command::Run(args) => service::block_on(run::run(args)),
+        Command::Publish(args) => ask::publish(&args),
+        Command::Status(args) => ask::status(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::User(command) => user::run(command),
+    }
+}
