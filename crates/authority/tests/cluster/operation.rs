@@ -37,6 +37,14 @@ async fn signed(client: &Client, number: u64) -> Signature {
     signature.unwrap()
 }
 
+/// Takes a node's calendar away, and the log that follows it.
+fn empty(world: &World, machine: usize) {
+    for name in ["calendar", "calendar-log"] {
+        let _ = fs::remove_dir_all(world.folder(machine).join(name));
+    }
+    Calendar::create(&world.folder(machine).join("calendar"), GENESIS).unwrap();
+}
+
 /// The node that leads, when one does.
 async fn leader(world: &World) -> usize {
     let mut leader = None;
@@ -127,9 +135,7 @@ async fn old_seconds_move_to_tiles_and_an_empty_node_gets_them_back() {
     let revision = old.header().unwrap().revision();
     etcd.compact(revision, None).await.unwrap();
 
-    let empty = world.folder(2).join("calendar");
-    fs::remove_dir_all(&empty).unwrap();
-    Calendar::create(&empty, GENESIS).unwrap();
+    empty(&world, 2);
     world.start_node(2, 0).await;
     let client = world.client([2]);
     until("the empty node has it all", async || {
@@ -152,8 +158,7 @@ async fn old_seconds_move_to_tiles_and_an_empty_node_gets_them_back() {
     let mut bytes = fs::read(&tile).unwrap();
     bytes[4001] ^= 1;
     fs::write(&tile, bytes).unwrap();
-    fs::remove_dir_all(&empty).unwrap();
-    Calendar::create(&empty, GENESIS).unwrap();
+    empty(&world, 2);
     world.start_node(2, 0).await;
     world.until_health(2, "is not what the cluster wrote").await;
 }
