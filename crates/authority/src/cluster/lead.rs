@@ -27,6 +27,8 @@ pub(super) struct Lead {
     head_revision: i64,
     /// Until when the lease lasts, at least.
     valid_until: watch::Receiver<Instant>,
+    /// When a second was written last.
+    progress: watch::Sender<Instant>,
     keeper: JoinHandle<()>,
 }
 
@@ -64,13 +66,24 @@ impl Node {
         };
         let token = leader.create_revision();
         if leader.lease() != lease {
+            self.note_leader(Some(&leader));
             self.etcd.revoke(lease).await?;
             return Ok(Some(token));
         }
         tracing::debug!(node = self.config.node, token, "elected");
         let (renewed, valid_until) = watch::channel(asked_at + ttl);
-        let keeper = tokio::spawn(Arc::clone(self).keep(token, lease, ttl, renewed));
-        match self.assume(token, lease, valid_until, keeper).await {
+        let (progress, progressed) = watch::channel(Instant::now());
+        let keeping = Arc::clone(self).keep(token, lease, ttl, renewed, progressed);
+        let lead = Lead {
+            token,
+            lease,
+            head: Second(0),
+            head_revision: 0,
+            valid_until,
+            progress,
+            keeper: tokio::spawn(keeping),
+        };
+        match self.assume(lead).await {
             Ok(true) => Ok(Some(token)),
             Ok(false) => Ok(None),
             Err(e) => {
@@ -83,21 +96,8 @@ impl Node {
 
     /// Brings this node to where the calendar was when it was elected, or later;
     /// only then it leads.
-    async fn assume(
-        &self,
-        token: i64,
-        lease: i64,
-        valid_until: watch::Receiver<Instant>,
-        keeper: JoinHandle<()>,
-    ) -> Result<bool, ClusterError> {
-        let mut lead = Lead {
-            token,
-            lease,
-            head: Second(0),
-            head_revision: 0,
-            valid_until,
-            keeper,
-        };
+    async fn assume(&self, mut lead: Lead) -> Result<bool, ClusterError> {
+        let token = lead.token;
         loop {
             let snapshot = self.snapshot().await?;
             let leads = snapshot.leader.as_ref().map(|pair| pair.create_revision());
@@ -127,8 +127,17 @@ impl Node {
         lease: i64,
         ttl: Duration,
         renewed: watch::Sender<Instant>,
+        progressed: watch::Receiver<Instant>,
     ) {
-        renew(&self.etcd, lease, ttl, &renewed).await;
+        let renewing = renew(&self.etcd, lease, ttl, &renewed);
+        tokio::select! {
+            () = renewing => {}
+            // Whatever hangs here, others may do better.
+            () = stall(progressed) => tracing::error!(
+                node = self.config.node,
+                "no second was written for {STALL:?}: giving the lead away"
+            ),
+        }
         self.stop_leading(token);
         let _ = self.etcd.revoke(lease).await;
     }
@@ -223,6 +232,7 @@ impl Node {
             Some(revision) => {
                 lead.head = at;
                 lead.head_revision = revision;
+                lead.progress.send_replace(Instant::now());
             }
             // It is written, and was the last that this node may write.
             None => {
@@ -367,5 +377,20 @@ async fn renew(etcd: &Etcd, lease: i64, ttl: Duration, renewed: &watch::Sender<I
     }
 }
 
+/// Completes when nothing has progressed for [`STALL`].
+async fn stall(mut progressed: watch::Receiver<Instant>) {
+    while tokio::time::timeout(STALL, progressed.changed())
+        .await
+        .is_ok()
+    {
+        // The end of it is the end of the term, and of whoever waits for this.
+        if progressed.has_changed().is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A leader writes every second.
+const STALL: Duration = Duration::from_secs(5);
 /// When nothing answers there is no event to wait for.
 const RETRY: Duration = Duration::from_millis(50);

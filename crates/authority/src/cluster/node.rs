@@ -228,6 +228,8 @@ impl Node {
             return Ok(());
         }
         let mut leader = snapshot.leader.as_ref().map(KeyValue::create_revision);
+        // What was told of leaders up to here is known, and may be told again.
+        let mut told = snapshot.revision;
         let mut events = self
             .etcd
             .watch(self.keys.all(), snapshot.revision + 1)
@@ -237,7 +239,10 @@ impl Node {
             let mut wait = SILENCE;
             if leader.is_none() {
                 match self.fitness() {
-                    Fitness::Fit => leader = self.campaign().await?,
+                    Fitness::Fit => {
+                        leader = self.campaign().await?;
+                        told = told.max(leader.unwrap_or(told));
+                    }
                     Fitness::In(delay) => wait = wait.min(delay),
                     Fitness::Unfit => {}
                 }
@@ -259,6 +264,9 @@ impl Node {
             for event in answer.events() {
                 let Some(pair) = event.kv() else { continue };
                 if pair.key() == self.keys.leader().as_bytes() {
+                    if pair.mod_revision() <= told {
+                        continue;
+                    }
                     let is_put = event.event_type() == EventType::Put;
                     leader = is_put.then(|| pair.create_revision());
                     self.note_leader(is_put.then_some(pair));
@@ -462,7 +470,7 @@ impl Node {
     }
 
     /// Says who leads, unless it is this node: it says so itself when it is ready.
-    fn note_leader(&self, leader: Option<&KeyValue>) {
+    pub(super) fn note_leader(&self, leader: Option<&KeyValue>) {
         self.role.send_if_modified(|role| match (&role, leader) {
             (Role::Failed(_), _) => false,
             (Role::Leading(term), Some(pair)) if pair.create_revision() == term.token => false,

@@ -304,6 +304,14 @@ impl World {
         asked.await.ok().flatten()
     }
 
+    /// Ends the term of whoever leads, if etcd can be reached.
+    pub async fn depose(&self) {
+        let asked = tokio::time::timeout(Duration::from_secs(1), async {
+            self.etcd().await.delete("/pitser/leader", None).await
+        });
+        let _ = asked.await;
+    }
+
     /// What a node tells monitors: the status line, and its reason.
     pub async fn health(&self, machine: usize) -> std::io::Result<String> {
         let address = self.network.address(machine, HTTP);

@@ -35,6 +35,9 @@ enum Fault {
     /// The node loses etcd's answers, not its own questions.
     Deaf,
     Slow(Duration),
+    /// etcd ends the term of whoever leads, again and again, while this node hears
+    /// and is heard late: it writes when another one leads already.
+    Usurped(Duration),
     /// Killed, and started again with a clock so many milliseconds ahead.
     Clock(i64),
 }
@@ -60,7 +63,7 @@ impl Random {
     }
 
     fn fault(&mut self) -> Fault {
-        match self.below(10) {
+        match self.below(12) {
             0 => Fault::KillNode,
             1 => Fault::KillEtcd,
             2 => Fault::KillMachine,
@@ -69,6 +72,7 @@ impl Random {
             5 => Fault::CutOff,
             6 | 7 => Fault::Deaf,
             8 => Fault::Slow(self.millis(20, 400)),
+            9 | 10 => Fault::Usurped(self.millis(20, 400)),
             _ => Fault::Clock(self.below(12_000) as i64 - 6_000),
         }
     }
@@ -198,7 +202,7 @@ async fn strike(world: &mut World, random: &mut Random, load: &Load) -> (String,
             ""
         };
         told.push(format!("{fault:?} at {machine}{role}"));
-        inject(world, *machine, *fault);
+        inject(world, *machine, *fault).await;
     }
     sleep(random.millis(300, 5000)).await;
     for (machine, fault) in &chosen {
@@ -207,7 +211,7 @@ async fn strike(world: &mut World, random: &mut Random, load: &Load) -> (String,
     (told.join(", "), chosen.len(), load.resumes(began).await)
 }
 
-fn inject(world: &mut World, machine: usize, fault: Fault) {
+async fn inject(world: &mut World, machine: usize, fault: Fault) {
     match fault {
         Fault::KillNode | Fault::Clock(_) => world.kill_node(machine),
         Fault::KillEtcd => world.kill_etcd(machine),
@@ -220,6 +224,13 @@ fn inject(world: &mut World, machine: usize, fault: Fault) {
         Fault::CutOff => world.cut_off(machine),
         Fault::Deaf => world.set_lines(machine, Line::Deaf),
         Fault::Slow(delay) => world.set_lines(machine, Line::Slow(delay)),
+        Fault::Usurped(delay) => {
+            world.set_lines(machine, Line::Slow(delay));
+            for _ in 0..6 {
+                sleep(2 * delay).await;
+                world.depose().await;
+            }
+        }
     }
 }
 
@@ -235,7 +246,7 @@ async fn mend(world: &mut World, machine: usize, fault: Fault) {
         Fault::PauseNode => world.nodes[machine].as_ref().unwrap().process.resume(),
         Fault::PauseEtcd => world.etcds[machine].as_ref().unwrap().resume(),
         Fault::CutOff => world.put_back(machine),
-        Fault::Deaf | Fault::Slow(_) => world.set_lines(machine, Line::Good),
+        Fault::Deaf | Fault::Slow(_) | Fault::Usurped(_) => world.set_lines(machine, Line::Good),
     }
 }
 

@@ -8,6 +8,7 @@ use pitser_authority::users::file::{self, FileKey, Record};
 use pitser_authority::{Config as Service, Https, Limits, Operations, User};
 use serde::Deserialize;
 
+use super::cluster::{self, Cluster};
 use crate::config::explain;
 use crate::ntp::Source;
 use crate::outcome::Failure;
@@ -49,6 +50,7 @@ pub(super) struct Config {
     limits: Bounds,
     #[serde(default)]
     clock: Clock,
+    pub(super) cluster: Option<Cluster>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     dir: PathBuf,
@@ -144,6 +146,9 @@ impl Config {
             }
             _ => {}
         }
+        if let Some(cluster) = &self.cluster {
+            cluster.check()?;
+        }
         let limits = &self.limits;
         for (name, value) in [
             ("requests_per_round", limits.requests_per_round),
@@ -197,8 +202,14 @@ impl Config {
         }
     }
 
-    /// How the service runs, for nobody yet.
-    pub(super) fn service(&self) -> Service {
+    /// How the service runs, alone or as a node of a cluster; for nobody yet.
+    pub(super) fn service(&self) -> Result<Service, Failure> {
+        let mut service = self.service_alone();
+        cluster::join(&mut service, self.cluster.as_ref(), &self.dir)?;
+        Ok(service)
+    }
+
+    fn service_alone(&self) -> Service {
         let mut service = Service::new(self.data());
         let listen = &self.listen;
         service.tcp = listen.tcp;
@@ -294,7 +305,22 @@ mod tests {
 
     /// The example, with the keys that are commented out.
     fn complete() -> String {
-        let commented = ["https", "certificate", "key", "admin"];
+        let commented = [
+            "https",
+            "certificate",
+            "key",
+            "admin",
+            "endpoints",
+            "node",
+            "object_store",
+            "keep_s",
+            "prefix",
+            "lease_s",
+            "ca",
+            "user",
+            "password_file",
+            "[cluster]",
+        ];
         let line = |line: &str| match line.strip_prefix("# ") {
             Some(bare) if commented.contains(&bare.split('=').next().unwrap().trim()) => {
                 format!("{bare}\n")
@@ -312,7 +338,7 @@ mod tests {
             "data = 'data'\nlisten.tcp = '127.0.0.1:3332'\nusers = { file = 'users', key_file = 'users-key' }",
         );
         let shown = |config: &Config| {
-            let service = config.service();
+            let service = config.service_alone();
             format!(
                 "{:?} {} {:?} {} {} {:?} {:?}",
                 service.limits,
@@ -362,7 +388,7 @@ mod tests {
             config.users_key().unwrap(),
             (dir.path().join("users-key"), false)
         );
-        let https = config.service().operations.https.unwrap();
+        let https = config.service_alone().operations.https.unwrap();
         assert_eq!(https.key, dir.path().join("tls/key.pem"));
     }
 }

@@ -35,7 +35,7 @@ pub(super) async fn run(args: Args) -> Outcome {
         () = std::future::ready(()) => {}
     }
     let config = args.place.read()?;
-    let mut service = config.service();
+    let mut service = config.service()?;
     service.users = config.enabled_users()?;
     let users = service.users.len();
     let authority = Authority::start(service, || Micros(clock::micros()))
