@@ -85,11 +85,10 @@ impl Node {
         };
         match self.assume(lead).await {
             Ok(true) => Ok(Some(token)),
-            Ok(false) => Ok(None),
-            Err(e) => {
-                // Better that somebody leads who can.
+            // Better that somebody leads who can.
+            outcome => {
                 let _ = self.etcd.revoke(lease).await;
-                Err(e)
+                outcome.map(|_| None)
             }
         }
     }
@@ -113,7 +112,12 @@ impl Node {
                 token,
                 head: lead.head,
             };
-            *self.lead.lock().await = Some(lead);
+            let mut place = self.lead.lock().await;
+            // Looked at under the lock: whoever bars this node takes the lead away next.
+            if self.is_barred() {
+                return Ok(false);
+            }
+            *place = Some(lead);
             self.role.send_replace(Role::Leading(term));
             tracing::info!(node = self.config.node, head = %term.head, "leads");
             return Ok(true);

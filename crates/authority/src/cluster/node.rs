@@ -499,9 +499,13 @@ impl Node {
         }
     }
 
+    pub(super) fn is_barred(&self) -> bool {
+        self.barred.borrow().is_some()
+    }
+
     /// Whether this node may lead, going by its clock.
     fn fitness(&self) -> Fitness {
-        if self.barred.borrow().is_some() {
+        if self.is_barred() {
             return Fitness::Unfit;
         }
         let now = self.clock.now();

@@ -71,10 +71,12 @@ impl Engine {
                 Err(fault) => break Err(fault),
             }
         };
-        match &outcome {
-            Ok(()) => cluster.resign().await,
-            Err(fault) => cluster.bar(fault.to_string()).await,
-        }
+        // Or it would be elected again before it is gone.
+        let reason = match &outcome {
+            Ok(()) => "it is stopping".to_owned(),
+            Err(fault) => fault.to_string(),
+        };
+        cluster.bar(reason).await;
         outcome
     }
 

@@ -21,9 +21,9 @@ impl Service {
 
     /// One line for a load balancer: `Ok` while a request would be signed soon.
     pub(crate) fn ready(&self) -> Result<String, String> {
-        let health = self.health()?;
-        if matches!(&*self.intake(), Intake::Following(_)) {
-            return Err(format!("not ready: {health}"));
+        self.health()?;
+        if let Intake::Following(reason) = &*self.intake() {
+            return Err(format!("following: {reason}\n"));
         }
         let now = self.clock.now().ended();
         match self.calendar.head() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use etcd_client::GetOptions;
+use etcd_client::{EventType, GetOptions};
 use pitser_authority::calendar::Calendar;
 use pitser_authority::cluster::{ClusterError, TILE_SECONDS};
 use pitser_client::{Client, ClientError};
@@ -82,9 +82,24 @@ async fn followers_refuse_at_once_and_extend() {
     })
     .await;
 
-    // In order, the lead is handed over before the lease has run out.
+    // In order, the lead is handed over: nobody waits for the lease to run out.
     let began = Instant::now();
+    let mut etcd = world.etcd().await;
+    let mut changes = etcd.watch("/pitser/leader", None).await.unwrap();
     world.stop_node(leader).await;
+    let mut elected = async || {
+        loop {
+            let change = changes.message().await.unwrap().unwrap();
+            for event in change.events() {
+                if event.event_type() == EventType::Put {
+                    let name = event.kv().unwrap().value_str().unwrap();
+                    return name.to_owned();
+                }
+            }
+        }
+    };
+    // Once it was the one that stopped, elected again before it was gone.
+    assert_ne!(elected().await, name(leader));
     let others = (0..MACHINES).filter(|machine| *machine != leader);
     let next = signed(&world.client(others), 3).await;
     assert!(next.aggregation_time() > signature.aggregation_time());
