@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -10,28 +11,24 @@ use pitser_ksi::pki::Subject;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
 use pitser_tlog::note::VerifierKey;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::calendar::{Calendar, CalendarError, CalendarReader};
 use crate::clock::Clock;
 #[cfg(feature = "cluster")]
 use crate::cluster::{Cluster, ClusterError, Start, Turns};
-use crate::config::{Config, User};
+use crate::config::Config;
 use crate::engine::{Engine, Press, Stopped, next_multiple};
 use crate::identity::{Brought, Identity, IdentityError};
 use crate::ledger::Tenure;
+use crate::listeners::Listeners;
 use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
-use crate::metrics::Metrics;
 use crate::operations::Housekeeper;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::{Publications, PublicationsError, Published, Publisher};
 use crate::round::Rounds;
-use crate::service::http::admin::Admin;
-use crate::service::http::tls::Tls;
-use crate::service::http::{self, Door};
-use crate::service::{Service, TlsError, tcp};
+use crate::running::{RoundReport, Running};
+use crate::service::{Own, Past, Service, TlsError};
 use crate::users::{UserError, spent};
 
 /// The service: aggregation rounds, calendar, extender and publications.
@@ -170,9 +167,11 @@ impl Authority {
             &config,
             Arc::clone(&clock),
             rounds,
-            reader.clone(),
-            publisher.clone(),
-            log,
+            Past::Own(Box::new(Own {
+                calendar: reader.clone(),
+                publications: publisher.clone(),
+                log,
+            })),
         )?);
         if let Some(path) = &config.operations.spent {
             service.users.restore(spent::read(path));
@@ -194,7 +193,7 @@ impl Authority {
             },
             closed,
             tenure: Tenure::unlimited(),
-            publisher,
+            publisher: publisher.clone(),
             publish_every_s: config.publish_every_s,
             publish_at: next_multiple(closed, config.publish_every_s.max(1)),
             reports,
@@ -223,95 +222,21 @@ impl Authority {
         servers.push(tokio::spawn(housekeeper.run()));
         let log = keeper.start()?;
         Ok(AuthorityHandle {
-            addresses,
-            tls,
-            service,
+            running: Running {
+                addresses,
+                tls,
+                service,
+                rounds,
+                on_stop,
+                stop,
+                engine,
+                servers,
+            },
             calendar: reader,
             identity,
-            rounds,
-            on_stop,
-            stop,
-            engine,
-            servers,
+            publications: publisher,
             log,
         })
-    }
-}
-
-/// The sockets of an authority that starts.
-struct Listeners {
-    tcp: TcpListener,
-    doors: Vec<(TcpListener, Door)>,
-    tls: Option<Arc<Tls>>,
-    admin: Option<Admin>,
-    addresses: Addresses,
-}
-
-/// Where an authority listens.
-#[derive(Debug, Clone)]
-struct Addresses {
-    tcp: SocketAddr,
-    http: Option<SocketAddr>,
-    https: Option<SocketAddr>,
-    monitor: Option<SocketAddr>,
-}
-
-impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, AuthorityError> {
-        let (tcp, tcp_address) = bind("TCP", config.tcp).await?;
-        let mut addresses = Addresses {
-            tcp: tcp_address,
-            http: None,
-            https: None,
-            monitor: None,
-        };
-        let mut doors = Vec::new();
-        if let Some(address) = config.http {
-            let (listener, address) = bind("HTTP", address).await?;
-            addresses.http = Some(address);
-            doors.push((listener, Door::Http));
-        }
-        let operations = &config.operations;
-        let mut tls = None;
-        if let Some(https) = &operations.https {
-            let loaded = Arc::new(Tls::load(https)?);
-            let (listener, address) = bind("HTTPS", https.address).await?;
-            addresses.https = Some(address);
-            doors.push((listener, Door::Https(Arc::clone(&loaded))));
-            tls = Some(loaded);
-        }
-        if let Some(address) = operations.monitor {
-            let (listener, address) = bind("monitors", address).await?;
-            addresses.monitor = Some(address);
-            doors.push((listener, Door::Monitor));
-        }
-        let admin = operations.admin.as_deref().map(|path| {
-            Admin::bind(path).map_err(|source| AuthorityError::Admin {
-                path: path.to_owned(),
-                source,
-            })
-        });
-        Ok(Self {
-            tcp,
-            doors,
-            tls,
-            admin: admin.transpose()?,
-            addresses,
-        })
-    }
-
-    fn serve(self, service: &Arc<Service>, stop: &watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
-        let tcp = tcp::serve(self.tcp, Arc::clone(service), stop.clone());
-        let mut servers = vec![tokio::spawn(tcp)];
-        for (listener, door) in self.doors {
-            let served = http::serve(listener, door, Arc::clone(service), stop.clone());
-            servers.push(tokio::spawn(served));
-        }
-        if let Some(admin) = self.admin {
-            let served = admin.serve(Arc::clone(service), stop.clone());
-            servers.push(tokio::spawn(served));
-        }
-        servers
     }
 }
 
@@ -328,94 +253,34 @@ pub struct Examined {
     pub constraint: String,
 }
 
-/// A round that is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RoundReport {
-    /// The newest second of the calendar; durable.
-    pub second: Second,
-    /// Requests that were signed in it.
-    pub requests: usize,
-}
-
 /// A running authority. Dropping it stops the authority like
 /// [`AuthorityHandle::shutdown`], which besides waits until everybody is answered.
 pub struct AuthorityHandle {
-    addresses: Addresses,
-    tls: Option<Arc<Tls>>,
-    service: Arc<Service>,
+    running: Running,
     calendar: CalendarReader,
     identity: Arc<Identity>,
-    rounds: watch::Receiver<RoundReport>,
-    on_stop: watch::Receiver<Option<Outcome>>,
-    stop: watch::Sender<bool>,
-    engine: JoinHandle<()>,
-    servers: Vec<JoinHandle<()>>,
+    publications: Publisher,
     log: KeeperHandle,
+}
+
+impl Deref for AuthorityHandle {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.running
+    }
 }
 
 impl fmt::Debug for AuthorityHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuthorityHandle")
-            .field("addresses", &self.addresses)
+            .field("running", &self.running)
             .field("head", &self.head())
             .finish_non_exhaustive()
     }
 }
 
-type Outcome = Result<(), Arc<Stopped>>;
-
 impl AuthorityHandle {
-    /// Where aggregator and extender PDUs are accepted over TCP.
-    pub fn tcp_address(&self) -> SocketAddr {
-        self.addresses.tcp
-    }
-
-    /// Where HTTP is served, if it is.
-    pub fn http_address(&self) -> Option<SocketAddr> {
-        self.addresses.http
-    }
-
-    /// Where HTTPS is served, if it is.
-    pub fn https_address(&self) -> Option<SocketAddr> {
-        self.addresses.https
-    }
-
-    /// Where monitors are served, if they are.
-    pub fn monitor_address(&self) -> Option<SocketAddr> {
-        self.addresses.monitor
-    }
-
-    /// What is counted.
-    pub fn metrics(&self) -> &Metrics {
-        &self.service.metrics
-    }
-
-    /// Whether requests would be signed soon; what is wrong otherwise.
-    ///
-    /// # Errors
-    /// One line of text.
-    pub fn ready(&self) -> Result<(), String> {
-        self.service.ready().map(drop)
-    }
-
-    /// From now on these users may ask. Connections and requests go on; who stays
-    /// keeps what they have spent.
-    ///
-    /// # Errors
-    /// [`UserError`]; nothing has changed.
-    pub fn replace_users(&self, users: &[User]) -> Result<(), UserError> {
-        self.service.users.replace(users)
-    }
-
-    /// Reads the certificate of HTTPS and its key again, for connections from now on.
-    /// Reads files; does nothing without HTTPS.
-    ///
-    /// # Errors
-    /// [`TlsError`]; the old ones stay.
-    pub fn reload_tls(&self) -> Result<(), TlsError> {
-        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
-    }
-
     /// The calendar's newest second, if it has any.
     pub fn head(&self) -> Option<Second> {
         self.calendar.head()
@@ -426,30 +291,21 @@ impl AuthorityHandle {
         self.calendar.clone()
     }
 
-    /// The newest round; changes once a second.
-    pub fn rounds(&self) -> watch::Receiver<RoundReport> {
-        self.rounds.clone()
-    }
-
-    /// Requests that wait for their round to close.
-    pub fn waiting(&self) -> usize {
-        self.service.waiting()
-    }
-
     /// Publishes the calendar's newest second.
     ///
     /// # Errors
     /// [`PublicationsError`]; the file is as it was.
     pub async fn publish(&self) -> Result<Published, PublicationsError> {
-        let service = Arc::clone(&self.service);
-        tokio::task::spawn_blocking(move || service.publish())
+        let publications = self.publications.clone();
+        let now = self.running.service.now().ended();
+        tokio::task::spawn_blocking(move || publications.publish(now))
             .await
             .map_err(|_| PublicationsError::Interrupted)?
     }
 
     /// The bytes of the newest publications file.
     pub fn publications_file(&self) -> Arc<[u8]> {
-        self.service.publications_file()
+        self.publications.file()
     }
 
     /// The certificate that verifies calendar roots and publications files, as PEM.
@@ -479,34 +335,13 @@ impl AuthorityHandle {
         self.log.until(wanted).await
     }
 
-    /// Waits until rounds have ended, and says why: `Ok` after a shutdown.
-    ///
-    /// # Errors
-    /// [`Stopped`]: nothing is signed any more; extending still works.
-    pub async fn stopped(&self) -> Result<(), Arc<Stopped>> {
-        let mut on_stop = self.on_stop.clone();
-        match on_stop
-            .wait_for(Option::is_some)
-            .await
-            .map(|outcome| outcome.clone())
-        {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) | Err(_) => Err(Arc::new(Stopped::Interrupted)),
-        }
-    }
-
     /// Accepts nothing more, answers what was accepted when its round closes, and
     /// returns when all connections are closed.
     ///
     /// # Errors
     /// What stopped the rounds, if that was not this shutdown.
     pub async fn shutdown(self) -> Result<(), Arc<Stopped>> {
-        self.stop.send_replace(true);
-        let outcome = self.stopped().await;
-        for server in self.servers {
-            let _ = server.await;
-        }
-        let _ = self.engine.await;
+        let outcome = self.running.end().await;
         // It has what the last round wrote.
         let log = self.log;
         let _ = tokio::task::spawn_blocking(move || log.stop()).await;
@@ -577,23 +412,6 @@ fn bind_advice(source: &io::Error) -> &'static str {
         io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
         _ => "check the address in the configuration",
     }
-}
-
-/// A listener, and its address with the real port.
-async fn bind(
-    protocol: &'static str,
-    address: SocketAddr,
-) -> Result<(TcpListener, SocketAddr), AuthorityError> {
-    let bound = async {
-        let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    };
-    bound.await.map_err(|source| AuthorityError::Bind {
-        protocol,
-        address,
-        source,
-    })
 }
 
 /// The calendar's folder inside the data folder.

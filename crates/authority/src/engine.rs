@@ -13,7 +13,6 @@ use pitser_ksi::tlv::Writer;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::authority::RoundReport;
 use crate::calendar::{CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
@@ -21,6 +20,7 @@ use crate::ledger::{Ledger, Tenure};
 use crate::log::Bell;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publisher;
+use crate::running::RoundReport;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
 pub(crate) struct Engine {
@@ -274,7 +274,7 @@ pub(crate) fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
 }
 
 /// Runs what waits for the disk, or computes long.
-async fn on_disk<T: Send + 'static>(
+pub(crate) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Stopped> {
     tokio::task::spawn_blocking(work)

@@ -35,6 +35,7 @@
 //! # Ok(()) }
 //! ```
 
+mod aggregator;
 mod authority;
 pub mod calendar;
 mod clock;
@@ -45,17 +46,20 @@ mod durable;
 mod engine;
 mod identity;
 mod ledger;
+mod listeners;
 mod log;
 mod metrics;
 mod operations;
 mod pace;
 mod publications;
 pub mod round;
+mod running;
 mod service;
 mod throttle;
 pub mod users;
 
-pub use authority::{Authority, AuthorityError, AuthorityHandle, Examined, RoundReport};
+pub use aggregator::{Aggregator, AggregatorHandle};
+pub use authority::{Authority, AuthorityError, AuthorityHandle, Examined};
 pub use clock::{Clock, ManualClock, Micros};
 pub use config::{Config, Limits, MAX_LEVEL, Secret, User};
 pub use engine::Stopped;
@@ -67,5 +71,6 @@ pub use pace::ClockFault;
 pub use pitser_ksi::pki::Subject;
 pub use pitser_ksi::time::Second;
 pub use publications::{PublicationsError, Published};
+pub use running::{RoundReport, Running};
 pub use service::TlsError;
 pub use users::{Allowance, UserError};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::authority::RoundReport;
+use crate::running::RoundReport;
 use crate::service::Service;
 use crate::users::spent;
 

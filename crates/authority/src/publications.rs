@@ -239,6 +239,16 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
+    /// The bytes of the newest file.
+    pub(crate) fn file(&self) -> Arc<[u8]> {
+        self.publications.file()
+    }
+
+    /// How many publications there are, and the newest.
+    pub(crate) fn summary(&self) -> (usize, Option<PublicationData>) {
+        self.publications.summary()
+    }
+
     /// Publishes the calendar's newest second. Blocks on the disk, or on etcd.
     pub(crate) fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
         #[cfg(feature = "cluster")]

@@ -2,13 +2,13 @@
 
 use crate::outcome::Failure;
 use crate::service;
+use crate::witnesses::{self, Hidden, Witness};
 use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::config::{Kind, Source, Tuning, matches};
-use pitser_tlog::note::{Algorithm, VerifierKey};
-use pitser_witness::{HttpWitness, Peer, Prefix};
-use serde::{Deserialize, Deserializer};
+use pitser_witness::{HttpWitness, Peer};
+use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
@@ -48,6 +48,8 @@ pub(crate) struct Authority {
     extender: Option<Addresses>,
     /// Where the publications file is.
     pub(crate) publications: Option<String>,
+    /// Where the log of its calendar is: evidence gets proofs from there.
+    pub(crate) calendar_log: Option<String>,
     /// The authorities that may vouch for `https://` addresses.
     ca: Option<PathBuf>,
 }
@@ -135,45 +137,6 @@ struct Alert {
     #[serde(default)]
     keys: bool,
     ca: Option<PathBuf>,
-}
-
-/// One `[[witness]]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Witness {
-    name: Option<String>,
-    url: Hidden,
-    key: String,
-}
-
-impl Witness {
-    fn parse(&self) -> Result<(Prefix, VerifierKey), String> {
-        let prefix = self.url.0.parse().map_err(|e| format!("url: {e}"))?;
-        let key: VerifierKey = self.key.parse().map_err(|e| format!("key: {e}"))?;
-        if key.algorithm() != Algorithm::CosignatureV1 {
-            return Err("key: this is the key of a log or an auditor, not of a witness".into());
-        }
-        if self.name.as_ref().is_some_and(String::is_empty) {
-            return Err("name: it is empty".into());
-        }
-        Ok((prefix, key))
-    }
-}
-
-/// A text that nobody is shown: a secret, or an address that may hold one.
-#[derive(Clone)]
-struct Hidden(Zeroizing<String>);
-
-impl<'de> Deserialize<'de> for Hidden {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
-    }
-}
-
-impl fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hidden(..)")
-    }
 }
 
 impl Alert {
@@ -365,37 +328,12 @@ impl Config {
     }
 
     fn check_witnesses(&self) -> Result<(), String> {
-        let mut keys: Vec<[u8; 32]> = Vec::new();
-        for (at, witness) in self.witnesses.iter().enumerate() {
-            let what = format!("[[witness]] {}", at + 1);
-            let (_, key) = witness.parse().map_err(|e| format!("{what}: {e}"))?;
-            if keys.contains(key.public_key()) {
-                return Err(format!(
-                    "{what}: key: another one has it, and a key counts once"
-                ));
-            }
-            keys.push(*key.public_key());
-        }
-        let all = keys.len();
-        match self.guard.witness_quorum {
-            Some(0) if all > 0 => {
-                Err("guard.witness_quorum is 0: a head that nobody has cosigned would count".into())
-            }
-            Some(quorum) if quorum > all => Err(format!(
-                "guard.witness_quorum is {quorum}, but there are {all} [[witness]] blocks: no head could ever count"
-            )),
-            _ => Ok(()),
-        }
+        let quorum = self.guard.witness_quorum;
+        witnesses::check(&self.witnesses, "guard.witness_quorum", quorum)
     }
 
-    /// How many witnesses must have cosigned: more than half, unless something
-    /// else is said. Two such quorums have a witness in common.
     fn witness_quorum(&self) -> usize {
-        let majority = match self.witnesses.len() {
-            0 => 0,
-            all => all / 2 + 1,
-        };
-        self.guard.witness_quorum.unwrap_or(majority)
+        witnesses::quorum(self.witnesses.len(), self.guard.witness_quorum)
     }
 
     /// With what each is called in errors.

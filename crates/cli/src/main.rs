@@ -20,6 +20,7 @@ mod service;
 mod signals;
 mod tree;
 mod trust;
+mod witnesses;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -260,19 +260,26 @@ impl Hospital {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path();
-        let dev = Dev::start(dir, 1);
         let witness_key = init(dir);
         let (process, url) = witness(dir);
+        let calendar =
+            format!(" --origin authority.example/calendar --witness {url} {witness_key}");
+        let dev = Dev::start_with(dir, 1, &calendar);
+        let (log, genesis) = (dev.fact("calendar_log_key"), dev.fact("calendar_genesis"));
+        let add = format!("witness add-log --dir w {log} --calendar-genesis {genesis}");
+        run(dir, &add).exits(0).says("one entry a second");
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = free.local_addr().unwrap().to_string();
         let config = format!(
-            "[authority]\naggregator = \"{}\"\npublications = \"{}\"\n\
+            "[authority]\naggregator = \"{}\"\npublications = \"{}\"\ncalendar_log = \"{}\"\n\
              [guard]\norganisation = \"hospital.example\"\ndata = \"guard\"\nlisten = \"{listen}\"\n\
              witness_every_s = 1\n\
              [[source]]\nname = \"ehr\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\ntables = [\"*\"]\n\
              [source.patient]\nentry = \"patient\"\n\
              [[witness]]\nname = \"notary\"\nurl = \"{url}\"\nkey = \"{witness_key}\"\n",
-            dev.service, dev.publications
+            dev.service,
+            dev.publications,
+            dev.fact("calendar_log")
         );
         fs::write(dir.join("pitser.toml"), config).unwrap();
         let db = rusqlite::Connection::open(dir.join("hospital.db")).unwrap();
@@ -339,10 +346,14 @@ impl Hospital {
             "version = 1\nwitness_quorum = 1\n\
              [[trail]]\norigin = \"{ORIGIN}\"\ngenesis = \"{}\"\n\
              [[authority]]\ncertificate = \"\"\"\n{}\"\"\"\nconstraints = [\"{constraint}\"]\n\
-             [[witness]]\nkey = \"{}\"\n",
+             [[witness]]\nkey = \"{key}\"\n\
+             [calendar_log]\nkey = \"{}\"\ngenesis = \"{}\"\nquorum = 1\n\
+             [[calendar_log.witness]]\nkey = \"{key}\"\n",
             self.genesis,
             fs::read_to_string(certificate).unwrap(),
-            self.witness_key,
+            self.dev.fact("calendar_log_key"),
+            self.dev.fact("calendar_genesis"),
+            key = self.witness_key,
         );
         fs::write(self.dir.path().join("anchors.toml"), anchors).unwrap();
     }
@@ -371,7 +382,8 @@ fn evidence_rests_on_a_witness_across_the_network() {
         .published(status["sealed_up_to"].as_str().unwrap());
     hospital
         .run("evidence export --patient pt-1 -o e.pitser")
-        .exits(0);
+        .exits(0)
+        .says("seconds of its seals and publications proved to be witnessed");
     hospital.anchors();
     let report = hospital
         .run("verify e.pitser --anchors anchors.toml --json")
@@ -393,6 +405,9 @@ fn evidence_rests_on_a_witness_across_the_network() {
         "{text}"
     );
     assert_eq!(step("genesis").0, "matches");
+    let (state, text) = step("witnessed");
+    assert_eq!(state, "matches", "{text}");
+    assert!(text.contains("stand in the calendar's log"), "{text}");
     // What remains is nobody's word but an auditor's, and none is trusted here.
     assert_eq!(step("audit").0, "waiting");
     assert_eq!(report["verdict"], "unconfirmed");

@@ -163,6 +163,8 @@ pub enum Asked {
     Configuration,
     /// A publications file.
     Publications,
+    /// A proof from the calendar's log.
+    CalendarProof,
 }
 
 impl ClientError {
@@ -370,6 +372,7 @@ impl fmt::Display for Asked {
             Self::Sign => "sign",
             Self::Extend => "extend",
             Self::Configuration => "show its configuration",
+            Self::CalendarProof => "prove a second",
             Self::Publications => "show its publications",
         })
     }

@@ -1,5 +1,5 @@
 //! Asks a KSI-compatible service for signatures, calendar chains, its
-//! configuration and its publications file.
+//! configuration, its publications file and proofs from its calendar's log.
 //!
 //! In scope: addresses ([`Endpoint`]), pipelined TCP, HTTP, HTTPS, answers from
 //! a file, up to three services of which the first good answer counts, time
@@ -38,5 +38,5 @@ pub use client::{BlockingExtender, Client};
 pub use endpoint::{Endpoint, EndpointError, Key, Transport};
 pub use error::{Asked, Bounds, ClientError};
 pub use options::Options;
-pub use publications::publications_file;
+pub use publications::{MAX_PROOF_LEN, calendar_proof, publications_file};
 pub use tls::{Roots, RootsError};

@@ -7,7 +7,7 @@
 use crate::codec::Digest;
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::time::Second;
-use pitser_tlog::note::{Algorithm, VerifierKey};
+use pitser_tlog::note::{Algorithm, Note, VerifierKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// Everything one verifier trusts.
@@ -34,6 +34,61 @@ pub struct Anchors {
     /// Auditors.
     #[serde(default, rename = "auditor")]
     pub auditors: Vec<KeyAnchor>,
+    /// The log of the calendar that seals lead to. If it is named, seals and
+    /// publications count only with a proof that their seconds were witnessed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calendar_log: Option<CalendarLogAnchor>,
+}
+
+/// The log of an authority's calendar, and who must have seen it
+/// (docs/spec/51-calendar-log.md).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalendarLogAnchor {
+    /// The log's key; its name is the log's origin.
+    #[serde(serialize_with = "write_key", deserialize_with = "read_key")]
+    pub key: VerifierKey,
+    /// The calendar's first second, which entry 0 is about (RFC 3339).
+    #[serde(serialize_with = "write_second", deserialize_with = "read_second")]
+    pub genesis: Second,
+    /// How many distinct witnesses must have cosigned a head of it.
+    pub quorum: u32,
+    /// Its witnesses.
+    #[serde(default, rename = "witness")]
+    pub witnesses: Vec<KeyAnchor>,
+}
+
+impl CalendarLogAnchor {
+    fn check(&self) -> Result<(), String> {
+        if self.key.algorithm() != Algorithm::Ed25519 {
+            return Err(format!(
+                "calendar_log: {}: this key is of a type that no log signs with",
+                self.key.name()
+            ));
+        }
+        if !(1..=self.witnesses.len()).contains(&(self.quorum as usize)) {
+            return Err(format!(
+                "calendar_log: quorum is {}, and {} witnesses are listed: it is at least 1, and no more than there are",
+                self.quorum,
+                self.witnesses.len()
+            ));
+        }
+        let check = |key: &KeyAnchor| key.check("witness", Algorithm::CosignatureV1);
+        self.witnesses
+            .iter()
+            .try_for_each(check)
+            .map_err(|e| format!("calendar_log: {e}"))
+    }
+}
+
+/// Those of `keys` whose validity covers what they cosigned on `note`. One with a
+/// bad signature stays in, so that the check of a quorum reports it.
+pub fn trusted(keys: &[KeyAnchor], note: &Note) -> Vec<VerifierKey> {
+    let covers = |anchor: &&KeyAnchor| {
+        note.cosigned_at(&anchor.key)
+            .map_or(true, |time| anchor.covers(Second(time)))
+    };
+    keys.iter().filter(covers).map(|k| k.key.clone()).collect()
 }
 
 /// A trail and the hash of its first line.
@@ -148,6 +203,9 @@ impl Anchors {
         ] {
             keys.iter().try_for_each(|key| key.check(kind, algorithm))?;
         }
+        if let Some(log) = &anchors.calendar_log {
+            log.check()?;
+        }
         Ok(anchors)
     }
 
@@ -185,11 +243,19 @@ fn write_time<S: Serializer>(time: &Option<Second>, s: S) -> Result<S::Ok, S::Er
 }
 
 fn read_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Second>, D::Error> {
+    read_second(d).map(Some)
+}
+
+fn write_second<S: Serializer>(time: &Second, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(time)
+}
+
+fn read_second<'de, D: Deserializer<'de>>(d: D) -> Result<Second, D::Error> {
     let text = String::deserialize(d)?;
     let instant: jiff::Timestamp = text
         .parse()
         .map_err(|e| D::Error::custom(format!("instant {text:?}: {e}")))?;
     u64::try_from(instant.as_second())
-        .map(|s| Some(Second(s)))
+        .map(Second)
         .map_err(|_| D::Error::custom(format!("instant {text:?} is before 1970")))
 }

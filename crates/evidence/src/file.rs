@@ -12,8 +12,11 @@ use crate::line::Line;
 use crate::map::Path;
 use serde::{Deserialize, Serialize};
 
-/// The format that this module writes.
+/// The format of a file without proofs from a calendar's log.
 pub const FORMAT: &str = "pitser-evidence/1";
+
+/// The same with such proofs, and nothing else that is new.
+pub const FORMAT_WITNESSED: &str = "pitser-evidence/2";
 
 /// Longest evidence file read, in bytes: 256 MiB.
 pub const MAX_FILE: usize = 256 << 20;
@@ -27,7 +30,12 @@ pub struct Evidence {
     pub audit: Option<String>,
     /// The blocks that the lines and the map's root stand in, by number.
     pub blocks: Vec<BlockProof>,
-    /// `pitser-evidence/1`.
+    /// Proofs that seconds were witnessed, of seals and of the publications that
+    /// they lead to, as `tlog-proof` texts in the order of their seconds; set with
+    /// [`Evidence::set_calendar`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calendar: Vec<String>,
+    /// `pitser-evidence/1`, or `pitser-evidence/2` if `calendar` is there.
     pub format: String,
     /// Line 0 of the trail.
     pub genesis: Line,
@@ -237,10 +245,17 @@ impl Evidence {
             CodecError::Rule("the file does not end in a line feed: it is truncated".into())
         })?;
         let evidence: Self = from_canonical(body)?;
-        if evidence.format != FORMAT {
+        match evidence.format.as_str() {
+            FORMAT | FORMAT_WITNESSED => {}
+            format => {
+                return Err(CodecError::Rule(format!(
+                    "format {format:?} is neither {FORMAT} nor {FORMAT_WITNESSED}: a newer Pitser wrote it"
+                )));
+            }
+        }
+        if evidence.format != format_of(&evidence.calendar) {
             return Err(CodecError::Rule(format!(
-                "format {:?} is not {FORMAT}: a newer Pitser wrote it",
-                evidence.format
+                "proofs from a calendar's log make a file {FORMAT_WITNESSED}, and nothing else does"
             )));
         }
         evidence.genesis.check()?;
@@ -259,6 +274,13 @@ impl Evidence {
         Ok(evidence)
     }
 
+    /// Puts in proofs from the calendar's log, in the order of their seconds. The
+    /// file is to be signed afterwards.
+    pub fn set_calendar(&mut self, proofs: Vec<String>) {
+        self.format = format_of(&proofs).to_owned();
+        self.calendar = proofs;
+    }
+
     /// The file's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = to_canonical(self);
@@ -274,6 +296,14 @@ impl Evidence {
             ..self.clone()
         };
         let digest = crate::codec::Digest::of(&[&to_canonical(&unsigned)]);
-        format!("{FORMAT}\n{}\n{digest}\n", self.origin)
+        format!("{}\n{}\n{digest}\n", self.format, self.origin)
+    }
+}
+
+/// The oldest format that has all that is there.
+fn format_of(calendar: &[String]) -> &'static str {
+    match calendar {
+        [] => FORMAT,
+        _ => FORMAT_WITNESSED,
     }
 }

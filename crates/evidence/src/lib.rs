@@ -12,6 +12,7 @@
 pub mod anchors;
 pub mod audit;
 pub mod block;
+pub mod calendar_log;
 pub mod codec;
 pub mod commit;
 pub mod file;

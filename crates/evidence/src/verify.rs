@@ -5,9 +5,10 @@
 //! What is merely missing (an anchor, a publication, an auditor) is noted and
 //! makes the verdict `unconfirmed`.
 
-use crate::anchors::{Anchors, KeyAnchor};
+use crate::anchors::{Anchors, trusted};
 use crate::audit::Statement;
 use crate::block::LogLeaf;
+use crate::calendar_log::{NotWitnessed, Proofs};
 use crate::codec::Digest;
 use crate::commit::{column_leaf, commit_person, commit_raw, patient_alpha, row_root};
 use crate::file::{BlockProof, Evidence, LineProof, MapEntry, OpenColumn, Opening};
@@ -18,6 +19,7 @@ use crate::seal::{self, Seal, SealKeys};
 use crate::vrf::PublicKey;
 use pitser_ksi::hash::Algorithm;
 use pitser_ksi::logsig::RecordChain;
+use pitser_ksi::signature::Signature;
 use pitser_ksi::time::Second;
 use pitser_ksi::tlv::Element;
 use pitser_tlog::checkpoint::{Checkpoint, verify_quorum};
@@ -266,7 +268,8 @@ impl<'a> Examination<'a> {
             self.note("head", StepState::Waiting, text);
             return Ok(head);
         }
-        let trusted = self.trusted_at(&note);
+        let witnesses = self.anchors.map_or(&[][..], |a| &a.witnesses);
+        let trusted = trusted(witnesses, &note);
         match verify_quorum(&note, log_key, &trusted, quorum) {
             Ok(seen) => {
                 self.as_of = Some(Second(seen.cosigned_at));
@@ -290,17 +293,6 @@ impl<'a> Examination<'a> {
         Ok(head)
     }
 
-    /// Witness keys whose validity covers what they cosigned. A key with a bad
-    /// signature stays in, so that the quorum check reports it.
-    fn trusted_at(&self, note: &Note) -> Vec<VerifierKey> {
-        let covers = |witness: &&KeyAnchor| {
-            note.cosigned_at(&witness.key)
-                .map_or(true, |time| witness.covers(Second(time)))
-        };
-        let witnesses = self.anchors.iter().flat_map(|a| &a.witnesses);
-        witnesses.filter(covers).map(|w| w.key.clone()).collect()
-    }
-
     /// Every block stands in the log where it says, and its seal holds.
     fn blocks(&mut self, head: &Head) -> Result<BTreeMap<u64, Placed>, Contradiction> {
         let keys = SealKeys::new(
@@ -308,8 +300,9 @@ impl<'a> Examination<'a> {
             self.evidence.publications.as_ref().map(|b| b.0.as_slice()),
             self.at,
         );
+        let calendar = self.calendar()?;
         let mut blocks = BTreeMap::new();
-        let mut seals = SealSummary::default();
+        let (mut seals, mut seconds) = (SealSummary::default(), SecondSummary::default());
         let mut previous: Option<(u64, Second)> = None;
         for proof in &self.evidence.blocks {
             if previous.is_some_and(|(number, _)| number >= proof.block) {
@@ -318,7 +311,13 @@ impl<'a> Examination<'a> {
             let leaf = self.in_log(proof, head)?;
             let seal = match &proof.seal {
                 None => Seal::Waiting("no seal has come yet".into()),
-                Some(bytes) => seal::check(&bytes.0, leaf.root.0, leaf.level, &keys),
+                Some(bytes) => {
+                    let seal = seal::check(&bytes.0, leaf.root.0, leaf.level, &keys);
+                    match &calendar {
+                        Some(proofs) => seconds.add(proof.block, &bytes.0, seal, proofs)?,
+                        None => seal,
+                    }
+                }
             };
             let sealed_at = seals.add(proof.block, &seal)?;
             if let (Some((_, before)), Some(at)) = (previous, sealed_at)
@@ -339,7 +338,23 @@ impl<'a> Examination<'a> {
         let text = format!("{} blocks stand in the log of {}", blocks.len(), head.size);
         self.note("log", StepState::Matches, text);
         seals.note(self);
+        if calendar.is_some() {
+            seconds.note(self);
+        }
         Ok(blocks)
+    }
+
+    /// The proofs from the calendar's log, if the anchors name it.
+    fn calendar(&self) -> Result<Option<Proofs<'a>>, Contradiction> {
+        let Some(log) = self
+            .anchors
+            .and_then(|anchors| anchors.calendar_log.as_ref())
+        else {
+            return Ok(None);
+        };
+        let proofs = Proofs::read(log, &self.evidence.calendar);
+        let proofs = proofs.map_err(|text| broken("witnessed", Code::SealInvalid, text))?;
+        Ok(Some(proofs))
     }
 
     fn in_log(&self, proof: &BlockProof, head: &Head) -> Result<LogLeaf, Contradiction> {
@@ -652,6 +667,79 @@ impl SealSummary {
                 examination.note("seals", StepState::Matches, text);
             }
         }
+    }
+}
+
+/// What the calendar's log says of the seconds of seals.
+#[derive(Default)]
+struct SecondSummary {
+    witnessed: u64,
+    latest_s: u64,
+    waiting: Option<(u64, NotWitnessed)>,
+}
+
+impl SecondSummary {
+    /// Looks at the second of one seal. A publication whose own second is not
+    /// witnessed does not count: the seal waits then.
+    fn add(
+        &mut self,
+        block: u64,
+        bytes: &[u8],
+        seal: Seal,
+        proofs: &Proofs<'_>,
+    ) -> Result<Seal, Contradiction> {
+        if matches!(seal, Seal::Waiting(_) | Seal::Broken(_)) {
+            return Ok(seal);
+        }
+        let Ok(signature) = Signature::decode(bytes) else {
+            return Ok(seal);
+        };
+        let contradicted = |text: String| {
+            broken(
+                "witnessed",
+                Code::SealInvalid,
+                format!("block {block}: {text}"),
+            )
+        };
+        let Some(chain) = signature.calendar() else {
+            return Err(contradicted("its seal has no calendar chain".into()));
+        };
+        match proofs.second(chain) {
+            Ok(seen) => {
+                self.witnessed += 1;
+                self.latest_s = self.latest_s.max(seen.cosigned_at.since(seen.second));
+            }
+            Err(NotWitnessed::Contradicted(text)) => return Err(contradicted(text)),
+            Err(why) => drop(self.waiting.get_or_insert((block, why))),
+        }
+        let Some(record) = signature.publication() else {
+            return Ok(seal);
+        };
+        match proofs.publication(&record.data) {
+            Ok(_) => Ok(seal),
+            Err(NotWitnessed::Contradicted(text)) => Err(contradicted(format!(
+                "the publication of {}: {text}",
+                record.data.time
+            ))),
+            Err(why) => Ok(Seal::Waiting(format!(
+                "the publication of {} does not count: {why}",
+                record.data.time
+            ))),
+        }
+    }
+
+    fn note(self, examination: &mut Examination<'_>) {
+        let (state, text) = match self.waiting {
+            Some((block, why)) => (StepState::Waiting, format!("block {block}: {why}")),
+            None => (
+                StepState::Matches,
+                format!(
+                    "{} seconds of seals stand in the calendar's log, cosigned at most {} s later",
+                    self.witnessed, self.latest_s
+                ),
+            ),
+        };
+        examination.note("witnessed", state, text);
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod world;
 
-use pitser_evidence::anchors::{Anchors, AuthorityAnchor, KeyAnchor};
+use pitser_evidence::anchors::{Anchors, AuthorityAnchor, CalendarLogAnchor, KeyAnchor};
 use pitser_ksi::time::Second;
 use pitser_tlog::note::SigningKey;
 use world::authority::{CONSTRAINT, certificate_pem};
@@ -18,6 +18,10 @@ fn full() -> Anchors {
     });
     anchors.witnesses[0].valid_from = Some(Second(1_735_689_600));
     anchors.auditors[0].valid_until = Some(Second(1_767_225_600));
+    anchors.calendar_log = Some(CalendarLogAnchor {
+        genesis: Second(1_773_480_413),
+        ..world::calendar_log::anchor()
+    });
     anchors
 }
 
@@ -29,7 +33,14 @@ fn what_is_written_is_read() {
         "{text}"
     );
     assert_eq!(Anchors::from_toml(&text), Ok(full()));
+    assert!(
+        text.contains("[calendar_log]\nkey = \"authority.example/calendar+")
+            && text.contains("genesis = \"2026-03-14T09:26:53Z\"\nquorum = 2\n")
+            && text.contains("[[calendar_log.witness]]\nkey = \"notary.example/0+"),
+        "{text}"
+    );
     let none = Anchors::from_toml("version = 1").unwrap();
+    assert_eq!(none.calendar_log, None);
     assert_eq!(
         (none.witness_quorum, none.trails.len(), none.witnesses.len()),
         (0, 0, 0)
@@ -42,6 +53,28 @@ fn refused(from: &str, to: &str, part: &str) {
     assert!(text.contains(from), "{text}");
     let error = Anchors::from_toml(&text.replacen(from, to, 1)).unwrap_err();
     assert!(error.contains(part), "{error}");
+}
+
+#[test]
+fn mistakes_about_the_calendars_log_are_explained() {
+    refused("\nquorum = 2", "\nquorum = 0", "at least 1");
+    refused("\nquorum = 2", "\nquorum = 4", "3 witnesses are listed");
+    refused("\nquorum = 2", "", "quorum");
+    refused("\nquorum = 2", "\nquorum = 2\norigin = \"x\"", "origin");
+    refused(
+        "2026-03-14T09:26:53Z",
+        "1969-03-14T09:26:53Z",
+        "before 1970",
+    );
+    let keys = full().calendar_log.unwrap();
+    let (log, witness) = (keys.key.to_string(), keys.witnesses[0].key.to_string());
+    refused(&log, &witness, "no log signs with");
+    refused(&witness, &log, "no witness signs with");
+    refused(
+        &log[..40],
+        "authority.example/calendar+00000000+AAAA",
+        "verifier key",
+    );
 }
 
 #[test]

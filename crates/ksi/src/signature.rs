@@ -353,10 +353,7 @@ impl Signature {
         if self.rfc3161.is_some() || root != self.chains[0].input {
             return Err(HangError::Root);
         }
-        let correction = self
-            .input_level_max()
-            .checked_sub(level)
-            .ok_or(HangError::Level)?;
+        let above = self.above(level)?;
         let own_shape = shape(&links)
             .filter(|_| !links.is_empty())
             .ok_or(HangError::Length)?;
@@ -375,10 +372,30 @@ impl Signature {
         };
         let mut children = Writer::new();
         lowest.write(&mut children);
+        children.raw(&above);
+        Self::assemble(children).map_err(HangError::Encoding)
+    }
+
+    /// What stands in the signature of any leaf of a tree behind the leaf's own
+    /// chain, if this signature signs that tree's root at `level`: for an
+    /// aggregator below another one, which puts many chains below one signature.
+    /// The chain index of each begins with that of [`Self::aggregation_chains`]' first.
+    ///
+    /// # Errors
+    /// [`HangError::Level`] if a lower level was requested, [`HangError::Root`] if
+    /// the signature was converted from another kind and has no chain to go on.
+    pub fn above(&self, level: u8) -> Result<Vec<u8>, HangError> {
+        if self.rfc3161.is_some() {
+            return Err(HangError::Root);
+        }
+        let correction = self.input_level_max().checked_sub(level);
+        let correction = correction.ok_or(HangError::Level)?;
+        let mut children = Writer::new();
         for child in self.element_children() {
             self.copy_correcting(&child, &mut children, correction);
         }
-        Self::assemble(children).map_err(HangError::Encoding)
+        let too_long = DecodeError::new(DecodeErrorKind::TooLong { max: tlv::MAX }, 0);
+        children.finish().map_err(|_| HangError::Encoding(too_long))
     }
 
     /// The calendar chain of another root must start where this signature's

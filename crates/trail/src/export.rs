@@ -264,6 +264,7 @@ impl Exporter {
         let mut evidence = Evidence {
             audit,
             blocks,
+            calendar: Vec::new(),
             format: FORMAT.into(),
             genesis: self.line(0)?.0,
             head: note,
@@ -284,6 +285,13 @@ impl Exporter {
         };
         evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
         Ok(evidence)
+    }
+
+    /// Puts proofs that seconds were witnessed into `evidence`, which this exporter
+    /// made, in the order of their seconds, and signs it anew.
+    pub fn add_calendar(&self, evidence: &mut Evidence, proofs: Vec<String>) {
+        evidence.set_calendar(proofs);
+        evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
     }
 
     fn lines_of(&self, patients: &[Patient]) -> Result<Vec<Line>, ExportError> {

@@ -452,7 +452,9 @@ impl Keeper {
             note: ballot.note().clone(),
         });
         let at = ballot.cosigned_at().map(Second);
+        let witnesses = self.shown();
         self.view.send_modify(|view| {
+            view.status.witnesses = witnesses;
             view.status.witnessed = head.size;
             view.status.witnessed_at = at;
             view.witnessed = Some(head);
@@ -461,13 +463,17 @@ impl Keeper {
 
     /// Shows the witnesses as they are now.
     fn show(&self) {
-        let witnesses: Vec<_> = self.cosigners.iter().map(|c| c.shown.clone()).collect();
+        let witnesses = self.shown();
         self.view.send_if_modified(|view| {
             let is_new = view.status.witnesses != witnesses || view.status.quorum != self.quorum;
             view.status.witnesses = witnesses;
             view.status.quorum = self.quorum;
             is_new
         });
+    }
+
+    fn shown(&self) -> Vec<LogWitnessStatus> {
+        self.cosigners.iter().map(|c| c.shown.clone()).collect()
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -262,8 +262,7 @@ impl<'s> Desk<'s> {
             return;
         };
         let answering = self.service.extension(payloads);
-        // The calendar may have to be read from a slow disk.
-        tokio::task::spawn_blocking(move || reply_to.send(answering()));
+        tokio::spawn(async move { reply_to.send(answering.await) });
     }
 
     /// Finds out who sent a message and whether it is genuine. If it is not, it

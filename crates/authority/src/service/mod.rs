@@ -12,26 +12,25 @@ mod desk;
 pub(crate) mod http;
 mod lobby;
 mod monitor;
+mod past;
 pub(crate) mod tcp;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pitser_ksi::hash::Algorithm;
 use pitser_ksi::pdu::{
-    AggregationAck, AggregatorConfig, ErrorPayload, ExtendQuery, ExtendRequestPayload,
-    ExtendResponsePayload, ExtendResult, ExtenderConfig, Status,
+    AggregationAck, AggregatorConfig, ErrorPayload, ExtendRequestPayload, ExtendResponsePayload,
+    Status,
 };
-use pitser_ksi::time::Second;
 use tokio::sync::watch;
 
 pub(crate) use answer::{Answered, Caller, Tail, Ticket, Trees};
+use past::Bounds;
+pub(crate) use past::{Own, Parent, ParentError, Past};
 
-use crate::calendar::{CalendarError, CalendarReader};
 use crate::clock::{Clock, Micros};
 use crate::config::{Config, Limits};
-use crate::log::Site;
 use crate::metrics::{Metrics, Reason};
-use crate::publications::Publisher;
 use crate::round::{Closed, Refused, Request, Rounds};
 pub(crate) use crate::users::Member;
 use crate::users::{Directory, UserError};
@@ -44,11 +43,8 @@ pub(crate) struct Service {
     pub(crate) limits: Limits,
     pub(crate) users: Directory,
     pub(crate) metrics: Arc<Metrics>,
-    /// The calendar's log over HTTP.
-    log: Site,
     clock: Arc<dyn Clock>,
-    calendar: CalendarReader,
-    publisher: Publisher,
+    pub(crate) past: Past,
     /// Locked to put requests in or take rounds out; released before any await.
     intake: Mutex<Intake>,
 }
@@ -77,18 +73,14 @@ impl Service {
         config: &Config,
         clock: Arc<dyn Clock>,
         rounds: Rounds<Ticket, Caller>,
-        calendar: CalendarReader,
-        publisher: Publisher,
-        log: Site,
+        past: Past,
     ) -> Result<Self, UserError> {
         Ok(Self {
             limits: config.limits.clone(),
             users: Directory::new(&config.users)?,
             metrics: Arc::default(),
-            log,
             clock,
-            calendar,
-            publisher,
+            past,
             intake: Mutex::new(Intake::Open(rounds)),
         })
     }
@@ -134,34 +126,30 @@ impl Service {
         }
     }
 
-    /// What answers a message to the extender; it may wait for the disk.
+    /// What answers a message to the extender.
     fn extension(
         &self,
         payloads: Vec<ExtendRequestPayload>,
-    ) -> impl FnOnce() -> Vec<ExtendResponsePayload> + Send + 'static {
-        let (calendar, now) = (self.calendar.clone(), self.clock.now().ended());
-        let max_requests = self.limits.requests_per_round as u64;
+    ) -> impl Future<Output = Vec<ExtendResponsePayload>> + Send + 'static {
+        let too_many = payloads.len() > MAX_EXTENSIONS;
+        if too_many {
+            self.metrics
+                .not_extended(Status::PAYLOAD_INVALID, Reason::TooMuch);
+        }
+        let bounds = Bounds {
+            now: self.clock.now().ended(),
+            max_requests: self.limits.requests_per_round as u64,
+        };
         let metrics = Arc::clone(&self.metrics);
-        move || {
-            if payloads.len() > MAX_EXTENSIONS {
-                metrics.not_extended(Status::PAYLOAD_INVALID, Reason::TooMuch);
+        let payloads = if too_many { Vec::new() } else { payloads };
+        let counted = move |status| metrics.extended(status);
+        let answers = self.past.extension(payloads, bounds, counted);
+        async move {
+            if too_many {
                 let reason = "too many requests in one message";
                 return vec![ExtendResponsePayload::Error(invalid(reason))];
             }
-            let answer = |payload| match payload {
-                ExtendRequestPayload::Extend(query) => {
-                    let found = look_up(&calendar, &query, now);
-                    metrics.extended(found.status);
-                    ExtendResponsePayload::Result(found)
-                }
-                ExtendRequestPayload::Config => ExtendResponsePayload::Config(ExtenderConfig {
-                    max_requests: Some(max_requests),
-                    parents: Vec::new(),
-                    calendar_first: Some(calendar.genesis()),
-                    calendar_last: calendar.head(),
-                }),
-            };
-            payloads.into_iter().map(answer).collect()
+            answers.await
         }
     }
 
@@ -204,7 +192,7 @@ impl Service {
 
     /// Signs what belongs to the seconds after `closed`.
     #[cfg(feature = "cluster")]
-    pub(crate) fn open(&self, closed: Second) {
+    pub(crate) fn open(&self, closed: pitser_ksi::time::Second) {
         let rounds = Rounds::after(closed, self.limits.requests_per_round);
         *self.intake() = Intake::Open(rounds);
     }
@@ -230,48 +218,8 @@ impl Service {
         abandoned
     }
 
-    /// The newest publications file.
-    pub(crate) fn publications_file(&self) -> Arc<[u8]> {
-        self.publisher.publications.file()
-    }
-
     fn intake(&self) -> MutexGuard<'_, Intake> {
         self.intake.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn look_up(calendar: &CalendarReader, query: &ExtendQuery, now: Second) -> ExtendResult {
-    let head = calendar.head();
-    let found = match query.publication_time.or(head) {
-        Some(to) => calendar.chain(query.aggregation_time, to),
-        None => Err(CalendarError::Beyond {
-            at: query.aggregation_time,
-            head,
-        }),
-    };
-    match found {
-        Ok(chain) => ExtendResult {
-            request_id: query.request_id,
-            status: Status::OK,
-            message: None,
-            calendar_last: head,
-            calendar: Some(chain),
-        },
-        Err(e) => ExtendResult {
-            calendar_last: head,
-            ..ExtendResult::failure(query.request_id, status_of(&e, now), e.to_string())
-        },
-    }
-}
-
-fn status_of(error: &CalendarError, now: Second) -> Status {
-    match error {
-        CalendarError::Backwards { .. } => Status::TIME_RANGE_INVALID,
-        CalendarError::BeforeGenesis { .. } => Status::TIME_TOO_OLD,
-        CalendarError::Beyond { at, .. } if *at > now => Status::TIME_IN_FUTURE,
-        CalendarError::Beyond { .. } => Status::TIME_TOO_NEW,
-        CalendarError::Corrupt { .. } => Status::DATABASE_CORRUPT,
-        _ => Status::INTERNAL_ERROR,
     }
 }
 

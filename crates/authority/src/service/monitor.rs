@@ -1,5 +1,6 @@
 //! What operators are told of a running service.
 
+use pitser_ksi::publication::PublicationData;
 use serde_json::{Value, json};
 
 use super::{Intake, Service};
@@ -10,8 +11,8 @@ impl Service {
     /// One line for a supervisor: `Err` if rounds have ended and only a restart helps.
     pub(crate) fn health(&self) -> Result<String, String> {
         match &*self.intake() {
-            Intake::Open(_) => Ok(match self.calendar.head() {
-                Some(head) => format!("ok, newest second {head}\n"),
+            Intake::Open(_) => Ok(match self.past.newest() {
+                Some(newest) => format!("ok, newest second {newest}\n"),
                 None => "ok, no second yet\n".to_owned(),
             }),
             Intake::Following(reason) => Ok(format!("ok, following: {reason}\n")),
@@ -26,21 +27,15 @@ impl Service {
             return Err(format!("following: {reason}\n"));
         }
         let now = self.clock.now().ended();
-        match self.calendar.head() {
-            Some(head) if now.since(head) <= RECENT_S => {
-                Ok(format!("ready, newest second {head}\n"))
-            }
-            Some(head) => Err(format!(
-                "not ready: the newest second, {head}, ended {} s ago\n",
-                now.since(head)
-            )),
-            None => Err("not ready: no round has been closed yet\n".to_owned()),
+        match self.past.works(now) {
+            Ok(()) => Ok("ready\n".to_owned()),
+            Err(trouble) => Err(format!("not ready: {trouble}\n")),
         }
     }
 
     /// What is looked up for `/metrics`.
     pub(crate) fn state(&self) -> State {
-        let (publications, newest) = self.publisher.publications.summary();
+        let (publications, newest) = self.published();
         let mut users: Vec<_> = self
             .users
             .members()
@@ -51,7 +46,7 @@ impl Service {
         State {
             is_signing: matches!(&*self.intake(), Intake::Open(_)),
             waiting: self.waiting(),
-            head: self.calendar.head(),
+            head: self.past.newest(),
             now: self.clock.now().ended(),
             publications,
             published_at: newest.map(|data| data.time),
@@ -61,9 +56,9 @@ impl Service {
 
     /// What `/status` answers: `GET`'s `health` and `ready`, and what they rest on.
     pub(crate) fn status(&self) -> Value {
-        let (publications, newest) = self.publisher.publications.summary();
+        let (publications, newest) = self.published();
         let now = self.clock.now().ended();
-        let head = self.calendar.head();
+        let head = self.past.newest();
         let (health, ready) = (self.health(), self.ready());
         let told = health.as_ref().err().or(ready.as_ref().err());
         json!({
@@ -71,7 +66,7 @@ impl Service {
             "ready": ready.is_ok(),
             "trouble": told.map(|line| line.trim_end()),
             "now": now.to_string(),
-            "genesis": self.calendar.genesis().to_string(),
+            "genesis": self.past.own().map(|own| own.calendar.genesis().to_string()),
             "head": head.map(|head| head.to_string()),
             "head_age_s": head.map(|head| now.since(head)),
             "waiting": self.waiting(),
@@ -86,11 +81,15 @@ impl Service {
         })
     }
 
-    /// Publishes the newest second. Blocks on the disk.
-    pub(crate) fn publish(&self) -> Result<Published, PublicationsError> {
-        self.publisher.publish(self.clock.now().ended())
+    /// How many publications there are, and the newest.
+    fn published(&self) -> (usize, Option<PublicationData>) {
+        let own = self.past.own();
+        own.map_or((0, None), |own| own.publications.summary())
+    }
+
+    /// Publishes the newest second, if the calendar is ours. Blocks on the disk.
+    pub(crate) fn publish(&self) -> Option<Result<Published, PublicationsError>> {
+        let own = self.past.own()?;
+        Some(own.publications.publish(self.clock.now().ended()))
     }
 }
-
-/// A round that closes later than this is no longer on time, in seconds.
-const RECENT_S: u64 = 3;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use pitser_authority::calendar::CalendarError;
 use pitser_authority::{
-    Authority, AuthorityError, AuthorityHandle, Config, IdentityError, Micros, RoundReport,
-    Subject, User,
+    Authority, AuthorityError, AuthorityHandle, Config, IdentityError, LogConfig, LogError,
+    LogWitness, Micros, RoundReport, Subject, User,
 };
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
@@ -21,6 +21,7 @@ use crate::output::{self, Form};
 use crate::service::{self, Secret};
 use crate::signals::stop_requested;
 use crate::tree::Map;
+use crate::witnesses;
 
 /// The command's arguments.
 #[derive(Debug, clap::Args)]
@@ -48,6 +49,15 @@ pub(crate) struct Args {
     /// Keep calendar, key and publications here; without it they vanish at the end
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// What the log of the calendar is called; witnesses and verifiers know it by this name
+    #[arg(long, value_name = "NAME", default_value = "localhost/calendar")]
+    origin: String,
+    /// A witness of the calendar's log, by its address and its key; may be given several times
+    #[arg(long, num_args = 2, value_names = ["URL", "VKEY"])]
+    witness: Vec<String>,
+    /// How many witnesses must have cosigned a second; more than half of them if absent
+    #[arg(long, value_name = "K", requires = "witness")]
+    quorum: Option<usize>,
     #[command(flatten)]
     form: Form,
 }
@@ -70,6 +80,7 @@ async fn serve(args: &Args, dir: &Path) -> Result<(), Failure> {
     config.http = Some(args.http);
     config.publish_every_s = args.publish_every;
     config.machine_id = "pitser-dev".to_owned();
+    config.log = calendar_log(args)?;
     let mut interrupted = pin!(stop_requested());
     // Signals are caught before the first line is printed: whoever reads it may stop us.
     tokio::select! {
@@ -95,6 +106,22 @@ async fn serve(args: &Args, dir: &Path) -> Result<(), Failure> {
     outcome?;
     stopped.map_err(Failure::service)?;
     show.event(Map::new().with("event", "stopped"), "stopped")
+}
+
+/// The calendar's log and its witnesses, as the arguments have them.
+fn calendar_log(args: &Args) -> Result<LogConfig, Failure> {
+    let witness = |pair: &[String]| {
+        let parsed = witnesses::parse(&pair[0], &pair[1]);
+        let (prefix, key) = parsed.map_err(|e| Failure::Input(format!("--witness: {e}")))?;
+        Ok(LogWitness::http(key, prefix))
+    };
+    let pairs = args.witness.chunks_exact(2);
+    let witnesses = pairs.map(witness).collect::<Result<Vec<_>, Failure>>()?;
+    Ok(LogConfig {
+        origin: args.origin.clone(),
+        quorum: witnesses::quorum(witnesses.len(), args.quorum),
+        witnesses,
+    })
 }
 
 /// Shows rounds and publications until somebody or something stops.
@@ -153,7 +180,9 @@ fn not_started(error: AuthorityError) -> Failure {
                 "{error}, for instance with {option} 127.0.0.1:0, which picks a free one"
             ))
         }
-        AuthorityError::Users(_) => Failure::input(error),
+        AuthorityError::Users(_) | AuthorityError::Log(LogError::Config(_)) => {
+            Failure::input(error)
+        }
         _ => Failure::service(error),
     }
 }
@@ -172,6 +201,9 @@ impl Show<'_> {
         let certificate = dir.join("certificate.pem").display().to_string();
         let publications = format!("http://{http}/publications.bin");
         let constraint = authority.constraint();
+        let log = format!("http://{http}/log");
+        let log_key = authority.log_key().to_string();
+        let genesis = authority.calendar().genesis().to_string();
         let service = self.service_uri(tcp);
         let facts = Map::new()
             .with("event", "listening")
@@ -182,6 +214,9 @@ impl Show<'_> {
             .with("publications", &publications)
             .with("certificate", &certificate)
             .with("constraint", constraint)
+            .with("calendar_log", &log)
+            .with("calendar_log_key", &log_key)
+            .with("calendar_genesis", &genesis)
             .with("dir", dir.display().to_string());
         let quoted = shell_quoted(&certificate);
         let trust = format!("-P {publications} --trust {quoted} --constraint {constraint}");
@@ -193,6 +228,7 @@ impl Show<'_> {
             "sign, extend   ksi+tcp://{tcp}, http://{http}\n\
              publications   {publications}, {every}\n\
              trust          {certificate}, {constraint}\n\
+             calendar log   {log}, begins {genesis}, {log_key}\n\
              \n\
              pitser sign FILE -S {service}\n\
              pitser verify FILE.ksig --document FILE {trust}\n\

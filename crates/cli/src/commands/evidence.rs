@@ -4,11 +4,14 @@ use crate::config::Config;
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
 use crate::output::{print, print_json};
 use crate::{clock, seals};
-use pitser_client::publications_file;
+use pitser_client::{ClientError, calendar_proof, publications_file};
+use pitser_evidence::Evidence;
 use pitser_ksi::publications_file::PublicationsFile;
+use pitser_ksi::signature::Signature;
+use pitser_tlog::proof::LogProof;
 use pitser_trail::export::Exporter;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 /// Arguments of `pitser evidence`.
@@ -62,22 +65,28 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let audit = std::fs::read_to_string(layout.audit()).ok();
     let (publications, longer) = extended(&config, &exporter).await?;
     let publications = publications.or_else(|| std::fs::read(layout.publications()).ok());
-    let evidence = exporter
+    let mut evidence = exporter
         .evidence(&args.patient, audit, publications, |block, seal| {
             longer.get(&block).cloned().unwrap_or_else(|| seal.to_vec())
         })
         .map_err(Failure::input)?;
+    let witnessed = witnessed(&config, &exporter, &mut evidence).await?;
     pitser_trail::disk::replace(&args.output, &evidence.encode()).map_err(Failure::service)?;
     let published = longer.len();
     if args.json {
         print_json(&json!({
             "path": args.output, "lines": evidence.lines.len(), "blocks": evidence.blocks.len(), "published": published,
+            "witnessed": witnessed.map(|seen| json!({ "seconds": seen.wanted, "proved": seen.proved })),
             "exported_at": clock::now().to_string(),
         }))?;
     } else {
+        let witnessed = witnessed.map_or(String::new(), |seen| {
+            let Seen { wanted, proved } = seen;
+            format!("{proved} of {wanted} seconds of its seals and publications proved to be witnessed\n")
+        });
         print(&format!(
             "{}: {} lines in {} blocks; {published} seals of the trail extended to a publication\n\
-             Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml\n",
+             {witnessed}Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml\n",
             args.output.display(),
             evidence.lines.len(),
             evidence.blocks.len(),
@@ -108,3 +117,58 @@ async fn extended(
     let longer = seals::extended(&client, exporter.view(), record).await?;
     Ok((Some(bytes), longer))
 }
+
+/// Seconds that evidence leads to.
+struct Seen {
+    wanted: usize,
+    /// Those that the calendar's log has a proof for.
+    proved: usize,
+}
+
+/// Puts in the proofs that seconds were witnessed, of all seals in the evidence
+/// and of the publications that they lead to, if the configuration says where the
+/// calendar's log is. What is not witnessed yet, or was before the log, has none:
+/// the verdict says so then.
+async fn witnessed(
+    config: &Config,
+    exporter: &Exporter,
+    evidence: &mut Evidence,
+) -> Result<Option<Seen>, Failure> {
+    let Some(log) = &config.authority.calendar_log else {
+        return Ok(None);
+    };
+    let mut seconds = BTreeSet::new();
+    for seal in evidence
+        .blocks
+        .iter()
+        .filter_map(|block| block.seal.as_ref())
+    {
+        let signature = Signature::decode(&seal.0).map_err(Failure::input)?;
+        seconds.insert(signature.aggregation_time());
+        seconds.extend(signature.publication().map(|record| record.data.time));
+    }
+    let options = config.options()?;
+    let mut proofs = Vec::new();
+    for second in &seconds {
+        match calendar_proof(log, *second, WITNESS_WAIT_S, &options).await {
+            Ok(bytes) => {
+                let proof = LogProof::parse(&bytes)
+                    .map_err(|e| Failure::Service(format!("{log}: no proof of {second}: {e}")))?;
+                proofs.push(proof.to_string());
+            }
+            Err(ClientError::Http {
+                status: 404 | 503, ..
+            }) => {}
+            Err(error) => return Err(Failure::service(error)),
+        }
+    }
+    let seen = Seen {
+        wanted: seconds.len(),
+        proved: proofs.len(),
+    };
+    exporter.add_calendar(evidence, proofs);
+    Ok(Some(seen))
+}
+
+/// How long the log may wait for its witnesses to see one second.
+const WITNESS_WAIT_S: u64 = 3;

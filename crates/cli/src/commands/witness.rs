@@ -82,7 +82,7 @@ pub(crate) struct AddLog {
     #[arg(value_name = "VKEY")]
     key: VerifierKey,
     /// For a calendar, which gets one entry a second: the second of its first one
-    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    #[arg(long, visible_alias = "calendar-genesis", value_name = "RFC3339", value_parser = instant)]
     genesis: Option<Second>,
     /// By how many seconds the calendar's clock may be ahead of ours
     #[arg(

@@ -399,6 +399,7 @@ impl Demo {
             }],
             witnesses: vec![KeyAnchor::new(self.witness.clone())],
             auditors: vec![KeyAnchor::new(auditor.verifier())],
+            calendar_log: None,
         };
         let anchors_path = self.dir.join("anchors.toml");
         std::fs::write(&anchors_path, anchors.to_toml()).map_err(Failure::service)?;

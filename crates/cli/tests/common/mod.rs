@@ -99,13 +99,21 @@ pub(crate) struct Dev {
     pub(crate) publications: String,
     /// Options that trust its publications file.
     pub(crate) trust: String,
+    /// What it said when it began to listen.
+    pub(crate) facts: Value,
 }
 
 impl Dev {
     /// Publishes every `seconds`.
     pub(crate) fn start(dir: &Path, seconds: u64) -> Self {
-        let args =
-            format!("dev --json --listen 127.0.0.1:0 --http 127.0.0.1:0 --publish-every {seconds}");
+        Self::start_with(dir, seconds, "")
+    }
+
+    /// The same, with more arguments, each after a space.
+    pub(crate) fn start_with(dir: &Path, seconds: u64, more: &str) -> Self {
+        let args = format!(
+            "dev --json --listen 127.0.0.1:0 --http 127.0.0.1:0 --publish-every {seconds}{more}"
+        );
         let mut child = pitser(dir)
             .args(args.split(' '))
             .stdout(Stdio::piped())
@@ -127,7 +135,19 @@ impl Dev {
                 text("constraint")
             ),
             publications,
+            facts,
         }
+    }
+
+    /// A fact that it said when it began to listen.
+    pub(crate) fn fact(&self, name: &str) -> &str {
+        self.facts[name].as_str().unwrap()
+    }
+
+    /// Kills it at once, as a power cut does.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Waits until a second not before `at` is published; returns its code.

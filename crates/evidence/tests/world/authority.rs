@@ -77,7 +77,7 @@ impl Calendar {
             .to_vec()
     }
 
-    fn leaf(&self, second: u64) -> Imprint {
+    pub(crate) fn leaf(&self, second: u64) -> Imprint {
         match self.0.get(&second) {
             Some(chain) => chain.output(0).unwrap().0,
             None => Imprint::zero(Algorithm::Sha256),
@@ -94,7 +94,7 @@ impl Calendar {
         node(Algorithm::Sha256, left.as_bytes(), right.as_bytes(), 0xff)
     }
 
-    fn chain(&self, from: u64, to: u64) -> CalendarChain {
+    pub(crate) fn chain(&self, from: u64, to: u64) -> CalendarChain {
         let (mut lo, mut r, mut links) = (0, to, Vec::new());
         while let Some(left_leaves) = r.checked_ilog2().map(|log| 1 << log) {
             if from < lo + left_leaves {

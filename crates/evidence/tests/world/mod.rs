@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 pub(crate) mod authority;
+pub(crate) mod calendar_log;
 
 use authority::Calendar;
 use pitser_evidence::anchors::{Anchors, KeyAnchor, PublicationAnchor, TrailAnchor};
@@ -504,6 +505,7 @@ impl World {
         let mut evidence = Evidence {
             audit: Some(self.audit(|_| {}).to_string()),
             blocks,
+            calendar: Vec::new(),
             format: FORMAT.into(),
             genesis: self.lines[0].clone(),
             head: cosigned(self.head(size)).to_string(),
@@ -571,6 +573,7 @@ impl World {
                 .map(|w| KeyAnchor::new(w.verifier()))
                 .collect(),
             auditors: vec![KeyAnchor::new(auditor().verifier())],
+            calendar_log: None,
         }
     }
 }

@@ -410,6 +410,7 @@ fn anchors(
         }],
         witnesses: vec![KeyAnchor::new(witness)],
         auditors: vec![KeyAnchor::new(auditor().verifier())],
+        calendar_log: None,
     }
 }
 

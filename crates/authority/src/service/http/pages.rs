@@ -35,9 +35,10 @@ pub(super) async fn answer(
 ) -> Result<Answer, Infallible> {
     let path = request.uri().path();
     Ok(match *request.method() {
-        Method::GET | Method::HEAD if path.starts_with("/log/") => {
-            service.log.answer(path, request.uri().query()).await
-        }
+        Method::GET | Method::HEAD if path.starts_with("/log/") => match service.past.own() {
+            Some(own) => own.log.answer(path, request.uri().query()).await,
+            None => text(StatusCode::NOT_FOUND, ABOVE),
+        },
         Method::GET | Method::HEAD => page(service, audience, path),
         Method::POST if audience == Audience::Owner && path == "/publish" => publish(service).await,
         Method::POST if audience == Audience::Public => pdu(service, request.into_body()).await,
@@ -54,11 +55,13 @@ pub(super) async fn answer(
 fn page(service: &Service, audience: Audience, path: &str) -> Answer {
     let is_operator = audience >= Audience::Operator;
     match path {
-        "/publications.bin" => reply(
-            StatusCode::OK,
-            "application/octet-stream",
-            Bytes::from_owner(service.publications_file()),
-        ),
+        "/publications.bin" => match service.past.own() {
+            Some(own) => {
+                let file = Bytes::from_owner(own.publications.file());
+                reply(StatusCode::OK, "application/octet-stream", file)
+            }
+            None => text(StatusCode::NOT_FOUND, ABOVE),
+        },
         "/health" => told(service.health()),
         "/ready" => told(service.ready()),
         "/metrics" if is_operator => {
@@ -116,7 +119,11 @@ async fn pdu(service: &Service, body: Incoming) -> Answer {
 async fn publish(service: &Arc<Service>) -> Answer {
     let service = Arc::clone(service);
     let published = tokio::task::spawn_blocking(move || service.publish()).await;
-    match published.unwrap_or(Err(PublicationsError::Interrupted)) {
+    let published = published.unwrap_or(Some(Err(PublicationsError::Interrupted)));
+    let Some(published) = published else {
+        return text(StatusCode::NOT_FOUND, ABOVE);
+    };
+    match published {
         Ok(Published { data, code, is_new }) => {
             let facts = serde_json::json!({
                 "second": data.time.to_string(), "code": code, "new": is_new,
@@ -153,4 +160,6 @@ fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answ
     answer
 }
 
+/// An aggregator has neither calendar nor publications.
+const ABOVE: &str = "this is an aggregator: the service above it publishes\n";
 const JSON: &str = "application/json";

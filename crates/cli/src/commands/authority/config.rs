@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pitser_authority::users::file::{self, FileKey, Record};
-use pitser_authority::{Config as Service, Https, Limits, Operations, User};
+use pitser_authority::{Config as Service, Https, Limits, LogWitness, Operations, User};
+use pitser_client::{Client, Endpoint, Key, Options};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::cluster::{self, Cluster};
 use crate::config::explain;
+use crate::files;
 use crate::ntp::Source;
 use crate::outcome::Failure;
+use crate::witnesses::{self, Witness};
 
 /// The commented example with every key; a test keeps it complete.
 pub(super) const EXAMPLE: &str = include_str!("example.toml");
@@ -44,8 +48,13 @@ pub(super) struct Config {
     machine_id: Option<String>,
     listen: Listen,
     users: Users,
+    parent: Option<Above>,
     #[serde(default)]
     publish: Publish,
+    #[serde(default)]
+    log: Log,
+    #[serde(rename = "witness", default)]
+    witnesses: Vec<Witness>,
     #[serde(default)]
     limits: Bounds,
     #[serde(default)]
@@ -78,6 +87,23 @@ struct Listen {
 struct Users {
     file: PathBuf,
     key_file: String,
+}
+
+/// `[parent]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Above {
+    services: Vec<String>,
+    user: String,
+    key_file: String,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Log {
+    origin: Option<String>,
+    quorum: Option<usize>,
 }
 
 /// `[publish]`.
@@ -177,7 +203,10 @@ impl Config {
         {
             return Err("machine_id has 1 to 64 bytes".into());
         }
-        Ok(())
+        if let Some(parent) = &self.parent {
+            parent.endpoints("-")?;
+        }
+        witnesses::check(&self.witnesses, "log.quorum", self.log.quorum)
     }
 
     /// The data folder.
@@ -224,6 +253,14 @@ impl Config {
             service.max_clock_jump = Duration::from_secs(seconds);
         }
         service.limits = self.limits.limits();
+        if let Some(origin) = &self.log.origin {
+            service.log.origin.clone_from(origin);
+        }
+        service.log.quorum = witnesses::quorum(self.witnesses.len(), self.log.quorum);
+        let known = self.witnesses.iter().filter_map(|one| one.parse().ok());
+        service.log.witnesses = known
+            .map(|(prefix, key)| LogWitness::http(key, prefix))
+            .collect();
         service.operations = Operations {
             https: self.https(),
             monitor: listen.monitor,
@@ -242,6 +279,28 @@ impl Config {
         })
     }
 
+    /// The services above, if this is an aggregator.
+    pub(super) fn parent(&self) -> Result<Option<Client>, Failure> {
+        let Some(parent) = &self.parent else {
+            return Ok(None);
+        };
+        if !self.witnesses.is_empty() {
+            return Err(Failure::Input(format!(
+                "{}: an aggregator has no calendar to be witnessed: take out the [[witness]] \
+                 blocks, or [parent]",
+                self.path.display()
+            )));
+        }
+        let (path, _) = self.guarded("parent.key_file", &parent.key_file)?;
+        let key = Zeroizing::new(files::read_text(&path)?);
+        let wrong = |e: String| Failure::Input(format!("{}: {e}", self.path.display()));
+        let endpoints = parent.endpoints(key.trim_end()).map_err(wrong)?;
+        let client = Client::of(endpoints, &Options::default());
+        client
+            .map(Some)
+            .map_err(|e| wrong(format!("parent.services: {e}")))
+    }
+
     /// The file of users.
     pub(super) fn users_file(&self) -> PathBuf {
         self.dir.join(&self.users.file)
@@ -249,17 +308,23 @@ impl Config {
 
     /// The key file of users, and whether somebody else guards it.
     pub(super) fn users_key(&self) -> Result<(PathBuf, bool), Failure> {
-        let Some(name) = self.users.key_file.strip_prefix("credential:") else {
-            return Ok((self.dir.join(&self.users.key_file), false));
+        self.guarded("users.key_file", &self.users.key_file)
+    }
+
+    /// The secret file that key `name` of the configuration has, and whether
+    /// somebody else guards it.
+    fn guarded(&self, name: &str, file: &str) -> Result<(PathBuf, bool), Failure> {
+        let Some(credential) = file.strip_prefix("credential:") else {
+            return Ok((self.dir.join(file), false));
         };
-        let wrong = |what: &str| Failure::Input(format!("users.key_file: {what}"));
-        if name.is_empty() || name.contains('/') {
+        let wrong = |what: &str| Failure::Input(format!("{name}: {what}"));
+        if credential.is_empty() || credential.contains('/') {
             return Err(wrong("a credential's name is the name of a file, no path"));
         }
         let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
             wrong("systemd has handed over no credentials: LoadCredential= in the unit does that")
         })?;
-        Ok((Path::new(&folder).join(name), true))
+        Ok((Path::new(&folder).join(credential), true))
     }
 
     /// Everybody in the file of users.
@@ -276,13 +341,29 @@ impl Config {
     }
 }
 
+impl Above {
+    fn endpoints(&self, key: &str) -> Result<Vec<Endpoint>, String> {
+        if self.user.is_empty() {
+            return Err("parent.user is empty: it is who this aggregator is above".into());
+        }
+        if self.services.is_empty() {
+            return Err("parent.services is empty: name one to three".into());
+        }
+        if key.is_empty() {
+            return Err("parent.key_file: the file is empty".into());
+        }
+        let endpoint = |service: &String| {
+            let endpoint = Endpoint::parse(service);
+            let endpoint = endpoint.map_err(|e| format!("parent.services: {e}"))?;
+            Ok(endpoint.with_credentials(&self.user, Key::new(key.as_bytes())))
+        };
+        self.services.iter().map(endpoint).collect()
+    }
+}
+
 impl Bounds {
     fn limits(&self) -> Limits {
-        let default = Limits {
-            connections: 4096,
-            connections_of_peer: 1024,
-            ..Limits::default()
-        };
+        let default = Limits::default();
         Limits {
             requests_per_round: self
                 .requests_per_round
@@ -320,6 +401,14 @@ mod tests {
             "user",
             "password_file",
             "[cluster]",
+            "[parent]",
+            "services",
+            "user",
+            "key_file",
+            "[[witness]]",
+            "name",
+            "url",
+            "quorum",
         ];
         let line = |line: &str| match line.strip_prefix("# ") {
             Some(bare) if commented.contains(&bare.split('=').next().unwrap().trim()) => {

@@ -1,9 +1,14 @@
 //! `pitser authority run`: the service, until it is stopped.
 
+use std::ops::Deref;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use pitser_authority::{Authority, AuthorityError, AuthorityHandle, Micros, Stopped};
+use pitser_authority::{
+    Aggregator, AggregatorHandle, Authority, AuthorityError, AuthorityHandle, Micros, Running,
+    Stopped,
+};
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
@@ -38,9 +43,21 @@ pub(super) async fn run(args: Args) -> Outcome {
     let mut service = config.service()?;
     service.users = config.enabled_users()?;
     let users = service.users.len();
-    let authority = Authority::start(service, || Micros(clock::micros()))
-        .await
-        .map_err(not_started)?;
+    let now = || Micros(clock::micros());
+    let authority = match config.parent()? {
+        None => {
+            let started = Authority::start(service, now).await;
+            started.map(|authority| Started::Authority(Box::new(authority)))
+        }
+        Some(parent) => {
+            let data = config.data();
+            std::fs::create_dir_all(&data)
+                .map_err(|e| Failure::Service(format!("cannot create {}: {e}", data.display())))?;
+            let started = Aggregator::start(service, parent, now).await;
+            started.map(|aggregator| Started::Aggregator(Box::new(aggregator)))
+        }
+    };
+    let authority = authority.map_err(not_started)?;
     let supervisor = Supervisor::from_environment();
     let show = Show(args.form);
     show.listening(&authority, &config, users)?;
@@ -64,6 +81,32 @@ pub(super) async fn run(args: Args) -> Outcome {
     Ok(Exit::Intact)
 }
 
+/// What runs: with a calendar, or below somebody who has one.
+enum Started {
+    Authority(Box<AuthorityHandle>),
+    Aggregator(Box<AggregatorHandle>),
+}
+
+impl Deref for Started {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        match self {
+            Self::Authority(authority) => authority,
+            Self::Aggregator(aggregator) => aggregator,
+        }
+    }
+}
+
+impl Started {
+    async fn shutdown(self) -> Result<(), Arc<Stopped>> {
+        match self {
+            Self::Authority(authority) => authority.shutdown().await,
+            Self::Aggregator(aggregator) => aggregator.shutdown().await,
+        }
+    }
+}
+
 fn not_started(error: AuthorityError) -> Failure {
     match &error {
         AuthorityError::Users(_) | AuthorityError::Tls(_) => Failure::input(error),
@@ -73,7 +116,7 @@ fn not_started(error: AuthorityError) -> Failure {
 
 /// What goes on beside signing.
 struct Watch<'a> {
-    authority: &'a AuthorityHandle,
+    authority: &'a Running,
     config: &'a Config,
     supervisor: &'a Supervisor,
     show: Show,
@@ -146,7 +189,7 @@ impl Watch<'_> {
 }
 
 /// Asks once a minute whether the clock follows a time source. Never completes.
-async fn follow_clock(authority: &AuthorityHandle, source: Source) {
+async fn follow_clock(authority: &Running, source: Source) {
     let mut every = tokio::time::interval(Duration::from_secs(60));
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut before, is_asked) = (None, source != Source::None);
@@ -177,12 +220,12 @@ async fn follow_clock(authority: &AuthorityHandle, source: Source) {
 struct Show(Form);
 
 impl Show {
-    fn listening(
-        self,
-        authority: &AuthorityHandle,
-        config: &Config,
-        users: usize,
-    ) -> Result<(), Failure> {
+    fn listening(self, started: &Started, config: &Config, users: usize) -> Result<(), Failure> {
+        let authority: &Running = started;
+        let log = match started {
+            Started::Authority(authority) => Some(authority.log_key().to_string()),
+            Started::Aggregator(_) => None,
+        };
         let url = |scheme: &str, address: Option<std::net::SocketAddr>| {
             address.map(|address| format!("{scheme}://{address}"))
         };
@@ -192,6 +235,7 @@ impl Show {
             ("https", url("https", authority.https_address())),
             ("monitor", url("http", authority.monitor_address())),
             ("admin", Some(config.admin().display().to_string())),
+            ("log", log),
         ];
         let mut facts = json!({ "event": "listening", "users": users });
         let mut text = String::new();

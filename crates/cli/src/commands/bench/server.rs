@@ -10,41 +10,69 @@ use std::time::Duration;
 
 use crate::outcome::Failure;
 
-/// `pitser dev`, until this value goes.
-pub(super) struct Authority {
+/// One of our commands that serves until this value goes.
+pub(super) struct Server {
     child: Child,
     facts: serde_json::Value,
-    /// Requests signed in each second, as the server tells; by second.
-    rounds: Arc<Mutex<BTreeMap<String, u64>>>,
+    out: Option<Lines<BufReader<ChildStdout>>>,
 }
 
-impl Authority {
-    /// Starts one with its data in `folder`; returns when it listens.
-    pub(super) fn start(folder: &Path) -> Result<Self, Failure> {
-        let args = "dev --json --listen 127.0.0.1:0 --http 127.0.0.1:0 --publish-every 0";
-        let mut child = ourselves(folder, args)?
+impl Server {
+    /// Starts `command` in `folder`; returns when it has said the first line, which
+    /// is about itself.
+    pub(super) fn start(folder: &Path, command: &str) -> Result<Self, Failure> {
+        let mut child = ourselves(folder, command)?
             .stdout(Stdio::piped())
             .spawn()
             .map_err(Failure::service)?;
         let out = child.stdout.take();
-        let mut authority = Self {
+        let mut server = Self {
             child,
             facts: serde_json::Value::Null,
-            rounds: Arc::default(),
+            out: out.map(|out| BufReader::new(out).lines()),
         };
-        let mut lines = out.map(|out| BufReader::new(out).lines());
-        let greeting = lines.as_mut().and_then(Iterator::next).transpose();
+        let greeting = server.out.as_mut().and_then(Iterator::next).transpose();
         let greeting = greeting.map_err(Failure::service)?.unwrap_or_default();
-        authority.facts = serde_json::from_str(&greeting)
-            .map_err(|e| Failure::Service(format!("the authority did not start: {e}")))?;
-        let rounds = Arc::clone(&authority.rounds);
-        thread::spawn(move || lines.map(|lines| listen(lines, &rounds)));
-        Ok(authority)
+        server.facts = serde_json::from_str(&greeting)
+            .map_err(|e| Failure::Service(format!("pitser {command} did not start: {e}")))?;
+        Ok(server)
     }
 
     /// What it told about itself when it started.
     pub(super) fn text(&self, name: &str) -> &str {
         self.facts[name].as_str().unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `pitser dev`, until this value goes.
+pub(super) struct Authority {
+    server: Server,
+    /// Requests signed in each second, as the server tells; by second.
+    rounds: Arc<Mutex<BTreeMap<String, u64>>>,
+}
+
+impl Authority {
+    /// Starts one with its data in `folder`, and with more `options`.
+    pub(super) fn start(folder: &Path, options: &str) -> Result<Self, Failure> {
+        let command = "dev --json --listen 127.0.0.1:0 --http 127.0.0.1:0 --publish-every 0";
+        let mut server = Server::start(folder, &format!("{command}{options}"))?;
+        let rounds = Arc::default();
+        let (out, told) = (server.out.take(), Arc::clone(&rounds));
+        thread::spawn(move || out.map(|lines| listen(lines, &told)));
+        Ok(Self { server, rounds })
+    }
+
+    /// What it told about itself when it started.
+    pub(super) fn text(&self, name: &str) -> &str {
+        self.server.text(name)
     }
 
     /// Where to sign, with credentials.
@@ -88,7 +116,7 @@ impl Authority {
     }
 
     fn read_proc(&self, file: &str) -> Result<String, Failure> {
-        let path = format!("/proc/{}/{file}", self.child.id());
+        let path = format!("/proc/{}/{file}", self.server.child.id());
         std::fs::read_to_string(&path)
             .map_err(|e| Failure::Service(format!("cannot read {path}: {e}")))
     }
@@ -106,14 +134,6 @@ fn listen(lines: Lines<BufReader<ChildStdout>>, rounds: &Mutex<BTreeMap<String, 
             let mut rounds = rounds.lock().unwrap_or_else(PoisonError::into_inner);
             rounds.insert(second.to_owned(), requests);
         }
-    }
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -55,7 +55,7 @@ struct Bench<'b> {
 impl Bench<'_> {
     fn measure(&self) -> Result<Map, Failure> {
         self.write_log()?;
-        let authority = Authority::start(self.folder)?;
+        let authority = Authority::start(self.folder, "")?;
         let mut sign = Vec::new();
         for store in STORES {
             let took = self.time(&format!(

@@ -25,6 +25,8 @@ pub(super) struct Plan {
     pub(super) requests: u64,
     /// All answers of this round are kept, to be verified.
     pub(super) kept_second: Second,
+    /// Whether it is remembered when each was due, answered, and signed.
+    pub(super) keeps_times: bool,
 }
 
 /// What became of it.
@@ -40,8 +42,18 @@ pub(super) struct Load {
     pub(super) sampled: u64,
     /// The answers of one round, with their imprints.
     pub(super) kept: Vec<(Imprint, Vec<u8>)>,
+    /// Of each, if they are kept.
+    pub(super) times: Vec<Times>,
     /// How long sending took.
     sending: Duration,
+}
+
+/// When a request was due and answered, and the second of its signature.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    pub(super) due: Instant,
+    pub(super) answered: Instant,
+    pub(super) second: Second,
 }
 
 impl Load {
@@ -56,6 +68,7 @@ impl Load {
         self.late += other.late;
         self.latency.add(&other.latency);
         self.kept.extend(other.kept);
+        self.times.extend(other.times);
         self.sending = self.sending.max(other.sending);
     }
 }
@@ -79,6 +92,7 @@ pub(super) async fn run(plan: &Plan, checker: &Checker) -> Result<Load, Failure>
         let reader = Reader {
             schedule,
             kept_second: plan.kept_second,
+            keeps_times: plan.keeps_times,
             samples: samples.clone(),
             load: Load::default(),
         };
@@ -167,6 +181,7 @@ fn request(out: &mut Vec<u8>, number: u64, document: Imprint, key: &HmacKey) {
 struct Reader {
     schedule: Schedule,
     kept_second: Second,
+    keeps_times: bool,
     samples: std::sync::mpsc::Sender<Sampled>,
     load: Load,
 }
@@ -210,6 +225,13 @@ impl Reader {
         let due = self.schedule.due(seen.request_id);
         load.latency
             .add_one(now.instant.saturating_duration_since(due));
+        if self.keeps_times {
+            load.times.push(Times {
+                due,
+                answered: now.instant,
+                second,
+            });
+        }
         load.late += u64::from(now.micros > (second.0 + 1) * 1_000_000);
         let document = || self.schedule.document(seen.request_id);
         if second == self.kept_second {
@@ -256,7 +278,7 @@ pub(super) struct Histogram {
 }
 
 impl Histogram {
-    fn add_one(&mut self, duration: Duration) {
+    pub(super) fn add_one(&mut self, duration: Duration) {
         let bucket = (duration.as_micros() / 100).min(100_000) as usize;
         if self.buckets.len() <= bucket {
             self.buckets.resize(bucket + 1, 0);
