@@ -234,6 +234,13 @@ impl Config {
     /// How the service runs, alone or as a node of a cluster; for nobody yet.
     pub(super) fn service(&self) -> Result<Service, Failure> {
         let mut service = self.service_alone();
+        if self.cluster.is_some() && self.parent.is_some() {
+            return Err(Failure::Input(format!(
+                "{}: parent and cluster: an aggregator below others has no calendar to share; take \
+                 one of the sections out",
+                self.path.display()
+            )));
+        }
         cluster::join(&mut service, self.cluster.as_ref(), &self.dir)?;
         Ok(service)
     }
