@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use pitser_authority::calendar::CalendarError;
 use pitser_authority::cluster::{Cluster, ClusterConfig, ClusterError, EtcdError};
 use pitser_authority::{Authority, Second, Subject};
 use pitser_client::{Client, Endpoint, Options};
@@ -273,6 +274,9 @@ impl World {
             match Cluster::found(&config, &folder).await {
                 // Its members are electing their leader.
                 Err(ClusterError::Etcd(EtcdError::NoAnswer { .. })) => {}
+                // A process that another run starts has, until it becomes its program, the
+                // lock of the attempt before.
+                Err(ClusterError::Calendar(CalendarError::InUse { .. })) => {}
                 Err(e) => return Err(e),
                 Ok(()) => break,
             }
@@ -377,7 +381,9 @@ impl World {
             .args(["--initial-advertise-peer-urls", &url(machine, PEER)])
             .args(["--initial-cluster", &all.join(",")])
             .args(["--initial-cluster-token", &self.token])
+            // As docs/cluster.md advises.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .arg("--pre-vote")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
