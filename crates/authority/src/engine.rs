@@ -85,7 +85,8 @@ impl Engine {
             Err(fault) => fault.to_string(),
         };
         // From here on no request is accepted; those that wait are told.
-        refuse_all(self.service.close(reason.clone()), &reason);
+        let waiting = self.service.close(reason.clone());
+        refuse_all(waiting, Status::INTERNAL_ERROR, &reason);
         outcome
     }
 
@@ -124,7 +125,7 @@ impl Engine {
             let mut closed = self.service.close_rounds(now).into_iter();
             while let Some(round) = closed.next() {
                 if let Err(e) = self.seal(round).await {
-                    refuse_all(closed.collect(), &e.to_string());
+                    refuse_all(closed.collect(), e.status(), &e.to_string());
                     return Err(e);
                 }
             }
@@ -267,9 +268,9 @@ enum PartError {
     Encode(#[from] EncodeError),
 }
 
-pub(crate) fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
+pub(crate) fn refuse_all(rounds: Vec<ClosedRound>, status: Status, reason: &str) {
     for round in rounds {
-        Answered::refuse(round, Status::INTERNAL_ERROR, reason);
+        Answered::refuse(round, status, reason);
     }
 }
 

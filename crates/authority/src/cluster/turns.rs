@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pitser_ksi::hash::Imprint;
+use pitser_ksi::pdu::Status;
 use pitser_ksi::time::Second;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 use super::error::AppendError;
 use super::node::{Cluster, Role, Term};
 use crate::calendar::{CalendarError, CalendarReader};
-use crate::engine::{Engine, Stopped, next_multiple};
+use crate::engine::{Engine, Stopped, next_multiple, refuse_all};
 use crate::ledger::{Ledger, Tenure};
 use crate::pace::{ClockFault, Pace};
 use crate::service::stopping;
@@ -129,7 +130,7 @@ impl Engine {
 
     fn follow(&self, reason: &str) {
         let waiting = self.service.follow(reason.to_owned());
-        crate::engine::refuse_all(waiting, reason);
+        refuse_all(waiting, Status::UPSTREAM_ERROR, reason);
     }
 }
 
