@@ -169,7 +169,8 @@ impl Engine {
             Ok(()) => "the service is shutting down".to_owned(),
             Err(fault) => fault.to_string(),
         };
-        refuse_all(self.service.close(reason.clone()), &reason);
+        let waiting = self.service.close(reason.clone());
+        refuse_all(waiting, Status::INTERNAL_ERROR, &reason);
         while self.pressing.join_next().await.is_some() {}
         outcome
     }

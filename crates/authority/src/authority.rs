@@ -15,14 +15,17 @@ use tokio::sync::watch;
 
 use crate::calendar::{Calendar, CalendarError, CalendarReader};
 use crate::clock::Clock;
+#[cfg(feature = "cluster")]
+use crate::cluster::{Cluster, ClusterError, Start, Turns};
 use crate::config::Config;
 use crate::engine::{Engine, Press, Stopped, next_multiple};
 use crate::identity::{Brought, Identity, IdentityError};
+use crate::ledger::Tenure;
 use crate::listeners::Listeners;
 use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
 use crate::operations::Housekeeper;
 use crate::pace::{ClockFault, Pace};
-use crate::publications::{Publications, PublicationsError, Published};
+use crate::publications::{Publications, PublicationsError, Published, Publisher};
 use crate::round::Rounds;
 use crate::running::{RoundReport, Running};
 use crate::service::{Own, Past, Service, TlsError};
@@ -116,22 +119,44 @@ impl Authority {
         let newest = calendar
             .head()
             .unwrap_or(Second(calendar.genesis().0.saturating_sub(1)));
-        let pace = Pace::start(now, newest, config.max_clock_jump, config.max_outage_s)?;
+        let is_alone = !config.is_clustered();
+        // A node looks at its clock whenever it begins to lead.
+        let since = if is_alone { newest } else { now.ended() };
+        let pace = Pace::start(now, since, config.max_clock_jump, config.max_outage_s)?;
         let identity = Arc::new(Identity::open(&config.dir)?);
         identity.check_valid(now.ended())?;
-        let publications = Arc::new(Publications::open(
-            &config.dir,
-            calendar.reader(),
-            Arc::clone(&identity),
-        )?);
+        let load = match is_alone {
+            true => Publications::open,
+            false => Publications::load,
+        };
+        let reader = calendar.reader();
+        let calendar = Arc::new(Mutex::new(calendar));
+        let publications = Arc::new(load(&config.dir, reader.clone(), Arc::clone(&identity))?);
         let keeper = Keeper::open(Setup {
             dir: &config.dir,
-            calendar: calendar.reader(),
+            calendar: reader.clone(),
             config: &config.log,
         })?;
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses.clone();
         let tls = listeners.tls.clone();
+        #[cfg(feature = "cluster")]
+        let cluster = match &config.cluster {
+            Some(cluster) => Some(Arc::new(Cluster::join(Start {
+                config: cluster.clone(),
+                calendar: Arc::clone(&calendar),
+                identity: Arc::clone(&identity),
+                publications: Arc::clone(&publications),
+                clock: Arc::clone(&clock),
+                max_clock_jump: config.max_clock_jump,
+            })?)),
+            None => None,
+        };
+        let publisher = Publisher {
+            publications,
+            #[cfg(feature = "cluster")]
+            cluster: cluster.clone(),
+        };
 
         let (stop, stopping) = watch::channel(false);
         let log = Site::new(&keeper, stopping.clone(), config.limits.connections);
@@ -143,8 +168,8 @@ impl Authority {
             Arc::clone(&clock),
             rounds,
             Past::Own(Box::new(Own {
-                calendar: calendar.reader(),
-                publications: Arc::clone(&publications),
+                calendar: reader.clone(),
+                publications: publisher.clone(),
                 log,
             })),
         )?);
@@ -155,24 +180,30 @@ impl Authority {
             second: closed,
             requests: 0,
         });
-        let reader = calendar.reader();
         let engine = Engine {
             service: Arc::clone(&service),
             clock: Arc::clone(&clock),
             pace,
             press: Press {
-                calendar: Arc::new(Mutex::new(calendar)),
+                ledger: calendar,
                 identity: Arc::clone(&identity),
                 machine_id: config.machine_id.into(),
                 trees: Arc::default(),
                 bell: keeper.bell(),
             },
             closed,
-            publications: Arc::clone(&publications),
+            tenure: Tenure::unlimited(),
+            publisher: publisher.clone(),
             publish_every_s: config.publish_every_s,
             publish_at: next_multiple(closed, config.publish_every_s.max(1)),
             reports,
             stop: stopping.clone(),
+            #[cfg(feature = "cluster")]
+            turns: cluster.map(|cluster| Turns {
+                cluster,
+                max_clock_jump: config.max_clock_jump,
+                max_outage_s: config.max_outage_s,
+            }),
         };
         let (stopped, on_stop) = watch::channel(None);
         let engine = tokio::spawn(async move {
@@ -203,7 +234,7 @@ impl Authority {
             },
             calendar: reader,
             identity,
-            publications,
+            publications: publisher,
             log,
         })
     }
@@ -228,7 +259,7 @@ pub struct AuthorityHandle {
     running: Running,
     calendar: CalendarReader,
     identity: Arc<Identity>,
-    publications: Arc<Publications>,
+    publications: Publisher,
     log: KeeperHandle,
 }
 
@@ -265,7 +296,7 @@ impl AuthorityHandle {
     /// # Errors
     /// [`PublicationsError`]; the file is as it was.
     pub async fn publish(&self) -> Result<Published, PublicationsError> {
-        let publications = Arc::clone(&self.publications);
+        let publications = self.publications.clone();
         let now = self.running.service.now().ended();
         tokio::task::spawn_blocking(move || publications.publish(now))
             .await
@@ -334,6 +365,10 @@ pub enum AuthorityError {
     /// The clock contradicts the calendar.
     #[error(transparent)]
     Clock(#[from] ClockFault),
+    /// The cluster's configuration cannot be right.
+    #[cfg(feature = "cluster")]
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The calendar's log cannot be opened.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -380,4 +415,4 @@ fn bind_advice(source: &io::Error) -> &'static str {
 }
 
 /// The calendar's folder inside the data folder.
-const CALENDAR: &str = "calendar";
+pub(crate) const CALENDAR: &str = "calendar";

@@ -34,6 +34,9 @@ pub struct Config {
     pub machine_id: String,
     /// Bounds on what strangers may use.
     pub limits: Limits,
+    /// The cluster that this node is part of; `None`: it is alone.
+    #[cfg(feature = "cluster")]
+    pub cluster: Option<crate::cluster::ClusterConfig>,
     /// The calendar's log and its witnesses.
     pub log: LogConfig,
     /// HTTPS, monitors and the operator's commands.
@@ -54,9 +57,19 @@ impl Config {
             max_outage_s: 90 * 86_400,
             machine_id: "pitser".to_owned(),
             limits: Limits::default(),
+            #[cfg(feature = "cluster")]
+            cluster: None,
             log: LogConfig::default(),
             operations: Operations::default(),
         }
+    }
+
+    /// Whether this authority is a node of a cluster.
+    pub(crate) fn is_clustered(&self) -> bool {
+        #[cfg(feature = "cluster")]
+        return self.cluster.is_some();
+        #[cfg(not(feature = "cluster"))]
+        return false;
     }
 
     /// Lets one more user in.

@@ -1,7 +1,7 @@
 //! The round loop: wakes at each second's boundary, closes what has ended, makes
 //! it durable, then answers. Nothing is answered that is not in the calendar.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use pitser_ksi::error::EncodeError;
 use pitser_ksi::hash::Imprint;
@@ -13,12 +13,13 @@ use pitser_ksi::tlv::Writer;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::calendar::{Calendar, CalendarError, zero_leaf};
+use crate::calendar::{CalendarError, zero_leaf};
 use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
+use crate::ledger::{Ledger, Tenure};
 use crate::log::Bell;
 use crate::pace::{ClockFault, Pace};
-use crate::publications::Publications;
+use crate::publications::Publisher;
 use crate::running::RoundReport;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
@@ -29,13 +30,18 @@ pub(crate) struct Engine {
     pub(crate) press: Press,
     /// The newest second that is closed.
     pub(crate) closed: Second,
-    pub(crate) publications: Arc<Publications>,
+    /// Until when this engine may write.
+    pub(crate) tenure: Tenure,
+    pub(crate) publisher: Publisher,
     /// 0: only on demand.
     pub(crate) publish_every_s: u64,
     /// When the schedule asks for the next publication.
     pub(crate) publish_at: Second,
     pub(crate) reports: watch::Sender<RoundReport>,
     pub(crate) stop: watch::Receiver<bool>,
+    /// Not alone: with whom it takes turns.
+    #[cfg(feature = "cluster")]
+    pub(crate) turns: Option<crate::cluster::Turns>,
 }
 
 /// Why rounds have ended without being asked to.
@@ -48,25 +54,52 @@ pub enum Stopped {
     /// The calendar could not be written; what it holds now is not known.
     #[error("{0}; start again to find out what was stored")]
     Calendar(#[from] CalendarError),
+    /// Another node of the cluster writes the seconds now, or nobody does.
+    #[error("{0}")]
+    Superseded(String),
+    /// This node can take part in its cluster no more.
+    #[cfg(feature = "cluster")]
+    #[error("this node left the cluster: {0}")]
+    Cluster(#[from] Arc<crate::cluster::ClusterError>),
     /// The runtime ended, or a task failed.
     #[error("rounds were interrupted by the end of the program")]
     Interrupted,
 }
 
+impl Stopped {
+    /// What clients are told.
+    fn status(&self) -> Status {
+        match self {
+            Self::Superseded(_) => Status::UPSTREAM_ERROR,
+            _ => Status::INTERNAL_ERROR,
+        }
+    }
+}
+
 impl Engine {
     /// Runs until told to stop, then closes the last round; or until a fault.
     pub(crate) async fn run(mut self) -> Result<(), Stopped> {
-        let outcome = self.rounds().await;
+        let outcome = self.all_rounds().await;
         let reason = match &outcome {
             Ok(()) => "the service is shutting down".to_owned(),
             Err(fault) => fault.to_string(),
         };
         // From here on no request is accepted; those that wait are told.
-        refuse_all(self.service.close(reason.clone()), &reason);
+        let waiting = self.service.close(reason.clone());
+        refuse_all(waiting, Status::INTERNAL_ERROR, &reason);
         outcome
     }
 
-    async fn rounds(&mut self) -> Result<(), Stopped> {
+    async fn all_rounds(&mut self) -> Result<(), Stopped> {
+        #[cfg(feature = "cluster")]
+        if let Some(turns) = self.turns.take() {
+            return self.take_turns(&turns).await;
+        }
+        self.rounds().await
+    }
+
+    /// As long as this engine may write.
+    pub(crate) async fn rounds(&mut self) -> Result<(), Stopped> {
         let mut woke_at = Instant::now();
         loop {
             let stopped = *self.stop.borrow();
@@ -79,6 +112,9 @@ impl Engine {
                 () = self.clock.wait_until(due) => {}
                 // With nothing to answer there is no boundary to wait for.
                 () = stopping(&mut self.stop), if !stopped => continue,
+                () = self.tenure.over() => {
+                    return Err(Stopped::Superseded("this node leads no more".to_owned()));
+                }
             }
             let now = self.clock.now();
             self.pace.woke(due, woke_at.elapsed(), now)?;
@@ -86,8 +122,12 @@ impl Engine {
             if now < due {
                 continue;
             }
-            for round in self.service.close_rounds(now) {
-                self.seal(round).await?;
+            let mut closed = self.service.close_rounds(now).into_iter();
+            while let Some(round) = closed.next() {
+                if let Err(e) = self.seal(round).await {
+                    refuse_all(closed.collect(), e.status(), &e.to_string());
+                    return Err(e);
+                }
             }
             self.fill(now.ended()).await?;
             self.publish_if_due().await;
@@ -114,7 +154,7 @@ impl Engine {
         Ok(())
     }
 
-    fn report(&mut self, second: Second, requests: usize) {
+    pub(crate) fn report(&mut self, second: Second, requests: usize) {
         self.closed = second;
         self.reports.send_replace(RoundReport { second, requests });
     }
@@ -126,8 +166,8 @@ impl Engine {
             return;
         }
         self.publish_at = next_multiple(self.closed, self.publish_every_s);
-        let (publications, now) = (Arc::clone(&self.publications), self.closed);
-        match on_disk(move || publications.publish(now)).await {
+        let (publisher, now) = (self.publisher.clone(), self.closed);
+        match on_disk(move || publisher.publish(now)).await {
             Ok(Ok(_)) => {}
             Ok(Err(e)) => tracing::error!(error = %e, "publishing failed"),
             Err(e) => tracing::error!(error = %e, "publishing failed"),
@@ -138,8 +178,7 @@ impl Engine {
 /// Turns closed rounds into answers, off the runtime's threads.
 #[derive(Clone)]
 pub(crate) struct Press {
-    /// Locked for one append; by the round loop's work alone.
-    pub(crate) calendar: Arc<Mutex<Calendar>>,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) machine_id: Arc<str>,
     pub(crate) trees: Arc<Trees>,
@@ -161,7 +200,7 @@ impl Press {
             }
         };
         if let Err(e) = self.append(second, tree.root()) {
-            Answered::refuse(round, Status::INTERNAL_ERROR, &e.to_string());
+            Answered::refuse(round, e.status(), &e.to_string());
             return Err(e);
         }
         match self.calendar_part(second) {
@@ -185,7 +224,7 @@ impl Press {
     }
 
     fn append(&self, second: Second, root: Imprint) -> Result<(), Stopped> {
-        lock(&self.calendar).append(second, root)?;
+        self.ledger.append(second, root)?;
         self.bell.ring();
         Ok(())
     }
@@ -194,8 +233,7 @@ impl Press {
     /// root: the same for all requests of a round.
     fn calendar_part(&self, second: Second) -> Result<Vec<u8>, PartError> {
         self.identity.check_valid(second)?;
-        let reader = lock(&self.calendar).reader();
-        let chain = reader.chain(second, second)?;
+        let chain = self.ledger.reader().chain(second, second)?;
         let data = PublicationData {
             time: second,
             imprint: chain.output(),
@@ -230,9 +268,9 @@ enum PartError {
     Encode(#[from] EncodeError),
 }
 
-pub(crate) fn refuse_all(rounds: Vec<ClosedRound>, reason: &str) {
+pub(crate) fn refuse_all(rounds: Vec<ClosedRound>, status: Status, reason: &str) {
     for round in rounds {
-        Answered::refuse(round, Status::INTERNAL_ERROR, reason);
+        Answered::refuse(round, status, reason);
     }
 }
 
@@ -243,12 +281,6 @@ pub(crate) async fn on_disk<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Stopped::Interrupted)
-}
-
-/// The calendar refuses to go on after a failed write by itself, so a panic
-/// while it was locked hides nothing.
-fn lock(calendar: &Mutex<Calendar>) -> MutexGuard<'_, Calendar> {
-    calendar.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The first multiple of `period_s` after `at`.

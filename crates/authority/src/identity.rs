@@ -117,6 +117,13 @@ impl Identity {
         })
     }
 
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn certificate_digest(&self) -> String {
+        use sha2::{Digest, Sha256};
+        data_encoding::HEXLOWER.encode(&Sha256::digest(self.certificate.der()))
+    }
+
     /// Refuses to sign what no verifier would accept.
     pub(crate) fn check_valid(&self, now: Second) -> Result<(), IdentityError> {
         if self.certificate.is_valid_at(now) {

@@ -39,10 +39,13 @@ mod aggregator;
 mod authority;
 pub mod calendar;
 mod clock;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod config;
 mod durable;
 mod engine;
 mod identity;
+mod ledger;
 mod listeners;
 mod log;
 mod metrics;

@@ -6,9 +6,10 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use pitser_ksi::error::DecodeError;
+use pitser_ksi::pki::PkiError;
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::{BuildError, Contents, PublicationsFile};
 use pitser_ksi::time::Second;
@@ -28,6 +29,15 @@ pub struct Published {
     pub code: String,
     /// False if this second was published before.
     pub is_new: bool,
+}
+
+/// A publications file that is to follow the newest one.
+#[cfg(feature = "cluster")]
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) published: Published,
+    /// None if that second was published before.
+    pub(crate) file: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -87,10 +97,20 @@ impl Publications {
         calendar: CalendarReader,
         identity: Arc<Identity>,
     ) -> Result<Self, PublicationsError> {
-        let file = Self::read(dir)?;
-        if let Some(latest) = file.latest() {
-            agree(&calendar, &latest.data)?;
+        let publications = Self::load(dir, calendar, identity)?;
+        if let Some(latest) = publications.lock().latest() {
+            agree(&publications.calendar, &latest.data)?;
         }
+        Ok(publications)
+    }
+
+    /// Reads the file of a node, whose calendar may have to catch up first.
+    pub(crate) fn load(
+        dir: &Path,
+        calendar: CalendarReader,
+        identity: Arc<Identity>,
+    ) -> Result<Self, PublicationsError> {
+        let file = Self::read(dir)?;
         Ok(Self {
             path: dir.join(FILE),
             calendar,
@@ -98,6 +118,10 @@ impl Publications {
             shown: RwLock::new(Shown::from(&file)),
             newest: Mutex::new(file),
         })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PublicationsFile> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn file(&self) -> Arc<[u8]> {
@@ -116,7 +140,72 @@ impl Publications {
 
     /// Publishes the calendar's newest second. Blocks on the disk.
     pub(crate) fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.lock();
+        let (published, file) = self.next(&newest, now)?;
+        if let Some(file) = file {
+            self.replace(&mut newest, file)?;
+            tracing::info!(second = %published.data.time, code = published.code, "published");
+        }
+        Ok(published)
+    }
+
+    /// What publishing the calendar's newest second would make, without storing it.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn draft(&self, now: Second) -> Result<Draft, PublicationsError> {
+        let newest = self.lock();
+        let (published, file) = self.next(&newest, now)?;
+        Ok(Draft {
+            published,
+            file: file.map(|file| file.encode().to_vec()),
+        })
+    }
+
+    /// Takes over a file that another node made with the same key. Blocks on the disk.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn adopt(&self, bytes: &[u8]) -> Result<(), PublicationsError> {
+        let mut newest = self.lock();
+        let file =
+            PublicationsFile::decode(bytes).map_err(|source| PublicationsError::Malformed {
+                path: self.path.clone(),
+                source,
+            })?;
+        crate::cluster::verify_publications(&file, &self.identity)?;
+        for ours in newest.publications() {
+            let theirs = file.at_time(ours.data.time);
+            if theirs.is_none_or(|theirs| theirs.data != ours.data) {
+                return Err(PublicationsError::Lost {
+                    published: ours.data.time,
+                });
+            }
+        }
+        if let Some(latest) = file.latest() {
+            agree(&self.calendar, &latest.data)?;
+        }
+        if newest.encode() == bytes {
+            return Ok(());
+        }
+        self.replace(&mut newest, file)
+    }
+
+    /// Stores and shows another file.
+    fn replace(
+        &self,
+        newest: &mut PublicationsFile,
+        file: PublicationsFile,
+    ) -> Result<(), PublicationsError> {
+        store(&self.path, &file)?;
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::from(&file);
+        *newest = file;
+        Ok(())
+    }
+
+    /// The file that follows `newest`, or none if the calendar's newest second is
+    /// published already.
+    fn next(
+        &self,
+        newest: &PublicationsFile,
+        now: Second,
+    ) -> Result<(Published, Option<PublicationsFile>), PublicationsError> {
         let head = self.calendar.head().ok_or(PublicationsError::Empty)?;
         let data = PublicationData {
             time: head,
@@ -128,17 +217,14 @@ impl Publications {
             is_new: true,
         };
         if newest.at_time(head).is_some() {
-            return Ok(Published {
+            let again = Published {
                 is_new: false,
                 ..published
-            });
+            };
+            return Ok((again, None));
         }
-        let file = build(&self.with(&newest, data, now), &self.identity)?;
-        store(&self.path, &file)?;
-        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::from(&file);
-        *newest = file;
-        tracing::info!(second = %data.time, code = published.code, "published");
-        Ok(published)
+        let file = build(&self.with(newest, data, now), &self.identity)?;
+        Ok((published, Some(file)))
     }
 
     /// What the next file says: all that `file` says, and one publication more.
@@ -160,6 +246,36 @@ impl Publications {
             certificates,
             publications,
         }
+    }
+}
+
+/// Publishes, alone or for a cluster.
+#[derive(Clone)]
+pub(crate) struct Publisher {
+    pub(crate) publications: Arc<Publications>,
+    #[cfg(feature = "cluster")]
+    pub(crate) cluster: Option<Arc<crate::cluster::Cluster>>,
+}
+
+impl Publisher {
+    /// The bytes of the newest file.
+    pub(crate) fn file(&self) -> Arc<[u8]> {
+        self.publications.file()
+    }
+
+    /// How many publications there are, and the newest.
+    pub(crate) fn summary(&self) -> (usize, Option<PublicationData>) {
+        self.publications.summary()
+    }
+
+    /// Publishes the calendar's newest second. Blocks on the disk, or on etcd.
+    pub(crate) fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
+        #[cfg(feature = "cluster")]
+        if let Some(cluster) = &self.cluster {
+            let published = tokio::runtime::Handle::current().block_on(cluster.publish(now));
+            return published.map_err(|e| PublicationsError::Cluster(Box::new(e)));
+        }
+        self.publications.publish(now)
     }
 }
 
@@ -200,6 +316,25 @@ pub enum PublicationsError {
         /// The second of the publication.
         published: Second,
     },
+    /// Another node of the cluster publishes.
+    #[error("this node does not lead the cluster; publish at the one that does")]
+    NotLeading,
+    /// The cluster did not take the new file.
+    #[cfg(feature = "cluster")]
+    #[error(transparent)]
+    Cluster(Box<crate::cluster::ClusterError>),
+    /// The cluster's file lacks what this node has published.
+    #[error(
+        "the cluster's publications file lacks or contradicts this node's publication of \
+         {published}: etcd was restored from an old snapshot, or the file was altered"
+    )]
+    Lost {
+        /// The second of the publication.
+        published: Second,
+    },
+    /// Not signed by this authority.
+    #[error("the cluster's publications file is not signed with this authority's key: {0}")]
+    Unsigned(#[from] PkiError),
     /// There is no second to publish yet.
     #[error("the calendar has no second yet; publish after the first round")]
     Empty,

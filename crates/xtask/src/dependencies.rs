@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::Complaint;
-use crate::workspace::{RELEASE_TARGET, Trouble, Workspace, linked, read};
+use crate::workspace::{RELEASE_FEATURES, RELEASE_TARGET, Trouble, Workspace, linked, read};
 
 /// The parts of `deny.toml` that are checked here too.
 #[derive(Debug, Deserialize)]
@@ -73,7 +73,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Vec<Complaint>, Trouble> {
 /// may use another: that costs build time alone.
 fn twice_in_the_binary(skip: &[Ban]) -> Result<Vec<Complaint>, Trouble> {
     let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (name, version) in linked("pitser", RELEASE_TARGET)? {
+    for (name, version) in linked("pitser", RELEASE_FEATURES, RELEASE_TARGET)? {
         let skipped = format!("{name}@{}", version.trim_start_matches('v'));
         if skip.iter().all(|skip| skip.name != skipped) {
             versions.entry(name).or_default().push(version);

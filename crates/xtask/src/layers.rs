@@ -93,7 +93,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Vec<Complaint>, Trouble> {
     }
     for barred in &BARRED {
         for ours in barred.ours {
-            for (name, _) in linked(ours, barred.target)? {
+            for (name, _) in linked(ours, "", barred.target)? {
                 if barred.crates.contains(&name.as_str()) {
                     let what = format!("links `{name}` on {}: {}", barred.target, barred.why);
                     found.push(Complaint::new(*ours, what));

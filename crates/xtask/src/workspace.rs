@@ -9,6 +9,8 @@ use serde::Deserialize;
 
 /// Where releases run; another machine's own crates are not looked at.
 pub(crate) const RELEASE_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Features of `pitser` that releases turn on.
+pub(crate) const RELEASE_FEATURES: &str = "cluster";
 /// Where an auditor's verifier runs, in a browser.
 pub(crate) const BROWSER_TARGET: &str = "wasm32-unknown-unknown";
 
@@ -88,12 +90,18 @@ impl Package {
 }
 
 /// The crates that `package` links on `target`, itself included: `(name, version)`,
-/// sorted. Features are those that it asks for alone, without its neighbours.
-pub(crate) fn linked(package: &str, target: &str) -> Result<Vec<(String, String)>, Trouble> {
+/// sorted. Features are those that it asks for alone, without its neighbours, and `features`.
+pub(crate) fn linked(
+    package: &str,
+    features: &str,
+    target: &str,
+) -> Result<Vec<(String, String)>, Trouble> {
     let text = cargo(&[
         "tree",
         "--package",
         package,
+        "--features",
+        features,
         "--target",
         target,
         "--edges",

@@ -179,6 +179,16 @@ impl Files {
         self.write_entries(written, root.as_bytes().to_vec())
     }
 
+    /// Writes `leaves` behind the head.
+    pub(super) fn extend(&self, leaves: &[Imprint]) -> Result<(), CalendarError> {
+        for chunk in leaves.chunks(CHUNK as usize) {
+            let written = self.seconds.load(Ordering::Acquire);
+            let bytes = chunk.iter().flat_map(|leaf| leaf.as_bytes()).copied();
+            self.write_entries(written, bytes.collect())?;
+        }
+        Ok(())
+    }
+
     /// Writes whole entries behind the first `written`, and the nodes they complete.
     fn write_entries(&self, written: u64, bytes: Vec<u8>) -> Result<(), CalendarError> {
         let seconds = written + bytes.len() as u64 / ENTRY;

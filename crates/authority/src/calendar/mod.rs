@@ -149,6 +149,34 @@ impl Calendar {
             .inspect_err(|_| self.poisoned = true)
     }
 
+    /// Writes the leaves of the seconds that follow the head, or the genesis and
+    /// those after it; once `Ok`, they survive power loss. Far faster than one
+    /// [`Self::append`] each, for a calendar that follows another one.
+    ///
+    /// A power loss in the middle may leave a hole among them, which
+    /// [`Self::open`] reports as [`CalendarError::Corrupt`].
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn extend(&mut self, leaves: &[Imprint]) -> Result<(), CalendarError> {
+        if self.poisoned {
+            return Err(CalendarError::Poisoned);
+        }
+        if let Some(other) = leaves.iter().find(|l| l.algorithm() != Algorithm::Sha256) {
+            return Err(CalendarError::Algorithm {
+                found: other.algorithm(),
+            });
+        }
+        let first = self.head().map_or(self.genesis(), |head| head.plus(1));
+        let last = first.plus(leaves.len() as u64);
+        if last > Self::LAST {
+            return Err(CalendarError::OutOfRange { at: last });
+        }
+        self.files
+            .extend(leaves)
+            .inspect_err(|_| self.poisoned = true)
+    }
+
     /// The last second that the layout can hold, in the year 4147.
     pub const LAST: Second = Second((1 << 36) - 1);
 }

@@ -57,6 +57,12 @@ struct NotTaken {
 
 enum Intake {
     Open(Rounds<Ticket, Caller>),
+    /// Another node signs; why this one does not.
+    #[cfg_attr(
+        not(feature = "cluster"),
+        expect(dead_code, reason = "a node alone signs")
+    )]
+    Following(String),
     /// Nothing is signed any more, for this reason.
     Closed(String),
 }
@@ -112,6 +118,9 @@ impl Service {
                     "CLK-01: the clock is behind",
                 ),
             },
+            Intake::Following(reason) => {
+                refused(Status::UPSTREAM_ERROR, Reason::NotSigning, reason)
+            }
             Intake::Closed(reason) => refused(Status::INTERNAL_ERROR, Reason::NotSigning, reason),
         }
     }
@@ -168,7 +177,7 @@ impl Service {
     pub(crate) fn close_rounds(&self, now: Micros) -> Vec<ClosedRound> {
         match &mut *self.intake() {
             Intake::Open(rounds) => rounds.close(now),
-            Intake::Closed(_) => Vec::new(),
+            Intake::Following(_) | Intake::Closed(_) => Vec::new(),
         }
     }
 
@@ -176,15 +185,32 @@ impl Service {
     pub(crate) fn waiting(&self) -> usize {
         match &*self.intake() {
             Intake::Open(rounds) => rounds.waiting(),
-            Intake::Closed(_) => 0,
+            Intake::Following(_) | Intake::Closed(_) => 0,
         }
+    }
+
+    /// Signs what belongs to the seconds after `closed`.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn open(&self, closed: pitser_ksi::time::Second) {
+        let rounds = Rounds::after(closed, self.limits.requests_per_round);
+        *self.intake() = Intake::Open(rounds);
+    }
+
+    /// Signs nothing for the time being; hands back what waits, to be refused.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn follow(&self, reason: String) -> Vec<ClosedRound> {
+        self.stop_signing(Intake::Following(reason))
     }
 
     /// Signs nothing more; hands back what waits, to be refused.
     pub(crate) fn close(&self, reason: String) -> Vec<ClosedRound> {
-        let abandoned = match std::mem::replace(&mut *self.intake(), Intake::Closed(reason)) {
+        self.stop_signing(Intake::Closed(reason))
+    }
+
+    fn stop_signing(&self, closed: Intake) -> Vec<ClosedRound> {
+        let abandoned = match std::mem::replace(&mut *self.intake(), closed) {
             Intake::Open(mut rounds) => rounds.abandon(),
-            Intake::Closed(_) => Vec::new(),
+            Intake::Following(_) | Intake::Closed(_) => Vec::new(),
         };
         let requests = abandoned.iter().map(|round| round.requests.len()).sum();
         self.metrics.lost(requests);

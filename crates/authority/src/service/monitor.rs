@@ -16,6 +16,7 @@ impl Service {
                 Some(newest) => format!("ok, newest second {newest}\n"),
                 None => "ok, no second yet\n".to_owned(),
             }),
+            Intake::Following(reason) => Ok(format!("ok, following: {reason}\n")),
             Intake::Closed(reason) => Err(format!("{reason}\n")),
         }
     }
@@ -23,6 +24,9 @@ impl Service {
     /// One line for a load balancer: `Ok` while a request would be signed soon.
     pub(crate) fn ready(&self) -> Result<String, String> {
         self.health()?;
+        if let Intake::Following(reason) = &*self.intake() {
+            return Err(format!("following: {reason}\n"));
+        }
         let now = self.clock.now().ended();
         match self.past.works(now) {
             Ok(()) => Ok("ready\n".to_owned()),

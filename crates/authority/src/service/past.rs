@@ -11,7 +11,7 @@ use pitser_ksi::time::Second;
 use super::invalid;
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::log::Site;
-use crate::publications::Publications;
+use crate::publications::Publisher;
 
 pub(crate) enum Past {
     Own(Box<Own>),
@@ -22,7 +22,7 @@ pub(crate) enum Past {
 /// What an authority keeps.
 pub(crate) struct Own {
     pub(crate) calendar: CalendarReader,
-    pub(crate) publications: Arc<Publications>,
+    pub(crate) publications: Publisher,
     /// The calendar's log over HTTP.
     pub(crate) log: Site,
 }

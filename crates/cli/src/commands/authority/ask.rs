@@ -160,6 +160,13 @@ pub(super) fn publish(args: &Publish) -> Outcome {
                 "the authority did not publish: {reason}"
             )));
         }
+        Err(e) if config.cluster.is_some() => {
+            return Err(Failure::Service(format!(
+                "{}: {e}. A cluster publishes by the node that leads: `pitser authority run`, or \
+                 publish there",
+                socket.display()
+            )));
+        }
         // The calendar's lock decides whether really none runs.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
             let published = Authority::publish_stopped(&config.data(), clock::now());

@@ -10,6 +10,7 @@ use pitser_client::{Client, Endpoint, Key, Options};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::cluster::{self, Cluster};
 use crate::config::explain;
 use crate::files;
 use crate::ntp::Source;
@@ -58,6 +59,7 @@ pub(super) struct Config {
     limits: Bounds,
     #[serde(default)]
     clock: Clock,
+    pub(super) cluster: Option<Cluster>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     dir: PathBuf,
@@ -170,6 +172,9 @@ impl Config {
             }
             _ => {}
         }
+        if let Some(cluster) = &self.cluster {
+            cluster.check()?;
+        }
         let limits = &self.limits;
         for (name, value) in [
             ("requests_per_round", limits.requests_per_round),
@@ -233,8 +238,21 @@ impl Config {
         }
     }
 
-    /// How the service runs, for nobody yet.
-    pub(super) fn service(&self) -> Service {
+    /// How the service runs, alone or as a node of a cluster; for nobody yet.
+    pub(super) fn service(&self) -> Result<Service, Failure> {
+        let mut service = self.service_alone();
+        if self.cluster.is_some() && self.parent.is_some() {
+            return Err(Failure::Input(format!(
+                "{}: parent and cluster: an aggregator below others has no calendar to share; take \
+                 one of the sections out",
+                self.path.display()
+            )));
+        }
+        cluster::join(&mut service, self.cluster.as_ref(), &self.dir)?;
+        Ok(service)
+    }
+
+    fn service_alone(&self) -> Service {
         let mut service = Service::new(self.data());
         let listen = &self.listen;
         service.tcp = listen.tcp;
@@ -387,6 +405,16 @@ mod tests {
             "certificate",
             "key",
             "admin",
+            "endpoints",
+            "node",
+            "object_store",
+            "keep_s",
+            "prefix",
+            "lease_s",
+            "ca",
+            "user",
+            "password_file",
+            "[cluster]",
             "[parent]",
             "services",
             "user",
@@ -413,7 +441,7 @@ mod tests {
             "data = 'data'\nlisten.tcp = '127.0.0.1:3332'\nusers = { file = 'users', key_file = 'users-key' }",
         );
         let shown = |config: &Config| {
-            let service = config.service();
+            let service = config.service_alone();
             format!(
                 "{:?} {} {:?} {} {} {:?} {:?}",
                 service.limits,
@@ -464,7 +492,7 @@ mod tests {
             config.users_key().unwrap(),
             (dir.path().join("users-key"), false)
         );
-        let https = config.service().operations.https.unwrap();
+        let https = config.service_alone().operations.https.unwrap();
         assert_eq!(https.key, dir.path().join("tls/key.pem"));
     }
 }

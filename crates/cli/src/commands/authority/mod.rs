@@ -2,6 +2,7 @@
 
 mod ask;
 mod audit;
+mod cluster;
 mod config;
 mod init;
 mod run;
@@ -17,6 +18,8 @@ pub(crate) enum Command {
     Init(init::Args),
     /// Sign, extend and publish until stopped; SIGHUP reads users and certificate again
     Run(run::Args),
+    /// Make a stopped authority the first node of a cluster (docs/cluster.md)
+    Found(cluster::Args),
     /// Publish the calendar's newest second now
     Publish(ask::Publish),
     /// Ask a running authority how it is; exit code 1 if it has stopped signing, 2 if it is late
@@ -33,6 +36,7 @@ pub(crate) fn run(command: Command) -> Outcome {
     match command {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => service::block_on(run::run(args)),
+        Command::Found(args) => service::block_on(async move { cluster::found(&args).await }),
         Command::Publish(args) => ask::publish(&args),
         Command::Status(args) => ask::status(&args),
         Command::Audit(args) => audit::run(&args),

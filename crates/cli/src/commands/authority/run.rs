@@ -40,7 +40,7 @@ pub(super) async fn run(args: Args) -> Outcome {
         () = std::future::ready(()) => {}
     }
     let config = args.place.read()?;
-    let mut service = config.service();
+    let mut service = config.service()?;
     service.users = config.enabled_users()?;
     let users = service.users.len();
     let now = || Micros(clock::micros());

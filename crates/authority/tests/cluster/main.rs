@@ -1,0 +1,12 @@
+//! Several nodes in front of real members of etcd, which are killed, paused and cut
+//! off from each other.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(unreachable_pub, reason = "modules of one test program")]
+
+mod history;
+mod machines;
+mod node;
+mod operation;
+mod proxy;
+mod run;
