@@ -16,16 +16,18 @@ use tokio::sync::watch;
 use crate::calendar::{Calendar, CalendarError, CalendarReader};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::engine::{Engine, Press, Stopped, next_multiple};
-use crate::identity::{Brought, Identity, IdentityError};
+use crate::engine::{Engine, Press, Stopped};
+use crate::identity::{Brought, BroughtKey, Identity, IdentityError};
 use crate::listeners::Listeners;
 use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
 use crate::operations::Housekeeper;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::{Publications, PublicationsError, Published};
+use crate::publicity::{Herald, Ledger, Publicity, Schedule};
 use crate::round::Rounds;
 use crate::running::{RoundReport, Running};
 use crate::service::{Own, Past, Service, TlsError};
+use crate::signer::SignerCommand;
 use crate::users::{UserError, spent};
 
 /// The service: aggregation rounds, calendar, extender and publications.
@@ -46,7 +48,7 @@ impl Authority {
         Identity::refuse_existing(dir)?;
         Calendar::create(&dir.join(CALENDAR), genesis)?;
         Identity::create(dir, subject, genesis)?;
-        let identity = Identity::open(dir)?;
+        let identity = Identity::open(dir, None)?;
         Publications::create(dir, &identity, genesis)?;
         log::create_key(dir)?;
         Ok(())
@@ -66,17 +68,26 @@ impl Authority {
         brought.check(genesis)?;
         Calendar::create(&dir.join(CALENDAR), genesis)?;
         Identity::import(dir, brought)?;
-        Publications::create(dir, &Identity::open(dir)?, genesis)?;
+        let signer = match brought.key {
+            BroughtKey::Pem(_) => None,
+            BroughtKey::Behind(command) => Some(command),
+        };
+        Publications::create(dir, &Identity::open(dir, signer)?, genesis)?;
         Ok(())
     }
 
-    /// Publishes the newest second of an authority that does not run.
+    /// Publishes the newest second of an authority that does not run, and whose key
+    /// is in its folder or behind `signer`.
     ///
     /// # Errors
     /// [`AuthorityError`]; [`CalendarError::InUse`] if it does run.
-    pub fn publish_stopped(dir: &Path, now: Second) -> Result<Published, AuthorityError> {
+    pub fn publish_stopped(
+        dir: &Path,
+        signer: Option<&SignerCommand>,
+        now: Second,
+    ) -> Result<Published, AuthorityError> {
         let calendar = Calendar::open(&dir.join(CALENDAR))?;
-        let identity = Arc::new(Identity::open(dir)?);
+        let identity = Arc::new(Identity::open(dir, signer)?);
         identity.check_valid(now)?;
         let publications = Publications::open(dir, calendar.reader(), identity)?;
         Ok(publications.publish(now)?)
@@ -117,7 +128,7 @@ impl Authority {
             .head()
             .unwrap_or(Second(calendar.genesis().0.saturating_sub(1)));
         let pace = Pace::start(now, newest, config.max_clock_jump, config.max_outage_s)?;
-        let identity = Arc::new(Identity::open(&config.dir)?);
+        let identity = Arc::new(Identity::open(&config.dir, config.signer.as_ref())?);
         identity.check_valid(now.ended())?;
         let publications = Arc::new(Publications::open(
             &config.dir,
@@ -129,6 +140,21 @@ impl Authority {
             calendar: calendar.reader(),
             config: &config.log,
         })?;
+        let published_at = publications.summary().1.map(|data| data.time);
+        let hook = match &config.publicity.hook {
+            Some(hook) => Some((hook.clone(), Ledger::open(&config.dir, published_at)?)),
+            None => None,
+        };
+        let publicity = Arc::new(
+            Publicity::new(
+                Arc::clone(&publications),
+                &identity,
+                calendar.genesis(),
+                &config.publicity,
+                hook.as_ref().map(|(_, ledger)| Arc::clone(&ledger.state)),
+            )
+            .map_err(IdentityError::from)?,
+        );
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses.clone();
         let tls = listeners.tls.clone();
@@ -145,6 +171,7 @@ impl Authority {
             Past::Own(Box::new(Own {
                 calendar: calendar.reader(),
                 publications: Arc::clone(&publications),
+                publicity: Arc::clone(&publicity),
                 log,
             })),
         )?);
@@ -156,6 +183,11 @@ impl Authority {
             requests: 0,
         });
         let reader = calendar.reader();
+        let genesis = calendar.genesis();
+        let schedule = Schedule {
+            every_s: config.publish_every_s,
+            monthly_on: config.publicity.monthly_on,
+        };
         let engine = Engine {
             service: Arc::clone(&service),
             clock: Arc::clone(&clock),
@@ -169,8 +201,9 @@ impl Authority {
             },
             closed,
             publications: Arc::clone(&publications),
-            publish_every_s: config.publish_every_s,
-            publish_at: next_multiple(closed, config.publish_every_s.max(1)),
+            schedule,
+            // What fell due while nothing ran is made up for with the first second.
+            publish_at: schedule.after(published_at.unwrap_or(genesis)),
             reports,
             stop: stopping.clone(),
         };
@@ -189,6 +222,17 @@ impl Authority {
             spent: config.operations.spent,
         };
         servers.push(tokio::spawn(housekeeper.run()));
+        if let Some((hook, ledger)) = hook {
+            let herald = Herald {
+                hook,
+                ledger,
+                publicity,
+                dir: config.dir,
+                rounds: rounds.clone(),
+                stop: stopping.clone(),
+            };
+            servers.push(tokio::spawn(herald.run()));
+        }
         let log = keeper.start()?;
         Ok(AuthorityHandle {
             running: Running {

@@ -277,6 +277,7 @@ impl Metrics {
         self.of_rounds(&mut out);
         self.of_transports(&mut out);
         state.of_calendar(&mut out);
+        state.of_hook(&mut out);
         if let Some(synchronised) = self.clock_synchronised() {
             let help = "1 while the machine's clock follows a time source.";
             out.one(
@@ -389,6 +390,9 @@ pub(crate) struct State {
     pub(crate) now: Second,
     pub(crate) publications: usize,
     pub(crate) published_at: Option<Second>,
+    /// Runs of the hook that succeeded and that failed, and publications that wait
+    /// for one.
+    pub(crate) hook: Option<(u64, u64, usize)>,
     /// Configured users, and their requests that came into a round.
     pub(crate) users: Vec<(String, u64)>,
 }
@@ -436,6 +440,18 @@ impl State {
                 at.0,
             );
         }
+    }
+
+    fn of_hook(&self, out: &mut Text) {
+        let Some((succeeded, failed, owed)) = self.hook else {
+            return;
+        };
+        let name = "pitser_authority_hook_runs_total";
+        out.family(name, "counter", "Runs of the command after publications.");
+        out.sample(name, &[("result", "succeeded")], succeeded);
+        out.sample(name, &[("result", "failed")], failed);
+        let help = "Publications that the command has not succeeded for yet.";
+        out.one("pitser_authority_hook_owed", "gauge", help, owed);
     }
 
     fn of_users(&self, out: &mut Text) {
@@ -510,6 +526,7 @@ mod tests {
             now: Second(101),
             publications: 2,
             published_at: None,
+            hook: Some((3, 1, 2)),
             users: vec![("a\"b".to_owned(), 5)],
         };
         let text = metrics.text(&state);
@@ -532,6 +549,8 @@ mod tests {
             "pitser_authority_received_bytes_total 40",
             "pitser_calendar_head_age_seconds 1",
             "pitser_clock_synchronised 0",
+            r#"pitser_authority_hook_runs_total{result="failed"} 1"#,
+            "pitser_authority_hook_owed 2",
             r#"pitser_authority_user_requests_total{login="a\"b"} 5"#,
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{Intake, Service};
 use crate::metrics::State;
 use crate::publications::{PublicationsError, Published};
+use crate::publicity::HookState;
 
 impl Service {
     /// One line for a supervisor: `Err` if rounds have ended and only a restart helps.
@@ -46,6 +47,7 @@ impl Service {
             now: self.clock.now().ended(),
             publications,
             published_at: newest.map(|data| data.time),
+            hook: self.hook().map(HookState::counts),
             users,
         }
     }
@@ -73,8 +75,14 @@ impl Service {
                 "second": data.time.to_string(),
                 "code": data.to_code(),
             })),
+            "hook": self.hook().map(HookState::status),
             "clock_synchronised": self.metrics.clock_synchronised(),
         })
+    }
+
+    /// What is run after publications, if anything is.
+    fn hook(&self) -> Option<&HookState> {
+        self.past.own()?.publicity.hook.as_deref()
     }
 
     /// How many publications there are, and the newest.
