@@ -267,7 +267,9 @@ enum Fault {
     Slow { timeout: Duration },
     #[error("the signer refused: {0}")]
     Refused(String),
-    #[error("the signer answered neither `signature BASE64` nor `error TEXT` in a line; it was stopped")]
+    #[error(
+        "the signer answered neither `signature BASE64` nor `error TEXT` in a line; it was stopped"
+    )]
     Garbled,
     #[error("the signer spoke without being asked; it was stopped")]
     Unasked,

@@ -8,7 +8,7 @@ use pitser_ksi::publication::PublicationRecord;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
 
-use super::sheet::long_time;
+use super::sheet::{long_time, root};
 use super::{FEED, Format, Issuer, escaped, sheet_path};
 
 pub(super) struct Feed<'a> {
@@ -54,10 +54,7 @@ impl Feed<'_> {
         let data = &record.data;
         let (at, code) = (data.time, data.to_code());
         let url = escaped(self.url);
-        let (html, pdf) = (
-            sheet_path(at, Format::Html),
-            sheet_path(at, Format::Pdf),
-        );
+        let (html, pdf) = (sheet_path(at, Format::Html), sheet_path(at, Format::Pdf));
         let printed: String = record
             .references
             .iter()
@@ -82,7 +79,7 @@ impl Feed<'_> {
             self.id(Some(at)),
             long_time(at),
             at.0,
-            data.imprint,
+            root(data),
         )
     }
 

@@ -20,6 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::Publicity;
+use super::sheet::root;
 use crate::durable::write_durably;
 use crate::publications::PublicationsError;
 use crate::running::RoundReport;
@@ -184,7 +185,7 @@ impl Herald {
             "second": data.time.0,
             "time": data.time.to_string(),
             "code": data.to_code(),
-            "root": data.imprint.to_string(),
+            "root": root(data),
             "constraint": self.publicity.issuer.constraint,
             "certificate_sha256": self.publicity.issuer.fingerprint,
             "file": self.dir.join("publications.bin").display().to_string(),
@@ -255,7 +256,12 @@ fn start(hook: &Hook, facts: &Value) -> Result<Child, Fault> {
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     // The service's own business with its supervisor.
-    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"] {
+    for name in [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "CREDENTIALS_DIRECTORY",
+    ] {
         command.env_remove(name);
     }
     for name in ["second", "time", "code", "root", "constraint", "file"] {
@@ -276,7 +282,10 @@ fn start(hook: &Hook, facts: &Value) -> Result<Child, Fault> {
 async fn heard(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut said = Vec::new();
     if let Some(mut stream) = stream {
-        let _ = (&mut stream).take(MAX_SAID_BYTES).read_to_end(&mut said).await;
+        let _ = (&mut stream)
+            .take(MAX_SAID_BYTES)
+            .read_to_end(&mut said)
+            .await;
         let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     }
     said

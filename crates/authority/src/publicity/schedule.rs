@@ -30,7 +30,8 @@ impl Schedule {
 fn month_day_after(at: Second, day: u8) -> Option<Second> {
     let first = at.0 / DAY_S + 1;
     // A month has at most 31 days; a day that some months lack would be skipped there.
-    let midnights = (first..first.saturating_add(LONGEST_GAP_DAYS)).map(|n| n.saturating_mul(DAY_S));
+    let midnights =
+        (first..first.saturating_add(LONGEST_GAP_DAYS)).map(|n| n.saturating_mul(DAY_S));
     midnights
         .map(Second)
         .find(|midnight| midnight.date().2 == u64::from(day))

@@ -62,7 +62,10 @@ fn section(section: &Section) -> String {
             Part::Text(text) => out += &format!("<p>{}</p>\n", escaped(text)),
             Part::Commands(lines) => {
                 let lines: Vec<_> = lines.iter().map(|line| escaped(line)).collect();
-                out += &format!("<pre tabindex=\"0\"><code>{}</code></pre>\n", lines.join("\n"));
+                out += &format!(
+                    "<pre tabindex=\"0\"><code>{}</code></pre>\n",
+                    lines.join("\n")
+                );
             }
         }
     }

@@ -88,14 +88,14 @@ impl<'a> Sheet<'a> {
                     ),
                     Part::Commands(vec![
                         format!("CODE={}", self.data.to_code()),
-                        "pitser verify letter.ksig --document letter.txt --publication $CODE".into(),
+                        "pitser verify letter.txt.ext.ksig --document letter.txt --publication $CODE".into(),
                     ]),
                     text(
                         "One that was not extended yet is led here first, by any service that keeps \
                          this calendar:",
                     ),
                     Part::Commands(vec![
-                        "pitser extend letter.ksig -X ksi+tcp://USER:KEY@HOST:PORT --publication $CODE"
+                        "pitser extend letter.txt.ksig -X ksi+tcp://USER:KEY@HOST:PORT --publication $CODE"
                             .into(),
                     ]),
                 ],
@@ -129,16 +129,29 @@ impl<'a> Sheet<'a> {
     /// Names and values for those who want to know exactly.
     fn facts(&self) -> Vec<(&'static str, String)> {
         let mut facts = vec![
-            ("Second", format!("{} ({})", self.data.time.0, self.data.time)),
-            ("Calendar root", self.data.imprint.to_string()),
+            (
+                "Second",
+                format!("{} ({})", self.data.time.0, self.data.time),
+            ),
+            ("Calendar root", root(&self.data)),
             ("Published by", self.issuer.constraint.clone()),
-            ("Certificate", format!("SHA-256:{}", self.issuer.fingerprint)),
+            (
+                "Certificate",
+                format!("SHA-256:{}", self.issuer.fingerprint),
+            ),
         ];
         if let Some(url) = self.url {
             facts.push(("Publications", format!("{url}/publications.bin")));
         }
         facts
     }
+}
+
+/// The root as other programs write hashes.
+pub(super) fn root(data: &PublicationData) -> String {
+    let digest = data.imprint.digest().iter();
+    let digest: String = digest.map(|byte| format!("{byte:02x}")).collect();
+    format!("{}:{digest}", data.imprint.algorithm())
 }
 
 struct Section {

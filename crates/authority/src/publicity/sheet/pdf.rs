@@ -22,9 +22,19 @@ fn draw(page: &mut Page, sheet: &Sheet<'_>) {
     page.text(Font::Serif, 31.0, LEFT, y, &date);
     let beside = LEFT + Font::Serif.width(&date, 31.0) + 11.0;
     page.grey(0.27);
-    page.text(Font::Serif, 14.0, beside, y, &format!("{} UTC", time_of_day(at)));
+    page.text(
+        Font::Serif,
+        14.0,
+        beside,
+        y,
+        &format!("{} UTC", time_of_day(at)),
+    );
     y -= 22.0;
-    for line in Font::Italic.wrap(&sheet.issuer.name, 14.0, WIDTH).iter().take(2) {
+    for line in Font::Italic
+        .wrap(&sheet.issuer.name, 14.0, WIDTH)
+        .iter()
+        .take(2)
+    {
         page.text(Font::Italic, 14.0, LEFT, y, line);
         y -= 17.0;
     }
@@ -83,8 +93,8 @@ fn code(page: &mut Page, sheet: &Sheet<'_>, top: f64) -> f64 {
     if let Some(squares) = Squares::of(&code) {
         let unit = QR / f64::from(squares.size() + 2 * MARGIN);
         let (right, middle) = (LEFT + WIDTH, top - height / 2.0);
-        // The light margin may reach into the page's own.
-        let left = right - QR + f64::from(MARGIN) * unit;
+        // Its light margin is the page's own.
+        let left = right - f64::from(squares.size()) * unit;
         let top = middle + QR / 2.0;
         for run in squares.runs() {
             let x = left + f64::from(run.x) * unit;
@@ -140,13 +150,21 @@ impl Page {
     }
 
     fn rule(&mut self, y: f64, width: f64) {
-        self.operator(&format!("{width} w {LEFT} {y:.2} m {:.2} {y:.2} l S", LEFT + WIDTH));
+        self.operator(&format!(
+            "{width} w {LEFT} {y:.2} m {:.2} {y:.2} l S",
+            LEFT + WIDTH
+        ));
     }
 
     fn text(&mut self, font: Font, size: f64, x: f64, y: f64, text: &str) {
-        let hex: String = text.chars().map(|c| format!("{:02x}", win_ansi(c))).collect();
+        let hex: String = text
+            .chars()
+            .map(|c| format!("{:02x}", win_ansi(c)))
+            .collect();
         let name = font.name();
-        self.operator(&format!("BT /{name} {size} Tf {x:.2} {y:.2} Td <{hex}> Tj ET"));
+        self.operator(&format!(
+            "BT /{name} {size} Tf {x:.2} {y:.2} Td <{hex}> Tj ET"
+        ));
     }
 
     /// Spaced capitals with a rule up to the right margin.
@@ -159,7 +177,10 @@ impl Page {
         let spaces = SPACE * text.chars().count() as f64;
         let x = LEFT + Font::SansBold.width(text, SIZE) + spaces + 10.0;
         let y = y + SIZE * 0.36;
-        self.operator(&format!("0.8 w {x:.2} {y:.2} m {:.2} {y:.2} l S", LEFT + WIDTH));
+        self.operator(&format!(
+            "0.8 w {x:.2} {y:.2} m {:.2} {y:.2} l S",
+            LEFT + WIDTH
+        ));
     }
 
     /// Returns where the next paragraph begins.

@@ -18,7 +18,9 @@ impl Squares {
     /// None if `text` is longer than a QR code holds, about 1 500 letters.
     pub(super) fn of(text: &str) -> Option<Self> {
         // A quarter of it may be covered or worn off.
-        QrCode::encode_text(text, QrCodeEcc::Quartile).ok().map(Self)
+        QrCode::encode_text(text, QrCodeEcc::Quartile)
+            .ok()
+            .map(Self)
     }
 
     /// Squares on a side, without the light margin of [`MARGIN`] that readers need.

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pitser_authority::publicity::{Hook, PublicityConfig};
 use pitser_authority::users::file::{self, FileKey, Record};
-use pitser_authority::{Config as Service, Https, Limits, Operations, User};
+use pitser_authority::{Config as Service, Https, Limits, Operations, SignerCommand, User};
 use serde::Deserialize;
 
 use crate::config::explain;
@@ -45,6 +46,7 @@ pub(super) struct Config {
     users: Users,
     #[serde(default)]
     publish: Publish,
+    signer: Option<Signer>,
     #[serde(default)]
     limits: Bounds,
     #[serde(default)]
@@ -83,6 +85,18 @@ struct Users {
 #[serde(deny_unknown_fields)]
 struct Publish {
     every_s: Option<u64>,
+    monthly_on: Option<u8>,
+    hook: Option<Vec<String>>,
+    hook_timeout_s: Option<u64>,
+    url: Option<String>,
+}
+
+/// `[signer]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signer {
+    command: Vec<String>,
+    timeout_ms: Option<u64>,
 }
 
 /// `[limits]`.
@@ -143,6 +157,13 @@ impl Config {
                 );
             }
             _ => {}
+        }
+        self.publish.check()?;
+        if let Some(signer) = &self.signer {
+            is_command("signer.command", &signer.command)?;
+            if signer.timeout_ms == Some(0) {
+                return Err("signer.timeout_ms is 0: nothing would be signed".into());
+            }
         }
         let limits = &self.limits;
         for (name, value) in [
@@ -213,6 +234,8 @@ impl Config {
             service.max_clock_jump = Duration::from_secs(seconds);
         }
         service.limits = self.limits.limits();
+        service.signer = self.signer();
+        service.publicity = self.publish.publicity();
         service.operations = Operations {
             https: self.https(),
             monitor: listen.monitor,
@@ -220,6 +243,21 @@ impl Config {
             spent: Some(self.data().join("spent")),
         };
         service
+    }
+
+    /// What signs, if the key is not in the data folder.
+    pub(super) fn signer(&self) -> Option<SignerCommand> {
+        let signer = self.signer.as_ref()?;
+        let mut command = SignerCommand::new(&signer.command);
+        if let Some(ms) = signer.timeout_ms {
+            command.timeout = Duration::from_millis(ms);
+        }
+        Some(command)
+    }
+
+    /// Where the world reaches the service, if that is known.
+    pub(super) fn url(&self) -> Option<&str> {
+        self.publish.url.as_deref()
     }
 
     fn https(&self) -> Option<Https> {
@@ -265,6 +303,54 @@ impl Config {
     }
 }
 
+impl Publish {
+    fn check(&self) -> Result<(), String> {
+        if self.monthly_on.is_some_and(|day| !(1..=28).contains(&day)) {
+            return Err("publish.monthly_on is a day that every month has: 1 to 28".into());
+        }
+        match &self.hook {
+            Some(hook) => is_command("publish.hook", hook)?,
+            None if self.hook_timeout_s.is_some() => {
+                return Err("publish.hook_timeout_s is for publish.hook: give that too".into());
+            }
+            None => {}
+        }
+        if self.hook_timeout_s == Some(0) {
+            return Err("publish.hook_timeout_s is 0: the hook would never succeed".into());
+        }
+        let is_web = |url: &String| url.starts_with("https://") || url.starts_with("http://");
+        if self.url.as_ref().is_some_and(|url| !is_web(url)) {
+            return Err("publish.url begins with https:// or http://".into());
+        }
+        Ok(())
+    }
+
+    fn publicity(&self) -> PublicityConfig {
+        let hook = self.hook.as_ref().map(|command| {
+            let mut hook = Hook::new(command);
+            if let Some(seconds) = self.hook_timeout_s {
+                hook.timeout = Duration::from_secs(seconds);
+            }
+            hook
+        });
+        PublicityConfig {
+            monthly_on: self.monthly_on,
+            hook,
+            url: self.url.clone(),
+        }
+    }
+}
+
+/// No shell looks for it, so its place has to be said.
+fn is_command(name: &str, command: &[String]) -> Result<(), String> {
+    match command.first() {
+        Some(program) if program.starts_with('/') => Ok(()),
+        _ => Err(format!(
+            "{name} is a list: the program's whole path, then its arguments, each by itself"
+        )),
+    }
+}
+
 impl Bounds {
     fn limits(&self) -> Limits {
         let default = Limits {
@@ -294,7 +380,19 @@ mod tests {
 
     /// The example, with the keys that are commented out.
     fn complete() -> String {
-        let commented = ["https", "certificate", "key", "admin"];
+        let commented = [
+            "https",
+            "certificate",
+            "key",
+            "admin",
+            "monthly_on",
+            "hook",
+            "hook_timeout_s",
+            "url",
+            "[signer]",
+            "command",
+            "timeout_ms",
+        ];
         let line = |line: &str| match line.strip_prefix("# ") {
             Some(bare) if commented.contains(&bare.split('=').next().unwrap().trim()) => {
                 format!("{bare}\n")
@@ -349,6 +447,14 @@ mod tests {
         refused("\"127.0.0.1:3332\"", "\"localhost\"", "authority.toml:12");
         refused("# https  ", "https  ", "certificate and key");
         refused("# key  ", "key  ", "give listen.https");
+        refused("# monthly_on = 15", "monthly_on = 31", "1 to 28");
+        refused(
+            "# hook = [\"/usr",
+            "hook = [\"usr",
+            "publish.hook is a list",
+        );
+        refused("# hook_timeout_s", "hook_timeout_s", "give that too");
+        refused("# url = \"https://", "url = \"", "https:// or http://");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use pitser_authority::users::file::{self, FileKey};
-use pitser_authority::{Authority, AuthorityError, Brought, Subject};
+use pitser_authority::{Authority, AuthorityError, Brought, BroughtKey, SignerCommand, Subject};
 use pitser_ksi::pki::Constraint;
 use zeroize::Zeroizing;
 
@@ -21,16 +21,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Address in the certificate, by which verifiers know the authority: one in a domain of yours
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "key")]
+    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["key", "signer"])]
     email: Option<String>,
     /// Name in the certificate
-    #[arg(long, value_name = "NAME", conflicts_with = "key")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key", "signer"])]
     name: Option<String>,
     /// Organisation in the certificate
-    #[arg(long, value_name = "NAME", conflicts_with = "key")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key", "signer"])]
     organisation: Option<String>,
     /// Country in the certificate, two letters
-    #[arg(long, value_name = "XX", conflicts_with = "key")]
+    #[arg(long, value_name = "XX", conflicts_with_all = ["key", "signer"])]
     country: Option<String>,
     /// An RSA key that you bring along, PKCS#8 in PEM
     #[arg(
@@ -40,16 +40,37 @@ pub(crate) struct Args {
         conflicts_with = "email"
     )]
     key: Option<PathBuf>,
-    /// Its certificate, in PEM
-    #[arg(long, value_name = "CERT.pem", requires = "key")]
+    /// A program that signs with a key in a device (docs/publications.md), by its whole path;
+    /// given again for each of its arguments
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        requires_all = ["certificate", "constraint"],
+        conflicts_with_all = ["email", "key"],
+        allow_hyphen_values = true
+    )]
+    signer: Vec<String>,
+    /// The key's certificate, in PEM
+    #[arg(long, value_name = "CERT.pem")]
     certificate: Option<PathBuf>,
     /// What verifiers are to demand of that certificate, such as email=publications@example.org
-    #[arg(long, value_name = "NAME=VALUE", requires = "key")]
+    #[arg(long, value_name = "NAME=VALUE", requires = "certificate")]
     constraint: Option<String>,
 }
 
 /// Runs the command.
 pub(super) fn run(args: &Args) -> Outcome {
+    let brings_key = args.key.is_some() || !args.signer.is_empty();
+    if args.certificate.is_some() && !brings_key {
+        return Err(Failure::Input(
+            "--certificate is for a key that you bring along: give --key or --signer too".into(),
+        ));
+    }
+    if args.signer.first().is_some_and(|it| !it.starts_with('/')) {
+        return Err(Failure::Input(
+            "--signer needs the program's whole path".into(),
+        ));
+    }
     let place = Place(&args.dir);
     for path in [place.config(), place.users(), place.users_key()] {
         if path.exists() {
@@ -65,14 +86,21 @@ pub(super) fn run(args: &Args) -> Outcome {
         .create(place.data())
         .map_err(|e| Failure::Service(format!("{}: {e}", args.dir.display())))?;
     let genesis = clock::now();
-    let made = match (&args.key, &args.certificate, &args.constraint) {
-        (Some(key), Some(certificate), Some(constraint)) => {
+    let made = match (&args.certificate, &args.constraint) {
+        (Some(certificate), Some(constraint)) => {
             // Its spelling is checked before anything is made.
             constraint.parse::<Constraint>().map_err(Failure::input)?;
-            let key = Zeroizing::new(files::read_text(key)?);
             let certificate = files::read_text(certificate)?;
+            let pem = match &args.key {
+                Some(path) => Some(Zeroizing::new(files::read_text(path)?)),
+                None => None,
+            };
+            let signer = SignerCommand::new(&args.signer);
             let brought = Brought {
-                key_pem: &key,
+                key: match &pem {
+                    Some(pem) => BroughtKey::Pem(pem),
+                    None => BroughtKey::Behind(&signer),
+                },
                 certificate_pem: &certificate,
                 constraint,
             };
@@ -88,10 +116,30 @@ pub(super) fn run(args: &Args) -> Outcome {
     key.write(&place.users_key())
         .map_err(|e| Failure::Service(format!("{}: {e}", place.users_key().display())))?;
     file::write(&place.users(), &[], &key).map_err(Failure::service)?;
-    files::write(&place.config(), EXAMPLE.as_bytes(), false)?;
-    print(&output::clean(&place.next_steps()?))?;
+    files::write(
+        &place.config(),
+        configuration(&args.signer)?.as_bytes(),
+        false,
+    )?;
+    print(&output::clean(&place.next_steps(args.signer.first())?))?;
     Ok(Exit::Intact)
 }
+
+/// The example, with the program that signs.
+fn configuration(signer: &[String]) -> Result<String, Failure> {
+    if signer.is_empty() {
+        return Ok(EXAMPLE.to_owned());
+    }
+    // An array of strings is written alike in JSON and TOML, but for characters that no
+    // command has.
+    let command = serde_json::to_string(signer).map_err(Failure::input)?;
+    Ok(EXAMPLE
+        .replace("# [signer]", "[signer]")
+        .replace(EXAMPLE_COMMAND, &format!("command = {command}")))
+}
+
+/// How the example names a program that signs.
+const EXAMPLE_COMMAND: &str = "# command = [\"/usr/local/bin/hsm-sign\"]";
 
 fn subject(args: &Args) -> Subject {
     let text = |given: &Option<String>| given.clone().unwrap_or_default();
@@ -123,14 +171,21 @@ impl Place<'_> {
         self.0.join("users-key")
     }
 
-    fn next_steps(&self) -> Result<String, Failure> {
+    fn next_steps(&self, signer: Option<&String>) -> Result<String, Failure> {
         let constraint = files::read_text(&self.data().join("constraint"))?;
         let config = self.config();
         let config = config.display();
+        let key = match signer {
+            Some(program) => format!("behind {program}"),
+            None => format!(
+                "{}: nobody else may have it",
+                self.data().join("signing-key.pem").display()
+            ),
+        };
         Ok(format!(
             "authority      {config}\n\
              certificate    {}: verifiers trust it, with --constraint {}\
-             signing key    {}: nobody else may have it\n\
+             signing key    {key}\n\
              key of users   {}: keep a copy, but not beside one of the file of users\n\
              \n\
              pitser authority user add NAME --config {config}\n\
@@ -138,7 +193,6 @@ impl Place<'_> {
              pitser authority status --config {config}\n",
             self.data().join("certificate.pem").display(),
             constraint,
-            self.data().join("signing-key.pem").display(),
             self.users_key().display(),
         ))
     }
