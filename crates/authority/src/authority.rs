@@ -23,7 +23,7 @@ use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
 use crate::operations::Housekeeper;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::{Publications, PublicationsError, Published};
-use crate::publicity::{Herald, Ledger, Publicity, Schedule};
+use crate::publicity::{Announced, Herald, Issuer, Publicity, Schedule};
 use crate::round::Rounds;
 use crate::running::{RoundReport, Running};
 use crate::service::{Own, Past, Service, TlsError};
@@ -110,6 +110,17 @@ impl Authority {
         })
     }
 
+    /// What an authority has published, and who it is. Looks at neither its calendar
+    /// nor a signature, and works beside a running one too.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub fn published(dir: &Path) -> Result<(PublicationsFile, Issuer), AuthorityError> {
+        let (certificate, constraint) = Identity::open_public(dir)?;
+        let issuer = Issuer::new(&certificate, &constraint).map_err(IdentityError::from)?;
+        Ok((Publications::read(dir)?, issuer))
+    }
+
     /// Starts serving, and returns when the sockets listen.
     ///
     /// Runs on the current tokio runtime until [`AuthorityHandle::shutdown`], or
@@ -142,7 +153,7 @@ impl Authority {
         })?;
         let published_at = publications.summary().1.map(|data| data.time);
         let hook = match &config.publicity.hook {
-            Some(hook) => Some((hook.clone(), Ledger::open(&config.dir, published_at)?)),
+            Some(hook) => Some((hook.clone(), Announced::open(&config.dir, published_at)?)),
             None => None,
         };
         let publicity = Arc::new(
@@ -151,7 +162,8 @@ impl Authority {
                 &identity,
                 calendar.genesis(),
                 &config.publicity,
-                hook.as_ref().map(|(_, ledger)| Arc::clone(&ledger.state)),
+                hook.as_ref()
+                    .map(|(_, announced)| Arc::clone(&announced.state)),
             )
             .map_err(IdentityError::from)?,
         );
@@ -222,10 +234,10 @@ impl Authority {
             spent: config.operations.spent,
         };
         servers.push(tokio::spawn(housekeeper.run()));
-        if let Some((hook, ledger)) = hook {
+        if let Some((hook, announced)) = hook {
             let herald = Herald {
                 hook,
-                ledger,
+                announced,
                 publicity,
                 dir: config.dir,
                 rounds: rounds.clone(),

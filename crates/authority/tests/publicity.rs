@@ -92,7 +92,8 @@ fn a_page_in_html_is_whole_and_its_qr_code_has_the_code() {
 
     let svg = &html[html.find("<svg").unwrap()..html.find("</svg>").unwrap() + 6];
     let svg = Document::parse(svg).unwrap();
-    let path = svg.descendants().filter_map(|it| it.attribute("d")).last();
+    let mut paths = svg.descendants().filter_map(|it| it.attribute("d"));
+    let path = paths.next_back();
     let squares: Vec<_> = path.unwrap().split_terminator('z').map(square).collect();
     assert_eq!(scanned(&squares), code);
 }

@@ -86,12 +86,12 @@ impl HookState {
 
 /// What was announced, as it stands on disk.
 #[derive(Debug)]
-pub(crate) struct Ledger {
+pub(crate) struct Announced {
     path: PathBuf,
     pub(crate) state: Arc<HookState>,
 }
 
-impl Ledger {
+impl Announced {
     /// Reads it. Where there is none, what has been published so far is nobody's
     /// concern: the first hook of an old authority is not run for years of them.
     pub(crate) fn open(dir: &Path, newest: Option<Second>) -> Result<Self, PublicationsError> {
@@ -132,7 +132,7 @@ fn write(path: &Path, announced: Second) -> io::Result<()> {
 /// Runs the hook while rounds go by, and ends with them.
 pub(crate) struct Herald {
     pub(crate) hook: Hook,
-    pub(crate) ledger: Ledger,
+    pub(crate) announced: Announced,
     pub(crate) publicity: Arc<Publicity>,
     /// The data folder.
     pub(crate) dir: PathBuf,
@@ -171,7 +171,7 @@ impl Herald {
     /// The oldest publication that was not announced, and what is told of it.
     fn next(&self) -> Option<(PublicationData, Value)> {
         let file = self.publicity.file()?;
-        let mut state = self.ledger.state.lock();
+        let mut state = self.announced.state.lock();
         let since = state.announced.plus(1);
         let owed = file.publications().iter();
         state.owed = owed.filter(|record| record.data.time >= since).count();
@@ -195,12 +195,12 @@ impl Herald {
 
     async fn announce(&self, data: &PublicationData, facts: &Value) -> Result<(), Fault> {
         run(&self.hook, facts).await?;
-        let (path, at) = (self.ledger.path.clone(), data.time);
+        let (path, at) = (self.announced.path.clone(), data.time);
         tokio::task::spawn_blocking(move || write(&path, at))
             .await
             .map_err(|_| Fault::Forgotten(ErrorKind::Interrupted.into()))?
             .map_err(Fault::Forgotten)?;
-        let mut state = self.ledger.state.lock();
+        let mut state = self.announced.state.lock();
         state.announced = at;
         state.owed = state.owed.saturating_sub(1);
         state.succeeded += 1;
@@ -212,7 +212,7 @@ impl Herald {
     fn failed(&self, data: &PublicationData, fault: &Fault, wait_s: u64) {
         let second = data.time;
         tracing::error!(%second, error = %fault, wait_s, "the hook failed; it is tried again");
-        let mut state = self.ledger.state.lock();
+        let mut state = self.announced.state.lock();
         state.failed += 1;
         state.trouble = Some(format!("publication of {second}: {fault}"));
     }

@@ -25,7 +25,7 @@ use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
 
 pub use hook::Hook;
-pub(crate) use hook::{Herald, HookState, Ledger};
+pub(crate) use hook::{Announced, Herald, HookState};
 pub use issuer::Issuer;
 pub(crate) use schedule::Schedule;
 pub use sheet::Sheet;
@@ -54,8 +54,11 @@ pub(crate) struct Publicity {
     url: Option<String>,
     pub(crate) hook: Option<Arc<HookState>>,
     /// The newest file, read. Locked for a comparison, or while it is read.
-    read: Mutex<Option<(Arc<[u8]>, Arc<PublicationsFile>)>>,
+    read: Mutex<Option<Read>>,
 }
+
+/// A file as it is stored, and what it says.
+type Read = (Arc<[u8]>, Arc<PublicationsFile>);
 
 /// What a request for something of this module is answered.
 pub(crate) enum Page {

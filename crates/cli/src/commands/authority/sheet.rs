@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use pitser_authority::Authority;
-use pitser_authority::publicity::{Issuer, Sheet};
+use pitser_authority::publicity::Sheet;
 use pitser_ksi::publication::PublicationRecord;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
@@ -55,10 +55,8 @@ fn which(text: &str) -> Result<Which, String> {
 /// Runs the command.
 pub(super) fn run(args: &Args) -> Outcome {
     let config = args.place.read()?;
-    let examined = Authority::examine(&config.data()).map_err(Failure::service)?;
-    let issuer = Issuer::new(&examined.certificate_pem, &examined.constraint);
-    let issuer = issuer.map_err(Failure::input)?;
-    let record = find(&examined.publications, args.second)?;
+    let (file, issuer) = Authority::published(&config.data()).map_err(Failure::service)?;
+    let record = find(&file, args.second)?;
     let mut sheet = Sheet::new(record.data, &issuer);
     if let Some(url) = config.url() {
         sheet = sheet.with_url(url);
