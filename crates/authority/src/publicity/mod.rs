@@ -21,6 +21,7 @@ mod sheet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pitser_ksi::pki::PkiError;
+use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
 
@@ -87,6 +88,15 @@ impl Publicity {
             url: url.map(str::to_owned),
             hook,
             read: Mutex::new(None),
+        })
+    }
+
+    /// How many publications there are, and the newest. Unlike the publications'
+    /// own, this waits for no signature that is being made.
+    pub(crate) fn summary(&self) -> (usize, Option<PublicationData>) {
+        self.file().map_or((0, None), |file| {
+            let latest = file.latest().map(|record| record.data);
+            (file.publications().len(), latest)
         })
     }
 

@@ -88,7 +88,7 @@ impl Service {
     /// How many publications there are, and the newest.
     fn published(&self) -> (usize, Option<PublicationData>) {
         let own = self.past.own();
-        own.map_or((0, None), |own| own.publications.summary())
+        own.map_or((0, None), |own| own.publicity.summary())
     }
 
     /// Publishes the newest second, if the calendar is ours. Blocks on the disk.

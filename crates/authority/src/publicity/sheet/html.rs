@@ -112,17 +112,17 @@ svg { width: 11.5rem; max-width: 38%; flex: none; margin: -.6rem -.9rem -.6rem 0
 .lead { font-size: 1.12rem; line-height: 1.45 }
 h2 { margin: 1.3em 0 .3em; font: 600 .82rem/1.3 ui-sans-serif, system-ui, "Helvetica Neue", Arial, sans-serif; letter-spacing: .02em }
 pre { margin: .2em 0 .7em; padding: .55em .8em; overflow-x: auto; background: #f4f4f1; border-left: 2px solid #111; font: .76rem/1.6 ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace }
-.sections { display: grid; grid-template-columns: 1fr 1fr; column-gap: 2rem }
+.sections { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); column-gap: 2rem }
 .sections section:first-child { grid-column: 1 / -1 }
 .sections section:last-child { grid-column: 1 / -1 }
 footer { margin-top: 1.6rem; padding-top: .9rem; border-top: 1px solid #111 }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2em 1.2em; margin: 0; font: .72rem/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2em 1.2em; margin: 0; font: .72rem/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace }
 dt { font-family: ui-sans-serif, system-ui, "Helvetica Neue", Arial, sans-serif; color: #444 }
 dd { margin: 0; overflow-wrap: anywhere }
 @media (max-width: 40rem) {
   .code { flex-direction: column; align-items: flex-start }
   svg { max-width: 100%; margin-left: -.9rem }
-  .sections { grid-template-columns: 1fr }
+  .sections { grid-template-columns: minmax(0, 1fr) }
 }
 @media print {
   html { font-size: 10.5pt }

@@ -215,7 +215,7 @@ impl Page {
         }
         let (top, bottom) = (y + SIZE * 0.85, end + LEADING - SIZE * 0.35);
         self.operator(&format!("1.4 w {x:.2} {top:.2} m {x:.2} {bottom:.2} l S"));
-        end - 5.0
+        end - 9.0
     }
 }
 
