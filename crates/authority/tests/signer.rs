@@ -4,16 +4,19 @@
 mod common;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{GENESIS, World, config, document, init};
+use common::{GENESIS, World, config, document, init, tick};
 use pitser_authority::{
     Authority, AuthorityError, Brought, BroughtKey, ManualClock, Micros, SignerCommand,
 };
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// A pair as `authority init` makes it; its key is used by programs alone.
 struct Pair(TempDir);
@@ -64,6 +67,7 @@ impl Pair {
         let clock = Arc::new(ManualClock::new(Micros::boundary(GENESIS)));
         let mut config = config(&dir);
         config.signer = Some(signer);
+        config.operations.monitor = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         let authority = Authority::start(config, Arc::clone(&clock)).await.unwrap();
         World {
             dir,
@@ -175,6 +179,66 @@ async fn a_program_that_fails_costs_its_round_and_no_other() {
         signs(&world, 20 + number as u64).await;
     }
     world.authority.shutdown().await.unwrap();
+}
+
+/// On one thread, so that whoever waited for the device would hold up everything.
+#[tokio::test]
+async fn a_device_that_takes_its_time_holds_up_no_question() {
+    if !is_there("openssl") {
+        return;
+    }
+    let pair = Pair::new();
+    let (slow, asked, pid) = (pair.path("slow"), pair.path("asked"), pair.path("pid"));
+    let slowly = pair.command(&format!(
+        "echo $$ > {pid}; while test -s {slow} && read -r line; do touch {asked}; exec sleep 600; done"
+    ));
+    let mut patient = slowly.clone();
+    patient.timeout = Duration::from_secs(600);
+    let world = pair.world(&slowly, patient).await;
+    world.tick().await;
+    fs::write(&slow, "yes").unwrap();
+    kill(pair.text("pid").trim());
+    let World {
+        authority, clock, ..
+    } = world;
+    let authority = Arc::new(authority);
+    let publishing = tokio::spawn({
+        let authority = Arc::clone(&authority);
+        async move { authority.publish().await }
+    });
+    while !Path::new(&asked).exists() {
+        tokio::task::yield_now().await;
+    }
+    tick(&clock, &authority).await;
+    let http = authority.http_address().unwrap();
+    for path in ["/publications.atom", "/publications.bin", "/ready"] {
+        assert!(get(http, path).await.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    let monitor = authority.monitor_address().unwrap();
+    for path in ["/status", "/metrics"] {
+        assert!(get(monitor, path).await.contains("publications"), "{path}");
+    }
+    assert!(!publishing.is_finished());
+    fs::remove_file(&slow).unwrap();
+    kill(pair.text("pid").trim());
+    let refused = publishing.await.unwrap().unwrap_err().to_string();
+    assert!(refused.contains("the signer ended"), "{refused}");
+    authority.publish().await.unwrap();
+    Arc::into_inner(authority)
+        .unwrap()
+        .shutdown()
+        .await
+        .unwrap();
+}
+
+/// The answer to GET `path`, as far as it is text.
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Service {
             .collect();
         users.sort();
         State {
-            is_signing: matches!(&*self.intake(), Intake::Open(_)),
+            is_signing: self.health().is_ok(),
             waiting: self.waiting(),
             head: self.past.newest(),
             now: self.clock.now().ended(),
