@@ -18,17 +18,19 @@ use crate::clock::Clock;
 #[cfg(feature = "cluster")]
 use crate::cluster::{Cluster, ClusterError, Start, Turns};
 use crate::config::Config;
-use crate::engine::{Engine, Press, Stopped, next_multiple};
-use crate::identity::{Brought, Identity, IdentityError};
+use crate::engine::{Engine, Press, Stopped};
+use crate::identity::{Brought, BroughtKey, Identity, IdentityError};
 use crate::ledger::Tenure;
 use crate::listeners::Listeners;
 use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
 use crate::operations::Housekeeper;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::{Publications, PublicationsError, Published, Publisher};
+use crate::publicity::{Announced, Herald, Issuer, Publicity, Schedule};
 use crate::round::Rounds;
 use crate::running::{RoundReport, Running};
 use crate::service::{Own, Past, Service, TlsError};
+use crate::signer::SignerCommand;
 use crate::users::{UserError, spent};
 
 /// The service: aggregation rounds, calendar, extender and publications.
@@ -49,7 +51,7 @@ impl Authority {
         Identity::refuse_existing(dir)?;
         Calendar::create(&dir.join(CALENDAR), genesis)?;
         Identity::create(dir, subject, genesis)?;
-        let identity = Identity::open(dir)?;
+        let identity = Identity::open(dir, None)?;
         Publications::create(dir, &identity, genesis)?;
         log::create_key(dir)?;
         Ok(())
@@ -69,17 +71,26 @@ impl Authority {
         brought.check(genesis)?;
         Calendar::create(&dir.join(CALENDAR), genesis)?;
         Identity::import(dir, brought)?;
-        Publications::create(dir, &Identity::open(dir)?, genesis)?;
+        let signer = match brought.key {
+            BroughtKey::Pem(_) => None,
+            BroughtKey::Behind(command) => Some(command),
+        };
+        Publications::create(dir, &Identity::open(dir, signer)?, genesis)?;
         Ok(())
     }
 
-    /// Publishes the newest second of an authority that does not run.
+    /// Publishes the newest second of an authority that does not run, and whose key
+    /// is in its folder or behind `signer`.
     ///
     /// # Errors
     /// [`AuthorityError`]; [`CalendarError::InUse`] if it does run.
-    pub fn publish_stopped(dir: &Path, now: Second) -> Result<Published, AuthorityError> {
+    pub fn publish_stopped(
+        dir: &Path,
+        signer: Option<&SignerCommand>,
+        now: Second,
+    ) -> Result<Published, AuthorityError> {
         let calendar = Calendar::open(&dir.join(CALENDAR))?;
-        let identity = Arc::new(Identity::open(dir)?);
+        let identity = Arc::new(Identity::open(dir, signer)?);
         identity.check_valid(now)?;
         let publications = Publications::open(dir, calendar.reader(), identity)?;
         Ok(publications.publish(now)?)
@@ -102,10 +113,21 @@ impl Authority {
         })
     }
 
+    /// What an authority has published, and who it is. Looks at neither its calendar
+    /// nor a signature, and works beside a running one too.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub fn published(dir: &Path) -> Result<(PublicationsFile, Issuer), AuthorityError> {
+        let (certificate, constraint) = Identity::open_public(dir)?;
+        let issuer = Issuer::new(&certificate, &constraint).map_err(IdentityError::from)?;
+        Ok((Publications::read(dir)?, issuer))
+    }
+
     /// Starts serving, and returns when the sockets listen.
     ///
     /// Runs on the current tokio runtime until [`AuthorityHandle::shutdown`], or
-    /// until a fault stops the rounds ([`AuthorityHandle::stopped`]).
+    /// until a fault stops the rounds ([`Running::stopped`]).
     ///
     /// # Errors
     /// [`AuthorityError`]; nothing is left running.
@@ -123,7 +145,7 @@ impl Authority {
         // A node looks at its clock whenever it begins to lead.
         let since = if is_alone { newest } else { now.ended() };
         let pace = Pace::start(now, since, config.max_clock_jump, config.max_outage_s)?;
-        let identity = Arc::new(Identity::open(&config.dir)?);
+        let identity = Arc::new(Identity::open(&config.dir, config.signer.as_ref())?);
         identity.check_valid(now.ended())?;
         let load = match is_alone {
             true => Publications::open,
@@ -137,6 +159,22 @@ impl Authority {
             calendar: reader.clone(),
             config: &config.log,
         })?;
+        let published_at = publications.summary().1.map(|data| data.time);
+        let hook = match &config.publicity.hook {
+            Some(hook) => Some((hook.clone(), Announced::open(&config.dir, published_at)?)),
+            None => None,
+        };
+        let publicity = Arc::new(
+            Publicity::new(
+                Arc::clone(&publications),
+                &identity,
+                reader.genesis(),
+                &config.publicity,
+                hook.as_ref()
+                    .map(|(_, announced)| Arc::clone(&announced.state)),
+            )
+            .map_err(IdentityError::from)?,
+        );
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses.clone();
         let tls = listeners.tls.clone();
@@ -170,6 +208,7 @@ impl Authority {
             Past::Own(Box::new(Own {
                 calendar: reader.clone(),
                 publications: publisher.clone(),
+                publicity: Arc::clone(&publicity),
                 log,
             })),
         )?);
@@ -180,6 +219,11 @@ impl Authority {
             second: closed,
             requests: 0,
         });
+        let genesis = reader.genesis();
+        let schedule = Schedule {
+            every_s: config.publish_every_s,
+            monthly_on: config.publicity.monthly_on,
+        };
         let engine = Engine {
             service: Arc::clone(&service),
             clock: Arc::clone(&clock),
@@ -194,8 +238,9 @@ impl Authority {
             closed,
             tenure: Tenure::unlimited(),
             publisher: publisher.clone(),
-            publish_every_s: config.publish_every_s,
-            publish_at: next_multiple(closed, config.publish_every_s.max(1)),
+            schedule,
+            // What fell due while nothing ran is made up for with the first second.
+            publish_at: schedule.after(published_at.unwrap_or(genesis)),
             reports,
             stop: stopping.clone(),
             #[cfg(feature = "cluster")]
@@ -220,6 +265,17 @@ impl Authority {
             spent: config.operations.spent,
         };
         servers.push(tokio::spawn(housekeeper.run()));
+        if let Some((hook, announced)) = hook {
+            let herald = Herald {
+                hook,
+                announced,
+                publicity,
+                dir: config.dir,
+                rounds: rounds.clone(),
+                stop: stopping.clone(),
+            };
+            servers.push(tokio::spawn(herald.run()));
+        }
         let log = keeper.start()?;
         Ok(AuthorityHandle {
             running: Running {

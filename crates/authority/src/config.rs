@@ -9,6 +9,8 @@ use zeroize::Zeroizing;
 
 use crate::log::LogConfig;
 use crate::operations::Operations;
+use crate::publicity::PublicityConfig;
+use crate::signer::SignerCommand;
 use crate::users::Allowance;
 
 /// How an authority runs. [`Config::new`] has the defaults.
@@ -41,6 +43,10 @@ pub struct Config {
     pub log: LogConfig,
     /// HTTPS, monitors and the operator's commands.
     pub operations: Operations,
+    /// What signs, if the key is not in the data folder.
+    pub signer: Option<SignerCommand>,
+    /// What happens besides `publish_every_s` around publications.
+    pub publicity: PublicityConfig,
 }
 
 impl Config {
@@ -61,6 +67,8 @@ impl Config {
             cluster: None,
             log: LogConfig::default(),
             operations: Operations::default(),
+            signer: None,
+            publicity: PublicityConfig::default(),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::ledger::{Ledger, Tenure};
 use crate::log::Bell;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::Publisher;
+use crate::publicity::Schedule;
 use crate::running::RoundReport;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
@@ -33,10 +34,9 @@ pub(crate) struct Engine {
     /// Until when this engine may write.
     pub(crate) tenure: Tenure,
     pub(crate) publisher: Publisher,
-    /// 0: only on demand.
-    pub(crate) publish_every_s: u64,
-    /// When the schedule asks for the next publication.
-    pub(crate) publish_at: Second,
+    pub(crate) schedule: Schedule,
+    /// When the schedule asks for the next publication, if ever.
+    pub(crate) publish_at: Option<Second>,
     pub(crate) reports: watch::Sender<RoundReport>,
     pub(crate) stop: watch::Receiver<bool>,
     /// Not alone: with whom it takes turns.
@@ -159,19 +159,25 @@ impl Engine {
         self.reports.send_replace(RoundReport { second, requests });
     }
 
-    /// Publishes when a multiple of the period has passed. A failure is logged
-    /// and tried again a period later: signing goes on without publications.
+    /// Publishes when the schedule asks for it. A failure is logged and tried again
+    /// a minute later: signing goes on without publications.
     async fn publish_if_due(&mut self) {
-        if self.publish_every_s == 0 || self.closed < self.publish_at {
+        if self.publish_at.is_none_or(|due| self.closed < due) {
             return;
         }
-        self.publish_at = next_multiple(self.closed, self.publish_every_s);
         let (publisher, now) = (self.publisher.clone(), self.closed);
-        match on_disk(move || publisher.publish(now)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) => tracing::error!(error = %e, "publishing failed"),
-            Err(e) => tracing::error!(error = %e, "publishing failed"),
-        }
+        let failed = match on_disk(move || publisher.publish(now)).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(e)) => Some(e.to_string()),
+            Err(e) => Some(e.to_string()),
+        };
+        self.publish_at = match failed {
+            None => self.schedule.after(self.closed),
+            Some(error) => {
+                tracing::error!(error, "publishing failed; it is tried again in a minute");
+                Some(self.closed.plus(PUBLISH_AGAIN_S))
+            }
+        };
     }
 }
 
@@ -283,7 +289,5 @@ pub(crate) async fn on_disk<T: Send + 'static>(
         .map_err(|_| Stopped::Interrupted)
 }
 
-/// The first multiple of `period_s` after `at`.
-pub(crate) fn next_multiple(at: Second, period_s: u64) -> Second {
-    Second((at.0 / period_s + 1).saturating_mul(period_s))
-}
+/// How long after a publication that failed the next is tried.
+const PUBLISH_AGAIN_S: u64 = 60;

@@ -2,8 +2,9 @@
 //!
 //! | file              | content                                               |
 //! |-------------------|-------------------------------------------------------|
-//! | `signing-key.pem` | RSA key, PKCS#8, readable by the owner alone          |
-//! | `certificate.pem` | its self-signed certificate                           |
+//! | `signing-key.pem` | RSA key, PKCS#8, readable by the owner alone; none if |
+//! |                   | a program signs ([`crate::SignerCommand`])            |
+//! | `certificate.pem` | its certificate                                       |
 //! | `constraint`      | one line, what verifiers demand of the subject, e.g.  |
 //! |                   | `email=publications@example.org`                      |
 
@@ -15,12 +16,14 @@ use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
 use pitser_ksi::pki::{
-    self, Certificate, Constraint, PkiError, RsaSigner, Signer as _, Subject, Validity,
+    self, Certificate, Constraint, PkiError, RsaSigner, SignError, Signer, Subject, Validity,
 };
 use pitser_ksi::time::Second;
 use rand_core::{OsRng, RngCore};
+use zeroize::Zeroizing;
 
 use crate::durable::{write_durably, write_secret_durably};
+use crate::signer::{Checked, External, SignerCommand};
 
 const KEY_FILE: &str = "signing-key.pem";
 const CERTIFICATE_FILE: &str = "certificate.pem";
@@ -30,7 +33,7 @@ const KEY_BITS: usize = 2048;
 const VALIDITY_S: u64 = 10 * 365 * 86_400;
 
 pub(crate) struct Identity {
-    pub(crate) signer: RsaSigner,
+    pub(crate) signer: Checked,
     pub(crate) certificate: Certificate,
     pub(crate) certificate_pem: String,
     pub(crate) constraint: String,
@@ -63,8 +66,10 @@ impl Identity {
     /// Stores what was made elsewhere; the caller checked it.
     pub(crate) fn import(dir: &Path, brought: &Brought<'_>) -> Result<(), IdentityError> {
         Self::refuse_existing(dir)?;
-        let key = dir.join(KEY_FILE);
-        write_secret_durably(&key, brought.key_pem.as_bytes()).map_err(io_error("write", &key))?;
+        if let BroughtKey::Pem(pem) = &brought.key {
+            let key = dir.join(KEY_FILE);
+            write_secret_durably(&key, pem.as_bytes()).map_err(io_error("write", &key))?;
+        }
         for (name, text) in [
             (CERTIFICATE_FILE, brought.certificate_pem.to_owned()),
             (CONSTRAINT_FILE, format!("{}\n", brought.constraint)),
@@ -82,35 +87,32 @@ impl Identity {
         Ok((certificate, constraint))
     }
 
-    /// Fails if there is a key: it is never overwritten.
+    /// Fails if there is a key or a certificate: they are never overwritten.
     pub(crate) fn refuse_existing(dir: &Path) -> Result<(), IdentityError> {
-        let path = dir.join(KEY_FILE);
-        if path.exists() {
-            Err(IdentityError::Exists { path })
-        } else {
-            Ok(())
+        let present = [KEY_FILE, CERTIFICATE_FILE].map(|name| dir.join(name));
+        match present.into_iter().find(|path| path.exists()) {
+            Some(path) => Err(IdentityError::Exists { path }),
+            None => Ok(()),
         }
     }
 
-    pub(crate) fn open(dir: &Path) -> Result<Self, IdentityError> {
-        let key = dir.join(KEY_FILE);
+    /// Reads certificate and key, or asks `signer` whether it has that key.
+    pub(crate) fn open(dir: &Path, signer: Option<&SignerCommand>) -> Result<Self, IdentityError> {
         let certificate = dir.join(CERTIFICATE_FILE);
-        let mode = fs::metadata(&key)
-            .map_err(io_error("read", &key))?
-            .permissions()
-            .mode();
-        if mode & 0o077 != 0 {
-            return Err(IdentityError::Exposed { path: key });
-        }
-        let key_pem = read(&key)?;
         let certificate_pem = read(&certificate)?;
         let constraint = read(&dir.join(CONSTRAINT_FILE))?.trim().to_owned();
         let certificate = Certificate::from_pem(&certificate_pem)?;
         if !constraint.parse::<Constraint>()?.is_met_by(&certificate) {
             return Err(IdentityError::OtherSubject { constraint });
         }
+        let key: Box<dyn Signer + Send + Sync> = match signer {
+            Some(command) => Box::new(External::new(command.clone(), &certificate)?),
+            None => Box::new(RsaSigner::from_pkcs8_pem(&read_key(dir)?)?),
+        };
+        let signer = Checked::new(key, certificate.clone());
+        signer.probe().map_err(IdentityError::CannotSign)?;
         Ok(Self {
-            signer: RsaSigner::from_pkcs8_pem(&key_pem)?,
+            signer,
             certificate,
             certificate_pem,
             constraint,
@@ -139,13 +141,31 @@ impl Identity {
 
 /// A signing key and a certificate that were made elsewhere.
 pub struct Brought<'a> {
-    /// The RSA key, PKCS#8 in PEM.
-    pub key_pem: &'a str,
+    /// The RSA key.
+    pub key: BroughtKey<'a>,
     /// Its certificate in PEM: what verifiers trust.
     pub certificate_pem: &'a str,
     /// What verifiers are to demand of the certificate's subject, e.g.
     /// `email=publications@example.org`.
     pub constraint: &'a str,
+}
+
+/// Where a key is that was made elsewhere.
+pub enum BroughtKey<'a> {
+    /// PKCS#8 in PEM: it is copied into the data folder.
+    Pem(&'a str),
+    /// Behind a program, where it stays. The authority is to be started with the
+    /// same command ([`crate::Config::signer`]).
+    Behind(&'a SignerCommand),
+}
+
+impl fmt::Debug for BroughtKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pem(_) => f.write_str("Pem(..)"),
+            Self::Behind(command) => f.debug_tuple("Behind").field(command).finish(),
+        }
+    }
 }
 
 impl fmt::Debug for Brought<'_> {
@@ -160,14 +180,18 @@ impl Brought<'_> {
     /// Refuses what would not verify at `now`.
     pub(crate) fn check(&self, now: Second) -> Result<(), IdentityError> {
         let certificate = Certificate::from_pem(self.certificate_pem)?;
-        let signer = RsaSigner::from_pkcs8_pem(self.key_pem)?;
-        let message = b"do this key and this certificate belong together?";
-        let signature = signer
-            .sign_sha256_rsa(message)
-            .map_err(|_| IdentityError::NoPair)?;
-        certificate
-            .verify_rsa(pki::SHA256_WITH_RSA, message, &signature)
-            .map_err(|_| IdentityError::NoPair)?;
+        match &self.key {
+            BroughtKey::Pem(pem) => {
+                let key = Box::new(RsaSigner::from_pkcs8_pem(pem)?);
+                let signer = Checked::new(key, certificate.clone());
+                signer.probe().map_err(|_| IdentityError::NoPair)?;
+            }
+            BroughtKey::Behind(command) => {
+                let key = Box::new(External::new((*command).clone(), &certificate)?);
+                let signer = Checked::new(key, certificate.clone());
+                signer.probe().map_err(IdentityError::CannotSign)?;
+            }
+        }
         if !self
             .constraint
             .parse::<Constraint>()?
@@ -232,6 +256,9 @@ pub enum IdentityError {
         /// Its last second.
         until: Second,
     },
+    /// The key does not sign, or not what the certificate verifies.
+    #[error(transparent)]
+    CannotSign(SignError),
     /// Key and certificate are of two pairs.
     #[error("this certificate is for another key; bring the one that was made for it")]
     NoPair,
@@ -260,6 +287,19 @@ fn constraint_on(subject: &Subject) -> String {
     field
         .map(|(name, value)| format!("{name}={value}"))
         .unwrap_or_default()
+}
+
+/// The key in PEM, if nobody else could read it.
+fn read_key(dir: &Path) -> Result<Zeroizing<String>, IdentityError> {
+    let path = dir.join(KEY_FILE);
+    let mode = fs::metadata(&path)
+        .map_err(io_error("read", &path))?
+        .permissions()
+        .mode();
+    if mode & 0o077 != 0 {
+        return Err(IdentityError::Exposed { path });
+    }
+    read(&path).map(Zeroizing::new)
 }
 
 fn read(path: &Path) -> Result<String, IdentityError> {

@@ -18,8 +18,9 @@
 //!   calendar-log/      the same as a transparency log (docs/spec/51-calendar-log.md)
 //!   log-key            Ed25519 seed that signs its checkpoints, mode 0600
 //!   publications.bin   the publications file
-//!   signing-key.pem    RSA key, mode 0600
-//!   certificate.pem    its self-signed certificate: what verifiers trust
+//!   signing-key.pem    RSA key, mode 0600, unless a program signs ([`SignerCommand`])
+//!   certificate.pem    its certificate: what verifiers trust
+//!   announced          the newest publication that the hook was told of ([`publicity`])
 //!   constraint         what verifiers demand of the certificate's subject
 //! ```
 //!
@@ -52,9 +53,11 @@ mod metrics;
 mod operations;
 mod pace;
 mod publications;
+pub mod publicity;
 pub mod round;
 mod running;
 mod service;
+mod signer;
 mod throttle;
 pub mod users;
 
@@ -63,7 +66,7 @@ pub use authority::{Authority, AuthorityError, AuthorityHandle, Examined};
 pub use clock::{Clock, ManualClock, Micros};
 pub use config::{Config, Limits, MAX_LEVEL, Secret, User};
 pub use engine::Stopped;
-pub use identity::{Brought, IdentityError};
+pub use identity::{Brought, BroughtKey, IdentityError};
 pub use log::{LogConfig, LogError, LogStatus, LogWitness, LogWitnessStatus};
 pub use metrics::Metrics;
 pub use operations::{Https, Operations};
@@ -73,4 +76,5 @@ pub use pitser_ksi::time::Second;
 pub use publications::{PublicationsError, Published};
 pub use running::{RoundReport, Running};
 pub use service::TlsError;
+pub use signer::SignerCommand;
 pub use users::{Allowance, UserError};

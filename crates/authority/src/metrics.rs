@@ -284,6 +284,7 @@ impl Metrics {
         if let Some(log) = &state.log {
             of_log(log, &mut out);
         }
+        state.of_hook(&mut out);
         if let Some(synchronised) = self.clock_synchronised() {
             let help = "1 while the machine's clock follows a time source.";
             out.one(
@@ -398,6 +399,9 @@ pub(crate) struct State {
     pub(crate) log: Option<LogStatus>,
     pub(crate) publications: usize,
     pub(crate) published_at: Option<Second>,
+    /// Runs of the hook that succeeded and that failed, and publications that wait
+    /// for one.
+    pub(crate) hook: Option<(u64, u64, usize)>,
     /// Configured users, and their requests that came into a round.
     pub(crate) users: Vec<(String, u64)>,
 }
@@ -445,6 +449,18 @@ impl State {
                 at.0,
             );
         }
+    }
+
+    fn of_hook(&self, out: &mut Text) {
+        let Some((succeeded, failed, owed)) = self.hook else {
+            return;
+        };
+        let name = "pitser_authority_hook_runs_total";
+        out.family(name, "counter", "Runs of the command after publications.");
+        out.sample(name, &[("result", "succeeded")], succeeded);
+        out.sample(name, &[("result", "failed")], failed);
+        let help = "Publications that the command has not succeeded for yet.";
+        out.one("pitser_authority_hook_owed", "gauge", help, owed);
     }
 
     fn of_users(&self, out: &mut Text) {
@@ -549,6 +565,7 @@ mod tests {
             }),
             publications: 2,
             published_at: None,
+            hook: Some((3, 1, 2)),
             users: vec![("a\"b".to_owned(), 5)],
         };
         let text = metrics.text(&state);
@@ -573,6 +590,8 @@ mod tests {
             "pitser_clock_synchronised 0",
             "pitser_log_behind_seconds 2",
             r#"pitser_log_witness_size{witness="notary.example/w"} 7"#,
+            r#"pitser_authority_hook_runs_total{result="failed"} 1"#,
+            "pitser_authority_hook_owed 2",
             r#"pitser_authority_user_requests_total{login="a\"b"} 5"#,
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");

@@ -263,11 +263,6 @@ impl Publisher {
         self.publications.file()
     }
 
-    /// How many publications there are, and the newest.
-    pub(crate) fn summary(&self) -> (usize, Option<PublicationData>) {
-        self.publications.summary()
-    }
-
     /// Publishes the calendar's newest second. Blocks on the disk, or on etcd.
     pub(crate) fn publish(&self, now: Second) -> Result<Published, PublicationsError> {
         #[cfg(feature = "cluster")]

@@ -20,19 +20,26 @@ use crate::authority::CALENDAR;
 use crate::calendar::{Calendar, CalendarReader, zero_leaf};
 use crate::identity::Identity;
 use crate::publications::Publications;
+use crate::signer::SignerCommand;
 
 impl Cluster {
     /// Makes the calendar, certificate and publications of the authority in `dir` the
-    /// beginning of a cluster. The authority must not be running.
+    /// beginning of a cluster. The authority must not be running. `signer`: as in
+    /// [`crate::Config::signer`].
     ///
     /// Interrupted, it can be done again. Takes a while for a long calendar: 135 kB
     /// are written to the object store for every 4096 seconds.
     ///
     /// # Errors
     /// [`ClusterError::AlreadyFounded`] if there is a cluster under the prefix.
-    pub async fn found(config: &ClusterConfig, dir: &Path) -> Result<(), ClusterError> {
+    pub async fn found(
+        config: &ClusterConfig,
+        dir: &Path,
+        signer: Option<&SignerCommand>,
+    ) -> Result<(), ClusterError> {
         let calendar = Calendar::open(&dir.join(CALENDAR))?.reader();
-        let identity = Identity::open(dir).map_err(|e| ClusterError::Identity(Box::new(e)))?;
+        let identity =
+            Identity::open(dir, signer).map_err(|e| ClusterError::Identity(Box::new(e)))?;
         let founder = Founder {
             etcd: Etcd::new(config)?,
             keys: Keys::new(&config.prefix),

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::error::AppendError;
 use super::node::{Cluster, Role, Term};
 use crate::calendar::{CalendarError, CalendarReader};
-use crate::engine::{Engine, Stopped, next_multiple, refuse_all};
+use crate::engine::{Engine, Stopped, refuse_all};
 use crate::ledger::{Ledger, Tenure};
 use crate::pace::{ClockFault, Pace};
 use crate::service::stopping;
@@ -123,7 +123,7 @@ impl Engine {
         // What the leader before this one did not come to publish is due now.
         let (_, published) = self.publisher.publications.summary();
         let since = published.map_or(self.closed, |data| data.time);
-        self.publish_at = next_multiple(since, self.publish_every_s.max(1));
+        self.publish_at = self.schedule.after(since);
         self.service.open(self.closed);
         Ok(())
     }

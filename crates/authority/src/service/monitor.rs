@@ -7,6 +7,7 @@ use super::{Intake, Service};
 use crate::log::{LogStatus, LogWitnessStatus};
 use crate::metrics::State;
 use crate::publications::{PublicationsError, Published};
+use crate::publicity::HookState;
 
 impl Service {
     /// One line for a supervisor: `Err` if rounds have ended and only a restart helps.
@@ -52,6 +53,7 @@ impl Service {
             log: self.past.own().map(|own| own.log.status()),
             publications,
             published_at: newest.map(|data| data.time),
+            hook: self.hook().map(HookState::counts),
             users,
         }
     }
@@ -79,15 +81,21 @@ impl Service {
                 "second": data.time.to_string(),
                 "code": data.to_code(),
             })),
+            "hook": self.hook().map(HookState::status),
             "clock_synchronised": self.metrics.clock_synchronised(),
             "log": self.past.own().map(|own| log(&own.log.status())),
         })
     }
 
+    /// What is run after publications, if anything is.
+    fn hook(&self) -> Option<&HookState> {
+        self.past.own()?.publicity.hook.as_deref()
+    }
+
     /// How many publications there are, and the newest.
     fn published(&self) -> (usize, Option<PublicationData>) {
         let own = self.past.own();
-        own.map_or((0, None), |own| own.publications.summary())
+        own.map_or((0, None), |own| own.publicity.summary())
     }
 
     /// Publishes the newest second, if the calendar is ours. Blocks on the disk.

@@ -12,6 +12,7 @@ use super::invalid;
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::log::Site;
 use crate::publications::Publisher;
+use crate::publicity::Publicity;
 
 pub(crate) enum Past {
     Own(Box<Own>),
@@ -23,6 +24,8 @@ pub(crate) enum Past {
 pub(crate) struct Own {
     pub(crate) calendar: CalendarReader,
     pub(crate) publications: Publisher,
+    /// What is shown of them.
+    pub(crate) publicity: Arc<Publicity>,
     /// The calendar's log over HTTP.
     pub(crate) log: Site,
 }

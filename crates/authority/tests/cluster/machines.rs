@@ -271,7 +271,7 @@ impl World {
     pub async fn found(&self) -> Result<(), ClusterError> {
         let (config, folder) = (self.direct(), self.folder(0));
         loop {
-            match Cluster::found(&config, &folder).await {
+            match Cluster::found(&config, &folder, None).await {
                 // Its members are electing their leader.
                 Err(ClusterError::Etcd(EtcdError::NoAnswer { .. })) => {}
                 // A process that another run starts has, until it becomes its program, the

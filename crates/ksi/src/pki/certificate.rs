@@ -248,7 +248,10 @@ impl Certificate {
     }
 
     /// The subject's key as DER `SubjectPublicKeyInfo`.
-    pub(super) fn public_key_der(&self) -> Result<Vec<u8>, PkiError> {
+    ///
+    /// # Errors
+    /// [`PkiError::Malformed`] if the key cannot be written back.
+    pub fn public_key_der(&self) -> Result<Vec<u8>, PkiError> {
         let key = &self.tbs.subject_public_key_info;
         key.to_der()
             .map_err(|_| PkiError::Malformed("certificate key"))

@@ -4,6 +4,7 @@
 //! |-------------------------|-------------------------------------------------------|
 //! | POST any path, one PDU  | one PDU, `application/ksi-response`                   |
 //! | GET `/publications.bin` | the publications file                                 |
+//! | GET `/publications…`    | feed and sheets ([`crate::publicity`])                |
 //! | GET `/log/…`            | the calendar's log ([`crate::log`])                   |
 //! | GET `/health`           | 200, or 503 when rounds have ended; one line of text  |
 //! | GET `/ready`            | 200 while it signs and the newest round is recent     |

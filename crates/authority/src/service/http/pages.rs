@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use pitser_ksi::tlv;
 
 use crate::publications::{PublicationsError, Published};
+use crate::publicity::{Page, Publicity};
 use crate::service::Service;
 use crate::service::answer::Outlet;
 use crate::service::desk::Desk;
@@ -39,6 +40,7 @@ pub(super) async fn answer(
             Some(own) => own.log.answer(path, request.uri().query()).await,
             None => text(StatusCode::NOT_FOUND, ABOVE),
         },
+        Method::GET | Method::HEAD if Publicity::has(path) => shown(service, path).await,
         Method::GET | Method::HEAD => page(service, audience, path),
         Method::POST if audience == Audience::Owner && path == "/publish" => publish(service).await,
         Method::POST if audience == Audience::Public => pdu(service, request.into_body()).await,
@@ -75,8 +77,31 @@ fn page(service: &Service, audience: Audience, path: &str) -> Answer {
         ),
         _ => text(
             StatusCode::NOT_FOUND,
-            "GET /publications.bin, /log/checkpoint, /health or /ready; POST a message to sign or extend\n",
+            "GET /publications.bin, /publications.atom, /publications/latest, /log/checkpoint, /health or /ready; POST a message to sign or extend\n",
         ),
+    }
+}
+
+/// Something about publications for people, off the runtime's threads.
+async fn shown(service: &Service, path: &str) -> Answer {
+    let Some(own) = service.past.own() else {
+        return text(StatusCode::NOT_FOUND, ABOVE);
+    };
+    let (publicity, path) = (Arc::clone(&own.publicity), path.to_owned());
+    let page = tokio::task::spawn_blocking(move || publicity.answer(&path)).await;
+    match page {
+        Ok(Page::Html(page)) => reply(StatusCode::OK, "text/html; charset=utf-8", page),
+        Ok(Page::Pdf(page)) => reply(StatusCode::OK, "application/pdf", page),
+        Ok(Page::Atom(page)) => reply(StatusCode::OK, "application/atom+xml; charset=utf-8", page),
+        Ok(Page::At(path)) => {
+            let mut answer = text(StatusCode::FOUND, format!("{path}\n"));
+            if let Ok(path) = path.try_into() {
+                answer.headers_mut().insert(LOCATION, path);
+            }
+            answer
+        }
+        Ok(Page::None(reason)) => text(StatusCode::NOT_FOUND, reason),
+        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, ""),
     }
 }
 

@@ -101,6 +101,10 @@ fn text(status: &Value) -> String {
         None => "nothing yet".to_owned(),
     };
     let log = log_text(&status["log"]);
+    let hook = match &status["hook"] {
+        Value::Null => String::new(),
+        hook => format!("hook       {}\n", hook_text(hook)),
+    };
     format!(
         "state      {state}\n\
          head       {}{age}\n\
@@ -108,7 +112,9 @@ fn text(status: &Value) -> String {
          waiting    {}\n\
          signed     {} since the start, for {}\n\
          published  {published}\n\
-         {log}clock      {clock}\n",
+         {hook}\
+         {log}\
+         clock      {clock}\n",
         string(&status["head"]),
         string(&status["genesis"]),
         plural(number(&status["waiting"]), "request"),
@@ -147,6 +153,21 @@ fn log_text(log: &Value) -> String {
     text
 }
 
+fn hook_text(hook: &Value) -> String {
+    let announced = match hook["announced"].as_str() {
+        Some(second) => format!("told up to {second}"),
+        None => "told of nothing yet".to_owned(),
+    };
+    match (hook["owed"].as_u64().unwrap_or(0), hook["trouble"].as_str()) {
+        (0, _) => announced,
+        (owed, None) => format!("{announced}, {} to come", plural(owed, "publication")),
+        (owed, Some(trouble)) => format!(
+            "{announced}, {} to come\n           {trouble}",
+            plural(owed, "publication")
+        ),
+    }
+}
+
 /// Runs `publish`: by the authority that runs, or in its place when none does.
 pub(super) fn publish(args: &Publish) -> Outcome {
     let config = args.place.read()?;
@@ -169,7 +190,8 @@ pub(super) fn publish(args: &Publish) -> Outcome {
         }
         // The calendar's lock decides whether really none runs.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-            let published = Authority::publish_stopped(&config.data(), clock::now());
+            let published =
+                Authority::publish_stopped(&config.data(), config.signer().as_ref(), clock::now());
             let Published { data, code, is_new } = published.map_err(Failure::service)?;
             json!({ "second": data.time.to_string(), "code": code, "new": is_new })
         }

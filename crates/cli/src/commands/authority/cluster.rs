@@ -173,7 +173,7 @@ mod with {
                 config.path.display()
             )));
         };
-        cluster::Cluster::found(cluster, &service.dir)
+        cluster::Cluster::found(cluster, &service.dir, service.signer.as_ref())
             .await
             .map_err(|e| match e {
                 ClusterError::AlreadyFounded { .. } => Failure::input(e),

@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pitser_authority::publicity::{Hook, PublicityConfig};
 use pitser_authority::users::file::{self, FileKey, Record};
-use pitser_authority::{Config as Service, Https, Limits, LogWitness, Operations, User};
+use pitser_authority::{
+    Config as Service, Https, Limits, LogWitness, Operations, SignerCommand, User,
+};
 use pitser_client::{Client, Endpoint, Key, Options};
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -51,6 +54,7 @@ pub(super) struct Config {
     parent: Option<Above>,
     #[serde(default)]
     publish: Publish,
+    signer: Option<Signer>,
     #[serde(default)]
     log: Log,
     #[serde(rename = "witness", default)]
@@ -111,6 +115,18 @@ struct Log {
 #[serde(deny_unknown_fields)]
 struct Publish {
     every_s: Option<u64>,
+    monthly_on: Option<u8>,
+    hook: Option<Vec<String>>,
+    hook_timeout_s: Option<u64>,
+    url: Option<String>,
+}
+
+/// `[signer]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signer {
+    command: Vec<String>,
+    timeout_ms: Option<u64>,
 }
 
 /// `[limits]`.
@@ -174,6 +190,13 @@ impl Config {
         }
         if let Some(cluster) = &self.cluster {
             cluster.check()?;
+        }
+        self.publish.check()?;
+        if let Some(signer) = &self.signer {
+            is_command("signer.command", &signer.command)?;
+            if signer.timeout_ms == Some(0) {
+                return Err("signer.timeout_ms is 0: nothing would be signed".into());
+            }
         }
         let limits = &self.limits;
         for (name, value) in [
@@ -275,6 +298,8 @@ impl Config {
         service.log.witnesses = known
             .map(|(prefix, key)| LogWitness::http(key, prefix))
             .collect();
+        service.signer = self.signer();
+        service.publicity = self.publish.publicity();
         service.operations = Operations {
             https: self.https(),
             monitor: listen.monitor,
@@ -282,6 +307,21 @@ impl Config {
             spent: Some(self.data().join("spent")),
         };
         service
+    }
+
+    /// What signs, if the key is not in the data folder.
+    pub(super) fn signer(&self) -> Option<SignerCommand> {
+        let signer = self.signer.as_ref()?;
+        let mut command = SignerCommand::new(&signer.command);
+        if let Some(ms) = signer.timeout_ms {
+            command.timeout = Duration::from_millis(ms);
+        }
+        Some(command)
+    }
+
+    /// Where the world reaches the service, if that is known.
+    pub(super) fn url(&self) -> Option<&str> {
+        self.publish.url.as_deref()
     }
 
     fn https(&self) -> Option<Https> {
@@ -375,6 +415,54 @@ impl Above {
     }
 }
 
+impl Publish {
+    fn check(&self) -> Result<(), String> {
+        if self.monthly_on.is_some_and(|day| !(1..=28).contains(&day)) {
+            return Err("publish.monthly_on is a day that every month has: 1 to 28".into());
+        }
+        match &self.hook {
+            Some(hook) => is_command("publish.hook", hook)?,
+            None if self.hook_timeout_s.is_some() => {
+                return Err("publish.hook_timeout_s is for publish.hook: give that too".into());
+            }
+            None => {}
+        }
+        if self.hook_timeout_s == Some(0) {
+            return Err("publish.hook_timeout_s is 0: the hook would never succeed".into());
+        }
+        let is_web = |url: &String| url.starts_with("https://") || url.starts_with("http://");
+        if self.url.as_ref().is_some_and(|url| !is_web(url)) {
+            return Err("publish.url begins with https:// or http://".into());
+        }
+        Ok(())
+    }
+
+    fn publicity(&self) -> PublicityConfig {
+        let hook = self.hook.as_ref().map(|command| {
+            let mut hook = Hook::new(command);
+            if let Some(seconds) = self.hook_timeout_s {
+                hook.timeout = Duration::from_secs(seconds);
+            }
+            hook
+        });
+        PublicityConfig {
+            monthly_on: self.monthly_on,
+            hook,
+            url: self.url.clone(),
+        }
+    }
+}
+
+/// No shell looks for it, so its place has to be said.
+fn is_command(name: &str, command: &[String]) -> Result<(), String> {
+    match command.first() {
+        Some(program) if program.starts_with('/') => Ok(()),
+        _ => Err(format!(
+            "{name} is a list: the program's whole path, then its arguments, each by itself"
+        )),
+    }
+}
+
 impl Bounds {
     fn limits(&self) -> Limits {
         let default = Limits::default();
@@ -423,6 +511,13 @@ mod tests {
             "name",
             "url",
             "quorum",
+            "monthly_on",
+            "hook",
+            "hook_timeout_s",
+            "url",
+            "[signer]",
+            "command",
+            "timeout_ms",
         ];
         let line = |line: &str| match line.strip_prefix("# ") {
             Some(bare) if commented.contains(&bare.split('=').next().unwrap().trim()) => {
@@ -479,6 +574,14 @@ mod tests {
         refused("\"127.0.0.1:3332\"", "\"localhost\"", "authority.toml:12");
         refused("# https  ", "https  ", "certificate and key");
         refused("# key  ", "key  ", "give listen.https");
+        refused("# monthly_on = 15", "monthly_on = 31", "1 to 28");
+        refused(
+            "# hook = [\"/usr",
+            "hook = [\"usr",
+            "publish.hook is a list",
+        );
+        refused("# hook_timeout_s", "hook_timeout_s", "give that too");
+        refused("# url = \"https://", "url = \"", "https:// or http://");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use pitser_authority::users::file::{self, FileKey};
-use pitser_authority::{Authority, AuthorityError, Brought, Subject};
+use pitser_authority::{Authority, AuthorityError, Brought, BroughtKey, SignerCommand, Subject};
 use pitser_client::{Endpoint, Key};
 use pitser_ksi::pki::Constraint;
 use zeroize::Zeroizing;
@@ -24,16 +24,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Address in the certificate, by which verifiers know the authority: one in a domain of yours
-    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["key", "below"])]
+    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["key", "signer", "below"])]
     email: Option<String>,
     /// Name in the certificate
-    #[arg(long, value_name = "NAME", conflicts_with = "key")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key", "signer"])]
     name: Option<String>,
     /// Organisation in the certificate
-    #[arg(long, value_name = "NAME", conflicts_with = "key")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key", "signer"])]
     organisation: Option<String>,
     /// Country in the certificate, two letters
-    #[arg(long, value_name = "XX", conflicts_with = "key")]
+    #[arg(long, value_name = "XX", conflicts_with_all = ["key", "signer"])]
     country: Option<String>,
     /// An RSA key that you bring along, PKCS#8 in PEM
     #[arg(
@@ -43,18 +43,28 @@ pub(crate) struct Args {
         conflicts_with = "email"
     )]
     key: Option<PathBuf>,
-    /// Its certificate, in PEM
-    #[arg(long, value_name = "CERT.pem", requires = "key")]
+    /// A program that signs with a key in a device (docs/publications.md), by its whole path;
+    /// given again for each of its arguments
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        requires_all = ["certificate", "constraint"],
+        conflicts_with_all = ["email", "key"],
+        allow_hyphen_values = true
+    )]
+    signer: Vec<String>,
+    /// The key's certificate, in PEM
+    #[arg(long, value_name = "CERT.pem")]
     certificate: Option<PathBuf>,
     /// What verifiers are to demand of that certificate, such as email=publications@example.org
-    #[arg(long, value_name = "NAME=VALUE", requires = "key")]
+    #[arg(long, value_name = "NAME=VALUE", requires = "certificate")]
     constraint: Option<String>,
     /// Make an aggregator instead, whose rounds this service signs: ksi+tcp://HOST:PORT; its key is
     /// taken from PITSER_KEY. May be given up to three times, for services that keep one calendar
     #[arg(
         long,
         value_name = "SERVICE",
-        conflicts_with_all = ["email", "name", "organisation", "country", "key"]
+        conflicts_with_all = ["email", "name", "organisation", "country", "key", "signer"]
     )]
     below: Vec<String>,
     /// Who we are at the services above
@@ -73,6 +83,17 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: &Args) -> Outcome {
+    let brings_key = args.key.is_some() || !args.signer.is_empty();
+    if args.certificate.is_some() && !brings_key {
+        return Err(Failure::Input(
+            "--certificate is for a key that you bring along: give --key or --signer too".into(),
+        ));
+    }
+    if args.signer.first().is_some_and(|it| !it.starts_with('/')) {
+        return Err(Failure::Input(
+            "--signer needs the program's whole path".into(),
+        ));
+    }
     let place = Place(&args.dir);
     for path in [place.config(), place.users(), place.users_key()] {
         if path.exists() {
@@ -99,25 +120,32 @@ pub(super) fn run(args: &Args) -> Outcome {
         .map_err(|e| Failure::Service(format!("{}: {e}", place.users_key().display())))?;
     file::write(&place.users(), &[], &key).map_err(Failure::service)?;
     let config = match &args.below[..] {
-        [] => EXAMPLE.to_owned(),
+        [] => configuration(&args.signer)?,
         _ => below(args, &place)?,
     };
     files::write(&place.config(), config.as_bytes(), false)?;
-    print(&output::clean(&place.next_steps(args.below.is_empty())?))?;
+    print(&output::clean(&place.next_steps(args)?))?;
     Ok(Exit::Intact)
 }
 
 /// Calendar, signing key, certificate and publications.
 fn make_authority(args: &Args, place: &Place<'_>) -> Result<(), Failure> {
     let genesis = clock::now();
-    let made = match (&args.key, &args.certificate, &args.constraint) {
-        (Some(key), Some(certificate), Some(constraint)) => {
+    let made = match (&args.certificate, &args.constraint) {
+        (Some(certificate), Some(constraint)) => {
             // Its spelling is checked before anything is made.
             constraint.parse::<Constraint>().map_err(Failure::input)?;
-            let key = Zeroizing::new(files::read_text(key)?);
             let certificate = files::read_text(certificate)?;
+            let pem = match &args.key {
+                Some(path) => Some(Zeroizing::new(files::read_text(path)?)),
+                None => None,
+            };
+            let signer = SignerCommand::new(&args.signer);
             let brought = Brought {
-                key_pem: &key,
+                key: match &pem {
+                    Some(pem) => BroughtKey::Pem(pem),
+                    None => BroughtKey::Behind(&signer),
+                },
                 certificate_pem: &certificate,
                 constraint,
             };
@@ -209,6 +237,22 @@ fn write_secret(path: &Path, secret: &[u8]) -> Result<(), Failure> {
     .map_err(|e| Failure::Service(format!("{}: {e}", path.display())))
 }
 
+/// The example, with the program that signs.
+fn configuration(signer: &[String]) -> Result<String, Failure> {
+    if signer.is_empty() {
+        return Ok(EXAMPLE.to_owned());
+    }
+    // An array of strings is written alike in JSON and TOML, but for characters that no
+    // command has.
+    let command = serde_json::to_string(signer).map_err(Failure::input)?;
+    Ok(EXAMPLE
+        .replace("# [signer]", "[signer]")
+        .replace(EXAMPLE_COMMAND, &format!("command = {command}")))
+}
+
+/// How the example names a program that signs.
+const EXAMPLE_COMMAND: &str = "# command = [\"/usr/local/bin/hsm-sign\"]";
+
 fn subject(args: &Args) -> Subject {
     let text = |given: &Option<String>| given.clone().unwrap_or_default();
     Subject {
@@ -243,7 +287,7 @@ impl Place<'_> {
         self.0.join("parent-key")
     }
 
-    fn next_steps(&self, is_authority: bool) -> Result<String, Failure> {
+    fn next_steps(&self, args: &Args) -> Result<String, Failure> {
         let config = self.config();
         let config = config.display();
         let commands = format!(
@@ -252,7 +296,7 @@ impl Place<'_> {
              pitser authority run --config {config}\n\
              pitser authority status --config {config}\n"
         );
-        if !is_authority {
+        if !args.below.is_empty() {
             return Ok(format!(
                 "aggregator     {config}\n\
                  key above      {}: nobody else may have it\n\
@@ -262,14 +306,20 @@ impl Place<'_> {
             ));
         }
         let constraint = files::read_text(&self.data().join("constraint"))?;
+        let key = match args.signer.first() {
+            Some(program) => format!("behind {program}"),
+            None => format!(
+                "{}: nobody else may have it",
+                self.data().join("signing-key.pem").display()
+            ),
+        };
         Ok(format!(
             "authority      {config}\n\
              certificate    {}: verifiers trust it, with --constraint {}\
-             signing key    {}: nobody else may have it\n\
+             signing key    {key}\n\
              key of users   {}: keep a copy, but not beside one of the file of users\n{commands}",
             self.data().join("certificate.pem").display(),
             constraint,
-            self.data().join("signing-key.pem").display(),
             self.users_key().display(),
         ))
     }

@@ -6,6 +6,7 @@ mod cluster;
 mod config;
 mod init;
 mod run;
+mod sheet;
 mod user;
 
 use crate::outcome::Outcome;
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Found(cluster::Args),
     /// Publish the calendar's newest second now
     Publish(ask::Publish),
+    /// Make a page for print of a publication: its code, as text and QR code, and how to use it
+    Sheet(sheet::Args),
     /// Ask a running authority how it is; exit code 1 if it has stopped signing, 2 if it is late
     Status(ask::Status),
     /// Recompute the whole calendar, and compare it with everything that was published
@@ -38,6 +41,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Run(args) => service::block_on(run::run(args)),
         Command::Found(args) => service::block_on(async move { cluster::found(&args).await }),
         Command::Publish(args) => ask::publish(&args),
+        Command::Sheet(args) => sheet::run(&args),
         Command::Status(args) => ask::status(&args),
         Command::Audit(args) => audit::run(&args),
         Command::User(command) => user::run(command),
