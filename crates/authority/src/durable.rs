@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 /// Replaces `path`: afterwards it has either all of `bytes` or is as it was.
@@ -27,13 +27,18 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .create_new(true)
         .mode(mode)
         .open(&temporary)?;
+    // Root may replace what the service's user is to read.
+    if let Ok(replaced) = fs::metadata(path)
+        && replaced.uid() != file.metadata()?.uid()
+    {
+        fchown(&file, Some(replaced.uid()), Some(replaced.gid()))?;
+    }
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
+    // A bare name stands in the current folder.
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Replaces `path` as a whole, without waiting for the disk: for what can be

@@ -11,6 +11,8 @@ use std::time::Duration;
 use pitser_ksi::pdu::Status;
 use pitser_ksi::time::Second;
 
+use crate::log::LogStatus;
+
 /// Counters of a running authority.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -26,8 +28,10 @@ pub struct Metrics {
     clock: Clock,
 }
 
-/// One number that only grows.
+/// One number that only grows, on a cache line of its own: cores that count different
+/// things do not wait for each other.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 struct Count(AtomicU64);
 
 impl Count {
@@ -277,6 +281,9 @@ impl Metrics {
         self.of_rounds(&mut out);
         self.of_transports(&mut out);
         state.of_calendar(&mut out);
+        if let Some(log) = &state.log {
+            of_log(log, &mut out);
+        }
         if let Some(synchronised) = self.clock_synchronised() {
             let help = "1 while the machine's clock follows a time source.";
             out.one(
@@ -387,6 +394,8 @@ pub(crate) struct State {
     pub(crate) waiting: usize,
     pub(crate) head: Option<Second>,
     pub(crate) now: Second,
+    /// Of the calendar's log, if the calendar is ours.
+    pub(crate) log: Option<LogStatus>,
     pub(crate) publications: usize,
     pub(crate) published_at: Option<Second>,
     /// Configured users, and their requests that came into a round.
@@ -451,6 +460,24 @@ impl State {
     }
 }
 
+fn of_log(log: &LogStatus, out: &mut Text) {
+    let help = "Entries under the newest checkpoint of the calendar's log.";
+    out.one("pitser_log_size", "gauge", help, log.size);
+    if log.quorum == 0 {
+        return;
+    }
+    let help = "Entries under the newest checkpoint that a quorum of witnesses cosigned.";
+    out.one("pitser_log_witnessed_size", "gauge", help, log.witnessed);
+    let help = "By how many seconds the newest witnessed checkpoint is behind.";
+    out.one("pitser_log_behind_seconds", "gauge", help, log.behind_s());
+    let name = "pitser_log_witness_size";
+    let help = "Entries under the newest checkpoint that a witness cosigned since the start.";
+    out.family(name, "gauge", help);
+    for witness in &log.witnesses {
+        out.sample(name, &[("witness", &witness.name)], witness.size);
+    }
+}
+
 struct Text(String);
 
 impl Text {
@@ -488,6 +515,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::LogWitnessStatus;
 
     #[test]
     fn says_what_was_counted() {
@@ -508,6 +536,17 @@ mod tests {
             waiting: 4,
             head: Some(Second(100)),
             now: Second(101),
+            log: Some(LogStatus {
+                size: 9,
+                witnessed: 7,
+                quorum: 1,
+                witnesses: vec![LogWitnessStatus {
+                    name: "notary.example/w".to_owned(),
+                    size: 7,
+                    ..LogWitnessStatus::default()
+                }],
+                ..LogStatus::default()
+            }),
             publications: 2,
             published_at: None,
             users: vec![("a\"b".to_owned(), 5)],
@@ -532,6 +571,8 @@ mod tests {
             "pitser_authority_received_bytes_total 40",
             "pitser_calendar_head_age_seconds 1",
             "pitser_clock_synchronised 0",
+            "pitser_log_behind_seconds 2",
+            r#"pitser_log_witness_size{witness="notary.example/w"} 7"#,
             r#"pitser_authority_user_requests_total{login="a\"b"} 5"#,
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");

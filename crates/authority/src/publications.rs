@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use pitser_ksi::error::DecodeError;
 use pitser_ksi::pki::PkiError;
@@ -47,8 +47,25 @@ pub(crate) struct Publications {
     identity: Arc<Identity>,
     /// Held while a file is made and stored: publications come one by one.
     newest: Mutex<PublicationsFile>,
-    /// The bytes of `newest`, for those who only want to read them.
-    bytes: RwLock<Arc<[u8]>>,
+    /// What `newest` says, for those who only want to read.
+    shown: RwLock<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    bytes: Arc<[u8]>,
+    publications: usize,
+    latest: Option<PublicationData>,
+}
+
+impl From<&PublicationsFile> for Shown {
+    fn from(file: &PublicationsFile) -> Self {
+        Self {
+            bytes: file.encode().into(),
+            publications: file.publications().len(),
+            latest: file.latest().map(|record| record.data),
+        }
+    }
 }
 
 impl Publications {
@@ -94,13 +111,12 @@ impl Publications {
         identity: Arc<Identity>,
     ) -> Result<Self, PublicationsError> {
         let file = Self::read(dir)?;
-        let bytes: Arc<[u8]> = file.encode().into();
         Ok(Self {
             path: dir.join(FILE),
             calendar,
             identity,
+            shown: RwLock::new(Shown::from(&file)),
             newest: Mutex::new(file),
-            bytes: RwLock::new(bytes),
         })
     }
 
@@ -109,14 +125,17 @@ impl Publications {
     }
 
     pub(crate) fn file(&self) -> Arc<[u8]> {
-        Arc::clone(&self.bytes.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.shown().bytes)
     }
 
     /// How many publications there are, and the newest.
     pub(crate) fn summary(&self) -> (usize, Option<PublicationData>) {
-        let newest = self.lock();
-        let latest = newest.latest().map(|record| record.data);
-        (newest.publications().len(), latest)
+        let shown = self.shown();
+        (shown.publications, shown.latest)
+    }
+
+    fn shown(&self) -> RwLockReadGuard<'_, Shown> {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes the calendar's newest second. Blocks on the disk.
@@ -175,7 +194,7 @@ impl Publications {
         file: PublicationsFile,
     ) -> Result<(), PublicationsError> {
         store(&self.path, &file)?;
-        *self.bytes.write().unwrap_or_else(PoisonError::into_inner) = file.encode().into();
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::from(&file);
         *newest = file;
         Ok(())
     }

@@ -319,6 +319,52 @@ async fn http_shows_health_and_refuses_what_is_too_long() {
     assert!(health.contains("CLK-01"), "{health}");
 }
 
+/// A byte now and then keeps no connection: the whole request has its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_trickles_in_is_cut_off() {
+    let world = with_limits(Limits {
+        idle: Duration::from_millis(200),
+        ..Limits::default()
+    })
+    .await;
+    let endless = [&[0x82, 0x20, 0xff, 0xff][..], &[0; 1000]].concat();
+    let head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 60000\r\n";
+    let body = [&head[..], b"\r\n", &[0x82; 1000]].concat();
+    let endless_head = [&head[..], &b"x: y\r\n".repeat(1000)].concat();
+    let (tcp, http) = (
+        world.authority.tcp_address(),
+        world.authority.http_address().unwrap(),
+    );
+    for (address, at_once, bytes) in [
+        (tcp, 4, &endless),
+        (http, 0, &endless_head),
+        (http, head.len() + 2, &body),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let (at_once, slowly) = bytes.split_at(at_once);
+        stream.write_all(at_once).await.unwrap();
+        let (mut read, mut write) = stream.split();
+        let mut every = tokio::time::interval(Duration::from_millis(20));
+        let trickle = async {
+            for byte in slowly.iter().cycle() {
+                every.tick().await;
+                if write.write_all(&[*byte]).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let mut rest = Vec::new();
+        let closed = async {
+            // The end, or a reset because of what was not read.
+            let _ = read.read_to_end(&mut rest).await;
+        };
+        let outcome = tokio::time::timeout(Duration::from_secs(30), async {
+            tokio::select! { () = trickle => {} () = closed => {} }
+        });
+        outcome.await.expect("the connection stays open");
+    }
+}
+
 async fn http(world: &World, request: &[u8]) -> String {
     let address = world.authority.http_address().unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();

@@ -569,7 +569,7 @@ async fn a_calendar_ahead_of_its_witness_waits_for_the_witness() {
     world.tick().await;
     let ahead = |log: &pitser_authority::LogStatus| {
         let trouble = log.witnesses[0].trouble.as_deref();
-        trouble.is_some_and(|why| why.contains("status 503"))
+        trouble.is_some_and(|why| why.contains("more entries than seconds"))
     };
     assert_eq!(world.authority.log_until(ahead).await.witnessed, 6);
     notary.set_clock(GENESIS.plus(2));
@@ -697,4 +697,32 @@ async fn an_authority_from_before_logs_gets_one() {
     let world = World::start(dir, Micros::boundary(GENESIS), vec![easy(1)], 1).await;
     world.ticks(2).await;
     world.witnessed_up_to(3).await;
+}
+
+/// The example of docs/spec/51-calendar-log.md: a calendar of three empty seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chapters_example_is_reproduced() {
+    let chapter = include_str!("../../../docs/spec/51-calendar-log.md");
+    let dir = TempDir::new().unwrap();
+    init(&dir);
+    std::fs::write(dir.path().join("log-key"), "01".repeat(32) + "\n").unwrap();
+    let world = World::start(dir, Micros::boundary(GENESIS), vec![easy(2)], 1).await;
+    world.ticks(2).await;
+    world.witnessed_up_to(3).await;
+    let proof = world.get(&format!("/log/proof/{}", GENESIS.0 + 1)).ok();
+    let proof = String::from_utf8(proof).unwrap();
+    let read = LogProof::parse(proof.as_bytes()).unwrap();
+    let entry: String = read
+        .extra()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    for part in [
+        format!("```\n{proof}```"),
+        format!("\n{entry}\n"),
+        format!("\n{}\n", world.key()),
+        format!("\n{}\n", cosigner(2).verifier()),
+    ] {
+        assert!(chapter.contains(&part), "not in the chapter:\n{part}");
+    }
 }

@@ -45,7 +45,7 @@ struct Cli {
     /// Say more on the error output; up to -vvv. PITSER_LOG chooses more finely
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     verbose: u8,
-    /// How the log on the error output is written
+    /// How the log on the error output is written: for people, or an object a line
     #[arg(
         long,
         global = true,
@@ -60,13 +60,11 @@ struct Cli {
     command: Command,
 }
 
-/// How the log is written.
+// Comments on the values would fill half a page of every command's help.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
 enum LogFormat {
-    /// Lines for people
     #[default]
     Text,
-    /// One JSON object a line, for programs
     Json,
 }
 

@@ -96,7 +96,8 @@ impl HttpWitness {
             // Another witness may say so when its root is another one.
             return Err(lost(&"it refused the head without saying which it holds"));
         }
-        parse_answer(status, &answer.to_bytes())
+        let body = answer.to_bytes();
+        parse_answer(status, &body).map_err(|refusal| in_its_words(refusal, &body))
     }
 
     async fn post(
@@ -184,6 +185,26 @@ async fn open(address: &str) -> std::io::Result<Box<dyn Stream>> {
     Ok(Box::new(stream))
 }
 
+/// A refusal that the protocol has no word for, with the witness's own sentence.
+fn in_its_words(refusal: Refusal, body: &[u8]) -> Refusal {
+    let Refusal::Unavailable { reason } = refusal else {
+        return refusal;
+    };
+    let line = body.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
+    let words: String = line
+        .iter()
+        .filter(|b| is_plain(b))
+        .take(MAX_WORDS)
+        .map(|b| char::from(*b))
+        .collect();
+    let reason = match words.is_empty() {
+        true => reason,
+        false => format!("{reason}, {words:?}"),
+    };
+    Refusal::Unavailable { reason }
+}
+
 fn lost(reason: &dyn ToString) -> Refusal {
     Refusal::Unavailable {
         reason: reason.to_string(),
@@ -252,6 +273,9 @@ pub enum PrefixError {
     Malformed,
 }
 
+/// Characters of a witness's sentence that are repeated.
+const MAX_WORDS: usize = 120;
+
 /// How long a witness may take for one answer.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 
@@ -263,6 +287,26 @@ mod tests {
     fn check(url: &str, expected: Result<&str, PrefixError>) {
         let prefix = url.parse::<Prefix>().map(|prefix| prefix.to_string());
         assert_eq!(prefix, expected.map(str::to_owned), "{url}");
+    }
+
+    #[test]
+    fn a_refusal_outside_the_protocol_is_told_in_the_witnesses_words() {
+        let told = |body: &[u8]| match parse_answer(503, body) {
+            Err(refusal) => in_its_words(refusal, body).to_string(),
+            Ok(_) => unreachable!("503 is no cosignature"),
+        };
+        assert_eq!(
+            told(b"too fast\nand more\n"),
+            "witness unavailable: status 503, \"too fast\""
+        );
+        assert_eq!(
+            told(b"\x1b[2J\xff\n"),
+            "witness unavailable: status 503, \"[2J\""
+        );
+        assert_eq!(told(b""), "witness unavailable: status 503");
+        assert!(told(&[b'x'; 9_000]).len() < 200);
+        let other = in_its_words(Refusal::NotSigned, b"whatever");
+        assert_eq!(other, Refusal::NotSigned);
     }
 
     #[test]

@@ -65,6 +65,10 @@ impl Files {
             }
             Err(e) => return Err(io_error("create", &entries)(e)),
         }
+        for level in stored_levels().skip(1) {
+            let nodes = dir.join(file_name(level));
+            File::create(&nodes).map_err(io_error("create", &nodes))?;
+        }
         let text = format!("{VERSION}\ngenesis {}\nalgorithm SHA-256\n", genesis.0);
         write_durably(&dir.join(FORMAT), text.as_bytes())
             .map_err(io_error("write", &dir.join(FORMAT)))

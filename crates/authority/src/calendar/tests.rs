@@ -378,3 +378,66 @@ fn a_walk_tells_every_second_its_leaf_and_root() {
     let empty = World::new(5).reader();
     assert_eq!(empty.walk(Second(5)).unwrap().take(9).unwrap(), []);
 }
+
+/// A calendar of several jobs, that begins and ends in the middle of one.
+#[test]
+fn the_audit_names_what_is_damaged_first() {
+    let mut world = World::new(5_000);
+    for at in [5_000, 5_003, 8_191, 8_192, 12_288, 17_000] {
+        world.append(at);
+    }
+    let audit = world.reader().audit(|_, _| ()).unwrap();
+    assert_eq!(audit.fault, None);
+    assert_eq!((audit.seconds, audit.sealed_seconds), (12_001, 6));
+    let nodes = (17_001 / 16 - 5_000 / 16) + (17_001 / 256 - 5_000 / 256) + (17_001 / 4096 - 1);
+    assert_eq!(audit.nodes, nodes);
+
+    let clean = fs::read(world.path(0)).unwrap();
+    let damaged = |at: &[u64]| {
+        let mut bytes = clean.clone();
+        for at in at {
+            bytes[(at - 5_000) as usize * 33 + 9] ^= 1;
+        }
+        fs::write(world.path(0), bytes).unwrap();
+        world.reader().audit(|_, _| ()).unwrap().fault
+    };
+    // The node above, in the file of level 4: whichever thread finds another one.
+    for (at, first) in [
+        (&[16_900, 6_000][..], 6_000),
+        (&[12_288], 12_288),
+        (&[9_000, 8_000, 13_000], 8_000),
+    ] {
+        let fault = damaged(at).unwrap();
+        let byte = (first / 16 - 5_000 / 16) * 33;
+        let expected = format!("level-04 is damaged at byte {byte};");
+        assert!(fault.contains(&expected), "{expected} {fault}");
+    }
+    assert_eq!(damaged(&[]), None);
+}
+
+#[test]
+fn a_reader_beside_the_writer_sees_what_is_complete() {
+    let mut world = World::filled(10, 30);
+    world.append(5_000);
+    let beside = CalendarReader::open_beside(world.dir.path()).unwrap();
+    let writer = world.reader();
+    assert_eq!(beside.head(), writer.head());
+    let head = writer.head().unwrap();
+    assert_eq!(beside.root_at(head).unwrap(), writer.root_at(head).unwrap());
+    world.append(5_001);
+    assert_eq!(beside.head(), Some(head), "it does not grow");
+
+    // The writer has written an entry, but not yet the node that it completes.
+    world.append(5_007);
+    let nodes = fs::read(world.path(4)).unwrap();
+    fs::write(world.path(4), &nodes[..nodes.len() - 33]).unwrap();
+    let beside = CalendarReader::open_beside(world.dir.path()).unwrap();
+    assert_eq!(beside.head(), Some(Second(5_006)));
+    assert_eq!(beside.audit(|_, _| ()).unwrap().fault, None);
+
+    // No writer leaves so much undone.
+    fs::write(world.path(4), &nodes[..33]).unwrap();
+    let error = CalendarReader::open_beside(world.dir.path()).unwrap_err();
+    assert!(matches!(error, CalendarError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("level-04"), "{error}");
+}

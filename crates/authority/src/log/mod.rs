@@ -159,7 +159,8 @@ pub enum LogError {
     Config(String),
     /// The log was signed under another origin.
     #[error(
-        "the log in {} is that of {found}, and {configured} is configured; an origin never changes",
+        "the log in {} is that of {found}, and {configured} is configured; an origin never changes. If \
+         nobody was ever told of it, remove that folder: it is computed again",
         dir.display()
     )]
     OtherOrigin {

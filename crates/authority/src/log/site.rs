@@ -26,9 +26,9 @@ use pitser_tlog::proof::LogProof;
 use pitser_tlog::tiles::Tile;
 use tokio::sync::{Semaphore, watch};
 
-use super::LogError;
 use super::files::Files;
 use super::keeper::{Head, Keeper, View};
+use super::{LogError, LogStatus};
 use crate::service::stopping;
 
 /// The log's part of the HTTP service.
@@ -71,6 +71,11 @@ impl Site {
             // Others need connections as well.
             waiters: Semaphore::new(connections / 4),
         }
+    }
+
+    /// How the log is doing.
+    pub(crate) fn status(&self) -> LogStatus {
+        self.view.borrow().status.clone()
     }
 
     /// Answers GET of a path below `/log/`.

@@ -17,7 +17,6 @@ pub(crate) mod tcp;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pitser_ksi::hash::Algorithm;
 use pitser_ksi::pdu::{
     AggregationAck, AggregatorConfig, ErrorPayload, ExtendRequestPayload, ExtendResponsePayload,
     Status,
@@ -156,9 +155,9 @@ impl Service {
     fn aggregator_config(&self, user: &Member) -> AggregatorConfig {
         AggregatorConfig {
             max_level: Some(user.max_level.into()),
-            algorithm: Some(Algorithm::Sha256),
+            algorithm: Some(user.algorithm()),
             period_ms: Some(1000),
-            max_requests: Some(self.limits.requests_per_round as u64),
+            max_requests: Some(user.most_requests(self.limits.requests_per_round)),
             parents: Vec::new(),
         }
     }

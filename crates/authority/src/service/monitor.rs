@@ -4,6 +4,7 @@ use pitser_ksi::publication::PublicationData;
 use serde_json::{Value, json};
 
 use super::{Intake, Service};
+use crate::log::{LogStatus, LogWitnessStatus};
 use crate::metrics::State;
 use crate::publications::{PublicationsError, Published};
 
@@ -44,10 +45,11 @@ impl Service {
             .collect();
         users.sort();
         State {
-            is_signing: matches!(&*self.intake(), Intake::Open(_)),
+            is_signing: self.health().is_ok(),
             waiting: self.waiting(),
             head: self.past.newest(),
             now: self.clock.now().ended(),
+            log: self.past.own().map(|own| own.log.status()),
             publications,
             published_at: newest.map(|data| data.time),
             users,
@@ -78,6 +80,7 @@ impl Service {
                 "code": data.to_code(),
             })),
             "clock_synchronised": self.metrics.clock_synchronised(),
+            "log": self.past.own().map(|own| log(&own.log.status())),
         })
     }
 
@@ -92,4 +95,23 @@ impl Service {
         let own = self.past.own()?;
         Some(own.publications.publish(self.clock.now().ended()))
     }
+}
+
+fn log(status: &LogStatus) -> Value {
+    let witness = |one: &LogWitnessStatus| {
+        json!({
+            "name": one.name,
+            "size": one.size,
+            "cosigned": one.cosigned_at.map(|at| at.to_string()),
+            "trouble": one.trouble,
+        })
+    };
+    json!({
+        "size": status.size,
+        "witnessed": status.witnessed,
+        "behind_s": status.behind_s(),
+        "quorum": status.quorum,
+        "witnesses": status.witnesses.iter().map(witness).collect::<Vec<_>>(),
+        "trouble": status.trouble,
+    })
 }

@@ -1,8 +1,8 @@
 //! Who may ask, and how much of it.
 //!
 //! In scope: a user's bounds ([`Allowance`]), what of them is spent, and the file
-//! that keeps users with their keys encrypted ([`file`]). Time is an argument; only
-//! [`file::read`], [`file::write`] and the spent quotas' [`spent`] touch a disk.
+//! that keeps users with their keys encrypted ([`mod@file`]). Time is an argument; only
+//! [`file::read`], [`file::write`] and `spent`, which keeps used quotas, touch a disk.
 
 pub mod file;
 mod meter;
@@ -118,6 +118,24 @@ impl Member {
             self.meter.spent().give_back();
         }
         self.meter.accepted.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// What this user is told of rounds that take `requests` each: as many requests,
+    /// or as many as their rate allows.
+    pub(crate) fn most_requests(&self, requests: usize) -> u64 {
+        let most = requests as u64;
+        self.allowance
+            .rate
+            .map_or(most, |rate| most.min(rate.into()))
+    }
+
+    /// What this user's own trees are best hashed with.
+    pub(crate) fn algorithm(&self) -> Algorithm {
+        let allowed = &self.allowance.algorithms;
+        match allowed.first() {
+            Some(first) if !allowed.contains(&Algorithm::Sha256) => *first,
+            _ => Algorithm::Sha256,
+        }
     }
 
     /// Requests that came into a round since the start.

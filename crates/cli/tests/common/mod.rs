@@ -18,6 +18,8 @@ pub(crate) fn pitser(dir: &Path) -> Command {
         "PITSER_KEY",
         "PITSER_TLS_CA",
         "PITSER_LOG",
+        "PITSER_LOG_FORMAT",
+        "PITSER_AUTHORITY",
         "NO_COLOR",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",

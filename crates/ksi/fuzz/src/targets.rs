@@ -8,6 +8,7 @@
 use super::memory::bounded;
 use pitser_ksi::{
     Algorithm, DecodeError, Imprint, Second, Signature,
+    calendar_entry::CalendarEntry,
     chain::{AggregationChain, CalendarChain, MAX_SHAPE_LINKS, Metadata, Side, shape},
     hash::hash,
     logsig::{
@@ -232,6 +233,9 @@ fn hung_below(signature: &Signature) {
 
 /// The parts of signatures, each alone in an element: chains, records.
 pub fn chains(bytes: &[u8]) {
+    if let Ok(entry) = checked(bytes, || CalendarEntry::decode(bytes)) {
+        assert_eq!(entry.encode(), bytes);
+    }
     let Ok(element) = checked(bytes, || Element::single(bytes)) else {
         return;
     };
@@ -259,6 +263,10 @@ pub fn chains(bytes: &[u8]) {
         assert!(chain.is_compatible_with(&chain));
         let siblings = [Side::Left, Side::Right].map(|side| chain.siblings(side).count());
         assert_eq!(siblings.iter().sum::<usize>(), chain.links.len());
+        if let Some(entry) = CalendarEntry::of_chain(&chain) {
+            assert_eq!((entry.time(), entry.round()), (chain.time(), chain.input));
+            assert_eq!(CalendarEntry::decode(&entry.encode()), Ok(entry));
+        }
         if let Some(time) = chain.time_from_shape() {
             assert!(time <= chain.publication_time);
         }

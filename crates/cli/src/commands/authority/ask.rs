@@ -26,8 +26,8 @@ use crate::{clock, service};
 pub(crate) struct Status {
     #[command(flatten)]
     place: Place,
-    /// Ask at this monitor address instead of on the admin socket
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    /// Ask at this monitor address, whatever the configuration says
+    #[arg(long, value_name = "ADDRESS")]
     monitor: Option<SocketAddr>,
     #[command(flatten)]
     form: Form,
@@ -56,9 +56,13 @@ pub(super) fn status(args: &Status) -> Outcome {
         }
     };
     let (_, status) = answer.map_err(|e| {
-        Failure::Service(format!(
-            "no authority answers at {at}: {e}. `pitser authority run` starts one"
-        ))
+        let advice = match e.kind() {
+            ErrorKind::PermissionDenied => {
+                "Only the service's user and root may ask there; --monitor ADDRESS asks elsewhere"
+            }
+            _ => "`pitser authority run` starts one",
+        };
+        Failure::Service(format!("no authority answers at {at}: {e}. {advice}"))
     })?;
     if args.form.json {
         print_json(&status)?;
@@ -96,6 +100,7 @@ fn text(status: &Value) -> String {
         ),
         None => "nothing yet".to_owned(),
     };
+    let log = log_text(&status["log"]);
     format!(
         "state      {state}\n\
          head       {}{age}\n\
@@ -103,13 +108,43 @@ fn text(status: &Value) -> String {
          waiting    {}\n\
          signed     {} since the start, for {}\n\
          published  {published}\n\
-         clock      {clock}\n",
+         {log}clock      {clock}\n",
         string(&status["head"]),
         string(&status["genesis"]),
         plural(number(&status["waiting"]), "request"),
         number(&status["signatures"]),
         plural(number(&status["users"]), "user"),
     )
+}
+
+/// The calendar's log and its witnesses; nothing for an aggregator.
+fn log_text(log: &Value) -> String {
+    let (Some(size), Some(quorum)) = (log["size"].as_u64(), log["quorum"].as_u64()) else {
+        return String::new();
+    };
+    let mut text = format!("log        {}", plural(size, "second"));
+    if quorum > 0 {
+        let (all, behind) = (log["witnesses"].as_array(), &log["behind_s"]);
+        let all = all.map_or(0, Vec::len);
+        text += &match log["witnessed"].as_u64() {
+            Some(1..) => format!(", witnessed by {quorum} of {all} up to {behind} s ago"),
+            _ => format!(", not witnessed by {quorum} of {all} yet"),
+        };
+    }
+    text.push('\n');
+    if let Some(trouble) = log["trouble"].as_str() {
+        text += &format!("           {trouble}\n");
+    }
+    for witness in log["witnesses"].as_array().into_iter().flatten() {
+        let name = witness["name"].as_str().unwrap_or_default();
+        let state = match (witness["trouble"].as_str(), witness["cosigned"].as_str()) {
+            (Some(trouble), _) => trouble.to_owned(),
+            (None, Some(at)) => format!("cosigned at {at}"),
+            (None, None) => "has not cosigned since the start".to_owned(),
+        };
+        text += &format!("           {name}: {state}\n");
+    }
+    text
 }
 
 /// Runs `publish`: by the authority that runs, or in its place when none does.

@@ -187,6 +187,13 @@ impl Config {
                 return Err(format!("limits.{name} is 0: nobody would be served"));
             }
         }
+        if limits.idle_s.is_some_and(|idle_s| idle_s < 5) {
+            return Err(
+                "limits.idle_s is below 5: a connection is silent for more than a second \
+                        while it waits for its round"
+                    .into(),
+            );
+        }
         if limits
             .connections
             .is_some_and(|most| most > MAX_CONNECTIONS)
@@ -468,6 +475,7 @@ mod tests {
         refused("idle_s", "idle_seconds", "Did you mean `idle_s`?");
         refused("monitor =", "monitr =", "Did you mean `monitor`?");
         refused("idle_s = 60", "idle_s = 0", "limits.idle_s is 0");
+        refused("idle_s = 60", "idle_s = 1", "idle_s is below 5");
         refused("\"127.0.0.1:3332\"", "\"localhost\"", "authority.toml:12");
         refused("# https  ", "https  ", "certificate and key");
         refused("# key  ", "key  ", "give listen.https");
