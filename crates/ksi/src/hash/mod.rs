@@ -457,7 +457,7 @@ impl HmacKey {
         }
     }
 
-    /// The code of the concatenation of `parts`, as [`hmac`] makes it.
+    /// The code of the concatenation of `parts`, as [`hmac()`] makes it.
     #[must_use]
     pub fn mac(&self, algorithm: Algorithm, parts: &[&[u8]]) -> Imprint {
         if algorithm != Algorithm::Sha256 {
