@@ -13,6 +13,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pitser_client::Client;
 use pitser_ksi::hash::Imprint;
@@ -82,6 +83,7 @@ impl Aggregator {
             clock,
             pace,
             closed,
+            grace: config.grace,
             press: Press {
                 parent,
                 machine_id: config.machine_id.into(),
@@ -154,6 +156,7 @@ struct Engine {
     pace: Pace,
     /// The newest second that is closed.
     closed: Second,
+    grace: Duration,
     press: Press,
     /// Rounds that wait for the service above; each by itself, since a slow answer
     /// to one says nothing about the next.
@@ -183,7 +186,7 @@ impl Engine {
                 return Ok(());
             }
             self.pace.falls_asleep(self.clock.now())?;
-            let due = Micros::boundary(self.closed.plus(1));
+            let due = Micros::boundary(self.closed.plus(1)).plus(self.grace);
             tokio::select! {
                 () = self.clock.wait_until(due) => {}
                 () = stopping(&mut self.stop), if !stopped => continue,

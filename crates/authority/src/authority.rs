@@ -236,6 +236,7 @@ impl Authority {
                 bell: keeper.bell(),
             },
             closed,
+            grace: config.grace,
             tenure: Tenure::unlimited(),
             publisher: publisher.clone(),
             schedule,
@@ -273,6 +274,7 @@ impl Authority {
                 dir: config.dir,
                 rounds: rounds.clone(),
                 stop: stopping.clone(),
+                cluster_of: (!is_alone).then(|| Arc::clone(&service)),
             };
             servers.push(tokio::spawn(herald.run()));
         }

@@ -32,6 +32,9 @@ pub struct Config {
     /// Refuse to start when the calendar's head is older than this: filling the
     /// gap cannot be undone, and a clock that is wrong by years looks the same.
     pub max_outage_s: u64,
+    /// How long after a second's end its round still takes what had arrived by
+    /// then and was not looked at yet; below a second.
+    pub grace: Duration,
     /// The machine id in each signature's metadata.
     pub machine_id: String,
     /// Bounds on what strangers may use.
@@ -61,6 +64,7 @@ impl Config {
             publish_every_s: 86_400,
             max_clock_jump: Duration::from_secs(30),
             max_outage_s: 90 * 86_400,
+            grace: Duration::ZERO,
             machine_id: "pitser".to_owned(),
             limits: Limits::default(),
             #[cfg(feature = "cluster")]
@@ -150,6 +154,9 @@ pub struct Limits {
     pub pipeline: usize,
     /// A connection that sends nothing for this long is closed.
     pub idle: Duration,
+    /// A connection that leaves answers lying for this long is cut: it keeps the
+    /// rounds they stand in in memory.
+    pub taken_within: Duration,
 }
 
 impl Default for Limits {
@@ -160,6 +167,7 @@ impl Default for Limits {
             connections_of_peer: 4096,
             pipeline: 65_536,
             idle: Duration::from_secs(60),
+            taken_within: Duration::from_secs(10),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! it durable, then answers. Nothing is answered that is not in the calendar.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pitser_ksi::error::EncodeError;
 use pitser_ksi::hash::Imprint;
@@ -31,6 +32,8 @@ pub(crate) struct Engine {
     pub(crate) press: Press,
     /// The newest second that is closed.
     pub(crate) closed: Second,
+    /// How long after a second's end its round is closed.
+    pub(crate) grace: Duration,
     /// Until when this engine may write.
     pub(crate) tenure: Tenure,
     pub(crate) publisher: Publisher,
@@ -107,7 +110,7 @@ impl Engine {
                 return Ok(());
             }
             self.pace.falls_asleep(self.clock.now())?;
-            let due = Micros::boundary(self.closed.plus(1));
+            let due = Micros::boundary(self.closed.plus(1)).plus(self.grace);
             tokio::select! {
                 () = self.clock.wait_until(due) => {}
                 // With nothing to answer there is no boundary to wait for.

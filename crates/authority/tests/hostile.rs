@@ -16,7 +16,7 @@ use pitser_ksi::pdu::{
     frame_len,
 };
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
 async fn with_limits(limits: Limits) -> World {
@@ -372,4 +372,30 @@ async fn http(world: &World, request: &[u8]) -> String {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// 24 MB of answers: more than sockets hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_no_answers_is_cut_off_and_others_do_not_wait() {
+    const MANY: usize = 20_000;
+    let world = with_limits(Limits {
+        taken_within: Duration::from_millis(300),
+        ..Limits::default()
+    })
+    .await;
+    let mut greedy = connect(&world).await;
+    let requests: Vec<u8> = (1..=MANY as u64)
+        .flat_map(|request_id| message(vec![sign(request_id)]))
+        .collect();
+    greedy.write_all(&requests).await.unwrap();
+    world.until_waiting(MANY).await;
+    world.tick().await;
+    let signed = world.run(world.tcp().sign(document(1), 0)).await;
+    assert_eq!(signed.unwrap().input(), document(1));
+
+    greedy.ready(Interest::ERROR).await.unwrap();
+    let mut answers = Vec::new();
+    // Whether what lies in our own socket can still be read is the system's affair.
+    let _ = greedy.read_to_end(&mut answers).await;
+    assert!(answers.len() < MANY * 1000, "{} bytes", answers.len());
 }

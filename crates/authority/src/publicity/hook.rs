@@ -24,6 +24,7 @@ use super::sheet::root;
 use crate::durable::write_durably;
 use crate::publications::PublicationsError;
 use crate::running::RoundReport;
+use crate::service::Service;
 use crate::service::stopping;
 use crate::signer::printable;
 
@@ -138,6 +139,8 @@ pub(crate) struct Herald {
     pub(crate) dir: PathBuf,
     pub(crate) rounds: watch::Receiver<RoundReport>,
     pub(crate) stop: watch::Receiver<bool>,
+    /// In a cluster: the node that leads is the one that tells.
+    pub(crate) cluster_of: Option<Arc<Service>>,
 }
 
 impl Herald {
@@ -145,7 +148,14 @@ impl Herald {
         let (mut failures, mut retry_at) = (0, Second(0));
         loop {
             let now = self.rounds.borrow_and_update().second;
-            while let Some((data, facts)) = self.next().filter(|_| now >= retry_at) {
+            let leads = self
+                .cluster_of
+                .as_ref()
+                .is_none_or(|node| node.is_signing());
+            if !leads {
+                self.leave_to_the_leader();
+            }
+            while let Some((data, facts)) = self.next().filter(|_| leads && now >= retry_at) {
                 let mut stop = self.stop.clone();
                 let outcome = tokio::select! {
                     outcome = self.announce(&data, &facts) => outcome,
@@ -165,6 +175,22 @@ impl Herald {
                 changed = self.rounds.changed() => if changed.is_err() { return },
                 () = stopping(&mut self.stop) => return,
             }
+        }
+    }
+
+    /// All publications but the newest are somebody else's concern: whether the
+    /// leader came to tell of that one cannot be known if it goes.
+    fn leave_to_the_leader(&self) {
+        let Some(file) = self.publicity.file() else {
+            return;
+        };
+        let told = file.publications().iter().rev().nth(1);
+        let Some(told) = told.map(|record| record.data.time) else {
+            return;
+        };
+        let mut state = self.announced.state.lock();
+        if state.announced < told && write(&self.announced.path, told).is_ok() {
+            state.announced = told;
         }
     }
 

@@ -282,8 +282,9 @@ pub(crate) struct Place {
 }
 
 impl Outlet {
-    /// An outlet with that many places for encoded answers, and its other end.
-    pub(super) fn new(places: usize) -> (Self, Replies) {
+    /// An outlet with that many places for encoded answers, and its other end,
+    /// which is to take each answer within so long.
+    pub(super) fn new(places: usize, taken_within: Duration) -> (Self, Replies) {
         let (replies, queue) = unbounded_channel();
         let places = Arc::new(Semaphore::new(places));
         let outlet = Self { replies, places };
@@ -291,6 +292,7 @@ impl Outlet {
             queue,
             portion: None,
             links: Vec::new(),
+            taken_within,
         };
         (outlet, replies)
     }
@@ -376,6 +378,7 @@ pub(crate) struct Replies {
     queue: UnboundedReceiver<Reply>,
     portion: Option<Portion>,
     links: Vec<Link>,
+    taken_within: Duration,
 }
 
 impl Replies {
@@ -393,7 +396,7 @@ impl Replies {
         let mut written = 0;
         while out.len() < full {
             if let Some(portion) = &mut self.portion {
-                if portion.round.at.elapsed() > TO_BE_TAKEN_WITHIN {
+                if portion.round.at.elapsed() > self.taken_within {
                     return Err(TooLate);
                 }
                 written += portion.write(&mut self.links, out, full);
@@ -440,7 +443,5 @@ impl Portion {
     }
 }
 
-/// Answers that nobody took for so long are dropped, with their connection.
-const TO_BE_TAKEN_WITHIN: Duration = Duration::from_secs(10);
 /// One round is built while another one is being answered.
 const SPARE_TREES: usize = 2;

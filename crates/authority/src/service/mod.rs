@@ -181,6 +181,11 @@ impl Service {
         }
     }
 
+    /// Whether requests are taken.
+    pub(crate) fn is_signing(&self) -> bool {
+        matches!(&*self.intake(), Intake::Open(_))
+    }
+
     /// Requests that wait for their round.
     pub(crate) fn waiting(&self) -> usize {
         match &*self.intake() {

@@ -59,10 +59,16 @@ async fn connection(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
-    let (outlet, replies) = Outlet::new(ENCODED_ANSWERS);
+    let (outlet, replies) = Outlet::new(ENCODED_ANSWERS, service.limits.taken_within);
     let places = Arc::new(Semaphore::new(service.limits.pipeline));
-    let metrics = Arc::clone(&service.metrics);
-    let mut writer = tokio::spawn(write_answers(write, replies, Arc::clone(&places), metrics));
+    let writing = Writing {
+        write,
+        replies,
+        places: Arc::clone(&places),
+        metrics: Arc::clone(&service.metrics),
+        patience: service.limits.taken_within,
+    };
+    let mut writer = tokio::spawn(writing.serve());
     let requests = Requests {
         read,
         buffer: Vec::new(),
@@ -165,25 +171,43 @@ fn whole_message(bytes: &[u8]) -> Result<Option<usize>, DecodeError> {
     Ok(pdu::frame_len(bytes)?.filter(|length| *length <= bytes.len()))
 }
 
-async fn write_answers(
-    mut write: OwnedWriteHalf,
-    mut replies: Replies,
+/// One connection's answers.
+struct Writing {
+    write: OwnedWriteHalf,
+    replies: Replies,
     places: Arc<Semaphore>,
     metrics: Arc<Metrics>,
-) -> io::Result<()> {
-    loop {
-        // Many connections wait most of the second: meanwhile they have no buffer.
-        let mut chunk = Vec::new();
-        while chunk.is_empty() || replies.has_more() {
-            chunk.clear();
-            let answers = replies.fill(&mut chunk, CHUNK).await;
-            let answers = answers.map_err(|TooLate| io::Error::from(io::ErrorKind::TimedOut))?;
-            if answers == 0 {
-                return timeout(WRITE, write.shutdown()).await?;
+    /// A peer that does not take a chunk within this long is cut off.
+    patience: Duration,
+}
+
+impl Writing {
+    /// Until the last answer, or until the peer has left answers lying for too long:
+    /// then nothing is kept for it any more, neither here nor by the system.
+    async fn serve(mut self) -> io::Result<()> {
+        let outcome = self.answers().await;
+        if matches!(&outcome, Err(e) if e.kind() == io::ErrorKind::TimedOut) {
+            let _ = self.write.as_ref().set_zero_linger();
+        }
+        outcome
+    }
+
+    async fn answers(&mut self) -> io::Result<()> {
+        loop {
+            // Many connections wait most of the second: meanwhile they have no buffer.
+            let mut chunk = Vec::new();
+            while chunk.is_empty() || self.replies.has_more() {
+                chunk.clear();
+                let answers = self.replies.fill(&mut chunk, CHUNK).await;
+                let answers =
+                    answers.map_err(|TooLate| io::Error::from(io::ErrorKind::TimedOut))?;
+                if answers == 0 {
+                    return timeout(self.patience, self.write.shutdown()).await?;
+                }
+                timeout(self.patience, self.write.write_all(&chunk)).await??;
+                self.metrics.sent(chunk.len());
+                self.places.add_permits(answers);
             }
-            timeout(WRITE, write.write_all(&chunk)).await??;
-            metrics.sent(chunk.len());
-            places.add_permits(answers);
         }
     }
 }
@@ -195,7 +219,5 @@ const CHUNK: usize = 64 << 10;
 /// Answers of one connection that may wait encoded: refusals and extensions.
 /// Signatures are encoded as they are taken.
 const ENCODED_ANSWERS: usize = 1024;
-/// A peer that does not take a chunk within this long is cut off.
-const WRITE: Duration = Duration::from_secs(10);
 /// After this long without a request a connection gives its buffer back.
 const SILENT: Duration = Duration::from_secs(1);

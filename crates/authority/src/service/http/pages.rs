@@ -110,7 +110,7 @@ async fn pdu(service: &Service, body: Incoming) -> Answer {
     if body.size_hint().lower() > tlv::MAX as u64 {
         return text(StatusCode::PAYLOAD_TOO_LARGE, "");
     }
-    let (outlet, mut replies) = Outlet::new(1);
+    let (outlet, mut replies) = Outlet::new(1, service.limits.taken_within);
     let body = Limited::new(body, tlv::MAX).collect();
     let body = tokio::time::timeout(service.limits.idle, body).await;
     // Gone with this block: once its answer is taken there can be no other.

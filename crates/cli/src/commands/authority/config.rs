@@ -138,6 +138,7 @@ struct Bounds {
     connections_of_peer: Option<usize>,
     pipeline: Option<usize>,
     idle_s: Option<u64>,
+    taken_within_s: Option<u64>,
 }
 
 /// `[clock]`.
@@ -147,6 +148,7 @@ struct Clock {
     max_jump_s: Option<u64>,
     max_outage_s: Option<u64>,
     source: Option<String>,
+    grace_ms: Option<u64>,
 }
 
 impl Config {
@@ -205,6 +207,10 @@ impl Config {
             ("connections_of_peer", limits.connections_of_peer),
             ("pipeline", limits.pipeline),
             ("idle_s", limits.idle_s.map(|it| it as usize)),
+            (
+                "taken_within_s",
+                limits.taken_within_s.map(|it| it as usize),
+            ),
         ] {
             if value == Some(0) {
                 return Err(format!("limits.{name} is 0: nobody would be served"));
@@ -232,6 +238,9 @@ impl Config {
             .is_some_and(|id| id.is_empty() || id.len() > 64)
         {
             return Err("machine_id has 1 to 64 bytes".into());
+        }
+        if self.clock.grace_ms.is_some_and(|grace_ms| grace_ms > 500) {
+            return Err("clock.grace_ms is at most 500: answers wait for it".into());
         }
         if let Some(parent) = &self.parent {
             parent.endpoints("-")?;
@@ -286,6 +295,7 @@ impl Config {
         let or = |value: Option<u64>, default| value.unwrap_or(default);
         service.publish_every_s = or(self.publish.every_s, service.publish_every_s);
         service.max_outage_s = or(self.clock.max_outage_s, service.max_outage_s);
+        service.grace = Duration::from_millis(self.clock.grace_ms.unwrap_or(0));
         if let Some(seconds) = self.clock.max_jump_s {
             service.max_clock_jump = Duration::from_secs(seconds);
         }
@@ -476,6 +486,9 @@ impl Bounds {
                 .unwrap_or(default.connections_of_peer),
             pipeline: self.pipeline.unwrap_or(default.pipeline),
             idle: self.idle_s.map_or(default.idle, Duration::from_secs),
+            taken_within: self
+                .taken_within_s
+                .map_or(default.taken_within, Duration::from_secs),
         }
     }
 }
@@ -538,8 +551,9 @@ mod tests {
         let shown = |config: &Config| {
             let service = config.service_alone();
             format!(
-                "{:?} {} {:?} {} {} {:?} {:?}",
+                "{:?} {:?} {} {:?} {} {} {:?} {:?}",
                 service.limits,
+                service.grace,
                 service.publish_every_s,
                 service.max_clock_jump,
                 service.max_outage_s,
@@ -571,6 +585,7 @@ mod tests {
         refused("monitor =", "monitr =", "Did you mean `monitor`?");
         refused("idle_s = 60", "idle_s = 0", "limits.idle_s is 0");
         refused("idle_s = 60", "idle_s = 1", "idle_s is below 5");
+        refused("grace_ms = 0", "grace_ms = 900", "grace_ms is at most 500");
         refused("\"127.0.0.1:3332\"", "\"localhost\"", "authority.toml:12");
         refused("# https  ", "https  ", "certificate and key");
         refused("# key  ", "key  ", "give listen.https");
