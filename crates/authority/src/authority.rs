@@ -17,6 +17,7 @@ use crate::calendar::{Calendar, CalendarError, CalendarReader};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::{Engine, Press, Stopped, next_multiple};
+use crate::fleet::{Fleet, FleetError};
 use crate::identity::{Brought, Identity, IdentityError};
 use crate::listeners::Listeners;
 use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
@@ -129,6 +130,8 @@ impl Authority {
             calendar: calendar.reader(),
             config: &config.log,
         })?;
+        let fleet = Fleet::open(&config.dir, config.fleet.clone(), &config.log)?;
+        let fleet_key = fleet.key();
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses.clone();
         let tls = listeners.tls.clone();
@@ -146,6 +149,7 @@ impl Authority {
                 calendar: calendar.reader(),
                 publications: Arc::clone(&publications),
                 log,
+                fleet,
             })),
         )?);
         if let Some(path) = &config.operations.spent {
@@ -205,6 +209,7 @@ impl Authority {
             identity,
             publications,
             log,
+            fleet_key,
         })
     }
 }
@@ -230,6 +235,7 @@ pub struct AuthorityHandle {
     identity: Arc<Identity>,
     publications: Arc<Publications>,
     log: KeeperHandle,
+    fleet_key: VerifierKey,
 }
 
 impl Deref for AuthorityHandle {
@@ -294,6 +300,12 @@ impl AuthorityHandle {
         self.log.key()
     }
 
+    /// The key of the fleet's log, which witnesses are told too; its name is that
+    /// log's origin.
+    pub fn fleet_key(&self) -> &VerifierKey {
+        &self.fleet_key
+    }
+
     /// How the calendar's log is doing, and its witnesses.
     pub fn log_status(&self) -> LogStatus {
         self.log.status()
@@ -337,6 +349,9 @@ pub enum AuthorityError {
     /// The calendar's log cannot be opened.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The fleet cannot be opened.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// The list of users cannot be right.
     #[error(transparent)]
     Users(#[from] UserError),

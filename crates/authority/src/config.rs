@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use crate::fleet::FleetConfig;
 use crate::log::LogConfig;
 use crate::operations::Operations;
 use crate::users::Allowance;
@@ -36,6 +37,8 @@ pub struct Config {
     pub limits: Limits,
     /// The calendar's log and its witnesses.
     pub log: LogConfig,
+    /// Trails that guardians register.
+    pub fleet: FleetConfig,
     /// HTTPS, monitors and the operator's commands.
     pub operations: Operations,
 }
@@ -55,6 +58,7 @@ impl Config {
             machine_id: "pitser".to_owned(),
             limits: Limits::default(),
             log: LogConfig::default(),
+            fleet: FleetConfig::default(),
             operations: Operations::default(),
         }
     }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use pitser_ksi::pdu::Status;
 use pitser_ksi::time::Second;
 
+use crate::fleet::Counts;
+
 /// Counters of a running authority.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -288,6 +290,7 @@ impl Metrics {
                 u8::from(synchronised),
             );
         }
+        state.of_fleet(&mut out);
         state.of_users(&mut out);
         out.0
     }
@@ -391,6 +394,8 @@ pub(crate) struct State {
     pub(crate) now: Second,
     pub(crate) publications: usize,
     pub(crate) published_at: Option<Second>,
+    /// Registered trails; an aggregator has none.
+    pub(crate) fleet: Option<Counts>,
     /// Configured users, and their requests that came into a round.
     pub(crate) users: Vec<(String, u64)>,
 }
@@ -437,6 +442,34 @@ impl State {
                 help,
                 at.0,
             );
+        }
+    }
+
+    fn of_fleet(&self, out: &mut Text) {
+        let Some(fleet) = &self.fleet else { return };
+        for (name, help, count) in [
+            (
+                "pitser_fleet_registered",
+                "Trails that are registered.",
+                fleet.registered,
+            ),
+            (
+                "pitser_fleet_silent",
+                "Registered trails that were not heard of for too long.",
+                fleet.silent,
+            ),
+            (
+                "pitser_fleet_forked",
+                "Registered trails that contradict a head of theirs.",
+                fleet.forked,
+            ),
+            (
+                "pitser_fleet_refused",
+                "Other trails that claimed a registered name.",
+                fleet.refused,
+            ),
+        ] {
+            out.one(name, "gauge", help, count);
         }
     }
 
@@ -512,6 +545,12 @@ mod tests {
             now: Second(101),
             publications: 2,
             published_at: None,
+            fleet: Some(Counts {
+                registered: 6,
+                silent: 2,
+                forked: 1,
+                refused: 3,
+            }),
             users: vec![("a\"b".to_owned(), 5)],
         };
         let text = metrics.text(&state);
@@ -534,6 +573,10 @@ mod tests {
             "pitser_authority_received_bytes_total 40",
             "pitser_calendar_head_age_seconds 1",
             "pitser_clock_synchronised 0",
+            "pitser_fleet_registered 6",
+            "pitser_fleet_silent 2",
+            "pitser_fleet_forked 1",
+            "pitser_fleet_refused 3",
             r#"pitser_authority_user_requests_total{login="a\"b"} 5"#,
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");

@@ -27,7 +27,7 @@ use pitser_tlog::note::{Algorithm as KeyAlgorithm, Note, SigningKey, VerifierKey
 use pitser_tlog::proof::{LogProof, MAX_PROOF_BYTES};
 use tokio::time::Instant;
 
-use crate::endpoint::{Endpoint, EndpointError, Transport};
+use crate::endpoint::{Endpoint, Transport};
 use crate::error::{Asked, ClientError, quoted};
 use crate::http::HttpService;
 use crate::options::Options;
@@ -244,20 +244,15 @@ impl fmt::Debug for Fleet {
 
 impl Fleet {
     /// The fleet of the authority at `endpoint`, `https://USER:KEY@HOST`; nothing is
-    /// connected yet.
-    ///
-    /// # Errors
-    /// An address that is none of HTTP.
-    pub fn new(endpoint: Endpoint, options: Options) -> Result<Self, EndpointError> {
-        match endpoint.transport() {
-            Transport::Http | Transport::Https => Ok(Self {
-                key: HmacKey::new(endpoint.key().expose()),
-                server: Arc::new(HttpService::new(&endpoint, &options)),
-                endpoint,
-                options,
-            }),
-            _ => Err(EndpointError::NoFiles),
-        }
+    /// connected yet. `None` if that is no address of HTTP.
+    pub fn new(endpoint: Endpoint, options: Options) -> Option<Self> {
+        let is_http = matches!(endpoint.transport(), Transport::Http | Transport::Https);
+        is_http.then(|| Self {
+            key: HmacKey::new(endpoint.key().expose()),
+            server: Arc::new(HttpService::new(&endpoint, &options)),
+            endpoint,
+            options,
+        })
     }
 
     /// Registers a trail, at `at_us` microseconds since 1970: the entry's place in

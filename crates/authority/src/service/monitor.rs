@@ -46,6 +46,10 @@ impl Service {
             now: self.clock.now().ended(),
             publications,
             published_at: newest.map(|data| data.time),
+            fleet: self
+                .past
+                .own()
+                .map(|own| own.fleet.counts(self.clock.now().ended())),
             users,
         }
     }

@@ -10,6 +10,7 @@ use pitser_ksi::time::Second;
 
 use super::invalid;
 use crate::calendar::{CalendarError, CalendarReader};
+use crate::fleet::Fleet;
 use crate::log::Site;
 use crate::publications::Publications;
 
@@ -25,6 +26,8 @@ pub(crate) struct Own {
     pub(crate) publications: Arc<Publications>,
     /// The calendar's log over HTTP.
     pub(crate) log: Site,
+    /// Registered trails.
+    pub(crate) fleet: Arc<Fleet>,
 }
 
 /// The service above an aggregator.

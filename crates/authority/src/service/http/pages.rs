@@ -9,6 +9,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use hyper::{Method, Request, Response, StatusCode};
 use pitser_ksi::tlv;
 
+use crate::fleet;
 use crate::publications::{PublicationsError, Published};
 use crate::service::Service;
 use crate::service::answer::Outlet;
@@ -39,8 +40,21 @@ pub(super) async fn answer(
             Some(own) => own.log.answer(path, request.uri().query()).await,
             None => text(StatusCode::NOT_FOUND, ABOVE),
         },
+        Method::GET | Method::HEAD if is_fleet(path) => match service.past.own() {
+            Some(own) => {
+                let is_operator = audience >= Audience::Operator;
+                fleet::get(&own.fleet, path, service.now(), is_operator).await
+            }
+            None => text(StatusCode::NOT_FOUND, ABOVE),
+        },
         Method::GET | Method::HEAD => page(service, audience, path),
         Method::POST if audience == Audience::Owner && path == "/publish" => publish(service).await,
+        Method::POST if audience == Audience::Public && is_fleet(path) => {
+            match service.past.own() {
+                Some(own) => fleet::post(service, &own.fleet, request).await,
+                None => text(StatusCode::NOT_FOUND, ABOVE),
+            }
+        }
         Method::POST if audience == Audience::Public => pdu(service, request.into_body()).await,
         Method::POST => text(StatusCode::NOT_FOUND, "nothing is signed here\n"),
         _ => {
@@ -50,6 +64,10 @@ pub(super) async fn answer(
             refused
         }
     })
+}
+
+fn is_fleet(path: &str) -> bool {
+    path == "/fleet" || path == "/fleet.json" || path.starts_with("/fleet/")
 }
 
 fn page(service: &Service, audience: Audience, path: &str) -> Answer {
@@ -75,7 +93,7 @@ fn page(service: &Service, audience: Audience, path: &str) -> Answer {
         ),
         _ => text(
             StatusCode::NOT_FOUND,
-            "GET /publications.bin, /log/checkpoint, /health or /ready; POST a message to sign or extend\n",
+            "GET /publications.bin, /log/checkpoint, /fleet, /health or /ready; POST a message to sign or extend\n",
         ),
     }
 }

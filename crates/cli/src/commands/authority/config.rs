@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pitser_authority::users::file::{self, FileKey, Record};
-use pitser_authority::{Config as Service, Https, Limits, LogWitness, Operations, User};
+use pitser_authority::{
+    Config as Service, FleetConfig, Https, Limits, LogWitness, Operations, User,
+};
 use pitser_client::{Client, Endpoint, Key, Options};
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -52,6 +54,8 @@ pub(super) struct Config {
     publish: Publish,
     #[serde(default)]
     log: Log,
+    #[serde(default)]
+    fleet: Fleet,
     #[serde(rename = "witness", default)]
     witnesses: Vec<Witness>,
     #[serde(default)]
@@ -102,6 +106,14 @@ struct Above {
 struct Log {
     origin: Option<String>,
     quorum: Option<usize>,
+}
+
+/// `[fleet]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fleet {
+    origins_per_user: Option<usize>,
+    silent_s: Option<u64>,
 }
 
 /// `[publish]`.
@@ -257,6 +269,14 @@ impl Config {
         service.log.witnesses = known
             .map(|(prefix, key)| LogWitness::http(key, prefix))
             .collect();
+        let default = FleetConfig::default();
+        service.fleet = FleetConfig {
+            origins_per_user: self
+                .fleet
+                .origins_per_user
+                .unwrap_or(default.origins_per_user),
+            silent_s: or(self.fleet.silent_s, default.silent_s),
+        };
         service.operations = Operations {
             https: self.https(),
             monitor: listen.monitor,
