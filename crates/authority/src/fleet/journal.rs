@@ -6,7 +6,8 @@
 //!
 //! A crash can leave part of the last line, which is cut off when the file is
 //! opened: whoever wrote it was not answered yet. Anything else that does not fit is
-//! damage, and nothing is done to the file then.
+//! damage, and nothing is done to the file then; but where lines are not synced one
+//! by one, power loss can take any of them, so they are left out ([`Care`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -19,6 +20,15 @@ use serde_json::Value;
 use super::{FleetError, io_error};
 use crate::durable::write_durably;
 
+/// What becomes of lines that do not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Care {
+    /// Nothing may be missing.
+    Strict,
+    /// What is missing comes again.
+    Lenient,
+}
+
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
@@ -29,7 +39,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens the file, or makes an empty one; its events in their order.
-    pub(super) fn open(path: &Path) -> Result<(Self, Vec<Value>), FleetError> {
+    pub(super) fn open(path: &Path, care: Care) -> Result<(Self, Vec<Value>), FleetError> {
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -44,6 +54,9 @@ impl Journal {
                 Some(event) => events.push(event),
                 // Only what was written last can be torn.
                 None if len + line.len() == text.len() && !line.ends_with(b"\n") => break,
+                None if care == Care::Lenient => {
+                    tracing::warn!(path = %path.display(), "a damaged line is left out");
+                }
                 None => {
                     return Err(FleetError::Damaged {
                         path: path.to_owned(),
@@ -142,7 +155,7 @@ mod tests {
     fn whatever_a_crash_leaves_of_the_last_line_is_cut_off() {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("journal");
-        let (mut journal, events) = Journal::open(&path).unwrap();
+        let (mut journal, events) = Journal::open(&path, Care::Strict).unwrap();
         assert!(events.is_empty());
         for number in 0..3 {
             journal.append(&json!({ "number": number }), true).unwrap();
@@ -151,7 +164,7 @@ mod tests {
         let second = whole.len() / 3 * 2;
         for len in second..whole.len() {
             fs::write(&path, &whole[..len]).unwrap();
-            let (mut journal, events) = Journal::open(&path).unwrap();
+            let (mut journal, events) = Journal::open(&path, Care::Strict).unwrap();
             assert_eq!(events.len(), 2, "{len}");
             journal.append(&json!({ "number": 2 }), false).unwrap();
             assert_eq!(fs::read(&path).unwrap(), whole);
@@ -162,7 +175,7 @@ mod tests {
     fn damage_is_not_taken_for_a_crash() {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("journal");
-        let (mut journal, _) = Journal::open(&path).unwrap();
+        let (mut journal, _) = Journal::open(&path, Care::Strict).unwrap();
         for number in 0..3 {
             journal.append(&json!({ "number": number }), true).unwrap();
         }
@@ -171,9 +184,11 @@ mod tests {
             let mut altered = whole.clone();
             altered[at] ^= 1;
             fs::write(&path, &altered).unwrap();
-            match Journal::open(&path) {
+            match Journal::open(&path, Care::Strict) {
                 Err(FleetError::Damaged { .. }) => {
                     assert_eq!(fs::read(&path).unwrap(), altered, "nothing was done to it");
+                    let (_, rest) = Journal::open(&path, Care::Lenient).unwrap();
+                    assert!((1..=2).contains(&rest.len()), "{at}: {rest:?}");
                 }
                 // Without its line feed the last line looks torn.
                 Ok((_, events)) => assert_eq!((events.len(), at), (2, whole.len() - 1)),
@@ -186,11 +201,11 @@ mod tests {
     fn a_replaced_journal_goes_on() {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("journal");
-        let (mut journal, _) = Journal::open(&path).unwrap();
+        let (mut journal, _) = Journal::open(&path, Care::Strict).unwrap();
         journal.append(&json!(1), true).unwrap();
         journal.replace([json!(2), json!(3)].into_iter()).unwrap();
         journal.append(&json!(4), true).unwrap();
-        let (again, events) = Journal::open(&path).unwrap();
+        let (again, events) = Journal::open(&path, Care::Strict).unwrap();
         assert_eq!(events, [json!(2), json!(3), json!(4)]);
         assert_eq!(again.len(), journal.len());
     }

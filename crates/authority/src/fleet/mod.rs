@@ -45,7 +45,7 @@ use crate::clock::Micros;
 use crate::durable::{write_durably, write_whole};
 use crate::log::{LogConfig, LogError, open_key};
 use cosign::Cosigner;
-use journal::Journal;
+use journal::{Care, Journal};
 use ledger::{Bounds, Heading, Ledger, NotTaken, Registering};
 pub(crate) use show::Counts;
 pub(crate) use site::{get, post};
@@ -438,18 +438,19 @@ impl Fleet {
 impl Inner {
     fn open(dir: &Path, key: &SigningKey, witnesses: &[VerifierKey]) -> Result<Self, FleetError> {
         let mut ledger = Ledger::default();
-        let mut open = |name: &str| {
+        let mut open = |name: &str, care: Care| {
             let path = dir.join(name);
-            let (journal, events) = Journal::open(&path)?;
+            let (journal, events) = Journal::open(&path, care)?;
             for (at, event) in events.iter().enumerate() {
-                ledger.apply(event, witnesses).ok_or(FleetError::Damaged {
-                    path: path.clone(),
-                    line: at + 1,
-                })?;
+                if ledger.apply(event, witnesses).is_none() && care == Care::Strict {
+                    let line = at + 1;
+                    return Err(FleetError::Damaged { path, line });
+                }
             }
-            Ok::<_, FleetError>(journal)
+            Ok(journal)
         };
-        let (registrations, heads) = (open("registrations")?, open("heads")?);
+        let registrations = open("registrations", Care::Strict)?;
+        let heads = open("heads", Care::Lenient)?;
         let mut inner = Self {
             compact: heads.len(),
             ledger,

@@ -162,11 +162,11 @@ pub(super) fn page(list: &Value) -> String {
         let _ = writeln!(out, "<td>{}", escaped(&trouble.join("; ")));
     }
     let log = &list["log"];
-    let _ = write!(
+    let _ = writeln!(
         out,
         "</table><p>Every registration, also a refused one, is an entry of a public log: \
          <code>{}</code>, {} entries, {} of them witnessed. <a href=\"/fleet/log/checkpoint\">Checkpoint</a>, \
-         <a href=\"/fleet.json\">the same as JSON</a>.</p></main></html>\n",
+         <a href=\"/fleet.json\">the same as JSON</a>.</p></main></html>",
         text(&log["key"]),
         log["size"],
         log["witnessed"],

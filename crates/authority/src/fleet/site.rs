@@ -58,7 +58,15 @@ pub(crate) async fn post(
     let now = service.now();
     let credentials = match authenticated(service, credentials, call, &body, now) {
         Ok(credentials) => credentials,
-        Err(refused) => return refused,
+        Err((status, text)) => {
+            service.metrics.refused(Reason::Authentication);
+            let mut answer = told(status, &text);
+            let scheme = HeaderValue::from_static("Pitser");
+            answer
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
+            return answer;
+        }
     };
     let (service, fleet) = (Arc::clone(service), Arc::clone(fleet));
     let judged = tokio::task::spawn_blocking(move || match call {
@@ -90,16 +98,8 @@ fn authenticated(
     call: Call,
     body: &[u8],
     now: Micros,
-) -> Result<Credentials, Answer> {
-    let refused = |text: &str| {
-        service.metrics.refused(Reason::Authentication);
-        let mut answer = told(StatusCode::UNAUTHORIZED, text);
-        let scheme = HeaderValue::from_static("Pitser");
-        answer
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, scheme);
-        answer
-    };
+) -> Result<Credentials, (StatusCode, String)> {
+    let refused = |text: &str| (StatusCode::UNAUTHORIZED, text.to_owned());
     let Some(credentials) = credentials else {
         return Err(refused("say who asks: Authorization: Pitser …"));
     };
@@ -117,7 +117,7 @@ fn authenticated(
             "it is {now} here, and the request says {}: clocks that differ by more than {SKEW_S} s; set yours",
             Micros(credentials.at_us)
         );
-        return Err(told(StatusCode::BAD_REQUEST, &text));
+        return Err((StatusCode::BAD_REQUEST, text));
     }
     Ok(credentials)
 }
