@@ -103,7 +103,7 @@ impl Authority {
     /// Starts serving, and returns when the sockets listen.
     ///
     /// Runs on the current tokio runtime until [`AuthorityHandle::shutdown`], or
-    /// until a fault stops the rounds ([`AuthorityHandle::stopped`]).
+    /// until a fault stops the rounds ([`Running::stopped`]).
     ///
     /// # Errors
     /// [`AuthorityError`]; nothing is left running.

@@ -13,11 +13,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{Said, first_line, pitser, run};
-use pitser_client::fleet::Registration;
+use pitser_client::fleet::{Fleet, Registration, system_id};
+use pitser_client::{Endpoint, Options};
+use pitser_ksi::Second;
+use pitser_ksi::hash::{Algorithm, hash};
 use pitser_tlog::checkpoint::Checkpoint;
-use pitser_tlog::merkle::verify_inclusion;
-use pitser_tlog::merkle::{LogTree, leaf_hash};
-use pitser_tlog::note::{Note, VerifierKey};
+use pitser_tlog::merkle::{LogTree, leaf_hash, verify_inclusion};
+use pitser_tlog::note::{Note, SigningKey, VerifierKey};
 use pitser_tlog::proof::LogProof;
 use pitser_tlog::tiles::decode_bundle;
 use serde_json::Value;
@@ -67,6 +69,7 @@ fn free() -> String {
 /// An authority and a hospital with one database.
 struct World {
     folder: tempfile::TempDir,
+    key: String,
     http: String,
     status: String,
 }
@@ -91,6 +94,7 @@ impl World {
             .replace("\"127.0.0.1:3332\"", &format!("\"{tcp}\""))
             .replace("\"127.0.0.1:8080\"", &format!("\"{http}\""))
             .replace("monitor = \"127.0.0.1:7090\"", "")
+            .replace("origins_per_user = 64", "origins_per_user = 10000")
             .replace("localhost/calendar", "authority.example/calendar");
         fs::write(dir.join("auth/authority.toml"), config).unwrap();
         let config = format!(
@@ -110,6 +114,7 @@ impl World {
         .unwrap();
         Self {
             folder,
+            key,
             http,
             status,
         }
@@ -342,6 +347,73 @@ fn a_trail_that_is_begun_while_the_authority_is_away_is_registered_later() {
         .run("authority fleet --config auth/authority.toml")
         .exits(1)
         .says("SHRUNK");
+    authority.stop();
+}
+
+/// A trail of its own for each number, as its guardian would register it.
+fn registration(number: u32) -> Note {
+    let name = format!("hospital.example/{number:05}");
+    let mut seed = [7; 32];
+    seed[..4].copy_from_slice(&number.to_be_bytes());
+    let key = SigningKey::from_seed(&name, &seed).unwrap();
+    let registration = Registration {
+        key: key.verifier(),
+        genesis: hash(Algorithm::Sha256, &[name.as_bytes()]),
+        system: system_id(&name),
+        begun_at: Second(1_773_480_413),
+    };
+    registration.sign(&key).unwrap()
+}
+
+#[allow(clippy::disallowed_methods, reason = "the authority's clock is real")]
+fn now_us() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap().as_micros().try_into().unwrap()
+}
+
+/// Killed while registrations come in one after the other, it keeps every one that
+/// it has answered, in its place, and the log only grows.
+#[test]
+fn a_killed_authority_forgets_no_registration_that_it_has_answered() {
+    let world = World::new();
+    let uri = format!("http://hospital:{}@{}", world.key, world.http);
+    let mut answered: Vec<(u32, u64)> = Vec::new();
+    let mut next = 0;
+    for _ in 0..6 {
+        let (authority, key) = world.authority();
+        let entries = match answered.is_empty() {
+            true => Vec::new(),
+            false => world.entries(&key),
+        };
+        for (number, place) in &answered {
+            let entry = &entries[usize::try_from(*place).unwrap()];
+            let is_its = entry.ends_with(&format!("\n\n{}", registration(*number)));
+            assert!(is_its, "{number} is not entry {place}: {entry}");
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let endpoint = Endpoint::parse(&uri).unwrap();
+        let registrant = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().unwrap();
+            let fleet = Fleet::new(endpoint, Options::default()).unwrap();
+            for number in next.. {
+                let registration = registration(number);
+                let registered = fleet.register(&registration, now_us());
+                let Ok(proof) = runtime.block_on(registered) else {
+                    return number;
+                };
+                tell.send((number, proof.index())).unwrap();
+            }
+            unreachable!("it is killed before")
+        });
+        answered.extend(told.iter().take(5));
+        authority.kill();
+        next = registrant.join().unwrap();
+        answered.extend(told.try_iter());
+    }
+    assert!(answered.len() >= 30);
+    let (authority, _) = world.authority();
+    assert!(world.fleet(0)["registered"].as_u64().unwrap() >= answered.len() as u64);
     authority.stop();
 }
 

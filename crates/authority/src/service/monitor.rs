@@ -77,6 +77,15 @@ impl Service {
                 "second": data.time.to_string(),
                 "code": data.to_code(),
             })),
+            "fleet": self.past.own().map(|own| {
+                let counts = own.fleet.counts(now);
+                json!({
+                    "registered": counts.registered,
+                    "silent": counts.silent,
+                    "forked": counts.forked,
+                    "refused": counts.refused,
+                })
+            }),
             "clock_synchronised": self.metrics.clock_synchronised(),
         })
     }

@@ -101,6 +101,17 @@ fn text(status: &Value) -> String {
         Some(false) => "does not follow a time source",
         None => "nobody tells whether it follows a time source",
     };
+    let fleet = &status["fleet"];
+    let fleet = match fleet.is_object() {
+        true => format!(
+            "{}, {} silent, {} shrunk or forked, {} refused",
+            plural(number(&fleet["registered"]), "trail"),
+            number(&fleet["silent"]),
+            number(&fleet["forked"]),
+            number(&fleet["refused"]),
+        ),
+        false => "none below another service".to_owned(),
+    };
     let published = match status["published"]["code"].as_str() {
         Some(code) => format!(
             "{}, newest {}\n           {code}",
@@ -116,7 +127,8 @@ fn text(status: &Value) -> String {
          waiting    {}\n\
          signed     {} since the start, for {}\n\
          published  {published}\n\
-         clock      {clock}\n",
+         clock      {clock}\n\
+         fleet      {fleet}\n",
         string(&status["head"]),
         string(&status["genesis"]),
         plural(number(&status["waiting"]), "request"),
