@@ -53,6 +53,8 @@ pub(crate) struct Authority {
     pub(crate) calendar_log: Option<String>,
     /// Where trails are registered and heads are sent, with user and key.
     fleet: Option<Hidden>,
+    /// The key of the fleet's log.
+    fleet_key: Option<String>,
     /// The authorities that may vouch for `https://` addresses.
     ca: Option<PathBuf>,
 }
@@ -108,7 +110,12 @@ impl Authority {
         }
         let fleet = Fleet::new(endpoint, self.options(dir)?);
         let fleet = fleet.ok_or_else(|| wrong(&"the address begins with https:// or http://"))?;
-        Ok(Some(fleet))
+        let Some(key) = &self.fleet_key else {
+            return Ok(Some(fleet));
+        };
+        let key = key.parse();
+        let key = key.map_err(|e| Failure::Input(format!("authority.fleet_key: {e}")))?;
+        Ok(Some(fleet.with_log_key(key)))
     }
 
     fn options(&self, dir: &Path) -> Result<Options, Failure> {
@@ -438,6 +445,7 @@ mod tests {
             "publications",
             "ca  ",
             "fleet",
+            "fleet_key",
             "organisation",
             "data",
             "listen",

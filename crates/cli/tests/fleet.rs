@@ -210,6 +210,20 @@ fn sent(status: &Value) -> u64 {
 fn a_fresh_trail_beside_a_falsified_database_is_refused_and_seen_by_everybody() {
     let world = World::new();
     let (authority, key) = world.authority();
+    // Somebody between, who signs with another key, is not believed.
+    let config = fs::read_to_string(world.dir().join("pitser.toml")).unwrap();
+    let with_key = |key: &VerifierKey| {
+        let key = format!("[authority]\nfleet_key = \"{key}\"");
+        let config = config.replacen("[authority]", &key, 1);
+        fs::write(world.dir().join("pitser.toml"), config).unwrap();
+    };
+    let other = SigningKey::from_seed(key.name(), &[9; 32]).unwrap();
+    with_key(&other.verifier());
+    world
+        .run("guard init")
+        .exits(0)
+        .says("not signed by the fleet's key");
+    with_key(&key);
     let said = world
         .run("guard init")
         .exits(0)

@@ -22,7 +22,9 @@ use data_encoding::HEXLOWER;
 use hyper::body::Bytes;
 use pitser_ksi::hash::{Algorithm, HmacKey, Imprint, hash};
 use pitser_ksi::time::Second;
+use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::error::DecodeError;
+use pitser_tlog::merkle::{leaf_hash, verify_inclusion};
 use pitser_tlog::note::{Algorithm as KeyAlgorithm, Note, SigningKey, VerifierKey};
 use pitser_tlog::proof::{LogProof, MAX_PROOF_BYTES};
 use tokio::time::Instant;
@@ -231,6 +233,7 @@ pub struct Fleet {
     endpoint: Endpoint,
     options: Options,
     key: HmacKey,
+    log_key: Option<VerifierKey>,
     server: Arc<HttpService>,
 }
 
@@ -249,14 +252,23 @@ impl Fleet {
         let is_http = matches!(endpoint.transport(), Transport::Http | Transport::Https);
         is_http.then(|| Self {
             key: HmacKey::new(endpoint.key().expose()),
+            log_key: None,
             server: Arc::new(HttpService::new(&endpoint, &options)),
             endpoint,
             options,
         })
     }
 
+    /// The same, whose log has this key: proofs are believed under it alone.
+    #[must_use]
+    pub fn with_log_key(mut self, key: VerifierKey) -> Self {
+        self.log_key = Some(key);
+        self
+    }
+
     /// Registers a trail, at `at_us` microseconds since 1970: the entry's place in
-    /// the fleet's log. Who verifies its checkpoint must know the log's key.
+    /// the fleet's log. The proof leads to its checkpoint; who signed that is
+    /// verified if the log's key is known ([`Fleet::with_log_key`]).
     ///
     /// # Errors
     /// [`FleetError`].
@@ -268,9 +280,9 @@ impl Fleet {
             reason: reason.to_owned(),
         };
         let proof = LogProof::parse(&answer).map_err(|_| unfit("it is no proof"))?;
-        match proof.extra().ends_with(format!("\n\n{body}").as_bytes()) {
-            true => Ok(proof),
-            false => Err(unfit("it is about another registration")),
+        match check(&proof, &body, self.log_key.as_ref()) {
+            Ok(()) => Ok(proof),
+            Err(reason) => Err(unfit(reason)),
         }
     }
 
@@ -329,6 +341,34 @@ impl Fleet {
     }
 }
 
+/// Whether a proof is about this registration, and leads to its checkpoint; under
+/// this key, if one is known.
+fn check(
+    proof: &LogProof,
+    registration: &str,
+    key: Option<&VerifierKey>,
+) -> Result<(), &'static str> {
+    let entry = proof.extra();
+    let is_ours = std::str::from_utf8(entry)
+        .ok()
+        .and_then(|entry| entry.strip_prefix(ENTRY)?.strip_prefix("\nregistered\n"))
+        .and_then(|rest| rest.split_once("\n\n"))
+        .is_some_and(|(_, note)| note == registration);
+    if !is_ours {
+        return Err("it is about another registration");
+    }
+    let head = match key {
+        Some(key) => Checkpoint::open(proof.head(), key.name(), key)
+            .map_err(|_| "its checkpoint is not signed by the fleet's key")?,
+        None => {
+            Checkpoint::parse(proof.head().text()).map_err(|_| "its checkpoint is malformed")?
+        }
+    };
+    let (leaf, path) = (leaf_hash(entry), proof.path());
+    verify_inclusion(leaf, proof.index(), head.size(), path, head.root())
+        .map_err(|_| "its proof does not lead to its checkpoint")
+}
+
 /// Why a trail is not registered, or its head not taken.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -383,6 +423,8 @@ const MAX_WORDS: usize = 300;
 
 #[cfg(test)]
 mod tests {
+    use pitser_tlog::merkle::LogTree;
+
     use super::*;
 
     fn registration() -> (Registration, SigningKey) {
@@ -427,6 +469,32 @@ mod tests {
         let note = Note::sign(&text, &stranger).unwrap();
         let error = Registration::open(note.to_string().as_bytes()).unwrap_err();
         assert!(error.to_string().contains("did not sign"), "{error}");
+    }
+
+    #[test]
+    fn a_proof_must_be_of_this_registration_and_under_the_known_key() {
+        let (registration, key) = registration();
+        let note = registration.sign(&key).unwrap();
+        let authority = SigningKey::from_seed("authority.example/fleet", &[3; 32]).unwrap();
+        let prove = |judgement, altered: bool| {
+            let entry = entry(judgement, Second(1_773_480_500), &note);
+            let mut tree = LogTree::new();
+            tree.push(leaf_hash(b"another"));
+            tree.push(leaf_hash(if altered { b"altered" } else { &entry }));
+            let head = Checkpoint::new(authority.name(), 2, tree.root()).unwrap();
+            let path = tree.inclusion_proof(1, 2).unwrap();
+            let proof = LogProof::new(1, path, head.sign(&authority).unwrap()).unwrap();
+            proof.with_extra(entry).unwrap()
+        };
+        let (text, known) = (note.to_string(), authority.verifier());
+        let good = prove(Judgement::Registered, false);
+        assert_eq!(check(&good, &text, Some(&known)), Ok(()));
+        assert_eq!(check(&good, &text, None), Ok(()));
+        let other = SigningKey::from_seed("authority.example/fleet", &[4; 32]).unwrap();
+        assert!(check(&good, &text, Some(&other.verifier())).is_err());
+        assert!(check(&good, &text.replace("begun 1", "begun 2"), None).is_err());
+        assert!(check(&prove(Judgement::Refused, false), &text, None).is_err());
+        assert!(check(&prove(Judgement::Registered, true), &text, None).is_err());
     }
 
     #[test]
