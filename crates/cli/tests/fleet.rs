@@ -442,3 +442,31 @@ fn copy(from: &Path, to: &Path) {
         }
     }
 }
+
+#[test]
+fn an_address_without_a_user_is_refused_before_anything_is_done() {
+    let world = World::new();
+    let config = fs::read_to_string(world.dir().join("pitser.toml")).unwrap();
+    let change = |from: &str, to: &str, expected: &str| {
+        let changed = config.replacen(from, to, 1);
+        assert_ne!(changed, config);
+        fs::write(world.dir().join("pitser.toml"), changed).unwrap();
+        let said = world.run("guard init").exits(3).says(expected);
+        assert!(!format!("{said:?}").contains(&world.key));
+        assert!(!world.dir().join("guard").exists());
+    };
+    let login = format!("http://hospital:{}@", world.key);
+    change(
+        &login,
+        "http://",
+        "authority.fleet: name the user and the key",
+    );
+    let tcp = login.replace("http", "ksi+tcp");
+    change(
+        &login,
+        &tcp,
+        "authority.fleet: the address begins with https://",
+    );
+    let key = "[authority]\nfleet_key = \"x+y\"";
+    change("[authority]", key, "authority.fleet_key: ");
+}

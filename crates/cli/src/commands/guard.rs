@@ -86,6 +86,8 @@ const LAST_SEAL: Duration = Duration::from_secs(10);
 pub(crate) async fn run(args: Args) -> Outcome {
     match args.command {
         Command::Init(args) => {
+            // What is wrong with it is said before anything is done.
+            Config::read(&args.common.config)?.fleet()?;
             prepare(&args, init_one)?;
             register_all(&args).await
         }
@@ -116,6 +118,7 @@ async fn register_all(args: &Prepare) -> Outcome {
         return Ok(Exit::Intact);
     };
     let tuning = config.tuning();
+    let mut outcome = Ok(Exit::Intact);
     for source in &config.sources {
         let layout = tuning.layout(source);
         match register(&layout, &fleet, &clock::shared()).await {
@@ -128,7 +131,8 @@ async fn register_all(args: &Prepare) -> Outcome {
                 print(&output::clean(&line))?;
             }
             Err(RegisterError::Fleet(error)) => {
-                return Err(Failure::Tampered(format!(
+                // The others are registered all the same.
+                outcome = Err(Failure::Tampered(format!(
                     "{} {error}. Put the old trail back into {}, from a copy if need be; whoever reads the \
                      fleet's log sees that this one was begun beside it. A database that is new takes another \
                      source name",
@@ -139,7 +143,7 @@ async fn register_all(args: &Prepare) -> Outcome {
             Err(error) => return Err(Failure::service(error)),
         }
     }
-    Ok(Exit::Intact)
+    outcome
 }
 
 fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failure> {
