@@ -444,3 +444,109 @@ const MAX_ENTRIES: usize = 1 << 16;
 /// So many heads of one trail are taken in so many seconds.
 const PACE_HEADS: u32 = 30;
 const PACE_S: u64 = 10;
+
+#[cfg(test)]
+mod tests {
+    use pitser_client::fleet::system_id;
+    use pitser_ksi::hash::{Algorithm, hash};
+    use pitser_tlog::note::{CosigningKey, SigningKey};
+
+    use super::*;
+
+    const NOW: Second = Second(1_773_480_413);
+    const ORIGIN: &str = "hospital.example/ehr";
+
+    fn key() -> SigningKey {
+        SigningKey::from_seed(ORIGIN, &[1; 32]).unwrap()
+    }
+
+    fn registration() -> Value {
+        let registration = Registration {
+            key: key().verifier(),
+            genesis: hash(Algorithm::Sha256, &[b"genesis"]),
+            system: system_id("7312"),
+            begun_at: NOW,
+        };
+        let note = registration.sign(&key()).unwrap().to_string();
+        json!({ "kind": "registered", "at": NOW.0, "user": "anon", "note": note })
+    }
+
+    fn head(size: u64, root: u8) -> Note {
+        let head = Checkpoint::new(ORIGIN, size, [root; 32]).unwrap();
+        head.sign(&key()).unwrap()
+    }
+
+    fn event(kind: &str, sent_us: u64, note: &Note) -> Value {
+        json!({
+            "kind": kind, "at": NOW.0 + sent_us, "sent_us": sent_us, "origin": ORIGIN,
+            "note": note.to_string(), "held": head(3, 3).to_string(),
+        })
+    }
+
+    /// The file of heads is rewritten from this: what it leaves out is forgotten.
+    #[test]
+    fn a_rewritten_history_comes_to_the_same() {
+        let witness = CosigningKey::from_seed("w.example", &[2; 32]).unwrap();
+        let witnesses = [witness.verifier()];
+        let mut cosigned = head(4, 4);
+        cosigned
+            .add(witness.cosign(cosigned.text(), NOW.0))
+            .unwrap();
+        let events = [
+            event("head", 1, &head(3, 3)),
+            event("head", 2, &head(4, 4)),
+            event("head", 3, &cosigned),
+            event("forked", 4, &head(3, 9)),
+            event("shrunk", 5, &head(2, 2)),
+            event("head", 6, &head(9, 9)),
+            event("head", 7, &head(9, 9)),
+        ];
+        let read = |events: &[Value]| {
+            let mut ledger = Ledger::default();
+            for event in [registration()].iter().chain(events) {
+                ledger.apply(event, &witnesses).unwrap();
+            }
+            ledger
+        };
+        for many in 0..=events.len() {
+            let ledger = read(&events[..many]);
+            let rewritten: Vec<Value> = ledger.heads().collect();
+            assert!(rewritten.len() <= 4);
+            assert_eq!(format!("{:?}", read(&rewritten)), format!("{ledger:?}"));
+        }
+        let ledger = read(&events);
+        let trail = ledger.trail(ORIGIN).unwrap();
+        let witnessed = trail.witnessed.as_ref().unwrap();
+        assert_eq!((witnessed.size, witnessed.by), (4, 1));
+        assert_eq!(trail.head.as_ref().unwrap().size, 9);
+        assert_eq!(trail.seen_at, Some(NOW.plus(7)));
+    }
+
+    #[test]
+    fn what_nobody_here_knows_is_not_kept() {
+        let stranger = CosigningKey::from_seed("w9.example", &[9; 32]).unwrap();
+        let mut note = head(4, 4);
+        note.add(stranger.cosign(note.text(), NOW.0)).unwrap();
+        let kept = Head::new(&note, &key().verifier(), &[]).unwrap();
+        assert_eq!((kept.note, kept.cosigned), (head(4, 4), 0));
+    }
+
+    #[test]
+    fn events_that_mean_nothing_change_nothing() {
+        let mut ledger = Ledger::default();
+        for bad in [
+            json!(1),
+            json!({ "kind": "registered" }),
+            json!({ "kind": "registered", "at": 1, "user": "a", "note": "x" }),
+            json!({ "kind": "moved", "user": "a", "origin": ORIGIN }),
+            event("head", 1, &head(1, 1)),
+        ] {
+            assert_eq!(ledger.apply(&bad, &[]), None, "{bad}");
+        }
+        ledger.apply(&registration(), &[]).unwrap();
+        // The second one of an origin is refused, never registered.
+        assert_eq!(ledger.apply(&registration(), &[]), None);
+        assert_eq!(ledger.apply(&event("other", 1, &head(1, 1)), &[]), None);
+        assert_eq!(ledger.entries().len(), 1);
+    }
+}
