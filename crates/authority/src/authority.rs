@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::cluster::{Cluster, ClusterError, Start, Turns};
 use crate::config::Config;
 use crate::engine::{Engine, Press, Stopped};
+use crate::fleet::{Fleet, FleetError};
 use crate::identity::{Brought, BroughtKey, Identity, IdentityError};
 use crate::ledger::Tenure;
 use crate::listeners::Listeners;
@@ -175,6 +176,8 @@ impl Authority {
             )
             .map_err(IdentityError::from)?,
         );
+        let fleet = Fleet::open(&config.dir, config.fleet.clone(), &config.log)?;
+        let fleet_key = fleet.key();
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses.clone();
         let tls = listeners.tls.clone();
@@ -210,6 +213,7 @@ impl Authority {
                 publications: publisher.clone(),
                 publicity: Arc::clone(&publicity),
                 log,
+                fleet,
             })),
         )?);
         if let Some(path) = &config.operations.spent {
@@ -294,6 +298,7 @@ impl Authority {
             identity,
             publications: publisher,
             log,
+            fleet_key,
         })
     }
 }
@@ -319,6 +324,7 @@ pub struct AuthorityHandle {
     identity: Arc<Identity>,
     publications: Publisher,
     log: KeeperHandle,
+    fleet_key: VerifierKey,
 }
 
 impl Deref for AuthorityHandle {
@@ -383,6 +389,12 @@ impl AuthorityHandle {
         self.log.key()
     }
 
+    /// The key of the fleet's log, which witnesses are told too; its name is that
+    /// log's origin.
+    pub fn fleet_key(&self) -> &VerifierKey {
+        &self.fleet_key
+    }
+
     /// How the calendar's log is doing, and its witnesses.
     pub fn log_status(&self) -> LogStatus {
         self.log.status()
@@ -430,6 +442,9 @@ pub enum AuthorityError {
     /// The calendar's log cannot be opened.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The fleet cannot be opened.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// The list of users cannot be right.
     #[error(transparent)]
     Users(#[from] UserError),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use crate::fleet::FleetConfig;
 use crate::log::LogConfig;
 use crate::operations::Operations;
 use crate::publicity::PublicityConfig;
@@ -44,6 +45,8 @@ pub struct Config {
     pub cluster: Option<crate::cluster::ClusterConfig>,
     /// The calendar's log and its witnesses.
     pub log: LogConfig,
+    /// Trails that guardians register.
+    pub fleet: FleetConfig,
     /// HTTPS, monitors and the operator's commands.
     pub operations: Operations,
     /// What signs, if the key is not in the data folder.
@@ -70,6 +73,7 @@ impl Config {
             #[cfg(feature = "cluster")]
             cluster: None,
             log: LogConfig::default(),
+            fleet: FleetConfig::default(),
             operations: Operations::default(),
             signer: None,
             publicity: PublicityConfig::default(),

@@ -16,7 +16,8 @@
 //! data folder
 //!   calendar/          one leaf a second (docs/spec/20-calendar.md)
 //!   calendar-log/      the same as a transparency log (docs/spec/51-calendar-log.md)
-//!   log-key            Ed25519 seed that signs its checkpoints, mode 0600
+//!   log-key            Ed25519 seed that signs checkpoints of both logs, mode 0600
+//!   fleet/             registered trails and their heads (docs/spec/52-fleet.md)
 //!   publications.bin   the publications file
 //!   signing-key.pem    RSA key, mode 0600, unless a program signs ([`SignerCommand`])
 //!   certificate.pem    its certificate: what verifiers trust
@@ -45,6 +46,7 @@ pub mod cluster;
 mod config;
 mod durable;
 mod engine;
+mod fleet;
 mod identity;
 mod ledger;
 mod listeners;
@@ -66,6 +68,7 @@ pub use authority::{Authority, AuthorityError, AuthorityHandle, Examined};
 pub use clock::{Clock, ManualClock, Micros};
 pub use config::{Config, Limits, MAX_LEVEL, Secret, User};
 pub use engine::Stopped;
+pub use fleet::{FleetConfig, FleetError};
 pub use identity::{Brought, BroughtKey, IdentityError};
 pub use log::{LogConfig, LogError, LogStatus, LogWitness, LogWitnessStatus};
 pub use metrics::Metrics;

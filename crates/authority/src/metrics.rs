@@ -11,6 +11,7 @@ use std::time::Duration;
 use pitser_ksi::pdu::Status;
 use pitser_ksi::time::Second;
 
+use crate::fleet::Counts;
 use crate::log::LogStatus;
 
 /// Counters of a running authority.
@@ -294,6 +295,7 @@ impl Metrics {
                 u8::from(synchronised),
             );
         }
+        state.of_fleet(&mut out);
         state.of_users(&mut out);
         out.0
     }
@@ -402,6 +404,8 @@ pub(crate) struct State {
     /// Runs of the hook that succeeded and that failed, and publications that wait
     /// for one.
     pub(crate) hook: Option<(u64, u64, usize)>,
+    /// Registered trails; an aggregator has none.
+    pub(crate) fleet: Option<Counts>,
     /// Configured users, and their requests that came into a round.
     pub(crate) users: Vec<(String, u64)>,
 }
@@ -461,6 +465,34 @@ impl State {
         out.sample(name, &[("result", "failed")], failed);
         let help = "Publications that the command has not succeeded for yet.";
         out.one("pitser_authority_hook_owed", "gauge", help, owed);
+    }
+
+    fn of_fleet(&self, out: &mut Text) {
+        let Some(fleet) = &self.fleet else { return };
+        for (name, help, count) in [
+            (
+                "pitser_fleet_registered",
+                "Trails that are registered.",
+                fleet.registered,
+            ),
+            (
+                "pitser_fleet_silent",
+                "Registered trails that were not heard of for too long.",
+                fleet.silent,
+            ),
+            (
+                "pitser_fleet_forked",
+                "Registered trails that contradict a head of theirs.",
+                fleet.forked,
+            ),
+            (
+                "pitser_fleet_refused",
+                "Other trails that claimed a registered name.",
+                fleet.refused,
+            ),
+        ] {
+            out.one(name, "gauge", help, count);
+        }
     }
 
     fn of_users(&self, out: &mut Text) {
@@ -566,6 +598,12 @@ mod tests {
             publications: 2,
             published_at: None,
             hook: Some((3, 1, 2)),
+            fleet: Some(Counts {
+                registered: 6,
+                silent: 2,
+                forked: 1,
+                refused: 3,
+            }),
             users: vec![("a\"b".to_owned(), 5)],
         };
         let text = metrics.text(&state);
@@ -592,6 +630,10 @@ mod tests {
             r#"pitser_log_witness_size{witness="notary.example/w"} 7"#,
             r#"pitser_authority_hook_runs_total{result="failed"} 1"#,
             "pitser_authority_hook_owed 2",
+            "pitser_fleet_registered 6",
+            "pitser_fleet_silent 2",
+            "pitser_fleet_forked 1",
+            "pitser_fleet_refused 3",
             r#"pitser_authority_user_requests_total{login="a\"b"} 5"#,
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");

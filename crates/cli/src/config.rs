@@ -3,6 +3,7 @@
 use crate::outcome::Failure;
 use crate::service;
 use crate::witnesses::{self, Hidden, Witness};
+use pitser_client::fleet::Fleet;
 use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
@@ -50,6 +51,10 @@ pub(crate) struct Authority {
     pub(crate) publications: Option<String>,
     /// Where the log of its calendar is: evidence gets proofs from there.
     pub(crate) calendar_log: Option<String>,
+    /// Where trails are registered and heads are sent, with user and key.
+    fleet: Option<Hidden>,
+    /// The key of the fleet's log.
+    fleet_key: Option<String>,
     /// The authorities that may vouch for `https://` addresses.
     ca: Option<PathBuf>,
 }
@@ -92,6 +97,25 @@ impl Authority {
         let endpoints = service::endpoints(addresses.as_slice(), read).map_err(wrong)?;
         let options = self.options(dir)?;
         Client::of(endpoints, &options).map_err(|e| wrong(Failure::input(e)))
+    }
+
+    fn fleet(&self, dir: &Path) -> Result<Option<Fleet>, Failure> {
+        let Some(address) = &self.fleet else {
+            return Ok(None);
+        };
+        let wrong = |what: &dyn fmt::Display| Failure::Input(format!("authority.fleet: {what}"));
+        let endpoint = Endpoint::parse(&address.0).map_err(|e| wrong(&e))?;
+        if endpoint.user().is_empty() {
+            return Err(wrong(&"name the user and the key: https://USER:KEY@HOST"));
+        }
+        let fleet = Fleet::new(endpoint, self.options(dir)?);
+        let fleet = fleet.ok_or_else(|| wrong(&"the address begins with https:// or http://"))?;
+        let Some(key) = &self.fleet_key else {
+            return Ok(Some(fleet));
+        };
+        let key = key.parse();
+        let key = key.map_err(|e| Failure::Input(format!("authority.fleet_key: {e}")))?;
+        Ok(Some(fleet.with_log_key(key)))
     }
 
     fn options(&self, dir: &Path) -> Result<Options, Failure> {
@@ -284,6 +308,11 @@ impl Config {
         }
     }
 
+    /// Where trails are registered, if anywhere.
+    pub(crate) fn fleet(&self) -> Result<Option<Fleet>, Failure> {
+        self.authority.fleet(&self.dir)
+    }
+
     /// How services are talked to.
     pub(crate) fn options(&self) -> Result<Options, Failure> {
         self.authority.options(&self.dir)
@@ -415,6 +444,8 @@ mod tests {
             "extender",
             "publications",
             "ca  ",
+            "fleet",
+            "fleet_key",
             "organisation",
             "data",
             "listen",

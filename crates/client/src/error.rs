@@ -161,6 +161,8 @@ pub enum Asked {
     Extend,
     /// Its configuration.
     Configuration,
+    /// To register a trail, or to take its head.
+    Fleet,
     /// A publications file.
     Publications,
     /// A proof from the calendar's log.
@@ -374,6 +376,7 @@ impl fmt::Display for Asked {
             Self::Configuration => "show its configuration",
             Self::CalendarProof => "prove a second",
             Self::Publications => "show its publications",
+            Self::Fleet => "take part in its fleet",
         })
     }
 }

@@ -72,6 +72,23 @@ impl HttpService {
         self.send(request, max, deadline).await
     }
 
+    /// Sends a signed note in somebody's name, and reads the answer.
+    pub(crate) async fn post_note(
+        self: &Arc<Self>,
+        path: &str,
+        authorization: &str,
+        note: Bytes,
+        max: usize,
+        deadline: Instant,
+    ) -> Result<Answer, Fault> {
+        let request = self
+            .request(Method::POST, path)
+            .header(header::CONTENT_TYPE, "text/plain; charset=utf-8")
+            .header(header::AUTHORIZATION, authorization)
+            .body(Full::from(note));
+        self.send(request, max, deadline).await
+    }
+
     /// Reads what is at `path`, at most `max` bytes.
     pub(crate) async fn get(
         self: &Arc<Self>,

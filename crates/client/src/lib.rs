@@ -1,6 +1,8 @@
 //! Asks a KSI-compatible service for signatures, calendar chains, its
 //! configuration, its publications file and proofs from its calendar's log.
 //!
+//! Guardians also register their trails there, and send their heads ([`fleet`]).
+//!
 //! In scope: addresses ([`Endpoint`]), pipelined TCP, HTTP, HTTPS, answers from
 //! a file, up to three services of which the first good answer counts, time
 //! limits, reconnecting, and every check that a client owes its user before it
@@ -25,6 +27,7 @@ mod configuration;
 mod endpoint;
 mod error;
 mod file;
+pub mod fleet;
 mod http;
 mod options;
 mod pace;

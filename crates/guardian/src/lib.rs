@@ -3,7 +3,7 @@
 //!
 //! In scope: one guarded source from its configuration ([`config`]) to its
 //! running [`Guardian`]; preparing a database ([`init`]); the independent
-//! replay of a whole trail ([`audit`]); telling receivers of findings ([`alert`]).
+//! replay of a whole trail ([`audit`]); telling receivers of findings ([`alert`]) and the authority of the trail ([`fleet`]).
 //! Elsewhere: reading databases (`capture`), files (`trail`), comparing rows
 //! (`monitor`), pages and APIs (`web`), clocks (`cli` hands one in).
 //!
@@ -14,6 +14,7 @@ mod actors;
 pub mod alert;
 pub mod audit;
 pub mod config;
+pub mod fleet;
 pub mod init;
 mod patients;
 mod runtime;
@@ -23,7 +24,8 @@ mod translate;
 
 pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
 pub use status::{
-    AlertStatus, BlockStatus, FindingStatus, Latency, SourceState, Status, WitnessStatus,
+    AlertStatus, BlockStatus, FindingStatus, FleetStatus, Latency, SourceState, Status,
+    WitnessStatus,
 };
 
 use std::sync::Arc;

@@ -35,6 +35,8 @@ pub struct Status {
     pub witnessed_at: Option<String>,
     /// The witnesses, in the order of the configuration.
     pub witnesses: Vec<WitnessStatus>,
+    /// What the authority's fleet has of this trail, if one is configured.
+    pub fleet: Option<FleetStatus>,
     /// Patients with a list in the map.
     pub patients: u64,
     /// Hash of the genesis line.
@@ -59,6 +61,19 @@ pub struct WitnessStatus {
     /// When it did, as it says (RFC 3339).
     pub cosigned_at: Option<String>,
     /// Why it did not cosign the newest head that it was asked about.
+    pub trouble: Option<String>,
+}
+
+/// A trail in the authority's fleet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct FleetStatus {
+    /// Its place in the fleet's log, once it is registered.
+    pub entry: Option<u64>,
+    /// Blocks under the newest head that was taken since the start.
+    pub size: u64,
+    /// When it was (RFC 3339).
+    pub sent_at: Option<String>,
+    /// Why nothing is taken, or what the authority holds against the trail.
     pub trouble: Option<String>,
 }
 

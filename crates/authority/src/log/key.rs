@@ -34,7 +34,7 @@ pub(crate) fn create_key(dir: &Path) -> Result<(), LogError> {
 
 /// The key in `dir` under the name `origin`. An authority that was made before
 /// calendars had logs gets one now.
-pub(super) fn open_key(dir: &Path, origin: &str) -> Result<SigningKey, LogError> {
+pub(crate) fn open_key(dir: &Path, origin: &str) -> Result<SigningKey, LogError> {
     let path = dir.join(KEY_FILE);
     let mode = match fs::metadata(&path) {
         Ok(found) => found.permissions().mode(),

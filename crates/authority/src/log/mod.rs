@@ -33,7 +33,7 @@ use pitser_witness::{Cosign, HttpWitness, Prefix};
 use crate::calendar::CalendarError;
 
 pub(crate) use keeper::{Bell, Keeper, KeeperHandle, Setup};
-pub(crate) use key::create_key;
+pub(crate) use key::{create_key, open_key};
 pub(crate) use site::Site;
 
 /// What an operator decides about the calendar's log.

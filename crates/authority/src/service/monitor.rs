@@ -54,6 +54,10 @@ impl Service {
             publications,
             published_at: newest.map(|data| data.time),
             hook: self.hook().map(HookState::counts),
+            fleet: self
+                .past
+                .own()
+                .map(|own| own.fleet.counts(self.clock.now().ended())),
             users,
         }
     }
@@ -82,6 +86,15 @@ impl Service {
                 "code": data.to_code(),
             })),
             "hook": self.hook().map(HookState::status),
+            "fleet": self.past.own().map(|own| {
+                let counts = own.fleet.counts(now);
+                json!({
+                    "registered": counts.registered,
+                    "silent": counts.silent,
+                    "forked": counts.forked,
+                    "refused": counts.refused,
+                })
+            }),
             "clock_synchronised": self.metrics.clock_synchronised(),
             "log": self.past.own().map(|own| log(&own.log.status())),
         })

@@ -10,6 +10,7 @@ use pitser_ksi::time::Second;
 
 use super::invalid;
 use crate::calendar::{CalendarError, CalendarReader};
+use crate::fleet::Fleet;
 use crate::log::Site;
 use crate::publications::Publisher;
 use crate::publicity::Publicity;
@@ -28,6 +29,8 @@ pub(crate) struct Own {
     pub(crate) publicity: Arc<Publicity>,
     /// The calendar's log over HTTP.
     pub(crate) log: Site,
+    /// Registered trails.
+    pub(crate) fleet: Arc<Fleet>,
 }
 
 /// The service above an aggregator.

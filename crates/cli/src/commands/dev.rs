@@ -217,6 +217,7 @@ impl Show<'_> {
             .with("calendar_log", &log)
             .with("calendar_log_key", &log_key)
             .with("calendar_genesis", &genesis)
+            .with("fleet_key", authority.fleet_key().to_string())
             .with("dir", dir.display().to_string());
         let quoted = shell_quoted(&certificate);
         let trust = format!("-P {publications} --trust {quoted} --constraint {constraint}");

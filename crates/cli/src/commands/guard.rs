@@ -8,8 +8,10 @@ use crate::signals;
 use crate::trust::instant;
 use pitser_authority::{Authority, AuthorityHandle, Config as AuthorityConfig, Micros, User};
 use pitser_client::{Client, Endpoint, Options};
+use pitser_evidence::Code;
 use pitser_guardian::alert::{Alerts, Pace, Surroundings};
 use pitser_guardian::config::Source;
+use pitser_guardian::fleet::{RegisterError, register};
 use pitser_guardian::init::{self, InitError, Plan};
 use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
 use pitser_ksi::pki::Subject;
@@ -83,7 +85,12 @@ const LAST_SEAL: Duration = Duration::from_secs(10);
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Outcome {
     match args.command {
-        Command::Init(args) => prepare(&args, init_one),
+        Command::Init(args) => {
+            // What is wrong with it is said before anything is done.
+            Config::read(&args.common.config)?.fleet()?;
+            prepare(&args, init_one)?;
+            register_all(&args).await
+        }
         Command::Uninstall(args) => prepare(&args, uninstall_one),
         Command::Run(args) => guard(&Config::read(&args.config)?).await,
         Command::Status(args) => status(&args).await,
@@ -102,6 +109,41 @@ fn prepare(args: &Prepare, one: fn(&Config, &Source, bool) -> Result<(), Failure
         one(&config, source, args.dry_run)?;
     }
     Ok(Exit::Intact)
+}
+
+/// Registers the trails with the authority's fleet, if one is configured.
+async fn register_all(args: &Prepare) -> Outcome {
+    let config = Config::read(&args.common.config)?;
+    let Some(fleet) = config.fleet()?.filter(|_| !args.dry_run) else {
+        return Ok(Exit::Intact);
+    };
+    let tuning = config.tuning();
+    let mut outcome = Ok(Exit::Intact);
+    for source in &config.sources {
+        let layout = tuning.layout(source);
+        match register(&layout, &fleet, &clock::shared()).await {
+            Ok(entry) => print(&format!("fleet    {}, entry {entry}\n", source.name))?,
+            Err(RegisterError::Fleet(error)) if error.is_passing() => {
+                let line = format!(
+                    "note     {}: not registered with the fleet yet: {error}. `pitser guard run` tries again\n",
+                    source.name
+                );
+                print(&output::clean(&line))?;
+            }
+            Err(RegisterError::Fleet(error)) => {
+                // The others are registered all the same.
+                outcome = Err(Failure::Tampered(format!(
+                    "{} {error}. Put the old trail back into {}, from a copy if need be; whoever reads the \
+                     fleet's log sees that this one was begun beside it. A database that is new takes another \
+                     source name",
+                    Code::TrailForked,
+                    layout.dir().display()
+                )));
+            }
+            Err(error) => return Err(Failure::service(error)),
+        }
+    }
+    outcome
 }
 
 fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failure> {
@@ -289,6 +331,7 @@ fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Fa
         tuning: config.tuning(),
         client: Some(client.clone()),
         witnesses: config.witnesses()?,
+        fleet: config.fleet()?,
         clock: clock::shared(),
     })
     .map_err(|error| match error {
@@ -436,6 +479,7 @@ fn describe(source: &Value) -> String {
         source["rows_verified"],
     );
     out += &describe_witnesses(source, clock::now());
+    out += &describe_fleet(&source["fleet"]);
     if let Some(trouble) = source["trouble"].as_str() {
         out += &format!("  trouble    {trouble}\n");
     }
@@ -451,6 +495,24 @@ fn describe(source: &Value) -> String {
         out += &show_finding(finding);
     }
     out
+}
+
+/// What the authority's fleet has of the trail.
+fn describe_fleet(fleet: &Value) -> String {
+    if fleet.is_null() {
+        return String::new();
+    }
+    let mut line = match fleet["entry"].as_u64() {
+        Some(entry) => format!("  fleet      entry {entry}"),
+        None => "  fleet      not registered yet".to_owned(),
+    };
+    if let Some(at) = fleet["sent_at"].as_str() {
+        line += &format!(", {} blocks sent {at}", fleet["size"]);
+    }
+    if let Some(trouble) = fleet["trouble"].as_str() {
+        line += &format!("; now: {trouble}");
+    }
+    output::clean(&format!("{line}\n"))
 }
 
 /// How much of the trail is cosigned, how old that is, and who did not.

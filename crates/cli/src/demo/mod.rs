@@ -172,6 +172,7 @@ impl Demo {
             tuning: tuning.clone(),
             client: Some(client.clone()),
             witnesses: vec![peer],
+            fleet: None,
             clock: clock::shared(),
         })
         .map_err(Failure::service)?;

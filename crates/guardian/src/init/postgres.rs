@@ -135,6 +135,7 @@ pub(super) fn install(
         tuning: tuning.clone(),
         client: None,
         witnesses: Vec::new(),
+        fleet: None,
         clock: clock.clone(),
     };
     let mut counted = |rows| {

@@ -169,6 +169,8 @@ impl Session {
                 }
                 Command::Seal(outcome) => self.seal(worker, outcome)?,
                 Command::Cosigned { witness, answer } => self.heard(worker, witness, answer)?,
+                // It becomes a finding when the baseline is there.
+                Command::Fleet(told) => worker.told(told),
                 Command::Scan { reply } => self.scan_replies.push(reply),
                 Command::Submit { .. } | Command::Settle { .. } => self.postponed.push(command),
                 // Of a pass of an earlier session.

@@ -98,6 +98,7 @@ impl Session {
         self.heads.wanted = false;
         let witnesses = worker.cosigners.len();
         let head = self.trail.sign_head();
+        worker.report(&head, size);
         self.heads.open = Some(Ballot::new(head, size, witnesses, quorum));
         for witness in 0..worker.cosigners.len() {
             // One that is still busy with an older head is asked when it is back.
@@ -200,6 +201,9 @@ impl Session {
             return Ok(());
         }
         self.trail.store_head(open.note())?;
+        if open.cosignatures() > 0 {
+            worker.report(open.note(), open.size());
+        }
         self.heads.kept = open.size();
         if let Some(at) = open.cosigned_at() {
             let size = open.size();

@@ -4,6 +4,7 @@ mod baseline;
 mod blocks;
 mod capture;
 mod findings;
+mod fleet;
 mod heads;
 mod scan;
 mod session;
@@ -12,15 +13,18 @@ mod show;
 use crate::Clock;
 use crate::actors::{Actors, Witness};
 use crate::config::{Source, Tuning};
+use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
 use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
-use crate::status::{BlockStatus, FindingStatus, SourceState, Status};
+use crate::status::{BlockStatus, FindingStatus, FleetStatus, SourceState, Status};
 use heads::{Cosigner, Heads};
 use pitser_capture::event::Change;
 use pitser_capture::fhir::FhirError;
 use pitser_capture::{Position, Snapshot, Source as Database, SourceError};
 use pitser_client::Client;
+use pitser_client::fleet::Fleet;
+use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
 use pitser_monitor::{Expected, Finding, Incidents, Look, Touched};
@@ -66,6 +70,8 @@ pub struct Parts {
     pub client: Option<Client>,
     /// Who cosigns heads.
     pub witnesses: Vec<Peer>,
+    /// Where the trail is registered and its heads are sent.
+    pub fleet: Option<Fleet>,
     /// The time.
     pub clock: Clock,
 }
@@ -148,6 +154,8 @@ enum Command {
         witness: usize,
         answer: Result<Vec<SignatureLine>, Refusal>,
     },
+    /// The authority's fleet has said something.
+    Fleet(Told),
     /// A pass wants to know what the trail expects of these records.
     Expect {
         pass: u64,
@@ -191,6 +199,7 @@ impl Guardian {
             })
         };
         let (mut worker, handle) = Worker::new(parts, seals)?;
+        worker.join_fleet();
         let session = match Session::open(&mut worker) {
             Ok(session) => Some(session),
             // A server that is starting too: the thread tries again.
@@ -317,6 +326,10 @@ struct Worker {
     seals: Option<mpsc::UnboundedSender<Wanted>>,
     /// Who cosigns heads.
     cosigners: Vec<Cosigner>,
+    /// Where the newest head goes, if there is a fleet.
+    fleet: Option<watch::Sender<Option<Sent>>>,
+    /// What the authority knows against the trail, until it is a finding.
+    against: Vec<(Code, String)>,
     inbox: Receiver<Command>,
     publish: watch::Sender<Status>,
     /// Why the oldest unsealed block still waits.
@@ -349,6 +362,8 @@ impl Worker {
             pass: 0,
             seals,
             cosigners,
+            fleet: None,
+            against: Vec::new(),
             inbox,
             publish,
             delayed: None,
@@ -356,6 +371,35 @@ impl Worker {
             unscanned: None,
         };
         Ok((worker, Handle { commands, status }))
+    }
+
+    /// Has a task tell the authority's fleet of this trail. Inside a tokio runtime.
+    fn join_fleet(&mut self) {
+        let Some(fleet) = self.parts.fleet.take() else {
+            return;
+        };
+        let layout = self.parts.tuning.layout(&self.parts.source);
+        let entry = registered(&layout);
+        self.publish.send_modify(|status| {
+            status.fleet = Some(FleetStatus {
+                entry,
+                ..FleetStatus::default()
+            });
+        });
+        let (newest, heads) = watch::channel(None);
+        let commands = self.commands.clone();
+        let reporter = Reporter {
+            fleet,
+            layout,
+            clock: self.parts.clock.clone(),
+            heads,
+            tell: move |told| {
+                // The guardian is gone only when the process ends.
+                let _ = commands.send(Command::Fleet(told));
+            },
+        };
+        tokio::spawn(reporter.run());
+        self.fleet = Some(newest);
     }
 
     fn run(mut self, mut session: Option<Session>) {
@@ -430,6 +474,7 @@ impl Worker {
                         cosigner.forget();
                     }
                 }
+                Ok(Command::Fleet(told)) => self.told(told),
                 Ok(Command::Seal(_) | Command::Expect { .. } | Command::Looked { .. }) => {}
                 Ok(Command::Stop { reply, .. }) => {
                     let _ = reply.send(());

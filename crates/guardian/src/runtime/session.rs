@@ -138,7 +138,7 @@ impl Session {
     }
 
     pub(super) fn run(&mut self, worker: &mut Worker) -> Ended {
-        if let Err(ended) = self.baseline(worker) {
+        if let Err(ended) = self.baseline(worker).and_then(|()| self.accused(worker)) {
             return ended;
         }
         loop {
@@ -334,6 +334,10 @@ impl Session {
             }
             Command::Seal(outcome) => self.seal(worker, outcome),
             Command::Cosigned { witness, answer } => self.heard(worker, witness, answer),
+            Command::Fleet(told) => {
+                worker.told(told);
+                self.accused(worker)
+            }
             Command::Stop { patience, reply } => {
                 if let Err(Ended::Failed(error)) = self.finish(worker, patience) {
                     tracing::warn!(source = %worker.parts.source.name, error = %error, "the last block was not finished");

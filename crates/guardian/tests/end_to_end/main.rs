@@ -152,6 +152,7 @@ impl Site {
             tuning: self.tuning.clone(),
             client,
             witnesses: vec![peer],
+            fleet: None,
             clock: clock(),
         };
         (Guardian::start(parts).unwrap(), witness)
@@ -230,6 +231,7 @@ async fn a_slow_witness_holds_up_nothing() {
         tuning: site.tuning.clone(),
         client: Some(client),
         witnesses: vec![Peer::new(Box::new(slow), slow_key.clone()), quick],
+        fleet: None,
         clock: clock(),
     })
     .unwrap();
@@ -616,6 +618,7 @@ async fn what_is_wrong_before_the_start_is_said_with_a_remedy() {
         tuning: site.tuning.clone(),
         client: None,
         witnesses: vec![],
+        fleet: None,
         clock: clock(),
     };
     let error = Guardian::start(parts(&site)).unwrap_err();

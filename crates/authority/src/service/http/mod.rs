@@ -6,6 +6,7 @@
 //! | GET `/publications.bin` | the publications file                                 |
 //! | GET `/publications…`    | feed and sheets ([`crate::publicity`])                |
 //! | GET `/log/…`            | the calendar's log ([`crate::log`])                   |
+//! | `/fleet…`               | trails that guardians register ([`crate::fleet`])     |
 //! | GET `/health`           | 200, or 503 when rounds have ended; one line of text  |
 //! | GET `/ready`            | 200 while it signs and the newest round is recent     |
 //! | GET `/metrics`          | Prometheus text; for operators alone                  |

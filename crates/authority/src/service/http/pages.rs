@@ -9,6 +9,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use pitser_ksi::tlv;
 
+use crate::fleet;
 use crate::publications::{PublicationsError, Published};
 use crate::publicity::{Page, Publicity};
 use crate::service::Service;
@@ -41,8 +42,21 @@ pub(super) async fn answer(
             None => text(StatusCode::NOT_FOUND, ABOVE),
         },
         Method::GET | Method::HEAD if Publicity::has(path) => shown(service, path).await,
+        Method::GET | Method::HEAD if is_fleet(path) => match service.past.own() {
+            Some(own) => {
+                let is_operator = audience >= Audience::Operator;
+                fleet::get(&own.fleet, path, service.now(), is_operator).await
+            }
+            None => text(StatusCode::NOT_FOUND, ABOVE),
+        },
         Method::GET | Method::HEAD => page(service, audience, path),
         Method::POST if audience == Audience::Owner && path == "/publish" => publish(service).await,
+        Method::POST if audience == Audience::Public && is_fleet(path) => {
+            match service.past.own() {
+                Some(own) => fleet::post(service, &own.fleet, request).await,
+                None => text(StatusCode::NOT_FOUND, ABOVE),
+            }
+        }
         Method::POST if audience == Audience::Public => pdu(service, request.into_body()).await,
         Method::POST => text(StatusCode::NOT_FOUND, "nothing is signed here\n"),
         _ => {
@@ -52,6 +66,10 @@ pub(super) async fn answer(
             refused
         }
     })
+}
+
+fn is_fleet(path: &str) -> bool {
+    path == "/fleet" || path == "/fleet.json" || path.starts_with("/fleet/")
 }
 
 fn page(service: &Service, audience: Audience, path: &str) -> Answer {
@@ -77,7 +95,7 @@ fn page(service: &Service, audience: Audience, path: &str) -> Answer {
         ),
         _ => text(
             StatusCode::NOT_FOUND,
-            "GET /publications.bin, /publications.atom, /publications/latest, /log/checkpoint, /health or /ready; POST a message to sign or extend\n",
+            "GET /publications.bin, /publications.atom, /publications/latest, /log/checkpoint, /fleet, /health or /ready; POST a message to sign or extend\n",
         ),
     }
 }

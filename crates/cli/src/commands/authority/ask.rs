@@ -44,26 +44,7 @@ pub(crate) struct Publish {
 
 /// Runs `status`.
 pub(super) fn status(args: &Status) -> Outcome {
-    let (at, answer) = match args.monitor {
-        Some(address) => {
-            let asked = service::ask(async { Ok(over_tcp(address, Method::GET, "/status").await) });
-            (format!("http://{address}"), asked?)
-        }
-        None => {
-            let socket = args.place.read()?.admin();
-            let asked = service::ask(async { Ok(on(&socket, Method::GET, "/status").await) });
-            (socket.display().to_string(), asked?)
-        }
-    };
-    let (_, status) = answer.map_err(|e| {
-        let advice = match e.kind() {
-            ErrorKind::PermissionDenied => {
-                "Only the service's user and root may ask there; --monitor ADDRESS asks elsewhere"
-            }
-            _ => "`pitser authority run` starts one",
-        };
-        Failure::Service(format!("no authority answers at {at}: {e}. {advice}"))
-    })?;
+    let (_, status) = shown(&args.place, args.monitor, "/status")?;
     if args.form.json {
         print_json(&status)?;
     } else {
@@ -73,6 +54,34 @@ pub(super) fn status(args: &Status) -> Outcome {
         (Value::Bool(true), Value::Bool(true)) => Exit::Intact,
         (Value::Bool(true), _) => Exit::Unconfirmed,
         _ => Exit::Broken,
+    })
+}
+
+/// What a running authority shows at `path`, with the status of the answer.
+pub(super) fn shown(
+    place: &Place,
+    monitor: Option<SocketAddr>,
+    path: &str,
+) -> Result<(u16, Value), Failure> {
+    let (at, answer) = match monitor {
+        Some(address) => {
+            let asked = service::ask(async { Ok(over_tcp(address, Method::GET, path).await) });
+            (format!("http://{address}"), asked?)
+        }
+        None => {
+            let socket = place.read()?.admin();
+            let asked = service::ask(async { Ok(on(&socket, Method::GET, path).await) });
+            (socket.display().to_string(), asked?)
+        }
+    };
+    answer.map_err(|e| {
+        let advice = match e.kind() {
+            ErrorKind::PermissionDenied => {
+                "Only the service's user and root may ask there; --monitor ADDRESS asks elsewhere"
+            }
+            _ => "`pitser authority run` starts one",
+        };
+        Failure::Service(format!("no authority answers at {at}: {e}. {advice}"))
     })
 }
 
@@ -91,6 +100,17 @@ fn text(status: &Value) -> String {
         Some(true) => "follows a time source",
         Some(false) => "does not follow a time source",
         None => "nobody tells whether it follows a time source",
+    };
+    let fleet = &status["fleet"];
+    let fleet = match fleet.is_object() {
+        true => format!(
+            "{}, {} silent, {} shrunk or forked, {} refused",
+            plural(number(&fleet["registered"]), "trail"),
+            number(&fleet["silent"]),
+            number(&fleet["forked"]),
+            number(&fleet["refused"]),
+        ),
+        false => "none below another service".to_owned(),
     };
     let published = match status["published"]["code"].as_str() {
         Some(code) => format!(
@@ -114,7 +134,8 @@ fn text(status: &Value) -> String {
          published  {published}\n\
          {hook}\
          {log}\
-         clock      {clock}\n",
+         clock      {clock}\n\
+         fleet      {fleet}\n",
         string(&status["head"]),
         string(&status["genesis"]),
         plural(number(&status["waiting"]), "request"),
@@ -260,5 +281,5 @@ where
 
 /// A publication takes a signature and some writes to disk.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Longest answer, in bytes.
-const LONGEST: usize = 1 << 20;
+/// Longest answer, in bytes: a fleet of 65,536 trails.
+const LONGEST: usize = 256 << 20;

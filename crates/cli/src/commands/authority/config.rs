@@ -7,7 +7,7 @@ use std::time::Duration;
 use pitser_authority::publicity::{Hook, PublicityConfig};
 use pitser_authority::users::file::{self, FileKey, Record};
 use pitser_authority::{
-    Config as Service, Https, Limits, LogWitness, Operations, SignerCommand, User,
+    Config as Service, FleetConfig, Https, Limits, LogWitness, Operations, SignerCommand, User,
 };
 use pitser_client::{Client, Endpoint, Key, Options};
 use serde::Deserialize;
@@ -57,6 +57,8 @@ pub(super) struct Config {
     signer: Option<Signer>,
     #[serde(default)]
     log: Log,
+    #[serde(default)]
+    fleet: Fleet,
     #[serde(rename = "witness", default)]
     witnesses: Vec<Witness>,
     #[serde(default)]
@@ -108,6 +110,14 @@ struct Above {
 struct Log {
     origin: Option<String>,
     quorum: Option<usize>,
+}
+
+/// `[fleet]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fleet {
+    origins_per_user: Option<usize>,
+    silent_s: Option<u64>,
 }
 
 /// `[publish]`.
@@ -310,6 +320,14 @@ impl Config {
             .collect();
         service.signer = self.signer();
         service.publicity = self.publish.publicity();
+        let default = FleetConfig::default();
+        service.fleet = FleetConfig {
+            origins_per_user: self
+                .fleet
+                .origins_per_user
+                .unwrap_or(default.origins_per_user),
+            silent_s: or(self.fleet.silent_s, default.silent_s),
+        };
         service.operations = Operations {
             https: self.https(),
             monitor: listen.monitor,

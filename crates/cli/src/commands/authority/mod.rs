@@ -4,6 +4,7 @@ mod ask;
 mod audit;
 mod cluster;
 mod config;
+mod fleet;
 mod init;
 mod run;
 mod sheet;
@@ -27,6 +28,9 @@ pub(crate) enum Command {
     Sheet(sheet::Args),
     /// Ask a running authority how it is; exit code 1 if it has stopped signing, 2 if it is late
     Status(ask::Status),
+    /// List the trails that guardians have registered; exit code 1 if one was begun anew, has shrunk
+    /// or forked, 2 if one is silent
+    Fleet(fleet::Args),
     /// Recompute the whole calendar, and compare it with everything that was published
     Audit(audit::Args),
     /// Who may ask, and how much
@@ -43,6 +47,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Publish(args) => ask::publish(&args),
         Command::Sheet(args) => sheet::run(&args),
         Command::Status(args) => ask::status(&args),
+        Command::Fleet(args) => fleet::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::User(command) => user::run(command),
     }

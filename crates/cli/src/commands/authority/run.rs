@@ -222,9 +222,12 @@ struct Show(Form);
 impl Show {
     fn listening(self, started: &Started, config: &Config, users: usize) -> Result<(), Failure> {
         let authority: &Running = started;
-        let log = match started {
-            Started::Authority(authority) => Some(authority.log_key().to_string()),
-            Started::Aggregator(_) => None,
+        let (log, fleet) = match started {
+            Started::Authority(authority) => (
+                Some(authority.log_key().to_string()),
+                Some(authority.fleet_key().to_string()),
+            ),
+            Started::Aggregator(_) => (None, None),
         };
         let url = |scheme: &str, address: Option<std::net::SocketAddr>| {
             address.map(|address| format!("{scheme}://{address}"))
@@ -236,6 +239,7 @@ impl Show {
             ("monitor", url("http", authority.monitor_address())),
             ("admin", Some(config.admin().display().to_string())),
             ("log", log),
+            ("fleet", fleet),
         ];
         let mut facts = json!({ "event": "listening", "users": users });
         let mut text = String::new();
