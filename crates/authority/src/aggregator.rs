@@ -28,10 +28,9 @@ use crate::clock::{Clock, Micros};
 use crate::config::Config;
 use crate::engine::{Stopped, on_disk, refuse_all};
 use crate::listeners::Listeners;
-use crate::operations::Housekeeper;
 use crate::pace::Pace;
 use crate::round::Rounds;
-use crate::running::{RoundReport, Running};
+use crate::running::{Launch, RoundReport, Running};
 use crate::service::{
     Answered, ClosedRound, Parent, ParentError, Past, Service, Tail, Trees, stopping,
 };
@@ -62,7 +61,6 @@ impl Aggregator {
         let closed = now.ended();
         let pace = Pace::start(now, closed, config.max_clock_jump, u64::MAX)?;
         let listeners = Listeners::bind(&config).await?;
-        let (addresses, tls) = (listeners.addresses.clone(), listeners.tls.clone());
         let parent = Parent::new(parent);
         let service = Arc::new(Service::new(
             &config,
@@ -92,33 +90,16 @@ impl Aggregator {
             },
             pressing: JoinSet::new(),
             reports,
-            stop: stopping.clone(),
+            stop: stopping,
         };
-        let (stopped, on_stop) = watch::channel(None);
-        let engine = tokio::spawn(async move {
-            let outcome = engine.run().await;
-            if let Err(fault) = &outcome {
-                tracing::error!(error = %fault, "rounds stopped: nothing is signed any more");
-            }
-            stopped.send_replace(Some(outcome.map_err(Arc::new)));
-        });
-        let mut servers = listeners.serve(&service, &stopping);
-        let housekeeper = Housekeeper {
-            service: Arc::clone(&service),
-            rounds: rounds.clone(),
+        let launch = Launch {
+            service,
+            listeners,
+            rounds,
+            stop,
             spent: config.operations.spent,
         };
-        servers.push(tokio::spawn(housekeeper.run()));
-        Ok(AggregatorHandle(Running {
-            addresses,
-            tls,
-            service,
-            rounds,
-            on_stop,
-            stop,
-            engine,
-            servers,
-        }))
+        Ok(AggregatorHandle(launch.run(engine.run())))
     }
 }
 

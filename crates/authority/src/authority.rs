@@ -24,12 +24,11 @@ use crate::identity::{Brought, BroughtKey, Identity, IdentityError};
 use crate::ledger::Tenure;
 use crate::listeners::Listeners;
 use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
-use crate::operations::Housekeeper;
 use crate::pace::{ClockFault, Pace};
 use crate::publications::{Publications, PublicationsError, Published, Publisher};
 use crate::publicity::{Announced, Herald, Issuer, Publicity, Schedule};
 use crate::round::Rounds;
-use crate::running::{RoundReport, Running};
+use crate::running::{Launch, RoundReport, Running};
 use crate::service::{Own, Past, Service, TlsError};
 use crate::signer::SignerCommand;
 use crate::users::{UserError, spent};
@@ -179,8 +178,6 @@ impl Authority {
         let fleet = Fleet::open(&config.dir, config.fleet.clone(), &config.log)?;
         let fleet_key = fleet.key();
         let listeners = Listeners::bind(&config).await?;
-        let addresses = listeners.addresses.clone();
-        let tls = listeners.tls.clone();
         #[cfg(feature = "cluster")]
         let cluster = match &config.cluster {
             Some(cluster) => Some(Arc::new(Cluster::join(Start {
@@ -255,45 +252,29 @@ impl Authority {
                 max_outage_s: config.max_outage_s,
             }),
         };
-        let (stopped, on_stop) = watch::channel(None);
-        let engine = tokio::spawn(async move {
-            let outcome = engine.run().await;
-            if let Err(fault) = &outcome {
-                tracing::error!(error = %fault, "rounds stopped: nothing is signed any more");
-            }
-            stopped.send_replace(Some(outcome.map_err(Arc::new)));
-        });
-        let mut servers = listeners.serve(&service, &stopping);
-        let housekeeper = Housekeeper {
+        let launch = Launch {
             service: Arc::clone(&service),
+            listeners,
             rounds: rounds.clone(),
+            stop,
             spent: config.operations.spent,
         };
-        servers.push(tokio::spawn(housekeeper.run()));
+        let mut running = launch.run(engine.run());
         if let Some((hook, announced)) = hook {
             let herald = Herald {
                 hook,
                 announced,
                 publicity,
                 dir: config.dir,
-                rounds: rounds.clone(),
-                stop: stopping.clone(),
-                cluster_of: (!is_alone).then(|| Arc::clone(&service)),
+                rounds,
+                stop: stopping,
+                cluster_of: (!is_alone).then_some(service),
             };
-            servers.push(tokio::spawn(herald.run()));
+            running.servers.push(tokio::spawn(herald.run()));
         }
         let log = keeper.start()?;
         Ok(AuthorityHandle {
-            running: Running {
-                addresses,
-                tls,
-                service,
-                rounds,
-                on_stop,
-                stop,
-                engine,
-                servers,
-            },
+            running,
             calendar: reader,
             identity,
             publications: publisher,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pitser_ksi::time::Second;
@@ -10,8 +11,9 @@ use tokio::task::JoinHandle;
 
 use crate::config::User;
 use crate::engine::Stopped;
-use crate::listeners::Addresses;
+use crate::listeners::{Addresses, Listeners};
 use crate::metrics::Metrics;
+use crate::operations::Housekeeper;
 use crate::service::http::tls::Tls;
 use crate::service::{Service, TlsError};
 use crate::users::UserError;
@@ -36,6 +38,51 @@ pub struct Running {
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) engine: JoinHandle<()>,
     pub(crate) servers: Vec<JoinHandle<()>>,
+}
+
+/// A service that is ready to serve.
+pub(crate) struct Launch {
+    pub(crate) service: Arc<Service>,
+    pub(crate) listeners: Listeners,
+    pub(crate) rounds: watch::Receiver<RoundReport>,
+    pub(crate) stop: watch::Sender<bool>,
+    /// Where what users have spent is kept over a restart.
+    pub(crate) spent: Option<PathBuf>,
+}
+
+impl Launch {
+    /// Lets `engine` close its rounds, and serves on all listeners.
+    pub(crate) fn run(
+        self,
+        engine: impl Future<Output = Result<(), Stopped>> + Send + 'static,
+    ) -> Running {
+        let (addresses, tls) = (self.listeners.addresses.clone(), self.listeners.tls.clone());
+        let (stopped, on_stop) = watch::channel(None);
+        let engine = tokio::spawn(async move {
+            let outcome = engine.await;
+            if let Err(fault) = &outcome {
+                tracing::error!(error = %fault, "rounds stopped: nothing is signed any more");
+            }
+            stopped.send_replace(Some(outcome.map_err(Arc::new)));
+        });
+        let mut servers = self.listeners.serve(&self.service, &self.stop.subscribe());
+        let housekeeper = Housekeeper {
+            service: Arc::clone(&self.service),
+            rounds: self.rounds.clone(),
+            spent: self.spent,
+        };
+        servers.push(tokio::spawn(housekeeper.run()));
+        Running {
+            addresses,
+            tls,
+            service: self.service,
+            rounds: self.rounds,
+            on_stop,
+            stop: self.stop,
+            engine,
+            servers,
+        }
+    }
 }
 
 pub(crate) type Outcome = Result<(), Arc<Stopped>>;
