@@ -63,7 +63,9 @@ impl Workspace {
             "--filter-platform",
             BROWSER_TARGET,
         ];
-        let json = cargo(&[&["metadata", "--format-version", "1"][..], &targets].concat())?;
+        // What a feature links must be allowed, too.
+        let metadata = ["metadata", "--format-version", "1", "--all-features"];
+        let json = cargo(&[&metadata[..], &targets].concat())?;
         serde_json::from_str(&json)
             .map_err(|e| Trouble::Syntax("cargo metadata".into(), e.to_string()))
     }

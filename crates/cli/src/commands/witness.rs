@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// Answer over HTTP (c2sp.org/tlog-witness) until stopped
     Run(Run),
     /// Watch a log from now on; a running witness sees it at once
-    AddLog(AddLog),
+    AddLog(Box<AddLog>),
     /// The logs that are watched, and their newest cosigned heads; exit code 1 if one has forked
     List(List),
 }
