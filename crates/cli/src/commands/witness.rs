@@ -58,7 +58,7 @@ pub(crate) struct Init {
 enum Kind {
     /// What every witness and verifier knows
     Ed25519,
-    /// Safe from quantum computers too, with lines of 3 kB; in builds with the feature ml-dsa
+    /// Made to withstand quantum computers, with lines of 3 kB; in builds with the feature ml-dsa
     #[value(name = "ml-dsa-44")]
     MlDsa44,
 }
