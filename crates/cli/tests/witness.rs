@@ -256,6 +256,7 @@ struct Hospital {
     dir: tempfile::TempDir,
     listen: String,
     witness_key: VerifierKey,
+    #[cfg(feature = "ml-dsa")]
     log_key: String,
     genesis: String,
     _witness: Process,
@@ -300,6 +301,7 @@ impl Hospital {
         Self {
             listen,
             witness_key,
+            #[cfg(feature = "ml-dsa")]
             log_key: log,
             genesis,
             _witness: process,
