@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use pitser_tlog::note::{Algorithm, VerifierKey};
+use pitser_tlog::note::VerifierKey;
 use pitser_witness::Prefix;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
@@ -31,7 +31,7 @@ impl Witness {
 pub(crate) fn parse(url: &str, key: &str) -> Result<(Prefix, VerifierKey), String> {
     let prefix = url.parse().map_err(|e| format!("url: {e}"))?;
     let key: VerifierKey = key.parse().map_err(|e| format!("key: {e}"))?;
-    if key.algorithm() != Algorithm::CosignatureV1 {
+    if !key.algorithm().cosigns() {
         return Err("key: this is the key of a log or an auditor, not of a witness".into());
     }
     Ok((prefix, key))
@@ -43,16 +43,16 @@ pub(crate) fn check(
     name: &str,
     quorum: Option<usize>,
 ) -> Result<(), String> {
-    let mut keys: Vec<[u8; 32]> = Vec::new();
+    let mut keys: Vec<Vec<u8>> = Vec::new();
     for (at, witness) in witnesses.iter().enumerate() {
         let what = format!("[[witness]] {}", at + 1);
         let (_, key) = witness.parse().map_err(|e| format!("{what}: {e}"))?;
-        if keys.contains(key.public_key()) {
+        if keys.iter().any(|known| known == key.public_key()) {
             return Err(format!(
                 "{what}: key: another one has it, and a key counts once"
             ));
         }
-        keys.push(*key.public_key());
+        keys.push(key.public_key().to_vec());
     }
     let all = keys.len();
     match quorum {

@@ -59,7 +59,12 @@ impl Drop for Process {
 
 /// A witness's process and where it answers.
 fn witness(dir: &Path) -> (Process, String) {
-    let (process, line) = Process::start(dir, "witness run --dir w --listen 127.0.0.1:0 --json");
+    witness_in(dir, "w")
+}
+
+fn witness_in(dir: &Path, folder: &str) -> (Process, String) {
+    let run = format!("witness run --dir {folder} --listen 127.0.0.1:0 --json");
+    let (process, line) = Process::start(dir, &run);
     let facts: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(facts["event"], "listening");
     let address = facts["address"].as_str().unwrap();
@@ -251,6 +256,8 @@ struct Hospital {
     dir: tempfile::TempDir,
     listen: String,
     witness_key: VerifierKey,
+    #[cfg(feature = "ml-dsa")]
+    log_key: String,
     genesis: String,
     _witness: Process,
     dev: Dev,
@@ -294,6 +301,8 @@ impl Hospital {
         Self {
             listen,
             witness_key,
+            #[cfg(feature = "ml-dsa")]
+            log_key: log,
             genesis,
             _witness: process,
             dev,
@@ -424,6 +433,68 @@ fn evidence_rests_on_a_witness_across_the_network() {
         .run("verify e.pitser --anchors anchors.toml")
         .exits(2)
         .says("no witness of yours to confirm it");
+}
+
+/// Two witnesses, one of each algorithm, and a verifier who wants both.
+#[cfg(feature = "ml-dsa")]
+#[test]
+fn a_quorum_of_ed25519_and_ml_dsa() {
+    let hospital = Hospital::new();
+    let dir = hospital.dir.path();
+    let init = "witness init --dir pq --name university.example/pq --algorithm ml-dsa-44";
+    let key = word_after(&run(dir, init).exits(0), "key");
+    let secret = fs::read_to_string(dir.join("pq/key")).unwrap();
+    assert!(secret.len() < 120, "a seed, as of any other key");
+    let log = &hospital.log_key;
+    run(dir, &format!("witness add-log --dir pq {log}")).exits(0);
+    run(dir, &format!("witness add-log --dir pq {key}"))
+        .exits(3)
+        .says("of a witness");
+    let (process, url) = witness_in(dir, "pq");
+    let append = |file: &str, more: &str| {
+        let text = fs::read_to_string(dir.join(file)).unwrap();
+        fs::write(dir.join(file), text + more).unwrap();
+    };
+    let more = format!("[[witness]]\nname = \"pq\"\nurl = \"{url}\"\nkey = \"{key}\"\n");
+    append("pitser.toml", &more);
+
+    // More than half of two is both.
+    let guardian = hospital.guard();
+    hospital.status(witnessed(1));
+    guardian.stop();
+    process.stop();
+    let list = run(dir, "witness list --dir pq --json").exits(0).json();
+    assert_eq!(list["key"], key);
+    assert!(list["logs"][0]["size"].as_u64().unwrap() >= 1);
+
+    hospital
+        .run("evidence export --patient pt-1 -o e.pitser")
+        .exits(0);
+    hospital.anchors();
+    append("anchors.toml", &format!("[[witness]]\nkey = \"{key}\"\n"));
+    let anchors = fs::read_to_string(dir.join("anchors.toml")).unwrap();
+    let both = anchors.replace("witness_quorum = 1", "witness_quorum = 2");
+    fs::write(dir.join("anchors.toml"), both).unwrap();
+    let report = hospital.run("verify e.pitser --anchors anchors.toml --json");
+    let report = report.exits(2).json();
+    let mut steps = report["steps"].as_array().unwrap().iter();
+    let head = steps.find(|step| step["name"] == "head").unwrap();
+    assert_eq!(head["state"], "matches", "{report}");
+    let text = head["text"].as_str().unwrap();
+    for name in ["notary.example/witness", "university.example/pq"] {
+        assert!(text.contains(name), "{text}");
+    }
+}
+
+#[cfg(not(feature = "ml-dsa"))]
+#[test]
+fn a_build_without_ml_dsa_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let init = "witness init --dir w --name notary.example --algorithm ml-dsa-44";
+    run(dir.path(), init)
+        .exits(3)
+        .says("build with the feature ml-dsa");
+    assert!(!dir.path().join("w").exists(), "nothing was made");
 }
 
 /// Somebody puts an older copy of the trail in its place: it verifies by

@@ -73,7 +73,7 @@ impl CalendarLogAnchor {
                 self.witnesses.len()
             ));
         }
-        let check = |key: &KeyAnchor| key.check("witness", Algorithm::CosignatureV1);
+        let check = |key: &KeyAnchor| key.check("witness", Algorithm::cosigns);
         self.witnesses
             .iter()
             .try_for_each(check)
@@ -155,9 +155,9 @@ impl KeyAnchor {
         }
     }
 
-    fn check(&self, kind: &str, algorithm: Algorithm) -> Result<(), String> {
+    fn check(&self, kind: &str, may: fn(Algorithm) -> bool) -> Result<(), String> {
         let name = self.key.name();
-        if self.key.algorithm() != algorithm {
+        if !may(self.key.algorithm()) {
             return Err(format!(
                 "{name}: this key is of a type that no {kind} signs with"
             ));
@@ -197,11 +197,12 @@ impl Anchors {
                 anchors.witnesses.len()
             ));
         }
-        for (kind, keys, algorithm) in [
-            ("witness", &anchors.witnesses, Algorithm::CosignatureV1),
-            ("auditor", &anchors.auditors, Algorithm::Ed25519),
+        let signs: fn(Algorithm) -> bool = |algorithm| !algorithm.cosigns();
+        for (kind, keys, may) in [
+            ("witness", &anchors.witnesses, Algorithm::cosigns as _),
+            ("auditor", &anchors.auditors, signs),
         ] {
-            keys.iter().try_for_each(|key| key.check(kind, algorithm))?;
+            keys.iter().try_for_each(|key| key.check(kind, may))?;
         }
         if let Some(log) = &anchors.calendar_log {
             log.check()?;

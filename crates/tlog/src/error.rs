@@ -80,7 +80,18 @@ pub enum DecodeErrorKind {
     /// The key's stated id is not that of its name and public key.
     #[error("key id does not match the key")]
     KeyIdMismatch,
-    /// The public key is no usable Ed25519 point.
+    /// The public key is no usable Ed25519 point, or of the wrong length.
     #[error("unusable public key")]
     BadPublicKey,
+    /// A time is 2^63 or more.
+    #[error("time beyond 2^63 seconds")]
+    BadTime,
+    /// The program was built without what this takes.
+    #[error("{what} are not in this build: build with the feature {feature}")]
+    NotBuiltIn {
+        /// What was asked for, in the plural.
+        what: &'static str,
+        /// The cargo feature that it takes.
+        feature: &'static str,
+    },
 }

@@ -238,7 +238,7 @@ fn malformed_keys_are_refused() {
     check(&NEUMANN_PUBLIC.replace("+ARpc", "+AR*c"), Kind::BadBase64);
     check(
         &NEUMANN_PUBLIC.replace("TW", ""),
-        Kind::Expected("base64 of a type and 32 bytes"),
+        Kind::Expected("base64 of a type and a key of its length"),
     );
     // Points of small order verify signatures that nobody made.
     let mut identity = [0; 32];
@@ -247,6 +247,24 @@ fn malformed_keys_are_refused() {
         let error = VerifierKey::new("weak", Algorithm::Ed25519, &weak).unwrap_err();
         assert_eq!(error.kind, Kind::BadPublicKey);
     }
+}
+
+#[cfg(not(feature = "ml-dsa"))]
+#[test]
+fn a_build_without_ml_dsa_says_so() {
+    let says_so = |error: pitser_tlog::DecodeError| {
+        let text = error.to_string();
+        assert!(text.contains("build with the feature ml-dsa"), "{text}");
+    };
+    let material = data_encoding::BASE64.encode(&[vec![6], vec![7; 1312]].concat());
+    says_so(
+        format!("w+00000000+{material}")
+            .parse::<VerifierKey>()
+            .unwrap_err(),
+    );
+    let seed = data_encoding::BASE64.encode(&[vec![6], vec![7; 32]].concat());
+    says_so(CosigningKey::parse(&format!("PRIVATE+KEY+w+00000000+{seed}")).unwrap_err());
+    says_so(CosigningKey::with_algorithm("w", Algorithm::MlDsa44, &[7; 32]).unwrap_err());
 }
 
 proptest! {

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! `floor` is the arithmetic alone: one signature verified, one made, the proof
-//! hashed. `memory` adds the decision, `sqlite` makes each head durable before
-//! it is cosigned, `http` is a whole request over loopback.
+//! hashed; `ml-dsa` the same with ML-DSA-44 (`--features ml-dsa`). `memory` adds
+//! the decision, `sqlite` makes each head durable before it is cosigned, `http`
+//! is a whole request over loopback.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::merkle::{LogTree, leaf_hash, verify_consistency};
-use pitser_tlog::note::{CosigningKey, SigningKey};
+use pitser_tlog::note::{Algorithm, CosigningKey, SigningKey};
 use pitser_tlog::witness_protocol::AddCheckpoint;
 use pitser_witness::{
     Cosign, HttpWitness, Limits, Log, MemoryStore, Rate, Server, SqliteStore, Store, Witness,
@@ -70,8 +71,7 @@ struct Bench {
 impl Bench {
     /// A witness that holds the first head of each log.
     fn witness<S: Store>(&self, store: S) -> Witness<S> {
-        let key = CosigningKey::from_seed("witness.example", &[2; 32]).unwrap();
-        let mut witness = Witness::new(key, store);
+        let mut witness = Witness::new(key(Algorithm::CosignatureV1), store);
         for (log, body) in self.heads(0).into_iter().enumerate() {
             let key = self.keys[log].verifier();
             witness.add_log(&Log::new(key)).unwrap();
@@ -101,8 +101,13 @@ impl Bench {
     }
 
     fn floor(&self) {
+        self.floor_of("floor", &key(Algorithm::CosignatureV1));
+        #[cfg(feature = "ml-dsa")]
+        self.floor_of("ml-dsa", &key(Algorithm::MlDsa44));
+    }
+
+    fn floor_of(&self, name: &str, key: &CosigningKey) {
         let bodies = self.heads(1);
-        let key = CosigningKey::from_seed("witness.example", &[2; 32]).unwrap();
         let before = self.tree.root_at(START).unwrap();
         let after = self.tree.root_at(START + GROWTH).unwrap();
         let began = Instant::now();
@@ -115,7 +120,7 @@ impl Bench {
                 std::hint::black_box(key.cosign(request.head.text(), NOW));
             }
         }
-        report("floor", LOGS * ROUNDS as usize, began.elapsed());
+        report(name, LOGS * ROUNDS as usize, began.elapsed());
     }
 
     fn in_process<S: Store>(&self, name: &str, mut witness: Witness<S>) {
@@ -172,6 +177,10 @@ impl Bench {
         report("http", LOGS * ROUNDS as usize, took);
         runtime.block_on(server.stop());
     }
+}
+
+fn key(algorithm: Algorithm) -> CosigningKey {
+    CosigningKey::with_algorithm("witness.example", algorithm, &[2; 32]).unwrap()
 }
 
 fn report(name: &str, heads: usize, took: Duration) {

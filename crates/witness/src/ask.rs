@@ -152,7 +152,7 @@ pub struct Ballot {
     quorum: usize,
     unanswered: BTreeSet<usize>,
     /// What those who cosigned state, in Unix seconds; a public key counts once.
-    times: BTreeMap<[u8; 32], u64>,
+    times: BTreeMap<Vec<u8>, u64>,
     refusals: Vec<String>,
 }
 
@@ -197,7 +197,7 @@ impl Ballot {
         self.unanswered.remove(&witness);
         self.note.add(line).ok()?;
         let at = self.note.cosigned_at(key).ok()?;
-        self.times.insert(*key.public_key(), at);
+        self.times.insert(key.public_key().to_vec(), at);
         Some(at)
     }
 

@@ -179,7 +179,10 @@ impl Exchange {
         let (head, size) = (&asked.request.head, asked.size);
         match answer.map_err(|refusal| judge(refusal, asked.request.old_size, size)) {
             Ok(lines) => {
-                let valid = |line: &SignatureLine| self.key.verify(head.text(), line).is_ok();
+                let valid = |line: &SignatureLine| {
+                    let said = self.key.verify(head.text(), line);
+                    said.is_ok_and(|said| said.at().is_some())
+                };
                 let line = lines.into_iter().find(valid);
                 let line = line.ok_or(SubmitError::NoCosignature)?;
                 self.held_size = size;

@@ -168,10 +168,14 @@ impl<S: Store> Witness<S> {
             return Err(Refusal::AheadOfTime);
         }
         head.cosigned_at = self.time_to_state(now)?;
+        // Made before and given away after: what cannot be cosigned is not remembered as if it was.
+        let line = self
+            .key
+            .cosign_head(request.head.text(), head.cosigned_at)?;
         self.store
             .advance(&log.origin, held.as_ref(), &head)
             .map_err(refusal)?;
-        Ok(self.key.cosign(request.head.text(), head.cosigned_at))
+        Ok(line)
     }
 
     /// The time of a cosignature at `now`: never before one that was stated.

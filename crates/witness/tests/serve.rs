@@ -47,9 +47,17 @@ impl World {
         limits: Limits,
         shape: impl FnOnce(Witness<SqliteStore>) -> Witness<SqliteStore>,
     ) -> Self {
+        Self::of(witness_key(), limits, shape)
+    }
+
+    fn of(
+        key: CosigningKey,
+        limits: Limits,
+        shape: impl FnOnce(Witness<SqliteStore>) -> Witness<SqliteStore>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(folder.path().join("witness.db")).unwrap();
-        let mut witness = shape(Witness::new(witness_key(), store));
+        let mut witness = shape(Witness::new(key, store));
         witness.add_log(&Log::new(log_key().verifier())).unwrap();
         let clock = Arc::new(AtomicU64::new(NOW));
         let now = Arc::clone(&clock);
@@ -409,6 +417,49 @@ fn what_answers_in_a_witnesss_place_does_no_harm() {
         matches!(&result, Err(Refusal::Unavailable { reason }) if reason.contains("within")),
         "{result:?}"
     );
+}
+
+/// One witness of each algorithm. What the second answers must be its own, too.
+#[cfg(feature = "ml-dsa")]
+#[test]
+fn a_quorum_of_both_algorithms() {
+    use pitser_tlog::checkpoint::verify_quorum;
+    use pitser_tlog::note::Algorithm;
+
+    let key = |seed| {
+        let key = CosigningKey::with_algorithm("pq.example", Algorithm::MlDsa44, &[seed; 32]);
+        key.unwrap()
+    };
+    let worlds = [
+        World::new(),
+        World::of(key(7), Limits::default(), |witness| witness),
+    ];
+    let keys = [witness_key().verifier(), key(7).verifier()];
+    let mut peers: Vec<Peer> = worlds
+        .iter()
+        .zip(&keys)
+        .map(|(world, key)| Peer::new(Box::new(world.http()), key.clone()))
+        .collect();
+    let tree = &worlds[0].tree;
+    for size in [5, 9, 400] {
+        let mut head = head(tree, size);
+        for peer in &mut peers {
+            let line = peer.cosign(tree, &head).unwrap();
+            head.add(line).unwrap();
+        }
+        let quorum = verify_quorum(&head, &log_key().verifier(), &keys, 2).unwrap();
+        assert_eq!(quorum.cosigned_at, NOW);
+        assert_eq!(quorum.witnesses, ["pq.example", "witness.example/w1"]);
+    }
+    let rollback = worlds[1].ask(tree, 0, 5);
+    assert_eq!(rollback, Err(Refusal::Conflict { size: 400 }));
+    let mut deceived = Peer::new(Box::new(worlds[1].http()), key(8).verifier());
+    let refused = deceived.cosign(tree, &head(tree, 400));
+    assert!(
+        matches!(refused, Err(SubmitError::NoCosignature)),
+        "{refused:?}"
+    );
+    worlds.into_iter().for_each(World::stop);
 }
 
 /// `size` leaves, of which one may be altered.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 /// Where releases run; another machine's own crates are not looked at.
 pub(crate) const RELEASE_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Features of `pitser` that releases turn on.
-pub(crate) const RELEASE_FEATURES: &str = "cluster";
+pub(crate) const RELEASE_FEATURES: &str = "cluster,ml-dsa";
 /// Where an auditor's verifier runs, in a browser.
 pub(crate) const BROWSER_TARGET: &str = "wasm32-unknown-unknown";
 
@@ -63,7 +63,9 @@ impl Workspace {
             "--filter-platform",
             BROWSER_TARGET,
         ];
-        let json = cargo(&[&["metadata", "--format-version", "1"][..], &targets].concat())?;
+        // What a feature links must be allowed, too.
+        let metadata = ["metadata", "--format-version", "1", "--all-features"];
+        let json = cargo(&[&metadata[..], &targets].concat())?;
         serde_json::from_str(&json)
             .map_err(|e| Trouble::Syntax("cargo metadata".into(), e.to_string()))
     }

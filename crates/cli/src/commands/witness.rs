@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use pitser_ksi::time::Second;
+use pitser_tlog::error::DecodeErrorKind;
 use pitser_tlog::note::{Algorithm, CosigningKey, VerifierKey};
 use pitser_witness::{Limits, Log, Pace, Rate, Server, SqliteStore, Store, StoreError, Witness};
 use serde_json::json;
@@ -27,7 +28,7 @@ pub(crate) enum Command {
     /// Answer over HTTP (c2sp.org/tlog-witness) until stopped
     Run(Run),
     /// Watch a log from now on; a running witness sees it at once
-    AddLog(AddLog),
+    AddLog(Box<AddLog>),
     /// The logs that are watched, and their newest cosigned heads; exit code 1 if one has forked
     List(List),
 }
@@ -47,6 +48,28 @@ pub(crate) struct Init {
     /// The key's name, such as notary.example/witness: a name in a domain of yours
     #[arg(long, value_name = "NAME")]
     name: String,
+    /// What the key cosigns with; those who trust it need a Pitser that verifies it
+    #[arg(long, value_enum, default_value_t = Kind::Ed25519)]
+    algorithm: Kind,
+}
+
+/// Algorithms of a witness's key.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    /// What every witness and verifier knows
+    Ed25519,
+    /// Made to withstand quantum computers, with lines of 3 kB; in builds with the feature ml-dsa
+    #[value(name = "ml-dsa-44")]
+    MlDsa44,
+}
+
+impl From<Kind> for Algorithm {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Ed25519 => Self::CosignatureV1,
+            Kind::MlDsa44 => Self::MlDsa44,
+        }
+    }
 }
 
 /// Arguments of `pitser witness run`.
@@ -127,8 +150,14 @@ fn init(args: &Init) -> Outcome {
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::getrandom(&mut *seed)
         .map_err(|e| Failure::Service(format!("no random bytes: {e}")))?;
-    let key = CosigningKey::from_seed(&args.name, &seed)
-        .map_err(|e| Failure::Input(format!("--name {:?}: {e}", args.name)))?;
+    let key = CosigningKey::with_algorithm(&args.name, args.algorithm.into(), &seed).map_err(
+        |e| match e.kind {
+            DecodeErrorKind::NotBuiltIn { .. } => {
+                Failure::Input(format!("--algorithm: {}", e.kind))
+            }
+            _ => Failure::Input(format!("--name {:?}: {e}", args.name)),
+        },
+    )?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -313,9 +342,14 @@ impl Place {
                 _ => Failure::Service(format!("{path}: {e}")),
             }
         })?;
-        // Whatever is wrong with it, it is not shown.
-        let key = CosigningKey::parse(text.trim_end())
-            .map_err(|_| Failure::Input(format!("{}: no witness's key", self.key().display())))?;
+        let key = CosigningKey::parse(text.trim_end()).map_err(|e| {
+            // Whatever else is wrong with it, it is not shown.
+            let why = match e.kind {
+                DecodeErrorKind::NotBuiltIn { .. } => e.kind.to_string(),
+                _ => "no witness's key".to_owned(),
+            };
+            Failure::Input(format!("{}: {why}", self.key().display()))
+        })?;
         if !self.store().exists() {
             return Err(Failure::Input(format!(
                 "{} is gone. Without its memory this key must not cosign again: make a new witness in \

@@ -5,7 +5,7 @@ use super::memory::bounded;
 use pitser_tlog::{
     Checkpoint, DecodeError, LogProof, LogTree, Note, SignatureLine, SigningKey, VerifierKey,
     merkle::{self, Hash, leaf_hash},
-    note::{CosigningKey, parse_signature_lines},
+    note::{Algorithm, CosigningKey, parse_signature_lines},
     tiles::{Tile, decode_bundle, encode_bundle},
     verify_quorum,
     witness_protocol::{AddCheckpoint, parse_answer},
@@ -18,7 +18,7 @@ pub fn note(bytes: &[u8]) {
         signed(&note);
     }
     if let Some(proof) = checked(bytes, || LogProof::parse(bytes)) {
-        let verified = proof.verify(leaf_hash(b"x"), &LOG.verifier(), &[WITNESS.verifier()], 1);
+        let verified = proof.verify(leaf_hash(b"x"), &LOG.verifier(), &verifiers(), 1);
         assert!(verified.is_err(), "an entry that is in no log");
         signed(proof.head());
     }
@@ -59,7 +59,7 @@ pub fn note(bytes: &[u8]) {
 
 /// Nobody signed these but those who did.
 fn signed(note: &Note) {
-    let quorum = verify_quorum(note, &LOG.verifier(), &[WITNESS.verifier()], 1);
+    let quorum = verify_quorum(note, &LOG.verifier(), &verifiers(), 1);
     if let Ok(head) = Checkpoint::open(note, LOG.name(), &LOG.verifier()) {
         assert_eq!(head.to_string(), note.text());
         assert_eq!(note.text(), HEAD.text(), "a forged head");
@@ -67,9 +67,17 @@ fn signed(note: &Note) {
         assert!(quorum.is_err());
     }
     let mut more = note.clone();
-    if more.add(WITNESS.cosign(note.text(), 7)).is_ok() {
-        assert_eq!(Note::parse(more.to_string().as_bytes()), Ok(more));
+    for witness in WITNESSES.iter() {
+        if let Ok(line) = witness.cosign_head(note.text(), 7)
+            && more.add(line).is_ok()
+        {
+            assert_eq!(Note::parse(more.to_string().as_bytes()).as_ref(), Ok(&more));
+        }
     }
+}
+
+fn verifiers() -> Vec<VerifierKey> {
+    WITNESSES.iter().map(CosigningKey::verifier).collect()
 }
 
 /// Paths of tiles, bundles of entries, hashes as proofs.
@@ -122,8 +130,12 @@ fn inside(error: &DecodeError, input: &[u8]) {
 
 static LOG: LazyLock<SigningKey> =
     LazyLock::new(|| SigningKey::from_seed("log.example/fuzz", &[1; 32]).expect("a sound name"));
-static WITNESS: LazyLock<CosigningKey> =
-    LazyLock::new(|| CosigningKey::from_seed("witness.example", &[2; 32]).expect("a sound name"));
+/// One of each algorithm that is built in.
+static WITNESSES: LazyLock<Vec<CosigningKey>> = LazyLock::new(|| {
+    let key = |algorithm| CosigningKey::with_algorithm("witness.example", algorithm, &[2; 32]).ok();
+    let algorithms = [Algorithm::CosignatureV1, Algorithm::MlDsa44];
+    algorithms.into_iter().filter_map(key).collect()
+});
 static TREE: LazyLock<LogTree> =
     LazyLock::new(|| (0u8..13).map(|number| leaf_hash(&[number])).collect());
 /// The only head that the log has signed.
