@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::{Checkpoint, verify_quorum};
 use pitser_tlog::merkle;
-use pitser_tlog::note::{Algorithm, Note, SignatureLine, SigningKey, VerifierKey};
+use pitser_tlog::note::{Note, SignatureLine, SigningKey, VerifierKey};
 use pitser_witness::{Answer, Asker, Ballot, Peer, SubmitError};
 use tokio::sync::watch;
 
@@ -509,7 +509,7 @@ fn check(config: &LogConfig, own: &VerifierKey) -> Result<(), LogError> {
     let mut keys = vec![own.public_key()];
     for witness in &config.witnesses {
         let name = witness.key.name();
-        if witness.key.algorithm() != Algorithm::CosignatureV1 {
+        if !witness.key.algorithm().cosigns() {
             return no(format!("{name}: this key signs, a witness's key cosigns"));
         }
         if keys.contains(&witness.key.public_key()) {
