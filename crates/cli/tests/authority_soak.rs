@@ -11,12 +11,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{first_line, pitser, run};
+use common::{Process, run};
 use pitser_client::{Client, Endpoint, Options};
 use pitser_ksi::hash::{Algorithm, Imprint, hash};
 use pitser_ksi::policy::{Context, Policy, verify};
@@ -44,7 +43,7 @@ fn soak(length: Duration, every: Duration, askers: u64) {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let (address, key) = init(dir);
-    let mut authority = Authority::start(dir);
+    let mut authority = start(dir);
     let uri = format!("ksi+tcp://hospital:{key}@{address}");
     let client = Client::new(Endpoint::parse(&uri).unwrap(), Options::default());
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -69,7 +68,7 @@ fn soak(length: Duration, every: Duration, askers: u64) {
         );
         authority.kill();
         kills += 1;
-        authority = Authority::start(dir);
+        authority = start(dir);
     }
     asked.over.store(true, Ordering::Relaxed);
     runtime.block_on(asking.join_all());
@@ -110,32 +109,12 @@ fn init(dir: &Path) -> (String, String) {
     (address, added["key"].as_str().unwrap().to_owned())
 }
 
-struct Authority(Child);
-
-impl Authority {
-    /// Returns when it listens.
-    fn start(dir: &Path) -> Self {
-        let mut child = pitser(dir)
-            .args(["authority", "run", "--json", "--config", CONFIG])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let facts: Value = serde_json::from_str(&first_line(&mut child)).unwrap();
-        assert_eq!(facts["event"], "listening");
-        Self(child)
-    }
-
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Returns when it listens.
+fn start(dir: &Path) -> Process {
+    let (authority, line) = Process::start(dir, &format!("authority run --json --config {CONFIG}"));
+    let facts: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(facts["event"], "listening");
+    authority
 }
 
 /// What askers have got.

@@ -9,10 +9,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Said, first_line, pitser, run};
+use common::{Process, Said, run};
 use pitser_client::fleet::{Fleet, Registration, system_id};
 use pitser_client::{Endpoint, Options};
 use pitser_ksi::Second;
@@ -25,40 +24,6 @@ use pitser_tlog::tiles::decode_bundle;
 use serde_json::Value;
 
 const ORIGIN: &str = "hospital.example/ehr";
-
-/// A process that is certain to end with the test.
-struct Process(Child);
-
-impl Process {
-    /// Starts it, and returns the first line that it says.
-    fn start(dir: &Path, args: &str) -> (Self, String) {
-        let mut child = pitser(dir)
-            .args(args.split(' '))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let line = first_line(&mut child);
-        (Self(child), line)
-    }
-
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    fn stop(mut self) {
-        let pid = self.0.id().to_string();
-        assert!(Command::new("kill").arg(pid).status().unwrap().success());
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// An address that nobody listens at.
 fn free() -> String {

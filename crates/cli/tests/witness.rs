@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Dev, Said, first_line, pitser, run};
+use common::{Dev, Process, Said, run};
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::{Note, SignatureLine, Signed, SigningKey, VerifierKey};
@@ -18,44 +18,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const ORIGIN: &str = "hospital.example/ehr";
-
-/// A process that is certain to end with the test.
-struct Process(Child);
-
-impl Process {
-    /// Starts it, and returns the first line that it says.
-    fn start(dir: &Path, args: &str) -> (Self, String) {
-        let mut child = pitser(dir)
-            .args(args.split(' '))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let line = first_line(&mut child);
-        (Self(child), line)
-    }
-
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    fn stop(mut self) {
-        let pid = self.0.id().to_string();
-        assert!(Command::new("kill").arg(pid).status().unwrap().success());
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A witness's process and where it answers.
 fn witness(dir: &Path) -> (Process, String) {

@@ -91,6 +91,40 @@ pub(crate) fn first_line(child: &mut Child) -> String {
     line
 }
 
+/// A process that is certain to end with the test.
+pub(crate) struct Process(pub(crate) Child);
+
+impl Process {
+    /// Starts it, and returns the first line that it says.
+    pub(crate) fn start(dir: &Path, args: &str) -> (Self, String) {
+        let mut child = pitser(dir)
+            .args(args.split(' '))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let line = first_line(&mut child);
+        (Self(child), line)
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    pub(crate) fn stop(mut self) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").arg(pid).status().unwrap().success());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// An authority on free ports, which ends with this value.
 pub(crate) struct Dev {
     child: Child,
