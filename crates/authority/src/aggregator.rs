@@ -181,7 +181,7 @@ impl Engine {
             }
             let mut requests = 0;
             for round in self.service.close_rounds(now) {
-                requests = round.requests.len();
+                requests += round.requests.len();
                 let sealed = self.press.clone().seal(round, Arc::clone(&self.service));
                 self.pressing.spawn(sealed);
             }

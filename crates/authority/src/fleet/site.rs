@@ -13,10 +13,10 @@
 
 use std::sync::Arc;
 
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use pitser_client::fleet::{
     Call, Credentials, MAX_HEAD_BYTES, MAX_REGISTRATION_BYTES, Registration,
 };
@@ -29,8 +29,7 @@ use super::{Fleet, FleetError, Heard, NotTaken, Registered, SKEW_S, Signed, is_n
 use crate::clock::Micros;
 use crate::metrics::Reason;
 use crate::service::Service;
-
-type Answer = Response<Full<Bytes>>;
+use crate::service::http::reply::{Answer, BRIEFLY, FOR_EVER, NEVER, TEXT, reply};
 
 /// Answers POST of a path below `/fleet/`.
 pub(crate) async fn post(
@@ -261,24 +260,4 @@ fn told(status: StatusCode, text: &str) -> Answer {
     reply(status, TEXT, NEVER, format!("{text}\n"))
 }
 
-fn reply(
-    status: StatusCode,
-    kind: &'static str,
-    cache: &'static str,
-    body: impl Into<Bytes>,
-) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
-    let nosniff = HeaderValue::from_static("nosniff");
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-    answer
-}
-
-const TEXT: &str = "text/plain; charset=utf-8";
-const FOR_EVER: &str = "public, max-age=31536000, immutable";
-const BRIEFLY: &str = "public, max-age=60";
-const NEVER: &str = "no-store";
 const TILE_WIDTH: u16 = pitser_tlog::tiles::FULL_WIDTH;

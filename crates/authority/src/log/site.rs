@@ -16,10 +16,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::Bytes;
 use hyper::header::HeaderValue;
-use hyper::{Response, StatusCode, header};
+use hyper::{StatusCode, header};
 use pitser_ksi::time::Second;
 use pitser_tlog::merkle::inclusion_proof;
 use pitser_tlog::proof::LogProof;
@@ -29,6 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use super::files::Files;
 use super::keeper::{Head, Keeper, View};
 use super::{LogError, LogStatus};
+use crate::service::http::reply::{Answer, BRIEFLY, BYTES, FOR_EVER, NEVER, TEXT, reply};
 use crate::service::stopping;
 
 /// The log's part of the HTTP service.
@@ -42,12 +41,10 @@ pub(crate) struct Site {
     waiters: Semaphore,
 }
 
-type Answer = Response<Full<Bytes>>;
-
 fn note(head: Option<Arc<Head>>, none: &'static str) -> Answer {
     match head {
-        Some(head) => answer(StatusCode::OK, TEXT, NEVER, head.note.to_string()),
-        None => answer(StatusCode::NOT_FOUND, TEXT, NEVER, none),
+        Some(head) => reply(StatusCode::OK, TEXT, NEVER, head.note.to_string()),
+        None => reply(StatusCode::NOT_FOUND, TEXT, NEVER, none),
     }
 }
 
@@ -95,26 +92,26 @@ impl Site {
             _ => {
                 let text =
                     "GET /log/checkpoint, /log/witnessed, /log/tile/… or /log/proof/SECOND\n";
-                answer(StatusCode::NOT_FOUND, TEXT, NEVER, text)
+                reply(StatusCode::NOT_FOUND, TEXT, NEVER, text)
             }
         }
     }
 
     async fn tile(&self, path: &str) -> Answer {
-        let none = || answer(StatusCode::NOT_FOUND, TEXT, NEVER, "no such tile\n");
+        let none = || reply(StatusCode::NOT_FOUND, TEXT, NEVER, "no such tile\n");
         let Ok(tile) = Tile::parse(&format!("tile/{path}")) else {
             return none();
         };
         let cache = if tile.is_partial() { BRIEFLY } else { FOR_EVER };
         match self.read(move |files| files.tile(tile)).await {
-            Ok(Some(bytes)) => answer(StatusCode::OK, BYTES, cache, bytes),
+            Ok(Some(bytes)) => reply(StatusCode::OK, BYTES, cache, bytes),
             Ok(None) => none(),
             Err(unreadable) => unreadable,
         }
     }
 
     async fn proof(&self, second: &str, query: Option<&str>) -> Answer {
-        let sentence = |text: &'static str| answer(StatusCode::BAD_REQUEST, TEXT, NEVER, text);
+        let sentence = |text: &'static str| reply(StatusCode::BAD_REQUEST, TEXT, NEVER, text);
         let Some(second) = number(second) else {
             return sentence("a second is a decimal number, counted from 1970\n");
         };
@@ -127,7 +124,7 @@ impl Site {
         };
         let Some(index) = second.checked_sub(self.files.genesis().0) else {
             let text = "the calendar begins later\n";
-            return answer(StatusCode::NOT_FOUND, TEXT, NEVER, text);
+            return reply(StatusCode::NOT_FOUND, TEXT, NEVER, text);
         };
         let wait = Duration::from_secs(wait_s).min(LONGEST_WAIT);
         let Some(head) = self.covering(index, wait).await else {
@@ -136,7 +133,7 @@ impl Site {
         let prove = move |files: &Files| prove(files, Second(second), index, &head);
         match self.read(prove).await {
             // A later checkpoint would do as well, but it never gets wrong.
-            Ok(proof) => answer(StatusCode::OK, TEXT, BRIEFLY, proof.to_string()),
+            Ok(proof) => reply(StatusCode::OK, TEXT, BRIEFLY, proof.to_string()),
             Err(unreadable) => unreadable,
         }
     }
@@ -171,7 +168,7 @@ impl Site {
             _ if index >= status.size => format!("{second} is not in the log yet\n"),
             quorum => format!("{second} is not cosigned by {quorum} witnesses yet\n"),
         };
-        let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, NEVER, text);
+        let mut answer = reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, NEVER, text);
         let soon = HeaderValue::from_static("1");
         answer.headers_mut().insert(header::RETRY_AFTER, soon);
         answer
@@ -182,7 +179,7 @@ impl Site {
         &self,
         look: impl FnOnce(&Files) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, Answer> {
-        let failed = |text| answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, NEVER, text);
+        let failed = |text| reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, NEVER, text);
         let Ok(_turn) = self.readers.acquire().await else {
             return Err(failed("the service is shutting down\n"));
         };
@@ -203,29 +200,6 @@ fn number(text: &str) -> Option<u64> {
     let number: u64 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
 }
-
-fn answer(
-    status: StatusCode,
-    kind: &'static str,
-    cache: &'static str,
-    body: impl Into<Bytes>,
-) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
-    let nosniff = HeaderValue::from_static("nosniff");
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-    answer
-}
-
-const TEXT: &str = "text/plain; charset=utf-8";
-const BYTES: &str = "application/octet-stream";
-
-const FOR_EVER: &str = "public, max-age=31536000, immutable";
-const BRIEFLY: &str = "public, max-age=60";
-const NEVER: &str = "no-store";
 
 /// A bundle of entries costs about a millisecond of hashing.
 const READERS: usize = 8;

@@ -18,6 +18,7 @@
 
 pub(crate) mod admin;
 mod pages;
+pub(crate) mod reply;
 pub(crate) mod tls;
 mod watched;
 
