@@ -13,7 +13,6 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pitser_client::Client;
 use pitser_ksi::hash::Imprint;
@@ -24,7 +23,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::authority::AuthorityError;
-use crate::clock::{Clock, Micros};
+use crate::beat::{Beat, Woken};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::{Stopped, on_disk, refuse_all};
 use crate::listeners::Listeners;
@@ -78,10 +78,8 @@ impl Aggregator {
         });
         let engine = Engine {
             service: Arc::clone(&service),
-            clock,
-            pace,
+            beat: Beat::start(clock, pace, config.grace),
             closed,
-            grace: config.grace,
             press: Press {
                 parent,
                 machine_id: config.machine_id.into(),
@@ -133,11 +131,9 @@ impl AggregatorHandle {
 
 struct Engine {
     service: Arc<Service>,
-    clock: Arc<dyn Clock>,
-    pace: Pace,
+    beat: Beat,
     /// The newest second that is closed.
     closed: Second,
-    grace: Duration,
     press: Press,
     /// Rounds that wait for the service above; each by itself, since a slow answer
     /// to one says nothing about the next.
@@ -160,25 +156,22 @@ impl Engine {
     }
 
     async fn rounds(&mut self) -> Result<(), Stopped> {
-        let mut woke_at = Instant::now();
         loop {
             let stopped = *self.stop.borrow();
             if stopped && self.service.waiting() == 0 {
                 return Ok(());
             }
-            self.pace.falls_asleep(self.clock.now())?;
-            let due = Micros::boundary(self.closed.plus(1)).plus(self.grace);
-            tokio::select! {
-                () = self.clock.wait_until(due) => {}
-                () = stopping(&mut self.stop), if !stopped => continue,
-                Some(_) = self.pressing.join_next() => continue,
-            }
-            let now = self.clock.now();
-            self.pace.woke(due, woke_at.elapsed(), now)?;
-            woke_at = Instant::now();
-            if now < due {
+            let (stop, pressing) = (&mut self.stop, &mut self.pressing);
+            let interruption = async {
+                tokio::select! {
+                    () = stopping(stop), if !stopped => {}
+                    Some(_) = pressing.join_next() => {}
+                    else => std::future::pending().await,
+                }
+            };
+            let Woken::Ended(now) = self.beat.wait(self.closed, interruption).await? else {
                 continue;
-            }
+            };
             let mut requests = 0;
             for round in self.service.close_rounds(now) {
                 requests += round.requests.len();

@@ -13,6 +13,7 @@ use pitser_ksi::time::Second;
 use pitser_tlog::note::VerifierKey;
 use tokio::sync::watch;
 
+use crate::beat::Beat;
 use crate::calendar::{Calendar, CalendarError, CalendarReader};
 use crate::clock::Clock;
 #[cfg(feature = "cluster")]
@@ -227,8 +228,7 @@ impl Authority {
         };
         let engine = Engine {
             service: Arc::clone(&service),
-            clock: Arc::clone(&clock),
-            pace,
+            beat: Beat::start(clock, pace, config.grace),
             press: Press {
                 ledger: calendar,
                 identity: Arc::clone(&identity),
@@ -237,7 +237,6 @@ impl Authority {
                 bell: keeper.bell(),
             },
             closed,
-            grace: config.grace,
             tenure: Tenure::unlimited(),
             publisher: publisher.clone(),
             schedule,

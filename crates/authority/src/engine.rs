@@ -2,7 +2,6 @@
 //! it durable, then answers. Nothing is answered that is not in the calendar.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pitser_ksi::error::EncodeError;
 use pitser_ksi::hash::Imprint;
@@ -14,12 +13,12 @@ use pitser_ksi::tlv::Writer;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::beat::{Beat, Woken};
 use crate::calendar::{CalendarError, zero_leaf};
-use crate::clock::{Clock, Micros};
 use crate::identity::{Identity, IdentityError};
 use crate::ledger::{Ledger, Tenure};
 use crate::log::Bell;
-use crate::pace::{ClockFault, Pace};
+use crate::pace::ClockFault;
 use crate::publications::Publisher;
 use crate::publicity::Schedule;
 use crate::running::RoundReport;
@@ -27,13 +26,10 @@ use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
 pub(crate) struct Engine {
     pub(crate) service: Arc<Service>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) pace: Pace,
+    pub(crate) beat: Beat,
     pub(crate) press: Press,
     /// The newest second that is closed.
     pub(crate) closed: Second,
-    /// How long after a second's end its round is closed.
-    pub(crate) grace: Duration,
     /// Until when this engine may write.
     pub(crate) tenure: Tenure,
     pub(crate) publisher: Publisher,
@@ -103,28 +99,29 @@ impl Engine {
 
     /// As long as this engine may write.
     pub(crate) async fn rounds(&mut self) -> Result<(), Stopped> {
-        let mut woke_at = Instant::now();
         loop {
             let stopped = *self.stop.borrow();
             if stopped && self.service.waiting() == 0 {
                 return Ok(());
             }
-            self.pace.falls_asleep(self.clock.now())?;
-            let due = Micros::boundary(self.closed.plus(1)).plus(self.grace);
-            tokio::select! {
-                () = self.clock.wait_until(due) => {}
-                // With nothing to answer there is no boundary to wait for.
-                () = stopping(&mut self.stop), if !stopped => continue,
-                () = self.tenure.over() => {
-                    return Err(Stopped::Superseded("this node leads no more".to_owned()));
+            let (stop, tenure) = (&mut self.stop, &mut self.tenure);
+            let interruption = async {
+                tokio::select! {
+                    // With nothing to answer there is no boundary to wait for.
+                    () = stopping(stop), if !stopped => Ok(()),
+                    () = tenure.over() => {
+                        Err(Stopped::Superseded("this node leads no more".to_owned()))
+                    }
                 }
-            }
-            let now = self.clock.now();
-            self.pace.woke(due, woke_at.elapsed(), now)?;
-            woke_at = Instant::now();
-            if now < due {
-                continue;
-            }
+            };
+            let now = match self.beat.wait(self.closed, interruption).await? {
+                Woken::Ended(now) => now,
+                Woken::Early => continue,
+                Woken::Interrupted(interrupted) => {
+                    interrupted?;
+                    continue;
+                }
+            };
             let mut closed = self.service.close_rounds(now).into_iter();
             while let Some(round) = closed.next() {
                 if let Err(e) = self.seal(round).await {

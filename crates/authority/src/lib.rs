@@ -39,6 +39,7 @@
 
 mod aggregator;
 mod authority;
+mod beat;
 pub mod calendar;
 mod clock;
 #[cfg(feature = "cluster")]

@@ -13,7 +13,7 @@ use super::node::{Cluster, Role, Term};
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::engine::{Engine, Stopped, refuse_all};
 use crate::ledger::{Ledger, Tenure};
-use crate::pace::{ClockFault, Pace};
+use crate::pace::ClockFault;
 use crate::service::stopping;
 
 /// The seconds of one term.
@@ -111,8 +111,9 @@ impl Engine {
     }
 
     fn begin(&mut self, turns: &Turns, term: Term) -> Result<(), ClockFault> {
-        let (cluster, now) = (&turns.cluster, self.clock.now());
-        self.pace = Pace::start(now, term.head, turns.max_clock_jump, turns.max_outage_s)?;
+        let cluster = &turns.cluster;
+        let (max_jump, max_outage_s) = (turns.max_clock_jump, turns.max_outage_s);
+        let now = self.beat.restart(term.head, max_jump, max_outage_s)?;
         self.closed = now.ended();
         self.press.ledger = Arc::new(TermLedger {
             cluster: Arc::clone(cluster),
