@@ -574,7 +574,7 @@ fn show_finding(finding: &Value) -> String {
 }
 
 /// Asks the running guardian's API.
-async fn ask(config: &Config, method: &str, path: &str) -> Result<Value, Failure> {
+pub(super) async fn ask(config: &Config, method: &str, path: &str) -> Result<Value, Failure> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = &config.guard.listen;
     let silent = |e: std::io::Error| {

@@ -21,16 +21,7 @@ impl Server {
     /// Starts `command` in `folder`; returns when it has said the first line, which
     /// is about itself.
     pub(super) fn start(folder: &Path, command: &str) -> Result<Self, Failure> {
-        let mut child = ourselves(folder, command)?
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(Failure::service)?;
-        let out = child.stdout.take();
-        let mut server = Self {
-            child,
-            facts: serde_json::Value::Null,
-            out: out.map(|out| BufReader::new(out).lines()),
-        };
+        let mut server = Self::spawn(ourselves(folder, command)?.stdout(Stdio::piped()))?;
         let greeting = server.out.as_mut().and_then(Iterator::next).transpose();
         let greeting = greeting.map_err(Failure::service)?.unwrap_or_default();
         server.facts = serde_json::from_str(&greeting)
@@ -38,9 +29,60 @@ impl Server {
         Ok(server)
     }
 
+    /// Starts `command` as it is, which says nothing that we need.
+    pub(super) fn spawn(command: &mut Command) -> Result<Self, Failure> {
+        let mut child = command.spawn().map_err(Failure::service)?;
+        let out = child.stdout.take();
+        Ok(Self {
+            child,
+            facts: serde_json::Value::Null,
+            out: out.map(|out| BufReader::new(out).lines()),
+        })
+    }
+
     /// What it told about itself when it started.
     pub(super) fn text(&self, name: &str) -> &str {
         self.facts[name].as_str().unwrap_or_default()
+    }
+
+    /// Processor time it has used, of all its threads.
+    pub(super) fn cpu(&self) -> Result<Duration, Failure> {
+        let stat = self.read_proc("stat")?;
+        // The name, in brackets, may hold anything; utime and stime are the 12th and
+        // 13th field behind it, in hundredths of a second.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// The most memory it had resident so far, in bytes.
+    pub(super) fn peak_memory(&self) -> Result<u64, Failure> {
+        let status = self.read_proc("status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        Ok(kilobytes.unwrap_or_default() * 1024)
+    }
+
+    /// Sends it a signal, by its name.
+    pub(super) fn signal(&self, name: &str) -> Result<(), Failure> {
+        let number = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &number]).status();
+        match sent.map_err(Failure::service)?.success() {
+            true => Ok(()),
+            false => Err(Failure::Service(format!("process {number} has ended"))),
+        }
+    }
+
+    /// Whether it still runs.
+    pub(super) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn read_proc(&self, file: &str) -> Result<String, Failure> {
+        let path = format!("/proc/{}/{file}", self.child.id());
+        std::fs::read_to_string(&path)
+            .map_err(|e| Failure::Service(format!("cannot read {path}: {e}")))
     }
 }
 
@@ -96,29 +138,9 @@ impl Authority {
         rounds.get(&second.to_string()).copied().unwrap_or_default()
     }
 
-    /// Processor time it has used, of all its threads.
-    pub(super) fn cpu(&self) -> Result<Duration, Failure> {
-        let stat = self.read_proc("stat")?;
-        // The name, in brackets, may hold anything; utime and stime are the 12th and
-        // 13th field behind it, in hundredths of a second.
-        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-        Ok(Duration::from_millis(ticks * 10))
-    }
-
-    /// The most memory it had resident so far, in bytes.
-    pub(super) fn peak_memory(&self) -> Result<u64, Failure> {
-        let status = self.read_proc("status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        Ok(kilobytes.unwrap_or_default() * 1024)
-    }
-
-    fn read_proc(&self, file: &str) -> Result<String, Failure> {
-        let path = format!("/proc/{}/{file}", self.server.child.id());
-        std::fs::read_to_string(&path)
-            .map_err(|e| Failure::Service(format!("cannot read {path}: {e}")))
+    /// Its process.
+    pub(super) fn server(&self) -> &Server {
+        &self.server
     }
 }
 

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use pitser_ksi::hash::{Algorithm, Imprint, hash, node};
 
 use super::server::{Authority, ourselves};
+use super::{median, rounded};
 use crate::files::{Folder, NewFile};
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::Form;
-use crate::tree::{Map, Tree};
+use crate::tree::Map;
 
 /// The command's arguments.
 #[derive(Debug, clap::Args)]
@@ -150,16 +151,6 @@ fn hash_lines(lines: u64) {
 
 fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-/// With two decimals, which is more than a measurement is good for.
-fn rounded(value: f64) -> Tree {
-    Tree::Hundredths((value * 100.0).round() as u64)
 }
 
 const STORES: [&str; 3] = ["none", "records", "tree"];

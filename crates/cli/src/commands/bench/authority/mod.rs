@@ -20,12 +20,13 @@ use pitser_ksi::hash::{Algorithm, HmacKey, Imprint, node};
 use self::check::Checker;
 use self::load::{Histogram, Load, Plan};
 use self::witnessed::{Log, Witnesses};
+use super::rounded;
 use super::server::Authority;
 use crate::clock;
 use crate::files::Folder;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::Form;
-use crate::tree::{Map, Tree};
+use crate::tree::Map;
 use crate::{service, witnesses};
 
 /// The command's arguments.
@@ -70,9 +71,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .with("asked_per_s", args.rate)
         .with("refused", full.load.refused + paced.load.refused)
         .with("later_than_1_s_after_the_round", full.load.late)
-        .with("server_cpu_us", hundredths(server_us))
-        .with("floor_us", hundredths(floor))
-        .with("of_floor", hundredths(server_us / floor))
+        .with("server_cpu_us", rounded(server_us))
+        .with("floor_us", rounded(floor))
+        .with("of_floor", rounded(server_us / floor))
         .with("latency_ms", latency(&paced.load))
         .with("latency_full_load_ms", latency(&full.load))
         .maybe(
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
             (quorum > 0).then(|| quantiles(&paced.witnessed)),
         )
         .with("witnesses", format!("{quorum} of {}", args.witnesses))
-        .with("rss_mb", authority.peak_memory()? / 1_000_000)
+        .with("rss_mb", authority.server().peak_memory()? / 1_000_000)
         .with("verified", full.load.sampled + paced.load.sampled)
         .with("verified_round", full.round)
         .with("connections", args.connections);
@@ -113,7 +114,7 @@ fn measure(
         kept_second: clock::now().plus(u64::from(args.seconds) / 2),
         keeps_times: quorum > 0,
     };
-    let before = authority.cpu()?;
+    let before = authority.server().cpu()?;
     let (load, witnessed) = service::block_on(async {
         let log = Log::of(authority, quorum)?;
         let watching = tokio::spawn(log.watch(args.seconds));
@@ -122,7 +123,7 @@ fn measure(
         let witnessed = cosigned.latency(&load.times)?;
         Ok::<_, Failure>((load, witnessed))
     })?;
-    let server = authority.cpu()?.saturating_sub(before);
+    let server = authority.server().cpu()?.saturating_sub(before);
     let told = authority.signed_in(plan.kept_second);
     let round = checker.check_round(&load.kept, told)?;
     Ok(Measured {
@@ -161,10 +162,6 @@ fn floor() -> f64 {
         start.elapsed().as_secs_f64() * 1e6 / FLOOR as f64
     };
     (0..5).map(|_| once()).fold(f64::INFINITY, f64::min)
-}
-
-fn hundredths(value: f64) -> Tree {
-    Tree::Hundredths((value * 100.0).round() as u64)
 }
 
 /// Requests that the floor is taken over.
