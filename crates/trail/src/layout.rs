@@ -3,7 +3,7 @@
 //! ```text
 //! keys.json                                      secret seeds and table keys, mode 0600
 //! vault.key                                      master key of the vault, mode 0600
-//! vault.db                                       patients' keys, identifiers, row images
+//! vault/                                         patients' keys, identifiers, row images
 //! lock                                           held by the one writer
 //! trail/000000.jsonl                             lines of segment 0
 //! trail/000000.jsonl.logsig.parts/blocks.dat     its blocks, while signatures are pending
@@ -41,7 +41,7 @@ impl Layout {
 
     /// The vault.
     pub fn vault(&self) -> PathBuf {
-        self.0.join("vault.db")
+        self.0.join("vault")
     }
 
     /// The writer's lock.

@@ -17,6 +17,7 @@ pub mod export;
 pub mod keys;
 pub mod layout;
 pub mod read;
+mod recent;
 pub mod vault;
 mod write;
 

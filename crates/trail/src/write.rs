@@ -391,8 +391,8 @@ impl Trail {
             return Ok(());
         }
         let (compartment, identifier) = self.compartment(draft, line.patient);
-        let key = self.vault.key_or_new(&compartment, identifier)?;
-        let nonce = self.nonce(&key, line.seq);
+        let compartment = self.vault.compartment_or_new(&compartment, identifier)?;
+        let nonce = self.nonce(compartment.key(), line.seq);
         if let Some(row) = &draft.row {
             let columns = row
                 .iter()
@@ -412,7 +412,7 @@ impl Trail {
             ));
         }
         line.raw = draft.raw.as_ref().map(|raw| commit_raw(&nonce.raw(), raw));
-        self.vault.put(line.seq, &compartment, &key, &content)?;
+        self.vault.put(line.seq, &compartment, &content)?;
         Ok(())
     }
 

@@ -1,0 +1,638 @@
+//! Sealed contents on disk: files that only grow, and an index from line to place.
+//!
+//! ```text
+//! 000000.dat   "PITSERV1" ‖ records     a new one is begun once it is longer than 1 GiB
+//! record       length:4 ‖ seq:8 ‖ compartment:8 ‖ sealed        length is that of all behind it
+//! index        "PITSERX1" ‖ reached:8 ‖ lines:8 ‖ a place for each line, from seq 0
+//! place        file number:3 ‖ offset:5, big-endian; zero where a line has no content
+//! ```
+//! Lines come in order, and so do records. The index is derived: everything before
+//! `reached` is durable in it, of so many `lines`; what comes later is read again from
+//! the files when the store is opened.
+
+use crate::disk::{self, At, DiskError};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"PITSERV1";
+const INDEX_MAGIC: &[u8; 8] = b"PITSERX1";
+const INDEX_HEAD: u64 = 24;
+/// Length, seq and compartment in front of what is sealed.
+const HEAD: usize = 20;
+/// Longest record after its length, in bytes: a raw message or a row with large
+/// values may be long, but PostgreSQL's limit for one value is 1 GiB.
+const LONGEST: u32 = 1 << 31;
+/// A file is closed beyond this.
+const FILE_BYTES: u64 = 1 << 30;
+/// The index is made durable after so many bytes of records.
+const INDEX_EVERY: u64 = 16 << 20;
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    file: u32,
+    offset: u64,
+}
+
+impl Place {
+    fn encode(self) -> [u8; 8] {
+        (u64::from(self.file) << 40 | self.offset).to_be_bytes()
+    }
+
+    fn decode(bytes: [u8; 8]) -> Option<Self> {
+        let value = u64::from_be_bytes(bytes);
+        let file = u32::try_from(value >> 40).ok()?;
+        let offset = value & ((1 << 40) - 1);
+        (offset != 0).then_some(Self { file, offset })
+    }
+}
+
+/// One record: who may open it, and what is sealed.
+pub(super) struct Record {
+    pub(super) compartment: u64,
+    pub(super) sealed: Vec<u8>,
+}
+
+/// Why a record cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentsError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A file is not what was written.
+    #[error("{}: damaged at byte {offset}. The vault cannot be rebuilt: restore it from its backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+    },
+}
+
+/// The files of one vault.
+#[derive(Debug)]
+pub(super) struct Contents {
+    folder: PathBuf,
+    /// The newest file; records are appended to it.
+    file: File,
+    number: u32,
+    /// Its length without what waits.
+    len: u64,
+    /// Its limit, in bytes.
+    limit: u64,
+    index: File,
+    /// Records since the last commit.
+    waiting: Vec<u8>,
+    /// Their lines, and where they begin in `waiting`.
+    places: VecDeque<(u64, usize)>,
+    /// Earlier files, opened as they are needed.
+    earlier: Vec<Option<File>>,
+    /// Bytes of records that the durable index does not know of.
+    unindexed: u64,
+}
+
+impl Contents {
+    /// Opens the files for their one writer, and brings the index up to date.
+    pub(super) fn open(folder: &Path) -> Result<Self, ContentsError> {
+        disk::private_dir(folder)?;
+        let numbers = numbers(folder)?;
+        let number = numbers.last().copied().unwrap_or(0);
+        let (file, len) = open_file(folder, number)?;
+        let path = folder.join("index");
+        let index = writable(&path)?;
+        let mut contents = Self {
+            folder: folder.to_owned(),
+            file,
+            number,
+            len,
+            limit: FILE_BYTES,
+            index,
+            waiting: Vec::new(),
+            places: VecDeque::new(),
+            earlier: Vec::new(),
+            unindexed: 0,
+        };
+        contents.catch_up()?;
+        Ok(contents)
+    }
+
+    /// Opens the files to read beside their writer.
+    pub(super) fn open_read_only(folder: &Path) -> Result<Self, ContentsError> {
+        let number = numbers(folder)?.last().copied().unwrap_or(0);
+        let path = file_path(folder, number);
+        let file = File::open(&path).at(&path, "cannot open")?;
+        let path = folder.join("index");
+        let index = File::open(&path).at(&path, "cannot open")?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            len: file.metadata().at(&path, "cannot look at")?.len(),
+            file,
+            number,
+            limit: FILE_BYTES,
+            index,
+            waiting: Vec::new(),
+            places: VecDeque::new(),
+            earlier: Vec::new(),
+            unindexed: 0,
+        })
+    }
+
+    /// Appends a record: `seal` is given the buffer to append to.
+    pub(super) fn put<E>(
+        &mut self,
+        seq: u64,
+        compartment: u64,
+        seal: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let start = self.waiting.len();
+        self.waiting.extend([0; 4]);
+        self.waiting.extend(seq.to_be_bytes());
+        self.waiting.extend(compartment.to_be_bytes());
+        if let Err(error) = seal(&mut self.waiting) {
+            self.waiting.truncate(start);
+            return Err(error);
+        }
+        let length = self.waiting.len() - start - 4;
+        let length = u32::try_from(length).expect("engines cap a value at 1 GiB");
+        self.waiting[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        self.places.push_back((seq, start));
+        Ok(())
+    }
+
+    /// Makes all records durable.
+    pub(super) fn commit(&mut self) -> Result<(), ContentsError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        if self.len >= self.limit {
+            let (file, len) = open_file(&self.folder, self.number + 1)?;
+            self.write_index()?;
+            (self.file, self.len) = (file, len);
+            self.number += 1;
+        }
+        let path = file_path(&self.folder, self.number);
+        let (file, len) = (&self.file, self.len);
+        file.write_all_at(&self.waiting, len)
+            .at(&path, "cannot write")?;
+        file.sync_data().at(&path, "cannot make durable")?;
+        self.index_waiting()?;
+        self.len += self.waiting.len() as u64;
+        self.unindexed += self.waiting.len() as u64;
+        self.waiting.clear();
+        if self.unindexed >= INDEX_EVERY {
+            self.write_index()?;
+        }
+        Ok(())
+    }
+
+    /// The record of line `seq`, if it has one.
+    pub(super) fn get(&mut self, seq: u64) -> Result<Option<Record>, ContentsError> {
+        if let Ok(at) = self.places.binary_search_by_key(&seq, |(seq, _)| *seq) {
+            let (_, start) = self.places[at];
+            let end = self
+                .places
+                .get(at + 1)
+                .map_or(self.waiting.len(), |(_, next)| *next);
+            let body = &self.waiting[start + 4..end];
+            return Ok(Some(record(body)));
+        }
+        let Some(place) = self.place(seq)? else {
+            return Ok(None);
+        };
+        let body = self.read(place, seq)?;
+        Ok(Some(record(&body)))
+    }
+
+    /// Forgets the records of line `seq` and all later ones.
+    pub(super) fn discard_from(&mut self, seq: u64) -> Result<(), ContentsError> {
+        let path = self.folder.join("index");
+        let length = self.index.metadata().at(&path, "cannot look at")?.len();
+        let (mut at, end) = (INDEX_HEAD + 8 * seq, length);
+        let mut first = None;
+        while at < end && first.is_none() {
+            first = self.place_at(at)?;
+            at += 8;
+        }
+        if let Some(first) = first {
+            for number in (first.file + 1..=self.number).rev() {
+                let path = file_path(&self.folder, number);
+                std::fs::remove_file(&path).at(&path, "cannot remove")?;
+                disk::sync_dir(&path)?;
+            }
+            (self.file, _) = open_file(&self.folder, first.file)?;
+            self.number = first.file;
+            let path = file_path(&self.folder, first.file);
+            self.file
+                .set_len(first.offset)
+                .at(&path, "cannot shorten")?;
+            self.file.sync_all().at(&path, "cannot make durable")?;
+            self.len = first.offset;
+            self.earlier.truncate(first.file as usize);
+        }
+        if length > INDEX_HEAD + 8 * seq {
+            self.index
+                .set_len(INDEX_HEAD + 8 * seq)
+                .at(&path, "cannot shorten")?;
+            self.write_index()?;
+        }
+        Ok(())
+    }
+
+    /// Reads the records that the durable index does not know of.
+    fn catch_up(&mut self) -> Result<(), ContentsError> {
+        let mut place = self.reached()?;
+        let last = self.number;
+        for number in place.file..=last {
+            let path = file_path(&self.folder, number);
+            let file = File::open(&path).at(&path, "cannot open")?;
+            let length = file.metadata().at(&path, "cannot look at")?.len();
+            while let Some((seq, next)) = self.header(&file, place, length)? {
+                self.index
+                    .write_all_at(&place.encode(), INDEX_HEAD + 8 * seq)
+                    .at(&path, "cannot write the index of")?;
+                place.offset = next;
+            }
+            if place.offset < length {
+                if number < last {
+                    return Err(damaged(&path, place.offset));
+                }
+                // The end of a write that was never reported as done.
+                self.file
+                    .set_len(place.offset)
+                    .at(&path, "cannot shorten")?;
+                self.file.sync_all().at(&path, "cannot make durable")?;
+                self.len = place.offset;
+            }
+            if number < last {
+                place = Place {
+                    file: number + 1,
+                    offset: MAGIC.len() as u64,
+                };
+            }
+        }
+        self.write_index()
+    }
+
+    /// The line of the record at `place`, and where the next one is; `None` at the
+    /// end, or where the file ends before the record does.
+    fn header(
+        &self,
+        file: &File,
+        place: Place,
+        length: u64,
+    ) -> Result<Option<(u64, u64)>, ContentsError> {
+        let path = file_path(&self.folder, place.file);
+        let left = length.saturating_sub(place.offset);
+        if left < HEAD as u64 {
+            return Ok(None);
+        }
+        let mut head = [0; HEAD];
+        file.read_exact_at(&mut head, place.offset)
+            .at(&path, "cannot read")?;
+        let (body, seq) = (be32(&head), be64(&head[4..]));
+        // A block that was allocated and never written.
+        if body == 0 && place.file == self.number {
+            return Ok(None);
+        }
+        if !(16..=LONGEST).contains(&body) || seq > u64::MAX / 16 {
+            return Err(damaged(&path, place.offset));
+        }
+        let next = place.offset + 4 + u64::from(body);
+        Ok((next <= length).then_some((seq, next)))
+    }
+
+    /// Up to where the index is durable.
+    fn reached(&mut self) -> Result<Place, ContentsError> {
+        let path = self.folder.join("index");
+        let length = self.index.metadata().at(&path, "cannot look at")?.len();
+        let mut head = [0; INDEX_HEAD as usize];
+        if length >= INDEX_HEAD {
+            self.index
+                .read_exact_at(&mut head, 0)
+                .at(&path, "cannot read")?;
+        }
+        let lines = be64(&head[16..]);
+        let place = Place::decode(head[8..16].try_into().expect("eight bytes"));
+        if head.starts_with(INDEX_MAGIC)
+            && (length - INDEX_HEAD) / 8 >= lines
+            && let Some(place) = place
+            && place.file <= self.number
+            && place.offset <= file_len(&self.folder, place.file)?
+        {
+            return Ok(place);
+        }
+        self.index.set_len(0).at(&path, "cannot shorten")?;
+        Ok(Place {
+            file: 0,
+            offset: MAGIC.len() as u64,
+        })
+    }
+
+    /// Makes the index durable, and says so in it.
+    fn write_index(&mut self) -> Result<(), ContentsError> {
+        let path = self.folder.join("index");
+        self.index.sync_data().at(&path, "cannot make durable")?;
+        let length = self.index.metadata().at(&path, "cannot look at")?.len();
+        let lines = length.saturating_sub(INDEX_HEAD) / 8;
+        let reached = Place {
+            file: self.number,
+            offset: self.len,
+        };
+        let head = [&INDEX_MAGIC[..], &reached.encode(), &lines.to_be_bytes()].concat();
+        self.index
+            .write_all_at(&head, 0)
+            .at(&path, "cannot write")?;
+        self.unindexed = 0;
+        Ok(())
+    }
+
+    /// Puts the places of what was just written into the index.
+    fn index_waiting(&mut self) -> Result<(), ContentsError> {
+        let path = self.folder.join("index");
+        let (Some((first, _)), Some((last, _))) = (self.places.front(), self.places.back()) else {
+            return Ok(());
+        };
+        let mut run = vec![0; (last - first + 1) as usize * 8];
+        for (seq, start) in &self.places {
+            let place = Place {
+                file: self.number,
+                offset: self.len + *start as u64,
+            };
+            let at = (seq - first) as usize * 8;
+            run[at..at + 8].copy_from_slice(&place.encode());
+        }
+        self.index
+            .write_all_at(&run, INDEX_HEAD + 8 * first)
+            .at(&path, "cannot write")?;
+        self.places.clear();
+        Ok(())
+    }
+
+    fn place(&self, seq: u64) -> Result<Option<Place>, ContentsError> {
+        self.place_at(seq.saturating_mul(8).saturating_add(INDEX_HEAD))
+    }
+
+    fn place_at(&self, at: u64) -> Result<Option<Place>, ContentsError> {
+        let mut place = [0; 8];
+        match self.index.read_exact_at(&mut place, at) {
+            Ok(()) => Ok(Place::decode(place)),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(e) => Err(e).at(&self.folder.join("index"), "cannot read")?,
+        }
+    }
+
+    /// What stands behind the length of the record of line `seq`.
+    fn read(&mut self, place: Place, seq: u64) -> Result<Vec<u8>, ContentsError> {
+        let path = file_path(&self.folder, place.file);
+        let file = self.file_of(place.file)?;
+        let length = file.metadata().at(&path, "cannot look at")?.len();
+        let mut head = [0; HEAD];
+        let left = length.saturating_sub(place.offset);
+        if left < HEAD as u64 {
+            return Err(damaged(&path, place.offset));
+        }
+        file.read_exact_at(&mut head, place.offset)
+            .at(&path, "cannot read")?;
+        let body = u64::from(be32(&head));
+        if be64(&head[4..]) != seq || body < 16 || body + 4 > left {
+            return Err(damaged(&path, place.offset));
+        }
+        let mut bytes = vec![0; body as usize];
+        file.read_exact_at(&mut bytes, place.offset + 4)
+            .at(&path, "cannot read")?;
+        Ok(bytes)
+    }
+
+    fn file_of(&mut self, number: u32) -> Result<&File, ContentsError> {
+        if number == self.number {
+            return Ok(&self.file);
+        }
+        let at = number as usize;
+        if self.earlier.len() <= at {
+            self.earlier.resize_with(at + 1, || None);
+        }
+        let slot = &mut self.earlier[at];
+        if slot.is_none() {
+            let path = file_path(&self.folder, number);
+            *slot = Some(File::open(&path).at(&path, "cannot open")?);
+        }
+        Ok(slot.as_ref().expect("just opened"))
+    }
+}
+
+fn record(body: &[u8]) -> Record {
+    Record {
+        compartment: be64(&body[8..]),
+        sealed: body[16..].to_vec(),
+    }
+}
+
+fn be32(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"))
+}
+
+fn be64(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes[..8].try_into().expect("eight bytes"))
+}
+
+fn damaged(path: &Path, offset: u64) -> ContentsError {
+    ContentsError::Damaged {
+        path: path.to_owned(),
+        offset,
+    }
+}
+
+fn file_path(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("{number:06}.dat"))
+}
+
+fn file_len(folder: &Path, number: u32) -> Result<u64, DiskError> {
+    let path = file_path(folder, number);
+    Ok(std::fs::metadata(&path).at(&path, "cannot look at")?.len())
+}
+
+/// Numbers of the files that are there, ascending.
+fn numbers(folder: &Path) -> Result<Vec<u32>, DiskError> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(folder).at(folder, "cannot list")? {
+        let name = entry.at(folder, "cannot list")?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".dat"));
+        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// A file of records, made durably if it is not there, and its length.
+fn open_file(folder: &Path, number: u32) -> Result<(File, u64), ContentsError> {
+    let path = file_path(folder, number);
+    let file = writable(&path)?;
+    let length = file.metadata().at(&path, "cannot look at")?.len();
+    if length >= MAGIC.len() as u64 {
+        let mut magic = [0; MAGIC.len()];
+        file.read_exact_at(&mut magic, 0).at(&path, "cannot read")?;
+        return match &magic == MAGIC {
+            true => Ok((file, length)),
+            false => Err(damaged(&path, 0)),
+        };
+    }
+    file.set_len(0).at(&path, "cannot shorten")?;
+    file.write_all_at(MAGIC, 0).at(&path, "cannot write")?;
+    file.sync_all().at(&path, "cannot make durable")?;
+    disk::sync_dir(&path)?;
+    Ok((file, MAGIC.len() as u64))
+}
+
+fn writable(path: &Path) -> Result<File, DiskError> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .at(path, "cannot open")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(contents: &mut Contents, seq: u64, sealed: &[u8]) {
+        contents
+            .put(seq, seq + 1, |out| {
+                out.extend_from_slice(sealed);
+                Ok::<_, ContentsError>(())
+            })
+            .unwrap();
+    }
+
+    fn body(seq: u64) -> Vec<u8> {
+        vec![seq as u8; 20 + seq as usize % 50]
+    }
+
+    fn filled(folder: &Path, seqs: impl Iterator<Item = u64>) -> Contents {
+        let mut contents = Contents::open(folder).unwrap();
+        contents.limit = 500;
+        for seq in seqs {
+            put(&mut contents, seq, &body(seq));
+            if seq % 3 == 0 {
+                contents.commit().unwrap();
+            }
+        }
+        contents.commit().unwrap();
+        contents
+    }
+
+    fn check(contents: &mut Contents, until: u64) {
+        for seq in 0..until + 5 {
+            let found = contents.get(seq).unwrap();
+            match seq % 2 == 0 && seq < until {
+                false => assert!(found.is_none(), "{seq}"),
+                true => {
+                    let found = found.unwrap_or_else(|| panic!("{seq} is gone"));
+                    assert_eq!((found.compartment, found.sealed), (seq + 1, body(seq)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn records_are_there_before_and_after_commit_and_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut contents = filled(dir.path(), (0..100).step_by(2));
+        assert!(contents.number > 2, "several files");
+        check(&mut contents, 100);
+        put(&mut contents, 100, &body(100));
+        check(&mut contents, 101);
+        drop(contents);
+        check(&mut Contents::open(dir.path()).unwrap(), 100);
+        check(&mut Contents::open_read_only(dir.path()).unwrap(), 100);
+    }
+
+    #[test]
+    fn what_has_no_line_is_forgotten() {
+        for from in [0, 1, 37, 99, 100, 500] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut contents = filled(dir.path(), (0..100).step_by(2));
+            contents.discard_from(from).unwrap();
+            check(&mut contents, from.min(100));
+            for seq in (from.min(100).next_multiple_of(2)..120).step_by(2) {
+                put(&mut contents, seq, &body(seq));
+            }
+            contents.commit().unwrap();
+            check(&mut contents, 120);
+            drop(contents);
+            check(&mut Contents::open(dir.path()).unwrap(), 120);
+        }
+    }
+
+    #[test]
+    fn the_index_is_made_anew_whatever_became_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(filled(dir.path(), (0..100).step_by(2)));
+        let path = dir.path().join("index");
+        let good = std::fs::read(&path).unwrap();
+        let wrong: [&[u8]; 6] = [
+            b"",
+            &good[..7],
+            &good[..INDEX_HEAD as usize],
+            &good[..good.len() - 8],
+            &vec![0; good.len()],
+            &vec![0xff; good.len()],
+        ];
+        for bytes in wrong {
+            std::fs::write(&path, bytes).unwrap();
+            check(&mut Contents::open(dir.path()).unwrap(), 100);
+            let places = std::fs::read(&path).unwrap().split_off(INDEX_HEAD as usize);
+            assert_eq!(places, good[INDEX_HEAD as usize..]);
+        }
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off_and_damage_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let contents = filled(dir.path(), (0..100).step_by(2));
+        let (path, length) = (file_path(dir.path(), contents.number), contents.len);
+        let last = contents.get_place(98);
+        drop(contents);
+        // As after power loss: the index has not heard of the last records.
+        let forget = || {
+            let index = writable(&dir.path().join("index")).unwrap();
+            let reached = Place {
+                file: last.file,
+                offset: last.offset,
+            };
+            index.write_all_at(&reached.encode(), 8).unwrap();
+        };
+        for torn in [1, 4, 19, 21] {
+            let file = writable(&path).unwrap();
+            file.set_len(length).unwrap();
+            file.write_all_at(
+                &[
+                    0, 0, 0, 90, 0, 0, 0, 0, 0, 0, 0, 200, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                ][..torn],
+                length,
+            )
+            .unwrap();
+            forget();
+            check(&mut Contents::open(dir.path()).unwrap(), 100);
+            assert_eq!(file.metadata().unwrap().len(), length);
+        }
+        let file = writable(&path).unwrap();
+        file.write_all_at(&[0, 0, 0, 3], last.offset).unwrap();
+        forget();
+        let found = Contents::open(dir.path()).map(|_| ());
+        assert!(
+            matches!(found, Err(ContentsError::Damaged { offset, .. }) if offset == last.offset)
+        );
+    }
+
+    impl Contents {
+        fn get_place(&self, seq: u64) -> Place {
+            self.place(seq).unwrap().unwrap()
+        }
+    }
+}
