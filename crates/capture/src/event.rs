@@ -33,6 +33,11 @@ impl Cell {
         self.0.as_deref()
     }
 
+    /// The canonical bytes, given away. Never for logs or messages.
+    pub fn into_exposed(self) -> Option<Box<[u8]>> {
+        self.0
+    }
+
     /// The characters of a value whose type letter is `t`, if they are UTF-8.
     /// Never for logs or messages.
     pub fn expose_text(&self) -> Option<&str> {
@@ -232,6 +237,11 @@ impl Person {
     /// A person under the source's name for them.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
+    }
+
+    /// The source's name for the person, given away. Never for logs or messages.
+    pub fn into_exposed(self) -> String {
+        self.0
     }
 
     /// The source's name for the person. Never for logs or messages.

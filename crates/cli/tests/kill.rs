@@ -226,14 +226,8 @@ fn changes(layout: &Layout) -> Committed {
         last_pos = pos;
         let row = vault.get(line.seq).unwrap().unwrap().1.row.unwrap();
         let number = |name: &str| {
-            let cell = row
-                .iter()
-                .find(|(n, _)| n == name)
-                .unwrap()
-                .1
-                .clone()
-                .unwrap();
-            String::from_utf8(cell.0)
+            let (_, cell) = row.iter().find(|(n, _)| *n == name).unwrap();
+            String::from_utf8(cell.unwrap().to_vec())
                 .unwrap()
                 .strip_prefix('i')
                 .unwrap()

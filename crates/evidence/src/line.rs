@@ -10,6 +10,7 @@
 use crate::codec::{Bytes32, CodecError, Digest, bounded, from_canonical, to_canonical};
 use crate::finding::Code;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// The version that this module writes.
 pub const VERSION: u8 = 1;
@@ -31,7 +32,7 @@ pub struct Line {
     pub checkpoint: Option<Box<Checkpoint>>,
     /// Names of the columns that changed; for a finding, those that differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub columns: Option<Vec<String>>,
+    pub columns: Option<Arc<[String]>>,
     /// Body of [`Op::Ddl`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ddl: Option<Ddl>,
@@ -91,7 +92,13 @@ pub struct Line {
 
 impl Line {
     /// A line with only what every line has.
-    pub fn new(op: Op, seq: u64, at: Timestamp, source: &str, pos: &str) -> Self {
+    pub fn new(
+        op: Op,
+        seq: u64,
+        at: Timestamp,
+        source: impl Into<String>,
+        pos: impl Into<String>,
+    ) -> Self {
         Self {
             actor: None,
             at,
@@ -107,13 +114,13 @@ impl Line {
             op,
             patient: None,
             patient_prev: None,
-            pos: pos.to_owned(),
+            pos: pos.into(),
             prev: None,
             purpose: None,
             raw: None,
             row: None,
             seq,
-            source: source.to_owned(),
+            source: source.into(),
             table: None,
             tx: None,
             v: VERSION,
@@ -594,7 +601,7 @@ mod tests {
         line.table = Some("observation".into());
         line.key = Some(Bytes32([7; 32]));
         line.row = Some(Digest::of(&[b"row"]));
-        line.columns = Some(vec!["status".into(), "väärtus\u{1}".into()]);
+        line.columns = Some(["status".to_owned(), "väärtus\u{1}".to_owned()].into());
         line.patient = Some(Patient::Pseudonym(Bytes32([9; 32])));
         line.actor = Some(Actor {
             app: Some("ehr \"7\"".into()),

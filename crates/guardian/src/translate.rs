@@ -1,12 +1,13 @@
 //! From what was captured to lines: one change or audit event becomes one
 //! event of one or several drafts.
 
-use pitser_capture::event::{Actor, Binding, Change, Op as Changed, Row};
+use pitser_capture::event::{Actor, Binding, Change, Op as Changed, Person, Row};
 use pitser_capture::fhir::{AuditEvent, Patient as FhirPatient};
-use pitser_capture::{Key, Position, sqlite};
+use pitser_capture::{Cell, Key, Position, sqlite};
 use pitser_evidence::line::{Binding as LineBinding, Op, Timestamp};
 use pitser_monitor::key_cells;
 use pitser_trail::{Draft, DraftActor, PatientId};
+use std::sync::Arc;
 
 /// Whose record a change is about, by identifier.
 #[derive(Debug, Default)]
@@ -23,46 +24,49 @@ pub(crate) struct About {
     /// Who did it, by everything that is known.
     pub(crate) actor: Option<Actor>,
     /// Names of the columns that changed.
-    pub(crate) columns: Vec<String>,
+    pub(crate) columns: Arc<[String]>,
     /// Whether the vault keeps the row itself.
     pub(crate) image: bool,
 }
 
 /// The lines of one change. A record that moves to another patient is named
 /// in both lists. `now` stands in for a time that no line can hold.
-pub(crate) fn change(change: &Change, source: &str, about: About, now: &Timestamp) -> Vec<Draft> {
+pub(crate) fn change(change: Change, source: &str, about: About, now: &Timestamp) -> Vec<Draft> {
     let at = change.at.parse().unwrap_or_else(|_| now.clone());
-    let pos = change.pos.to_string();
     let Whose { before, after } = about.whose;
-    let patient = if change.new.is_some() {
-        after
-    } else {
-        before.clone().or(after)
+    let patient = match change.new {
+        Some(_) => after,
+        None => before.clone().or(after),
     };
-    let draft = |op: Op, patient: Option<String>| Draft {
-        tx: Some(change.tx),
-        table: Some(change.table.clone()),
-        key: Some(key_cells(&change.key)),
-        patient: patient.map(PatientId::Id),
-        actor: about.actor.as_ref().map(actor),
-        purpose: change.purpose.clone(),
-        image: about.image,
-        ..Draft::new(op, at.clone(), source, &pos)
-    };
-    let mut drafts = Vec::new();
-    if before.is_some() && before != patient {
-        drafts.extend(before.map(|p| draft(Op::Relink, Some(p))));
-        drafts.extend(patient.clone().map(|p| draft(Op::Relink, Some(p))));
-    }
+    let moved_from = before.filter(|before| patient.as_ref() != Some(before));
     let op = match change.op {
         Changed::Create => Op::Create,
         Changed::Update => Op::Update,
         Changed::Delete | Changed::Truncate => Op::Delete,
         Changed::Baseline => Op::Baseline,
     };
-    let mut line = draft(op, patient);
+    let mut line = Draft {
+        tx: Some(change.tx),
+        table: Some(change.table),
+        key: Some(key_cells(&change.key)),
+        patient: patient.map(PatientId::Id),
+        actor: about.actor.map(actor),
+        purpose: change.purpose,
+        image: about.image,
+        ..Draft::new(op, at, source, change.pos.to_string())
+    };
+    let mut drafts = Vec::with_capacity(1);
+    if let Some(before) = moved_from {
+        for patient in [Some(PatientId::Id(before)), line.patient.clone()] {
+            drafts.extend(patient.map(|patient| Draft {
+                op: Op::Relink,
+                patient: Some(patient),
+                ..line.clone()
+            }));
+        }
+    }
     line.columns = Some(about.columns);
-    line.row = change.new.as_ref().map(cells);
+    line.row = change.new.map(row);
     drafts.push(line);
     drafts
 }
@@ -77,7 +81,7 @@ pub(crate) fn changed_columns(old: &Row, new: &Row) -> Vec<String> {
 
 /// The line of a row that was there when capture began.
 pub(crate) fn baseline(
-    (table, key, row): (&str, &Key, &Row),
+    (table, key, row): (&str, &Key, Row),
     patient: Option<String>,
     image: bool,
     at: &Timestamp,
@@ -88,9 +92,9 @@ pub(crate) fn baseline(
         table: Some(table.to_owned()),
         key: Some(key_cells(key)),
         patient: patient.map(PatientId::Id),
-        row: Some(cells(row)),
+        row: Some(self::row(row)),
         image,
-        ..Draft::new(Op::Baseline, at.clone(), source, &pos.to_string())
+        ..Draft::new(Op::Baseline, at.clone(), source, pos.to_string())
     }
 }
 
@@ -153,7 +157,7 @@ pub(crate) fn audit_event(
         }),
         purpose: event.purpose.first().cloned(),
         raw: Some(raw.to_vec()),
-        ..Draft::new(Op::Read, at.clone(), source, id)
+        ..Draft::new(Op::Read, at.clone(), source, *id)
     };
     if event.patients.len() > many || records.len() > many.saturating_mul(20) {
         return vec![Draft {
@@ -215,15 +219,16 @@ pub(crate) fn key_value(key: &Key) -> Option<&[u8]> {
     }
 }
 
-fn cells(row: &Row) -> Vec<(String, Option<Vec<u8>>)> {
-    row.iter()
-        .map(|(name, cell)| (name.to_owned(), cell.expose().map(<[u8]>::to_vec)))
-        .collect()
+fn row(row: Row) -> pitser_trail::Row {
+    pitser_trail::Row {
+        names: row.columns,
+        values: row.cells.into_iter().map(Cell::into_exposed).collect(),
+    }
 }
 
-fn actor(actor: &Actor) -> DraftActor {
+fn actor(actor: Actor) -> DraftActor {
     DraftActor {
-        app: actor.app.clone(),
+        app: actor.app,
         binding: match actor.binding {
             Binding::A => LineBinding::A,
             Binding::B => LineBinding::B,
@@ -231,8 +236,8 @@ fn actor(actor: &Actor) -> DraftActor {
             Binding::D => LineBinding::D,
             Binding::E => LineBinding::E,
         },
-        client: actor.client.clone(),
-        person: actor.person.as_ref().map(|p| p.expose().to_owned()),
-        role: actor.role.clone(),
+        client: actor.client,
+        person: actor.person.map(Person::into_exposed),
+        role: actor.role,
     }
 }

@@ -223,19 +223,15 @@ impl Sealed {
     pub fn differing(&self, live: &Row) -> Vec<String> {
         let Content { row, marks, .. } = &self.content;
         match (row, marks) {
-            (Some(row), _) => {
-                let sealed = row
-                    .iter()
-                    .map(|(name, value)| (name, value.as_ref().map(|v| &*v.0)));
-                differing(sealed, cells(live))
-            }
-            (None, Some(marks)) => {
+            (Some(row), _) => differing(
+                &row.names,
+                row.iter().map(|(_, v)| v),
+                live,
+                cells(live).map(|(_, v)| v),
+            ),
+            (None, Some(sealed)) => {
                 let live_marks = row_marks(&self.nonce, cells(live));
-                let live = live.columns.iter().zip(&live_marks);
-                differing(
-                    marks.iter().map(|(name, mark)| (name, mark.0.as_slice())),
-                    live.map(|(name, mark)| (name.as_str(), mark.as_slice())),
-                )
+                differing(&sealed.names, sealed.marks.iter(), live, live_marks.iter())
             }
             (None, None) => Vec::new(),
         }
@@ -251,25 +247,30 @@ impl Sealed {
     }
 
     fn has(&self, column: &str) -> bool {
-        let Content { row, marks, .. } = &self.content;
-        let row = row.iter().flatten().map(|(name, _)| name);
-        let marks = marks.iter().flatten().map(|(name, _)| name);
-        row.chain(marks).any(|name| name == column)
+        let names = self.content.names();
+        names.is_some_and(|names| names.iter().any(|name| name == column))
     }
 }
 
 /// Names whose values differ, in the order of the live side; then the names
 /// that only the sealed side has.
-fn differing<'a, V: PartialEq>(
-    sealed: impl Iterator<Item = (&'a String, V)>,
-    live: impl Iterator<Item = (&'a str, V)>,
+fn differing<V: PartialEq>(
+    names: &[String],
+    sealed: impl Iterator<Item = V>,
+    live: &Row,
+    values: impl Iterator<Item = V>,
 ) -> Vec<String> {
-    let mut sealed: Vec<_> = sealed.collect();
+    if *names == *live.columns {
+        let pairs = names.iter().zip(sealed.zip(values));
+        let differ = pairs.filter(|(_, (sealed, live))| sealed != live);
+        return differ.map(|(name, _)| name.clone()).collect();
+    }
+    let mut sealed: Vec<_> = names.iter().zip(sealed).collect();
     let mut differing = Vec::new();
-    for (name, value) in live {
+    for (name, value) in live.columns.iter().zip(values) {
         let at = sealed.iter().position(|(sealed, _)| *sealed == name);
         if at.map(|at| sealed.remove(at).1) != Some(value) {
-            differing.push(name.to_owned());
+            differing.push(name.clone());
         }
     }
     differing.extend(sealed.into_iter().map(|(name, _)| name.clone()));
@@ -381,9 +382,7 @@ fn is_missing(
     Ok(Finding {
         code: Code::RowMissing,
         table: Some(table.to_owned()),
-        key: content
-            .and_then(|c| c.key)
-            .map(|cells| key_of(cells.into_iter().map(|c| c.0))),
+        key: content.and_then(|c| c.key).map(key_of),
         record: Some(record),
         columns: Vec::new(),
         about: Some(seq),

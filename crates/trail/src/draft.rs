@@ -3,6 +3,7 @@
 
 use pitser_evidence::line::{Binding, Ddl, Finding, Gap, Op, Timestamp};
 use std::fmt;
+use std::sync::Arc;
 
 /// One line to be. Everything in clear here; `Debug` shows none of it.
 #[derive(Clone)]
@@ -28,9 +29,9 @@ pub struct Draft {
     /// Purpose of use.
     pub purpose: Option<String>,
     /// Names of the columns that changed.
-    pub columns: Option<Vec<String>>,
-    /// The whole row afterwards: column names and canonical values.
-    pub row: Option<Vec<(String, Option<Vec<u8>>)>>,
+    pub columns: Option<Arc<[String]>>,
+    /// The whole row afterwards.
+    pub row: Option<Row>,
     /// Whether the vault keeps the row itself, or only its columns' marks.
     pub image: bool,
     /// The raw message.
@@ -41,12 +42,12 @@ pub struct Draft {
 
 impl Draft {
     /// A draft with only what every line has.
-    pub fn new(op: Op, at: Timestamp, source: &str, pos: &str) -> Self {
+    pub fn new(op: Op, at: Timestamp, source: &str, pos: impl Into<String>) -> Self {
         Self {
             op,
             at,
             source: source.to_owned(),
-            pos: pos.to_owned(),
+            pos: pos.into(),
             tx: None,
             table: None,
             key: None,
@@ -71,6 +72,29 @@ impl fmt::Debug for Draft {
             self.table,
             self.source
         )
+    }
+}
+
+/// A row in clear. `Debug` shows no value.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Column names in the table's order, shared by all rows of one shape.
+    pub names: Arc<[String]>,
+    /// Canonical values, one for each name; `None` for NULL.
+    pub values: Vec<Option<Box<[u8]>>>,
+}
+
+impl Row {
+    /// Names with their values, in the table's order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        let values = self.values.iter().map(Option::as_deref);
+        self.names.iter().map(String::as_str).zip(values)
+    }
+}
+
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Row({} columns)", self.names.len())
     }
 }
 

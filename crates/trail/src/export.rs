@@ -319,13 +319,7 @@ impl Exporter {
         let nonce = self.nonce(&key, line.seq);
         let columns = content.row.filter(|_| own).map(|row| {
             row.iter()
-                .map(|(name, value)| {
-                    OpenColumn::open(
-                        name,
-                        nonce.column(name),
-                        value.as_ref().map(|v| v.0.as_slice()),
-                    )
-                })
+                .map(|(name, value)| OpenColumn::open(name, nonce.column(name), value))
                 .collect()
         });
         let opening = Opening {
@@ -335,7 +329,7 @@ impl Exporter {
                 value,
             }),
             raw: content.raw.filter(|_| alone).map(|bytes| OpenRaw {
-                bytes,
+                bytes: Blob(bytes),
                 nonce: nonce.raw(),
             }),
         };

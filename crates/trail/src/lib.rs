@@ -21,11 +21,11 @@ mod recent;
 pub mod vault;
 mod write;
 
-pub use draft::{Body, Draft, DraftActor, PatientId};
+pub use draft::{Body, Draft, DraftActor, PatientId, Row};
 pub use keys::Keys;
 pub use layout::Layout;
 pub use read::{BlockInfo, Damage, ReadError, View, read};
-pub use vault::{Content, Vault, row_marks};
+pub use vault::{Content, Marks, Vault, row_marks};
 pub use write::{
     BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, TableDraft, Trail, TrailError,
 };

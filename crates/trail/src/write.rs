@@ -5,9 +5,9 @@ use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
 use crate::read::{self, Place, ReadError, View, part_magics};
-use crate::vault::{Content, MARK_LEN, Vault, VaultError};
+use crate::vault::{Content, Marks, Vault, VaultError, mark};
 use pitser_evidence::block::LogLeaf;
-use pitser_evidence::codec::{Blob, Bytes32, Digest};
+use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::{
     Key, LineNonce, commit_person, commit_raw, commit_row, commit_table_key, record_key,
 };
@@ -22,6 +22,7 @@ use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::sync::Arc;
 
 /// Lines in a block before it must be closed: 2^15 - 1 lines and the close
 /// metarecord make a tree that is signed at level 16.
@@ -334,34 +335,43 @@ impl Trail {
         let first = self.state.next_seq();
         self.checked(|trail| {
             let last = event.len().saturating_sub(1);
-            for (index, draft) in event.iter().enumerate() {
+            for (index, draft) in event.into_iter().enumerate() {
                 trail.append_one(draft, first, index < last)?;
             }
             Ok(first)
         })
     }
 
-    fn append_one(&mut self, draft: &Draft, event: u64, more: bool) -> Result<(), TrailError> {
+    fn append_one(&mut self, mut draft: Draft, event: u64, more: bool) -> Result<(), TrailError> {
         let seq = self.state.next_seq();
-        let mut line = Line::new(draft.op, seq, draft.at.clone(), &draft.source, &draft.pos);
+        let mut line = Line::new(draft.op, seq, draft.at, draft.source, draft.pos);
         line.event = event;
         line.more = more.then_some(true);
         line.tx = draft.tx;
-        line.table = draft.table.clone();
-        line.purpose = draft.purpose.clone();
-        line.columns = draft.columns.clone();
+        line.table = draft.table;
+        line.purpose = draft.purpose;
+        line.columns = draft.columns;
         line.patient = draft.patient.as_ref().map(|p| self.patient(p));
         line.key = draft
             .key
             .as_ref()
-            .map(|cells| self.record_key(draft.table.as_deref(), cells));
-        match &draft.body {
+            .map(|cells| self.record_key(line.table.as_deref(), cells));
+        match draft.body {
             Body::None => {}
-            Body::Finding(finding) => line.finding = Some(finding.clone()),
-            Body::Gap(gap) => line.gap = Some(gap.clone()),
-            Body::Ddl(ddl) => line.ddl = Some(ddl.clone()),
+            Body::Finding(finding) => line.finding = Some(finding),
+            Body::Gap(gap) => line.gap = Some(gap),
+            Body::Ddl(ddl) => line.ddl = Some(ddl),
         }
-        self.keep(draft, &mut line)?;
+        let person = draft.actor.as_mut().and_then(|actor| actor.person.take());
+        line.actor = draft.actor.map(actor_of);
+        let clear = Content {
+            key: draft.key,
+            person,
+            raw: draft.raw,
+            marks: None,
+            row: draft.row,
+        };
+        self.keep(clear, draft.image, draft.patient.as_ref(), &mut line)?;
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
             line.prev = self.state.prev(table, key);
         }
@@ -369,67 +379,49 @@ impl Trail {
         self.push(&line)
     }
 
-    /// Puts what the line commits to into the vault, and the commitments into the line.
-    fn keep(&mut self, draft: &Draft, line: &mut Line) -> Result<(), TrailError> {
-        let person = draft.actor.as_ref().and_then(|a| a.person.clone());
-        let mut content = Content {
-            key: draft
-                .key
-                .as_ref()
-                .map(|cells| cells.iter().map(|c| Blob(c.clone())).collect()),
-            person: person.clone(),
-            raw: draft.raw.as_ref().map(|raw| Blob(raw.clone())),
-            marks: None,
-            row: draft.row.as_ref().filter(|_| draft.image).map(|row| {
-                row.iter()
-                    .map(|(name, value)| (name.clone(), value.as_ref().map(|v| Blob(v.clone()))))
-                    .collect()
-            }),
-        };
-        line.actor = draft.actor.as_ref().map(|actor| actor_of(actor, None));
-        if content.is_empty() && draft.row.is_none() {
+    /// Puts what the line commits to into the vault, and the commitments into the
+    /// line. Without `image` the row itself is not kept.
+    fn keep(
+        &mut self,
+        mut content: Content,
+        image: bool,
+        patient: Option<&PatientId>,
+        line: &mut Line,
+    ) -> Result<(), TrailError> {
+        if content.is_empty() {
             return Ok(());
         }
-        let (compartment, identifier) = self.compartment(draft, line.patient);
-        let compartment = self.vault.compartment_or_new(&compartment, identifier)?;
+        let compartment = match (patient, line.patient) {
+            (Some(PatientId::Id(id)), Some(pseudonym)) => {
+                let id = Some(id.as_str());
+                self.vault.compartment_or_new(&pseudonym.to_string(), id)?
+            }
+            (_, Some(pseudo)) => self.vault.compartment_or_new(&pseudo.to_string(), None)?,
+            (_, None) => {
+                let table = line.table.as_deref().unwrap_or_default();
+                self.vault
+                    .compartment_or_new(&format!("table:{table}"), None)?
+            }
+        };
         let nonce = self.nonce(compartment.key(), line.seq);
-        if let Some(row) = &draft.row {
-            let columns = row
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_deref()));
-            let (leaves, root) = commit_row(&nonce, columns);
+        if let Some(row) = &content.row {
+            let (leaves, root) = commit_row(&nonce, row.iter());
             line.row = Some(root);
-            if !draft.image {
-                let mark = |leaf: &[u8; 32]| Blob(leaf[..MARK_LEN].to_vec());
-                let names = row.iter().map(|(name, _)| name.clone());
-                content.marks = Some(names.zip(leaves.iter().map(mark)).collect());
+            if !image {
+                content.marks = Some(Marks {
+                    names: Arc::clone(&row.names),
+                    marks: leaves.iter().map(mark).collect(),
+                });
+                content.row = None;
             }
         }
-        if let (Some(actor), Some(person)) = (&draft.actor, &person) {
-            line.actor = Some(actor_of(
-                actor,
-                Some(commit_person(&nonce.person(), person)),
-            ));
+        if let (Some(actor), Some(person)) = (&mut line.actor, &content.person) {
+            actor.person = Some(commit_person(&nonce.person(), person));
         }
-        line.raw = draft.raw.as_ref().map(|raw| commit_raw(&nonce.raw(), raw));
+        let raw = content.raw.as_ref();
+        line.raw = raw.map(|raw| commit_raw(&nonce.raw(), raw));
         self.vault.put(line.seq, &compartment, &content)?;
         Ok(())
-    }
-
-    /// Which of the vault's keys a line is under: its patient's, or its table's.
-    fn compartment<'d>(
-        &self,
-        draft: &'d Draft,
-        patient: Option<Patient>,
-    ) -> (String, Option<&'d str>) {
-        match (&draft.patient, patient) {
-            (Some(PatientId::Id(id)), Some(pseudonym)) => (pseudonym.to_string(), Some(id)),
-            (_, Some(pseudo)) => (pseudo.to_string(), None),
-            (_, None) => (
-                format!("table:{}", draft.table.as_deref().unwrap_or_default()),
-                None,
-            ),
-        }
     }
 
     /// The nonce that opens line `seq` under `key`.
@@ -732,13 +724,13 @@ fn tables_of(keys: &Keys, drafts: &[TableDraft]) -> Vec<TableGenesis> {
     tables
 }
 
-fn actor_of(actor: &DraftActor, person: Option<Digest>) -> Actor {
+fn actor_of(actor: DraftActor) -> Actor {
     Actor {
-        app: actor.app.clone(),
+        app: actor.app,
         binding: actor.binding,
-        client: actor.client.clone(),
-        person,
-        role: actor.role.clone(),
+        client: actor.client,
+        person: None,
+        role: actor.role,
     }
 }
 

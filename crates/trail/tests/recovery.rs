@@ -10,8 +10,8 @@ use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Op, Timestamp};
 use pitser_ksi::pki::Subject;
 use pitser_trail::{
-    Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, TableDraft, Trail, TrailError,
-    read,
+    Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, Row, TableDraft, Trail,
+    TrailError, read,
 };
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -59,13 +59,14 @@ fn change(op: Op, pos: u64, id: &str, patient: &str, value: &str) -> Draft {
         table: Some("observation".into()),
         key: Some(vec![format!("t{id}").into_bytes()]),
         patient: Some(PatientId::Id(patient.into())),
-        row: op.commits_row().then(|| {
-            vec![
-                ("id".into(), Some(format!("t{id}").into_bytes())),
-                ("value".into(), Some(value.as_bytes().to_vec())),
-            ]
+        row: op.commits_row().then(|| Row {
+            names: ["id".to_owned(), "value".to_owned()].into(),
+            values: vec![
+                Some(format!("t{id}").into_bytes().into()),
+                Some(value.as_bytes().into()),
+            ],
         }),
-        ..Draft::new(op, at(pos), "ehr", &pos.to_string())
+        ..Draft::new(op, at(pos), "ehr", pos.to_string())
     }
 }
 

@@ -169,7 +169,7 @@ fn as_json(entry: &Entry) -> Value {
         "person": entry.content.as_ref().and_then(|c| c.person.clone()),
         "row": entry.content.as_ref().and_then(|c| c.row.as_ref()).map(|row| {
             row.iter()
-                .map(|(name, value)| (name.clone(), value.as_ref().map_or(Value::Null, |v| String::from_utf8_lossy(&v.0).into())))
+                .map(|(name, value)| (name.to_owned(), value.map_or(Value::Null, |v| String::from_utf8_lossy(v).into())))
                 .collect::<serde_json::Map<_, _>>()
         }),
         "block": entry.block,

@@ -341,7 +341,7 @@ fn without_images_columns_are_named_all_the_same() {
         "allergies,write_uid,write_date"
     );
     let (_, content) = world.vault().get(line.seq).unwrap().unwrap();
-    assert!(content.row.is_none() && content.marks.unwrap().len() == 8);
+    assert!(content.row.is_none() && content.marks.unwrap().marks.len() == 8);
     assert_eq!(world.scan(), Vec::<Value>::new());
     crate::tamper::unseen(
         &world,

@@ -251,12 +251,9 @@ pub(crate) fn lsn(position: &str) -> u64 {
 }
 
 /// A column's value without its type letter, from what the vault keeps.
-pub(crate) fn value(
-    row: &[(String, Option<pitser_evidence::codec::Blob>)],
-    column: &str,
-) -> String {
-    let (_, value) = row.iter().find(|(name, _)| name == column).unwrap();
-    let bytes = value.as_ref().map_or(&b""[..], |value| &value.0[1..]);
+pub(crate) fn value(row: &pitser_trail::Row, column: &str) -> String {
+    let (_, value) = row.iter().find(|(name, _)| *name == column).unwrap();
+    let bytes = value.map_or(&b""[..], |value| &value[1..]);
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 

@@ -287,7 +287,7 @@ impl World {
 
     fn event(&mut self, event: Event<'_>, meddle: Meddle<'_>) {
         let seq = self.lines.len() as u64;
-        let mut line = Line::new(event.op, seq, instant(event.at_s), "ehr", &seq.to_string());
+        let mut line = Line::new(event.op, seq, instant(event.at_s), "ehr", seq.to_string());
         line.event = event.event.unwrap_or(seq);
         line.more = event.more.then_some(true);
         line.table = event.record.map(|(table, _)| table.to_owned());
@@ -295,7 +295,7 @@ impl World {
             .record
             .map(|(table, key)| record_key(&table_key(table), [key.as_bytes()]));
         line.patient = event.patient;
-        line.columns = event.columns;
+        line.columns = event.columns.map(Into::into);
         let nonce = self.nonce(&line);
         if event.op.commits_row() {
             line.row = Some(commit_row(&nonce, cells(&event.content)).1);

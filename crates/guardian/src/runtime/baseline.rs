@@ -141,7 +141,7 @@ impl Session {
     ) -> Result<u64, Ended> {
         let mut written = 0;
         for (key, row) in rows {
-            written += u64::from(self.baseline_row(worker, table, &key, &row, at)?);
+            written += u64::from(self.baseline_row(worker, table, &key, row, at)?);
         }
         self.trail.commit()?;
         if self.trail.open_lines() >= BLOCK_LINES {
@@ -185,7 +185,7 @@ impl Session {
         worker: &Worker,
         table: &str,
         key: &Key,
-        row: &Row,
+        row: Row,
         at: &Timestamp,
     ) -> Result<bool, Ended> {
         let record = self.trail.record_key(Some(table), &key_cells(key));
@@ -194,10 +194,11 @@ impl Session {
         if known || self.gone.contains(&(table.to_owned(), record)) {
             return Ok(false);
         }
-        self.learn(table, key, Some(row));
+        self.learn(table, key, Some(&row));
+        let patient = self.patients.of(table, &row);
         let draft = translate::baseline(
             (table, key, row),
-            self.patients.of(table, row),
+            patient,
             self.keeps_image(worker, table),
             at,
             &worker.parts.source.name,

@@ -15,6 +15,7 @@ use pitser_evidence::commit::commit_row;
 use pitser_evidence::line::{Gap, Op};
 use pitser_monitor::{Expected, Finding, Sealed, expected, key_cells, key_of};
 use pitser_trail::{Body, Draft, PatientId, TrailError};
+use std::sync::Arc;
 
 /// Lines of one truncation that are one event.
 const TRUNCATED: usize = 500;
@@ -212,57 +213,53 @@ impl Session {
         let Judged { actor, finding } = judged;
         let all = || {
             let row = change.new.as_ref().or(change.old.as_ref());
-            row.map_or_else(Vec::new, |row| row.columns.to_vec())
+            row.map_or_else(Default::default, |row| Arc::clone(&row.columns))
         };
         let about = About {
             whose: self.whose(&change)?,
             actor,
-            columns: changed.unwrap_or_else(all),
+            columns: changed.map_or_else(all, Into::into),
             image: self.keeps_image(worker, &change.table),
         };
-        let drafts =
-            translate::change(&change, &worker.parts.source.name, about, &self.now(worker));
         self.learn(&change.table, &change.key, change.new.as_ref());
-        let Some(line) = drafts.last().cloned() else {
+        let suspect = finding.map(|(code, text)| Suspect {
+            finding: Finding {
+                code,
+                table: Some(change.table.clone()),
+                record: Some(self.record_of(&change)),
+                key: Some(change.key.clone()),
+                columns: about.columns.to_vec(),
+                about: None,
+                text,
+            },
+            patient: None,
+            rows: 1,
+            is_told: false,
+        });
+        let drafts = translate::change(change, &worker.parts.source.name, about, &self.now(worker));
+        let Some(line) = drafts.last() else {
             return Ok(());
         };
-        let seq = self.append(drafts)?;
         self.open_times.push(line.at.micros());
-        if let Some((code, text)) = finding {
-            let about = self.trail.state().next_seq() - 1;
-            self.suspect(&change, code, text, about, line);
+        let patient = suspect.as_ref().and(line.patient.clone());
+        self.append(drafts)?;
+        if let Some(mut suspect) = suspect {
+            suspect.finding.about = Some(self.trail.state().next_seq() - 1);
+            suspect.patient = patient;
+            self.suspect(suspect);
         }
-        tracing::debug!(seq, table = %change.table, op = ?change.op, "captured");
         Ok(())
     }
 
     /// Notes what is wrong with a change; it is told when its transaction ends,
     /// once for each table.
-    fn suspect(&mut self, change: &Change, code: Code, text: String, about: u64, line: Draft) {
-        let table = Some(&change.table);
-        let known = self
-            .suspects
-            .iter_mut()
-            .find(|s| s.finding.code == code && s.finding.table.as_ref() == table);
-        if let Some(known) = known {
-            known.rows += 1;
-            return;
+    fn suspect(&mut self, suspect: Suspect) {
+        let of = |finding: &Finding| (finding.code, finding.table.clone());
+        let mut known = self.suspects.iter_mut();
+        match known.find(|known| of(&known.finding) == of(&suspect.finding)) {
+            Some(known) => known.rows += 1,
+            None => self.suspects.push(suspect),
         }
-        let record = self.record_of(change);
-        self.suspects.push(Suspect {
-            finding: Finding {
-                code,
-                table: table.cloned(),
-                record: Some(record),
-                key: Some(change.key.clone()),
-                columns: line.columns.unwrap_or_default(),
-                about: Some(about),
-                text,
-            },
-            patient: line.patient,
-            rows: 1,
-            is_told: false,
-        });
     }
 
     /// All rows of a table are gone at once: a line for each, since each stands
@@ -322,7 +319,7 @@ impl Session {
         let gone = Change {
             pos,
             op: Changed::Delete,
-            key: key_of(key.into_iter().map(|cell| cell.0)),
+            key: key_of(key),
             ..change.clone()
         };
         let about = About {
@@ -331,10 +328,10 @@ impl Session {
                 after: None,
             },
             actor,
-            columns: Vec::new(),
+            columns: Arc::default(),
             image: true,
         };
-        let drafts = translate::change(&gone, &worker.parts.source.name, about, &self.now(worker));
+        let drafts = translate::change(gone, &worker.parts.source.name, about, &self.now(worker));
         Ok(drafts.into_iter().next_back())
     }
 
@@ -434,7 +431,7 @@ impl Session {
                 Op::Gap,
                 self.now(worker),
                 &worker.parts.source.name,
-                &to.to_string(),
+                to.to_string(),
             )
         };
         self.scan_due = true;
@@ -582,17 +579,11 @@ fn fill_in(change: &mut Change, sealed: Option<&Sealed>) -> bool {
     for place in std::mem::take(&mut change.unsent) {
         let row = sealed.and_then(|sealed| sealed.content.row.as_ref());
         let name = new.columns.get(place);
-        let known = row.zip(name).and_then(|(row, name)| {
-            row.iter()
-                .find(|(sealed, _)| sealed == name)
-                .map(|(_, value)| value)
-        });
+        let known = row
+            .zip(name)
+            .and_then(|(row, name)| row.iter().find(|(sealed, _)| sealed == name));
         match (known, new.cells.get_mut(place)) {
-            (Some(value), Some(cell)) => {
-                *cell = value
-                    .as_ref()
-                    .map_or(Cell::NULL, |value| Cell::new(value.0.clone()));
-            }
+            (Some((_, value)), Some(cell)) => *cell = value.map_or(Cell::NULL, Cell::new),
             _ => return false,
         }
     }

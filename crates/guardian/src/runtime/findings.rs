@@ -31,7 +31,7 @@ impl Session {
                 Some(patient) => Some(patient),
                 None => self.patient_of(&finding)?,
             },
-            columns: (!finding.columns.is_empty()).then(|| finding.columns.clone()),
+            columns: (!finding.columns.is_empty()).then(|| finding.columns.clone().into()),
             body: Body::Finding(LineFinding {
                 about: finding.about,
                 code: finding.code,
@@ -41,7 +41,7 @@ impl Session {
                 Op::Finding,
                 self.now(worker),
                 "guardian",
-                &self.position.to_string(),
+                self.position.to_string(),
             )
         };
         let seq = self.append(vec![draft])?;
@@ -122,7 +122,7 @@ impl Session {
                 Op::Ddl,
                 self.now(worker),
                 &worker.parts.source.name,
-                &self.position.to_string(),
+                self.position.to_string(),
             )
         };
         let about = self.append(vec![draft])?;
@@ -159,11 +159,9 @@ pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, 
         let finding = Finding {
             code: body.code,
             table: line.table.clone(),
-            key: content
-                .and_then(|c| c.key)
-                .map(|cells| pitser_monitor::key_of(cells.into_iter().map(|c| c.0))),
+            key: content.and_then(|c| c.key).map(pitser_monitor::key_of),
             record: line.key,
-            columns: line.columns.clone().unwrap_or_default(),
+            columns: line.columns.as_deref().unwrap_or_default().to_vec(),
             about: body.about,
             text: body.text.clone(),
         };

@@ -123,13 +123,11 @@ impl Session {
                 let owner = self.known_patient(&table, &record)?;
                 let Some(content) = content else { continue };
                 if let Some([cell]) = content.key.as_deref() {
-                    self.patients.learn(&table, &cell.0, owner);
-                    self.actors.learn(&table, &cell.0, |label| {
-                        let row = content.row.iter().flatten();
-                        let value = row
-                            .filter(|(name, _)| name == label)
-                            .find_map(|(_, v)| v.as_ref());
-                        crate::patients::identifier(&Cell::new(value?.0.clone()))
+                    self.patients.learn(&table, cell, owner);
+                    self.actors.learn(&table, cell, |label| {
+                        let mut row = content.row.iter().flat_map(pitser_trail::Row::iter);
+                        let (_, value) = row.find(|(name, _)| *name == label)?;
+                        crate::patients::identifier(&Cell::new(value?))
                     });
                 }
             }

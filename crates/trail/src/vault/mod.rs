@@ -18,33 +18,45 @@ mod contents;
 mod pack;
 
 use crate::disk::{self, DiskError};
+use crate::draft::Row;
 use crate::recent::Recent;
 use chacha20poly1305::aead::{Aead, AeadInPlace, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use contents::{Contents, ContentsError};
-use pitser_evidence::codec::Blob;
 use pitser_evidence::commit::{Key, LineNonce, commit_row};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The clear content behind one line's commitments.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Content {
     /// Canonical values of the record's key columns.
-    pub key: Option<Vec<Blob>>,
+    pub key: Option<Vec<Vec<u8>>>,
     /// The person behind the actor.
     pub person: Option<String>,
     /// The raw message.
-    pub raw: Option<Blob>,
-    /// In place of the row, where no images are kept: for each column, the
-    /// first [`MARK_LEN`] bytes of its leaf, which show whether it changed.
-    pub marks: Option<Vec<(String, Blob)>>,
-    /// The row: column names and canonical values.
-    pub row: Option<Vec<(String, Option<Blob>)>>,
+    pub raw: Option<Vec<u8>>,
+    /// In place of the row, where no images are kept.
+    pub marks: Option<Marks>,
+    /// The row.
+    pub row: Option<Row>,
 }
+
+/// For each column of a row, the first [`MARK_LEN`] bytes of its leaf, which show
+/// whether it changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// Column names in the table's order, shared by all rows of one shape.
+    pub names: Arc<[String]>,
+    /// One for each name.
+    pub marks: Vec<Mark>,
+}
+
+/// The beginning of a column's leaf.
+pub type Mark = [u8; MARK_LEN];
 
 /// Bytes of a column's leaf that are kept as its mark.
 pub const MARK_LEN: usize = 8;
@@ -53,18 +65,26 @@ pub const MARK_LEN: usize = 8;
 pub fn row_marks<'a>(
     nonce: &LineNonce,
     columns: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
-) -> Vec<Vec<u8>> {
+) -> Vec<Mark> {
     let (leaves, _) = commit_row(nonce, columns);
-    leaves
-        .iter()
-        .map(|leaf| leaf[..MARK_LEN].to_vec())
-        .collect()
+    leaves.iter().map(mark).collect()
+}
+
+/// The mark of a column's leaf.
+pub(crate) fn mark(leaf: &[u8; 32]) -> Mark {
+    *leaf.first_chunk().expect("a leaf is longer than a mark")
 }
 
 impl Content {
     /// True if a line has nothing to keep.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Names of the row's columns, or of those that it has marks of.
+    pub fn names(&self) -> Option<&Arc<[String]>> {
+        let of_row = self.row.as_ref().map(|row| &row.names);
+        of_row.or_else(|| self.marks.as_ref().map(|marks| &marks.names))
     }
 }
 
@@ -159,15 +179,18 @@ pub struct Vault {
     known: Recent<String, Compartment, REMEMBERED>,
     /// Keys by number.
     keys: Recent<u64, Key, REMEMBERED>,
-    /// Column names by the number of their shape, and back.
+    /// Column names by the number of their shape.
     shapes: HashMap<u64, Arc<[String]>>,
-    numbered: HashMap<Vec<u8>, u64>,
+    /// Numbers of the shapes that were kept lately.
+    numbered: VecDeque<(Arc<[String]>, u64)>,
     nonces: Nonces,
     in_transaction: bool,
 }
 
 /// Keys that stay in memory.
 const REMEMBERED: usize = 1 << 16;
+/// Shapes whose numbers are found by where their names are in memory.
+const SHAPES: usize = 64;
 /// Bytes of a nonce, which stands in front of what it sealed.
 const NONCE: usize = 24;
 
@@ -230,7 +253,7 @@ impl Vault {
             known: Recent::default(),
             keys: Recent::default(),
             shapes: HashMap::new(),
-            numbered: HashMap::new(),
+            numbered: VecDeque::new(),
             nonces: Nonces::default(),
             in_transaction: false,
         })
@@ -338,8 +361,8 @@ impl Vault {
         compartment: &Compartment,
         content: &Content,
     ) -> Result<(), VaultError> {
-        let shape = match pack::names(content) {
-            Some(names) => self.shape_of(pack::pack_names(names))?,
+        let shape = match content.names() {
+            Some(names) => self.shape_of(names)?,
             None => 0,
         };
         let cipher = XChaCha20Poly1305::new(compartment.key.expose().into());
@@ -398,14 +421,19 @@ impl Vault {
     }
 
     /// The number of a list of column names, given to it now if it has none.
-    fn shape_of(&mut self, names: Vec<u8>) -> Result<u64, VaultError> {
-        if let Some(number) = self.numbered.get(&names) {
+    fn shape_of(&mut self, names: &Arc<[String]>) -> Result<u64, VaultError> {
+        let known = self
+            .numbered
+            .iter()
+            .find(|(known, _)| Arc::ptr_eq(known, names));
+        if let Some((_, number)) = known {
             return Ok(*number);
         }
+        let packed = pack::pack_names(names);
         let found = self
             .db
             .prepare_cached("SELECT number FROM shape WHERE names = ?1")
-            .and_then(|mut q| q.query_row([&names], |row| row.get(0)).optional())
+            .and_then(|mut q| q.query_row([&packed], |row| row.get(0)).optional())
             .map_err(|e| self.failed(e))?;
         let number = match found {
             Some(number) => number,
@@ -413,12 +441,15 @@ impl Vault {
                 self.begin()?;
                 self.db
                     .prepare_cached("INSERT INTO shape (names) VALUES (?1)")
-                    .and_then(|mut q| q.insert([&names]))
+                    .and_then(|mut q| q.insert([&packed]))
                     .map_err(|e| self.failed(e))?
                     .cast_unsigned()
             }
         };
-        self.numbered.insert(names, number);
+        if self.numbered.len() == SHAPES {
+            self.numbered.pop_front();
+        }
+        self.numbered.push_back((Arc::clone(names), number));
         Ok(number)
     }
 
@@ -565,11 +596,11 @@ mod tests {
 
     fn content() -> Content {
         Content {
-            key: Some(vec![Blob(b"tobs-1".to_vec())]),
-            row: Some(vec![
-                ("value".into(), Some(Blob(b"r1.5".to_vec()))),
-                ("note".into(), None),
-            ]),
+            key: Some(vec![b"tobs-1".to_vec()]),
+            row: Some(Row {
+                names: ["value".to_owned(), "note".to_owned()].into(),
+                values: vec![Some(b"r1.5"[..].into()), None],
+            }),
             ..Content::default()
         }
     }

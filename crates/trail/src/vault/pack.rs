@@ -5,14 +5,14 @@
 //! key      cells ‖ each cell: length ‖ bytes                     fields bit 0
 //! person   length ‖ bytes                                       bit 1
 //! raw      length ‖ bytes                                       bit 2
-//! marks    shape ‖ each column's mark: length ‖ bytes           bit 3
+//! marks    shape ‖ each column's mark:8                         bit 3
 //! row      shape ‖ each column: 00 for NULL, or length + 1 ‖ bytes   bit 4
 //! ```
 //! Numbers are LEB128, of at most ten bytes. A *shape* is a list of column names,
 //! which the vault numbers and keeps once.
 
-use super::Content;
-use pitser_evidence::codec::Blob;
+use super::{Content, MARK_LEN, Marks};
+use crate::draft::Row;
 use std::sync::Arc;
 
 const VERSION: u8 = 1;
@@ -21,31 +21,6 @@ const PERSON: u8 = 1 << 1;
 const RAW: u8 = 1 << 2;
 const MARKS: u8 = 1 << 3;
 const ROW: u8 = 1 << 4;
-
-/// The column names of a content's row or marks.
-pub(super) fn names(content: &Content) -> Option<Vec<&str>> {
-    let of_row = || {
-        Some(
-            content
-                .row
-                .as_ref()?
-                .iter()
-                .map(|(name, _)| &**name)
-                .collect(),
-        )
-    };
-    let of_marks = || {
-        Some(
-            content
-                .marks
-                .as_ref()?
-                .iter()
-                .map(|(name, _)| &**name)
-                .collect(),
-        )
-    };
-    of_row().or_else(of_marks)
-}
 
 /// Appends a content whose columns are those of `shape`.
 pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
@@ -66,29 +41,27 @@ pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
     if let Some(cells) = key {
         number(cells.len() as u64, out);
         for cell in cells {
-            bytes(&cell.0, out);
+            bytes(cell, out);
         }
     }
     if let Some(person) = person {
         bytes(person.as_bytes(), out);
     }
     if let Some(raw) = raw {
-        bytes(&raw.0, out);
+        bytes(raw, out);
     }
-    if let Some(marks) = marks {
+    if let Some(Marks { marks, .. }) = marks {
         number(shape, out);
-        for (_, mark) in marks {
-            bytes(&mark.0, out);
-        }
+        out.extend_from_slice(marks.as_flattened());
     }
-    if let Some(row) = row {
+    if let Some(Row { values, .. }) = row {
         number(shape, out);
-        for (_, value) in row {
+        for value in values {
             match value {
                 None => out.push(0),
                 Some(value) => {
-                    number(value.0.len() as u64 + 1, out);
-                    out.extend_from_slice(&value.0);
+                    number(value.len() as u64 + 1, out);
+                    out.extend_from_slice(value);
                 }
             }
         }
@@ -109,38 +82,37 @@ pub(super) fn unpack(
     let mut content = Content::default();
     if has(KEY) {
         let cells = reader.number()?;
-        let cells = (0..cells).map(|_| reader.blob());
+        let cells = (0..cells).map(|_| Some(reader.bytes()?.to_vec()));
         content.key = Some(cells.collect::<Option<_>>()?);
     }
     if has(PERSON) {
         content.person = Some(String::from_utf8(reader.bytes()?.to_vec()).ok()?);
     }
     if has(RAW) {
-        content.raw = Some(reader.blob()?);
+        content.raw = Some(reader.bytes()?.to_vec());
     }
     if has(MARKS) {
         let names = names_of(reader.number()?)?;
         let marks = names
             .iter()
-            .map(|name| Some((name.clone(), reader.blob()?)));
-        content.marks = Some(marks.collect::<Option<_>>()?);
+            .map(|_| reader.take(MARK_LEN as u64)?.try_into().ok());
+        let marks = marks.collect::<Option<_>>()?;
+        content.marks = Some(Marks { names, marks });
     }
     if has(ROW) {
         let names = names_of(reader.number()?)?;
-        let row = names.iter().map(|name| {
-            let value = match reader.number()? {
-                0 => None,
-                more => Some(Blob(reader.take(more - 1)?.to_vec())),
-            };
-            Some((name.clone(), value))
-        });
-        content.row = Some(row.collect::<Option<_>>()?);
+        let value = |_| match reader.number()? {
+            0 => Some(None),
+            more => Some(Some(reader.take(more - 1)?.into())),
+        };
+        let values = names.iter().map(value).collect::<Option<_>>()?;
+        content.row = Some(Row { names, values });
     }
     reader.0.is_empty().then_some(content)
 }
 
 /// Column names as bytes: each with its length in front.
-pub(super) fn pack_names<'n>(names: impl IntoIterator<Item = &'n str>) -> Vec<u8> {
+pub(super) fn pack_names(names: &[String]) -> Vec<u8> {
     let mut out = Vec::new();
     for name in names {
         bytes(name.as_bytes(), &mut out);
@@ -197,29 +169,34 @@ impl<'p> Reader<'p> {
         let length = self.number()?;
         self.take(length)
     }
-
-    fn blob(&mut self) -> Option<Blob> {
-        Some(Blob(self.bytes()?.to_vec()))
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn names() -> Arc<[String]> {
+        ["a".to_owned(), "b".to_owned()].into()
+    }
+
     fn contents() -> Vec<Content> {
-        let blob = |length: usize| Blob(vec![7; length]);
         vec![
             Content::default(),
             Content {
-                key: Some(vec![blob(3), blob(0), blob(200)]),
+                key: Some(vec![vec![7; 3], vec![], vec![7; 200]]),
                 person: Some("Dr Tamm".into()),
-                raw: Some(blob(70_000)),
-                row: Some(vec![("a".into(), Some(blob(0))), ("b".into(), None)]),
+                raw: Some(vec![7; 70_000]),
+                row: Some(Row {
+                    names: names(),
+                    values: vec![Some(Box::default()), None],
+                }),
                 ..Content::default()
             },
             Content {
-                marks: Some(vec![("a".into(), blob(8)), ("b".into(), blob(8))]),
+                marks: Some(Marks {
+                    names: names(),
+                    marks: vec![[7; 8], [0; 8]],
+                }),
                 ..Content::default()
             },
         ]
@@ -227,8 +204,7 @@ mod tests {
 
     #[test]
     fn contents_read_back_and_no_part_of_one_does() {
-        let names: Arc<[String]> = ["a".to_owned(), "b".to_owned()].into();
-        let of = |shape: u64| (shape == 300).then(|| names.clone());
+        let of = |shape: u64| (shape == 300).then(names);
         for content in contents() {
             let mut packed = Vec::new();
             pack(&content, 300, &mut packed);
@@ -243,8 +219,8 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        let names = ["id", "", "väärtus"];
-        let packed = pack_names(names);
+        let names = ["id", "", "väärtus"].map(str::to_owned);
+        let packed = pack_names(&names);
         assert_eq!(unpack_names(&packed).unwrap(), names);
         assert_eq!(unpack_names(&packed[..packed.len() - 1]), None);
         assert_eq!(unpack_names(&[]).unwrap(), Vec::<String>::new());
