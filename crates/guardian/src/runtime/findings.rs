@@ -70,7 +70,8 @@ impl Session {
         let known = self.trail.state().record(table, record);
         match known.and_then(|record| record.patient) {
             Some(patient @ Patient::Pseudonym(_)) => {
-                Ok(self.trail.vault().identifier(&patient.to_string())?)
+                let identifier = self.trail.vault().identifier(&patient.to_string())?;
+                Ok(identifier.map(|identifier| String::from(&*identifier)))
             }
             _ => Ok(None),
         }

@@ -140,25 +140,16 @@ impl Contents {
     }
 
     /// Appends a record: `seal` is given the buffer to append to.
-    pub(super) fn put<E>(
-        &mut self,
-        seq: u64,
-        compartment: u64,
-        seal: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub(super) fn put(&mut self, seq: u64, compartment: u64, seal: impl FnOnce(&mut Vec<u8>)) {
         let start = self.waiting.len();
         self.waiting.extend([0; 4]);
         self.waiting.extend(seq.to_be_bytes());
         self.waiting.extend(compartment.to_be_bytes());
-        if let Err(error) = seal(&mut self.waiting) {
-            self.waiting.truncate(start);
-            return Err(error);
-        }
+        seal(&mut self.waiting);
         let length = self.waiting.len() - start - 4;
         let length = u32::try_from(length).expect("engines cap a value at 1 GiB");
         self.waiting[start..start + 4].copy_from_slice(&length.to_be_bytes());
         self.places.push_back((seq, start));
-        Ok(())
     }
 
     /// Makes all records durable.
@@ -501,12 +492,7 @@ mod tests {
     use super::*;
 
     fn put(contents: &mut Contents, seq: u64, sealed: &[u8]) {
-        contents
-            .put(seq, seq + 1, |out| {
-                out.extend_from_slice(sealed);
-                Ok::<_, ContentsError>(())
-            })
-            .unwrap();
+        contents.put(seq, seq + 1, |out| out.extend_from_slice(sealed));
     }
 
     fn body(seq: u64) -> Vec<u8> {

@@ -14,14 +14,14 @@
 //! The vault and its keys are primary data: they cannot be rebuilt from the
 //! trail, and are made durable before the lines that need them.
 
+mod aead;
 mod contents;
 mod pack;
 
 use crate::disk::{self, DiskError};
 use crate::draft::Row;
 use crate::recent::Recent;
-use chacha20poly1305::aead::{Aead, AeadInPlace, Payload};
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+use aead::NONCE_LEN;
 use contents::{Contents, ContentsError};
 use pitser_evidence::commit::{Key, LineNonce, commit_row};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -173,12 +173,14 @@ pub struct Vault {
     /// The file of keys.
     path: PathBuf,
     db: Connection,
-    master: XChaCha20Poly1305,
+    master: Key,
     contents: Contents,
     /// Compartments by id.
     known: Recent<String, Compartment, REMEMBERED>,
     /// Keys by number.
     keys: Recent<u64, Key, REMEMBERED>,
+    /// Identifiers by their compartment's id.
+    identifiers: Recent<String, Arc<str>, REMEMBERED>,
     /// Column names by the number of their shape.
     shapes: HashMap<u64, Arc<[String]>>,
     /// Numbers of the shapes that were kept lately.
@@ -191,8 +193,6 @@ pub struct Vault {
 const REMEMBERED: usize = 1 << 16;
 /// Shapes whose numbers are found by where their names are in memory.
 const SHAPES: usize = 64;
-/// Bytes of a nonce, which stands in front of what it sealed.
-const NONCE: usize = 24;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS compartment (
@@ -248,10 +248,11 @@ impl Vault {
         Ok(Self {
             path,
             db,
-            master: XChaCha20Poly1305::new(master.expose().into()),
+            master: master.clone(),
             contents,
             known: Recent::default(),
             keys: Recent::default(),
+            identifiers: Recent::default(),
             shapes: HashMap::new(),
             numbered: VecDeque::new(),
             nonces: Nonces::default(),
@@ -284,7 +285,7 @@ impl Vault {
         };
         let found = Compartment {
             number,
-            key: self.unwrap(id, &wrapped)?,
+            key: self.unwrap(id, wrapped)?,
         };
         self.known.insert(id.to_owned(), found.clone());
         Ok(Some(found))
@@ -304,10 +305,9 @@ impl Vault {
             return Ok(found);
         }
         let key = Key::new(crate::keys::random()?);
-        let wrapped = self.seal(&self.master.clone(), id.as_bytes(), key.expose())?;
-        let cipher = XChaCha20Poly1305::new(key.expose().into());
+        let wrapped = seal(&self.master, self.nonces.next()?, id, key.expose());
         let identifier = match identifier {
-            Some(identifier) => Some(self.seal(&cipher, id.as_bytes(), identifier.as_bytes())?),
+            Some(text) => Some(seal(&key, self.nonces.next()?, id, text.as_bytes())),
             None => None,
         };
         self.begin()?;
@@ -328,7 +328,10 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError`].
-    pub fn identifier(&mut self, id: &str) -> Result<Option<String>, VaultError> {
+    pub fn identifier(&mut self, id: &str) -> Result<Option<Arc<str>>, VaultError> {
+        if let Some(known) = self.identifiers.get(id) {
+            return Ok(Some(known));
+        }
         let Some(key) = self.key(id)? else {
             return Ok(None);
         };
@@ -343,11 +346,13 @@ impl Vault {
         let Some(sealed) = sealed else {
             return Ok(None);
         };
-        let cipher = XChaCha20Poly1305::new(key.expose().into());
-        let clear = self.unseal(&cipher, id.as_bytes(), &sealed)?;
-        String::from_utf8(clear)
-            .map(Some)
-            .map_err(|_| VaultError::Sealed(self.path.clone()))
+        let clear = self.unseal(&key, id.as_bytes(), sealed)?;
+        let identifier: Arc<str> = String::from_utf8(clear)
+            .map_err(|_| VaultError::Sealed(self.path.clone()))?
+            .into();
+        self.identifiers
+            .insert(id.to_owned(), Arc::clone(&identifier));
+        Ok(Some(identifier))
     }
 
     /// Keeps the content of line `seq`, which is beyond all earlier ones; durable
@@ -365,19 +370,16 @@ impl Vault {
             Some(names) => self.shape_of(names)?,
             None => 0,
         };
-        let cipher = XChaCha20Poly1305::new(compartment.key.expose().into());
         let nonce = self.nonces.next()?;
         let label = label(seq, compartment.number);
         self.contents.put(seq, compartment.number, |out| {
             out.extend(nonce);
             let start = out.len();
             pack::pack(content, shape, out);
-            let tag = cipher
-                .encrypt_in_place_detached(XNonce::from_slice(&nonce), &label, &mut out[start..])
-                .expect("contents are far below the cipher's limit");
+            let tag = aead::seal(&compartment.key, &nonce, &label, &mut out[start..]);
             out.extend(tag);
-            Ok(())
-        })
+        });
+        Ok(())
     }
 
     /// The content of line `seq`, with its compartment's key; `None` if it has none
@@ -392,8 +394,7 @@ impl Vault {
         let Some(key) = self.key_of(record.compartment)? else {
             return Ok(None);
         };
-        let cipher = XChaCha20Poly1305::new(key.expose().into());
-        let clear = self.unseal(&cipher, &label(seq, record.compartment), &record.sealed)?;
+        let clear = self.unseal(&key, &label(seq, record.compartment), record.sealed)?;
         let content = pack::unpack(&clear, |shape| self.names_of(shape));
         let content = content.ok_or_else(|| VaultError::Sealed(self.path.clone()))?;
         Ok(Some((key, content)))
@@ -415,7 +416,7 @@ impl Vault {
         let Some((id, wrapped)) = found else {
             return Ok(None);
         };
-        let key = self.unwrap(&id, &wrapped)?;
+        let key = self.unwrap(&id, wrapped)?;
         self.keys.insert(number, key.clone());
         Ok(Some(key))
     }
@@ -500,45 +501,21 @@ impl Vault {
         Ok(())
     }
 
-    fn seal(
-        &mut self,
-        cipher: &XChaCha20Poly1305,
-        label: &[u8],
-        clear: &[u8],
-    ) -> Result<Vec<u8>, VaultError> {
-        let nonce = self.nonces.next()?;
-        let payload = Payload {
-            msg: clear,
-            aad: label,
-        };
-        let body = cipher
-            .encrypt(XNonce::from_slice(&nonce), payload)
-            .expect("keys and identifiers are far below the cipher's limit");
-        Ok([&nonce[..], &body].concat())
-    }
-
-    fn unwrap(&self, id: &str, wrapped: &[u8]) -> Result<Key, VaultError> {
+    fn unwrap(&self, id: &str, wrapped: Vec<u8>) -> Result<Key, VaultError> {
         let key = self.unseal(&self.master, id.as_bytes(), wrapped)?;
         let key = key.try_into();
         key.map(Key::new)
             .map_err(|_| VaultError::Sealed(self.path.clone()))
     }
 
-    fn unseal(
-        &self,
-        cipher: &XChaCha20Poly1305,
-        label: &[u8],
-        sealed: &[u8],
-    ) -> Result<Vec<u8>, VaultError> {
-        let wrong = || VaultError::Sealed(self.path.clone());
-        let (nonce, body) = sealed.split_at_checked(NONCE).ok_or_else(wrong)?;
-        let payload = Payload {
-            msg: body,
-            aad: label,
-        };
-        cipher
-            .decrypt(XNonce::from_slice(nonce), payload)
-            .map_err(|_| wrong())
+    /// Opens what has its nonce in front.
+    fn unseal(&self, key: &Key, label: &[u8], mut sealed: Vec<u8>) -> Result<Vec<u8>, VaultError> {
+        let nonce = sealed.first_chunk().copied();
+        let clear = nonce.and_then(|nonce| {
+            sealed.drain(..NONCE_LEN);
+            aead::open(key, &nonce, label, sealed)
+        });
+        clear.ok_or_else(|| VaultError::Sealed(self.path.clone()))
     }
 
     fn failed(&self, source: rusqlite::Error) -> VaultError {
@@ -555,6 +532,14 @@ impl fmt::Debug for Vault {
     }
 }
 
+/// A key or an identifier, sealed, with its nonce in front.
+fn seal(key: &Key, nonce: [u8; NONCE_LEN], id: &str, clear: &[u8]) -> Vec<u8> {
+    let mut sealed = [&nonce[..], clear].concat();
+    let tag = aead::seal(key, &nonce, id.as_bytes(), &mut sealed[NONCE_LEN..]);
+    sealed.extend(tag);
+    sealed
+}
+
 /// What is authenticated with a line's content.
 fn label(seq: u64, compartment: u64) -> [u8; 16] {
     let mut label = [0; 16];
@@ -565,27 +550,27 @@ fn label(seq: u64, compartment: u64) -> [u8; 16] {
 
 /// Random nonces; the system is asked for many at a time. They are not secret.
 struct Nonces {
-    bytes: [u8; NONCE * 128],
+    bytes: [u8; NONCE_LEN * 128],
     used: usize,
 }
 
 impl Default for Nonces {
     fn default() -> Self {
         Self {
-            bytes: [0; NONCE * 128],
-            used: NONCE * 128,
+            bytes: [0; NONCE_LEN * 128],
+            used: NONCE_LEN * 128,
         }
     }
 }
 
 impl Nonces {
-    fn next(&mut self) -> Result<[u8; NONCE], VaultError> {
+    fn next(&mut self) -> Result<[u8; NONCE_LEN], VaultError> {
         if self.used == self.bytes.len() {
             self.bytes = crate::keys::random()?;
             self.used = 0;
         }
-        let nonce = &self.bytes[self.used..self.used + NONCE];
-        self.used += NONCE;
+        let nonce = &self.bytes[self.used..self.used + NONCE_LEN];
+        self.used += NONCE_LEN;
         Ok(nonce.try_into().expect("24 bytes"))
     }
 }
