@@ -3,6 +3,8 @@
 use pitser_ksi::hash::{Algorithm, hash};
 use pitser_ksi::pki::{Certificate, PkiError};
 
+use crate::signatory::Signatory;
+
 /// Who publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issuer {
@@ -15,12 +17,13 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// From the authority's certificate.
+    /// From the certificate that verifiers trust.
     ///
     /// # Errors
     /// [`PkiError`] for what is no certificate.
-    pub fn new(certificate_pem: &str, constraint: &str) -> Result<Self, PkiError> {
-        let certificate = Certificate::from_pem(certificate_pem)?;
+    pub(crate) fn new(signatory: &Signatory) -> Result<Self, PkiError> {
+        let certificate = Certificate::from_pem(&signatory.certificate_pem)?;
+        let constraint = signatory.constraint.as_str();
         let subject = certificate.subject();
         let value = constraint.split_once('=').map_or(constraint, |it| it.1);
         let name = attribute(&subject, "CN").or_else(|| attribute(&subject, "O"));
