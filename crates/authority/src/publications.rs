@@ -19,7 +19,9 @@ use pitser_ksi::time::Second;
 
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::durable::write_durably;
-use crate::handover::{Examiner, HandedIn, Refusal, added};
+#[cfg(feature = "cluster")]
+use crate::handover::added;
+use crate::handover::{Examiner, HandedIn, Refusal};
 use crate::identity::Identity;
 use crate::publicity::Schedule;
 use crate::signatory::Signatory;
