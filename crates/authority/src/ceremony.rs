@@ -20,18 +20,27 @@ use crate::signer::{Checked, External};
 /// What the next publications file is made of.
 #[derive(Debug)]
 pub struct Composition<'a> {
-    /// The newest file and the certificate in PEM that it must be signed with; `None`:
-    /// there is none yet.
-    pub old: Option<(&'a PublicationsFile, &'a str)>,
+    /// The newest file; `None`: there is none yet.
+    pub old: Option<Old<'a>>,
     /// What to publish.
     pub publications: &'a [PublicationData],
     /// The certificates of calendars' keys, DER, besides those that the file has.
     pub certificates: Vec<Vec<u8>>,
-    /// What verifiers demand of the subject of the certificate that signed, and of the
-    /// one that signs.
+    /// What verifiers demand of the subject of the certificate that signs.
     pub constraint: &'a str,
     /// The time by the clock here.
     pub now: Second,
+}
+
+/// A publications file, and who must have signed it.
+#[derive(Debug, Clone, Copy)]
+pub struct Old<'a> {
+    /// The file.
+    pub file: &'a PublicationsFile,
+    /// The certificate, in PEM.
+    pub certificate_pem: &'a str,
+    /// What verifiers demand of its subject.
+    pub constraint: &'a str,
 }
 
 /// A key and its certificate.
@@ -87,23 +96,19 @@ impl Composition<'_> {
                 until: key.certificate.valid_until(),
             });
         }
-        if let Some((old, certificate_pem)) = self.old {
-            self.check_old(old, certificate_pem, constraint)?;
+        if let Some(old) = &self.old {
+            self.check_old(old)?;
         }
         let contents = self.contents()?;
         let der = key.certificate.der();
         Ok(PublicationsFile::build(&contents, der, &key.signer)?)
     }
 
-    fn check_old(
-        &self,
-        old: &PublicationsFile,
-        certificate_pem: &str,
-        constraint: Constraint,
-    ) -> Result<(), ComposeError> {
-        let anchors = TrustAnchors::from_pem(certificate_pem)?;
-        let made_at = old.created_at();
-        old.verify(&anchors, &[constraint], made_at)
+    fn check_old(&self, old: &Old<'_>) -> Result<(), ComposeError> {
+        let anchors = TrustAnchors::from_pem(old.certificate_pem)?;
+        let made_at = old.file.created_at();
+        old.file
+            .verify(&anchors, &[old.constraint.parse()?], made_at)
             .map_err(ComposeError::OldUnsigned)?;
         if made_at > self.now {
             let now = self.now;
@@ -114,7 +119,7 @@ impl Composition<'_> {
 
     /// All that the old file says, and what is new.
     fn contents(&self) -> Result<Contents, ComposeError> {
-        let old = self.old.map(|(old, _)| old);
+        let old = self.old.map(|old| old.file);
         let mut contents = Contents {
             created_at: self.now,
             ..Contents::default()
@@ -134,7 +139,7 @@ impl Composition<'_> {
         }
         let latest = old.and_then(PublicationsFile::latest).map(|it| it.data);
         for data in self.publications {
-            self.check_new(data, latest.as_ref())?;
+            self.check_new(data, old, latest.as_ref())?;
             contents.publications.push((*data).into());
         }
         Ok(contents)
@@ -144,6 +149,7 @@ impl Composition<'_> {
     fn check_new(
         &self,
         data: &PublicationData,
+        old: Option<&PublicationsFile>,
         latest: Option<&PublicationData>,
     ) -> Result<(), ComposeError> {
         let at = data.time;
@@ -151,7 +157,7 @@ impl Composition<'_> {
             let now = self.now;
             return Err(ComposeError::NotEnded { at, now });
         }
-        let known = self.old.and_then(|(old, _)| old.at_time(at));
+        let known = old.and_then(|old| old.at_time(at));
         match (known, latest) {
             (Some(known), _) if known.data == *data => Err(ComposeError::Known { at }),
             (Some(_), _) => Err(ComposeError::Contradiction { at }),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Process, Said, run};
 use pitser_authority::BroughtKey;
-use pitser_authority::ceremony::{Composition, PublicationsKey};
+use pitser_authority::ceremony::{Composition, Old, PublicationsKey};
 use pitser_ksi::hash::{Algorithm, hash};
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
@@ -118,11 +118,16 @@ impl Ceremony {
         let pem = vault("signing-key.pem").unwrap();
         let key = PublicationsKey::open(&BroughtKey::Pem(&pem), &certificate).unwrap();
         let old = PublicationsFile::decode(&fs::read(self.dir().join(old)).unwrap()).unwrap();
+        let constraint = format!("email={EMAIL}");
         let composition = Composition {
-            old: Some((&old, &certificate)),
+            old: Some(Old {
+                file: &old,
+                certificate_pem: &certificate,
+                constraint: &constraint,
+            }),
             publications: &[publication],
             certificates: Vec::new(),
-            constraint: &format!("email={EMAIL}"),
+            constraint: &constraint,
             now,
         };
         let file = composition.sign(&key).unwrap();

@@ -1,13 +1,17 @@
 //! `pitser authority compose`: the next publications file, where its key is. Nothing
 //! is asked of any network.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use pitser_authority::ceremony::{ComposeError, Composition, PublicationsKey};
+use pitser_authority::ceremony::{ComposeError, Composition, Old, PublicationsKey};
 use pitser_authority::{BroughtKey, SignerCommand};
+use pitser_evidence::anchors::Anchors;
+use pitser_evidence::calendar_log::{NotWitnessed, check_publication};
 use pitser_ksi::pki::Certificate;
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
+use pitser_tlog::proof::LogProof;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -30,6 +34,9 @@ pub(crate) struct Args {
     /// The certificate that signed the old file, if it is another one than --certificate
     #[arg(long, value_name = "CERT.pem", requires = "old")]
     old_certificate: Option<PathBuf>,
+    /// What verifiers demand of --old-certificate, if it is something else than --constraint
+    #[arg(long, value_name = "NAME=VALUE", requires = "old_certificate")]
+    old_constraint: Option<String>,
     /// A code to publish, as `pitser authority publish --due` showed it; given again for each
     #[arg(long = "code", value_name = "CODE", value_parser = code)]
     codes: Vec<PublicationData>,
@@ -37,6 +44,13 @@ pub(crate) struct Args {
     /// and when that is a new one
     #[arg(long, value_name = "CERT.pem")]
     calendar_certificate: Vec<PathBuf>,
+    /// Anchors that name the calendar's log: each code then needs the proof that witnesses saw its
+    /// second
+    #[arg(long, value_name = "FILE", requires = "proof")]
+    anchors: Option<PathBuf>,
+    /// Such a proof, /log/proof/SECOND of the authority; given again for each code
+    #[arg(long, value_name = "FILE", requires = "anchors")]
+    proof: Vec<PathBuf>,
     /// The publications key, RSA, PKCS#8 in PEM
     #[arg(long, value_name = "KEY.pem")]
     key: Option<PathBuf>,
@@ -80,14 +94,19 @@ pub(super) fn run(args: &Args) -> Outcome {
         ));
     }
     let composition = Composition {
-        old: old
-            .as_ref()
-            .map(|file| (file, old_certificate_pem.as_str())),
+        old: old.as_ref().map(|file| Old {
+            file,
+            certificate_pem: &old_certificate_pem,
+            constraint: args.old_constraint.as_ref().unwrap_or(&args.constraint),
+        }),
         publications: &args.codes,
         certificates,
         constraint: &args.constraint,
         now: clock::now(),
     };
+    if let Some(anchors) = &args.anchors {
+        check_witnessed(&args.codes, anchors, &args.proof)?;
+    }
     let key = open_key(args, &certificate_pem)?;
     let new = composition.sign(&key).map_err(failure)?;
     files::write(&args.output, new.encode(), args.force)?;
@@ -97,6 +116,46 @@ pub(super) fn run(args: &Args) -> Outcome {
 fn read_file(path: &Path) -> Result<PublicationsFile, Failure> {
     PublicationsFile::decode(&files::read(path)?)
         .map_err(|e| Failure::Input(format!("{}: no publications file: {e}", path.display())))
+}
+
+/// Refuses a code that the witnesses of the calendar's log did not see.
+fn check_witnessed(
+    codes: &[PublicationData],
+    anchors: &Path,
+    proofs: &[PathBuf],
+) -> Result<(), Failure> {
+    let wrong = |path: &Path, e: &dyn Display| Failure::Input(format!("{}: {e}", path.display()));
+    let log = Anchors::from_toml(&files::read_text(anchors)?)
+        .map_err(|e| wrong(anchors, &e))?
+        .calendar_log
+        .ok_or_else(|| {
+            wrong(
+                anchors,
+                &"it does not name a calendar's log ([calendar_log])",
+            )
+        })?;
+    let read = |path: &PathBuf| LogProof::parse(&files::read(path)?).map_err(|e| wrong(path, &e));
+    let proofs = proofs.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    for data in codes {
+        let index = data.time.0.checked_sub(log.genesis.0);
+        let proof = proofs.iter().find(|proof| Some(proof.index()) == index);
+        let second = data.time;
+        let witnessed = match proof {
+            Some(proof) => check_publication(data, proof, &log),
+            None => Err(NotWitnessed::NoProof { second }),
+        };
+        witnessed.map_err(|e| match e {
+            NotWitnessed::Contradicted(_) => Failure::Tampered(format!(
+                "PUB-01: the code of {second} is not what witnesses saw: {e}. Do not sign it"
+            )),
+            e => Failure::Input(format!(
+                "the code of {second} is not proved to be witnessed: {e}. Get /log/proof/{} of the \
+                 authority, a little later if need be",
+                second.0
+            )),
+        })?;
+    }
+    Ok(())
 }
 
 /// The DER of each.
