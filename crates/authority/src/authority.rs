@@ -170,7 +170,9 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`].
     pub fn published(dir: &Path) -> Result<(PublicationsFile, Issuer), AuthorityError> {
-        let issuer = Issuer::new(&Signatory::open(dir)?).map_err(IdentityError::from)?;
+        let signatory = Signatory::open(dir)?;
+        let issuer = Issuer::new(&signatory.certificate_pem, &signatory.constraint)
+            .map_err(IdentityError::from)?;
         Ok((Publications::read(dir)?, issuer))
     }
 

@@ -478,6 +478,74 @@ fn a_kill_between_any_two_steps_loses_nothing() {
     running.process.stop();
 }
 
+/// The witness says on the vault's machine what the authority cannot say for itself.
+#[test]
+fn the_key_signs_nothing_that_no_witness_saw() {
+    let ceremony = Ceremony::new();
+    let dir = ceremony.dir();
+    ceremony.begin();
+    let made = run(dir, "witness init --dir w --name notary.example/w").exits(0);
+    let is_key = |word: &&str| word.starts_with("notary.example/w+");
+    let key = made.out.split_whitespace().find(is_key).unwrap();
+    let (_notary, line) = Process::start(dir, "witness run --dir w --listen 127.0.0.1:0 --json");
+    let notary: Value = serde_json::from_str(&line).unwrap();
+    let path = dir.join("auth/authority.toml");
+    let block = format!(
+        "\n[[witness]]\nname = \"notary\"\nurl = \"http://{}\"\nkey = \"{key}\"\n",
+        notary["address"].as_str().unwrap()
+    );
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text + &block).unwrap();
+    let running = Running::start(&ceremony);
+    let log = running.facts["log"].as_str().unwrap();
+    let genesis = ceremony.authority("status --json").json()["genesis"].clone();
+    let genesis = genesis.as_str().unwrap();
+    let add = format!("witness add-log --dir w {log} --calendar-genesis {genesis}");
+    run(dir, &add).exits(0);
+    let anchors = format!(
+        "version = 1\nwitness_quorum = 0\n[calendar_log]\nkey = \"{log}\"\ngenesis = \"{genesis}\"\n\
+         quorum = 1\n[[calendar_log.witness]]\nkey = \"{key}\"\n",
+    );
+    fs::write(dir.join("anchors.toml"), anchors).unwrap();
+
+    running.sign(&ceremony);
+    let due = ceremony.due(&running);
+    let code = due["code"].as_str().unwrap();
+    let second = PublicationData::from_code(code).unwrap().time;
+    ceremony
+        .authority("publish --due")
+        .exits(0)
+        .says("take /log/proof/");
+    let prove = |name: &str, second: u64| {
+        let proof = running.get("http", &format!("/log/proof/{second}?wait=25"));
+        fs::write(dir.join(name), proof).unwrap();
+    };
+    prove("right.proof", second.0);
+    prove("other.proof", second.0 - 1);
+    let ask = |code: &str, proof: &str| {
+        let proof = format!("--anchors anchors.toml --proof {proof}");
+        ceremony.compose(&format!(
+            "--old first.bin --code {code} {proof} -o next.bin"
+        ))
+    };
+    ask(code, "other.proof")
+        .exits(3)
+        .says("no proof")
+        .says(&format!("/log/proof/{second}", second = second.0));
+    let forged = PublicationData {
+        time: second,
+        imprint: hash(Algorithm::Sha256, &[b"another calendar"]),
+    };
+    ask(&forged.to_code(), "right.proof")
+        .exits(1)
+        .says("PUB-01")
+        .says("Do not sign it");
+    assert!(!dir.join("next.bin").exists());
+    ask(code, "right.proof").exits(0);
+    ceremony.authority("publish --file next.bin").exits(0);
+    running.process.stop();
+}
+
 #[test]
 fn an_authority_with_its_own_key_takes_no_file() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,8 +3,6 @@
 use pitser_ksi::hash::{Algorithm, hash};
 use pitser_ksi::pki::{Certificate, PkiError};
 
-use crate::signatory::Signatory;
-
 /// Who publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issuer {
@@ -21,9 +19,8 @@ impl Issuer {
     ///
     /// # Errors
     /// [`PkiError`] for what is no certificate.
-    pub(crate) fn new(signatory: &Signatory) -> Result<Self, PkiError> {
-        let certificate = Certificate::from_pem(&signatory.certificate_pem)?;
-        let constraint = signatory.constraint.as_str();
+    pub fn new(certificate_pem: &str, constraint: &str) -> Result<Self, PkiError> {
+        let certificate = Certificate::from_pem(certificate_pem)?;
         let subject = certificate.subject();
         let value = constraint.split_once('=').map_or(constraint, |it| it.1);
         let name = attribute(&subject, "CN").or_else(|| attribute(&subject, "O"));

@@ -83,7 +83,7 @@ impl Publicity {
         let url = config.url.as_deref().map(|url| url.trim_end_matches('/'));
         Ok(Self {
             publications,
-            issuer: Issuer::new(signatory)?,
+            issuer: Issuer::new(&signatory.certificate_pem, &signatory.constraint)?,
             genesis,
             url: url.map(str::to_owned),
             hook,

@@ -82,7 +82,8 @@ fn hand_in(config: &Config, path: &Path) -> Result<Told, Failure> {
 }
 
 fn due(config: &Config) -> Result<Told, Failure> {
-    let due = Authority::due(&config.service()?).map_err(failure)?;
+    let service = config.service()?;
+    let due = Authority::due(&service).map_err(failure)?;
     let (second, code) = (due.data.time.to_string(), due.data.to_code());
     let text = |at: pitser_ksi::time::Second| at.to_string();
     let (since, next_at) = (due.since.map(text), due.next_at.map(text));
@@ -91,11 +92,20 @@ fn due(config: &Config) -> Result<Told, Failure> {
         (None, Some(next)) => format!("nothing is due until {next}; the newest second is {second}"),
         (None, None) => format!("nothing is due; the newest second is {second}"),
     };
+    let proof = match service.log.witnesses.is_empty() {
+        true => String::new(),
+        false => format!(
+            "Witnesses see this calendar: take /log/proof/{} along, and add --anchors ANCHORS.toml \
+             --proof FILE.\n",
+            due.data.time.0
+        ),
+    };
     let told = format!(
         "{head}\n{code}\n\n\
          Where the publications key is, with this authority's newest publications.bin:\n\
          pitser authority compose --old publications.bin --code {code} --key KEY.pem --certificate \
          CERT.pem --constraint NAME=VALUE -o next.bin\n\
+         {proof}\
          Then here:\n\
          pitser authority publish --file next.bin --config {}\n",
         config.path.display(),
