@@ -181,9 +181,7 @@ impl Engine {
             }
         };
     }
-}
 
-impl Engine {
     /// Tells the log what is due, where the key is elsewhere; returns when to look
     /// again.
     async fn ask_for_publication(&self) -> Option<Second> {

@@ -68,7 +68,7 @@ impl Examiner<'_> {
         {
             return Err(Refusal::WithoutOurs);
         }
-        let mut added = match newest {
+        let added = match newest {
             Some(newest) if made_at < newest.created_at() => {
                 let newest = newest.created_at();
                 return Err(Refusal::Older { made_at, newest });
@@ -76,7 +76,6 @@ impl Examiner<'_> {
             Some(newest) => added(newest, file)?,
             None => publications(file)?,
         };
-        added.sort_by_key(|data| data.time);
         for record in file.publications() {
             agree(self.calendar, &record.data)?;
         }
@@ -88,33 +87,41 @@ impl Examiner<'_> {
     }
 }
 
-/// What `file` publishes beyond `newest`, of which it must keep everything.
+/// What `file` publishes beyond `newest`, of which it must keep everything, in order of
+/// time.
 pub(crate) fn added(
     newest: &PublicationsFile,
     file: &PublicationsFile,
 ) -> Result<Vec<PublicationData>, Refusal> {
-    for known in newest.publications() {
-        let at = known.data.time;
-        match file.at_time(at) {
-            Some(record) if record.data == known.data => {}
-            Some(_) => return Err(Refusal::Altered { at }),
-            None => return Err(Refusal::Lacks { at }),
+    let mut added = publications(file)?;
+    let known = publications(newest)?;
+    for data in &known {
+        let at = data.time;
+        match added.binary_search_by_key(&at, |data| data.time) {
+            Ok(found) if added[found] == *data => {}
+            Ok(_) => return Err(Refusal::Altered { at }),
+            Err(_) => return Err(Refusal::Lacks { at }),
         }
     }
     let kept = |der: &[u8]| file.certificates().iter().any(|one| one.der == der);
     if !newest.certificates().iter().all(|one| kept(&one.der)) {
         return Err(Refusal::LacksCertificate);
     }
-    let mut added = publications(file)?;
-    added.retain(|data| newest.at_time(data.time).is_none());
-    let latest = newest.latest().map(|record| record.data.time);
-    match added.iter().find(|data| Some(data.time) < latest) {
-        Some(data) => Err(Refusal::Backdated { at: data.time }),
-        None => Ok(added),
+    let is_new = |data: &PublicationData| {
+        known
+            .binary_search_by_key(&data.time, |known| known.time)
+            .is_err()
+    };
+    added.retain(is_new);
+    match (added.first(), known.last()) {
+        (Some(first), Some(latest)) if first.time < latest.time => {
+            Err(Refusal::Backdated { at: first.time })
+        }
+        _ => Ok(added),
     }
 }
 
-/// All publications of `file`, of which no two may be of one second.
+/// All publications of `file` in order of time; no two may be of one second.
 fn publications(file: &PublicationsFile) -> Result<Vec<PublicationData>, Refusal> {
     let mut all: Vec<_> = file
         .publications()

@@ -201,7 +201,7 @@ impl Publications {
         let mut newest = self.lock();
         let (published, file) = self.next(&newest, now)?;
         if let Some(file) = file {
-            self.replace(&mut newest, file)?;
+            self.replace(&mut newest, file, &[published.data])?;
         }
         Ok(published)
     }
@@ -229,7 +229,7 @@ impl Publications {
         let mut newest = self.lock();
         let (handed_in, file) = examined(&self.examiner(now), Some(&newest), bytes)?;
         if handed_in.is_new {
-            self.replace(&mut newest, file)?;
+            self.replace(&mut newest, file, &handed_in.added)?;
         }
         Ok(handed_in)
     }
@@ -264,7 +264,7 @@ impl Publications {
         for data in &added {
             agree(&self.calendar, data)?;
         }
-        self.replace(&mut newest, file)
+        self.replace(&mut newest, file, &added)
     }
 
     /// Stores and shows another file, which is announced by that.
@@ -272,13 +272,11 @@ impl Publications {
         &self,
         newest: &mut PublicationsFile,
         file: PublicationsFile,
+        added: &[PublicationData],
     ) -> Result<(), PublicationsError> {
         store(&self.path, &file)?;
-        for record in file.publications() {
-            let data = &record.data;
-            if newest.at_time(data.time).is_none() {
-                tracing::info!(second = %data.time, code = data.to_code(), "published");
-            }
+        for data in added {
+            tracing::info!(second = %data.time, code = data.to_code(), "published");
         }
         *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::from(&file);
         *newest = file;
@@ -295,6 +293,10 @@ impl Publications {
         if self.signatory.is_elsewhere {
             return Err(PublicationsError::Elsewhere);
         }
+        // Or an authority whose pinned certificate got lost would sign in that key's place.
+        self.signatory
+            .verify(newest)
+            .map_err(PublicationsError::NotOurs)?;
         let head = self.calendar.head().ok_or(PublicationsError::Empty)?;
         let data = PublicationData {
             time: head,
@@ -460,6 +462,13 @@ pub enum PublicationsError {
          authority publish --file FILE` hands it in"
     )]
     Elsewhere,
+    /// The newest file is by another key than this authority's.
+    #[error(
+        "publications.bin is not signed by this authority: {0}. If the publications key is kept \
+         elsewhere, put publications-certificate.pem and publications-constraint back into the \
+         data folder (docs/publications.md)"
+    )]
+    NotOurs(#[source] PkiError),
     /// A file was handed to an authority that makes its own.
     #[error(
         "this authority signs its publications file itself, so none is handed in: `pitser \

@@ -476,6 +476,16 @@ fn a_kill_between_any_two_steps_loses_nothing() {
     assert!(again["second"].as_str() > due["second"].as_str(), "{again}");
     ceremony.authority("audit").exits(0);
     running.process.stop();
+
+    // Who loses the pinned certificate does not sign in that key's place.
+    for name in ["publications-certificate.pem", "publications-constraint"] {
+        fs::remove_file(ceremony.dir().join("auth/data").join(name)).unwrap();
+    }
+    ceremony
+        .authority("publish")
+        .exits(4)
+        .says("put publications-certificate.pem");
+    assert_eq!(ceremony.stored(), stored);
 }
 
 /// The witness says on the vault's machine what the authority cannot say for itself.

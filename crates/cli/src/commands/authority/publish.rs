@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use pitser_authority::{Authority, AuthorityError, PublicationsError, Published};
+use pitser_ksi::publications_file;
+use pitser_ksi::time::Second;
 use serde_json::{Value, json};
 
 use super::ask;
@@ -65,6 +67,13 @@ fn publish(config: &Config) -> Result<Told, Failure> {
 
 fn hand_in(config: &Config, path: &Path) -> Result<Told, Failure> {
     let file = files::read(path)?;
+    if file.len() > publications_file::MAX_LEN {
+        return Err(Failure::Input(format!(
+            "{}: no publications file: longer than {} bytes",
+            path.display(),
+            publications_file::MAX_LEN
+        )));
+    }
     let handed_in = ask_or(config, "/publications.bin", file.clone(), || {
         Ok(Authority::hand_in_stopped(&config.data(), &file, clock::now())?.facts())
     })?;
@@ -84,8 +93,9 @@ fn hand_in(config: &Config, path: &Path) -> Result<Told, Failure> {
 fn due(config: &Config) -> Result<Told, Failure> {
     let service = config.service()?;
     let due = Authority::due(&service).map_err(failure)?;
+    let (_, issuer) = Authority::published(&service.dir).map_err(failure)?;
     let (second, code) = (due.data.time.to_string(), due.data.to_code());
-    let text = |at: pitser_ksi::time::Second| at.to_string();
+    let text = |at: Second| at.to_string();
     let (since, next_at) = (due.since.map(text), due.next_at.map(text));
     let head = match (&since, &next_at) {
         (Some(since), _) => format!("due since {since}: {second}"),
@@ -104,10 +114,11 @@ fn due(config: &Config) -> Result<Told, Failure> {
         "{head}\n{code}\n\n\
          Where the publications key is, with this authority's newest publications.bin:\n\
          pitser authority compose --old publications.bin --code {code} --key KEY.pem --certificate \
-         CERT.pem --constraint NAME=VALUE -o next.bin\n\
+         CERT.pem --constraint {} -o next.bin\n\
          {proof}\
          Then here:\n\
          pitser authority publish --file next.bin --config {}\n",
+        issuer.constraint,
         config.path.display(),
     );
     let facts = json!({
