@@ -350,9 +350,9 @@ impl World {
         self.dir.path().join(format!("node-{machine}"))
     }
 
-    /// A node's admin socket.
+    /// A node's admin socket, outside its folder, which is copied.
     pub fn admin(&self, machine: usize) -> PathBuf {
-        self.folder(machine).join("admin.sock")
+        self.dir.path().join(format!("admin-{machine}.sock"))
     }
 
     pub fn tiles(&self) -> PathBuf {
