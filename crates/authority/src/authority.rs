@@ -94,7 +94,7 @@ impl Authority {
     }
 
     /// Hands a publications file that was made elsewhere to an authority that does not
-    /// run ([`AuthorityHandle::hand_in`] if it does).
+    /// run. One that does takes it on its admin socket.
     ///
     /// # Errors
     /// [`PublicationsError::Refused`], and nothing has changed;
@@ -399,26 +399,6 @@ impl AuthorityHandle {
         tokio::task::spawn_blocking(move || publications.publish(now))
             .await
             .map_err(|_| PublicationsError::Interrupted)?
-    }
-
-    /// Takes a publications file that was made elsewhere, and announces what it adds.
-    ///
-    /// # Errors
-    /// [`PublicationsError::Refused`]; the file is as it was.
-    pub async fn hand_in(&self, file: Vec<u8>) -> Result<HandedIn, PublicationsError> {
-        let publications = self.publications.clone();
-        let now = self.running.service.now().ended();
-        tokio::task::spawn_blocking(move || publications.hand_in(&file, now))
-            .await
-            .map_err(|_| PublicationsError::Interrupted)?
-    }
-
-    /// What waits for a publications key that is kept elsewhere, if anything does.
-    ///
-    /// # Errors
-    /// [`PublicationsError::Calendar`].
-    pub fn due(&self) -> Result<Option<Due>, PublicationsError> {
-        self.publications.due()
     }
 
     /// The bytes of the newest publications file.

@@ -557,6 +557,37 @@ fn the_key_signs_nothing_that_no_witness_saw() {
 }
 
 #[test]
+fn the_key_may_be_in_a_device() {
+    let ceremony = Ceremony::new();
+    let dir = ceremony.dir();
+    if std::process::Command::new("openssl")
+        .arg("version")
+        .output()
+        .is_err()
+    {
+        eprintln!("skipped: there is no openssl");
+        return;
+    }
+    let script = "while read -r request digest_info; do\n\
+                  printf 'signature %s\\n' \"$(printf %s \"$digest_info\" | base64 -d | \
+                  openssl pkeyutl -sign -inkey \"$1\" | base64 -w0)\"\ndone\n";
+    fs::write(dir.join("signer.sh"), script).unwrap();
+    let compose = |key: &str| {
+        let signer = format!("--signer /bin/sh --signer {}/signer.sh", dir.display());
+        let signer = format!("{signer} --signer {}/{key}", dir.display());
+        let first = "--first --calendar-certificate auth/data/certificate.pem -o first.bin";
+        let certificate = "--certificate vault/data/certificate.pem";
+        let args = format!("{first} {signer} {certificate} --constraint email={EMAIL}");
+        run(dir, &format!("authority compose {args}"))
+    };
+    compose("auth/data/signing-key.pem")
+        .exits(3)
+        .says("two pairs");
+    compose("vault/data/signing-key.pem").exits(0);
+    ceremony.authority("publish --file first.bin").exits(0);
+}
+
+#[test]
 fn an_authority_with_its_own_key_takes_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
