@@ -21,16 +21,18 @@ use crate::cluster::{Cluster, ClusterError, Start, Turns};
 use crate::config::Config;
 use crate::engine::{Engine, Press, Stopped};
 use crate::fleet::{Fleet, FleetError};
+use crate::handover::{Examiner, HandedIn};
 use crate::identity::{Brought, BroughtKey, Identity, IdentityError};
 use crate::ledger::Tenure;
 use crate::listeners::Listeners;
 use crate::log::{self, Keeper, KeeperHandle, LogError, LogStatus, Setup, Site};
 use crate::pace::{ClockFault, Pace};
-use crate::publications::{Publications, PublicationsError, Published, Publisher};
+use crate::publications::{self, Due, Publications, PublicationsError, Published, Publisher};
 use crate::publicity::{Announced, Herald, Issuer, Publicity, Schedule};
 use crate::round::Rounds;
 use crate::running::{Launch, RoundReport, Running};
 use crate::service::{Own, Past, Service, TlsError};
+use crate::signatory::{Pinned, Signatory};
 use crate::signer::SignerCommand;
 use crate::users::{UserError, spent};
 
@@ -52,8 +54,7 @@ impl Authority {
         Identity::refuse_existing(dir)?;
         Calendar::create(&dir.join(CALENDAR), genesis)?;
         Identity::create(dir, subject, genesis)?;
-        let identity = Identity::open(dir, None)?;
-        Publications::create(dir, &identity, genesis)?;
+        first_file(dir, &Identity::open(dir, None)?, genesis)?;
         log::create_key(dir)?;
         Ok(())
     }
@@ -76,8 +77,56 @@ impl Authority {
             BroughtKey::Pem(_) => None,
             BroughtKey::Behind(command) => Some(command),
         };
-        Publications::create(dir, &Identity::open(dir, signer)?, genesis)?;
-        Ok(())
+        first_file(dir, &Identity::open(dir, signer)?, genesis)
+    }
+
+    /// Keeps the publications key away from an authority: of a new one before
+    /// [`Self::init`], or of one that does not run.
+    ///
+    /// From then on it publishes nothing by itself. Without a publications file it does
+    /// not start; the first is handed in by [`Self::hand_in_stopped`].
+    ///
+    /// # Errors
+    /// [`IdentityError::OtherSubject`], [`IdentityError::NotValid`]; there is a pinned
+    /// certificate already: [`IdentityError::Exists`].
+    pub fn pin(dir: &Path, pinned: &Pinned<'_>, now: Second) -> Result<(), AuthorityError> {
+        Ok(pinned.store(dir, now)?)
+    }
+
+    /// Hands a publications file that was made elsewhere to an authority that does not
+    /// run. One that does takes it on its admin socket.
+    ///
+    /// # Errors
+    /// [`PublicationsError::Refused`], and nothing has changed;
+    /// [`CalendarError::InUse`] if it does run.
+    pub fn hand_in_stopped(
+        dir: &Path,
+        file: &[u8],
+        now: Second,
+    ) -> Result<HandedIn, AuthorityError> {
+        let calendar = Calendar::open(&dir.join(CALENDAR))?;
+        let own = Identity::certificate(dir)?;
+        let examiner = Examiner {
+            calendar: &calendar.reader(),
+            own_der: own.der(),
+            signatory: &Signatory::open(dir)?,
+            now,
+        };
+        Ok(Publications::hand_in_stopped(dir, &examiner, file)?)
+    }
+
+    /// What somebody with a publications key that is kept elsewhere is to publish next.
+    /// Works beside a running authority too.
+    ///
+    /// # Errors
+    /// [`AuthorityError`]; [`PublicationsError::OwnKey`] if the key is not elsewhere.
+    pub fn due(config: &Config) -> Result<Due, AuthorityError> {
+        if !Signatory::open(&config.dir)?.is_elsewhere {
+            return Err(PublicationsError::OwnKey.into());
+        }
+        let newest = Publications::read(&config.dir)?.latest().map(|it| it.data);
+        let calendar = CalendarReader::open_beside(&config.dir.join(CALENDAR))?;
+        Ok(publications::due(&calendar, newest, Schedule::of(config))?)
     }
 
     /// Publishes the newest second of an authority that does not run, and whose key
@@ -93,7 +142,8 @@ impl Authority {
         let calendar = Calendar::open(&dir.join(CALENDAR))?;
         let identity = Arc::new(Identity::open(dir, signer)?);
         identity.check_valid(now)?;
-        let publications = Publications::open(dir, calendar.reader(), identity)?;
+        let signatory = Signatory::beside(dir, &identity)?;
+        let publications = Publications::open(dir, calendar.reader(), identity, signatory)?;
         Ok(publications.publish(now)?)
     }
 
@@ -105,12 +155,12 @@ impl Authority {
     pub fn examine(dir: &Path) -> Result<Examined, AuthorityError> {
         // First the file: all that it publishes is in the calendar that is read next.
         let publications = Publications::read(dir)?;
-        let identity = Identity::open_public(dir)?;
+        let signatory = Signatory::open(dir)?;
         Ok(Examined {
             calendar: CalendarReader::open_beside(&dir.join(CALENDAR))?,
             publications,
-            certificate_pem: identity.0,
-            constraint: identity.1,
+            certificate_pem: signatory.certificate_pem,
+            constraint: signatory.constraint,
         })
     }
 
@@ -120,8 +170,9 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`].
     pub fn published(dir: &Path) -> Result<(PublicationsFile, Issuer), AuthorityError> {
-        let (certificate, constraint) = Identity::open_public(dir)?;
-        let issuer = Issuer::new(&certificate, &constraint).map_err(IdentityError::from)?;
+        let signatory = Signatory::open(dir)?;
+        let issuer = Issuer::new(&signatory.certificate_pem, &signatory.constraint)
+            .map_err(IdentityError::from)?;
         Ok((Publications::read(dir)?, issuer))
     }
 
@@ -154,7 +205,13 @@ impl Authority {
         };
         let reader = calendar.reader();
         let calendar = Arc::new(Mutex::new(calendar));
-        let publications = Arc::new(load(&config.dir, reader.clone(), Arc::clone(&identity))?);
+        let signatory = Signatory::beside(&config.dir, &identity)?;
+        let publications = Arc::new(load(
+            &config.dir,
+            reader.clone(),
+            Arc::clone(&identity),
+            signatory.clone(),
+        )?);
         let keeper = Keeper::open(Setup {
             dir: &config.dir,
             calendar: reader.clone(),
@@ -168,7 +225,7 @@ impl Authority {
         let publicity = Arc::new(
             Publicity::new(
                 Arc::clone(&publications),
-                &identity,
+                &signatory,
                 reader.genesis(),
                 &config.publicity,
                 hook.as_ref()
@@ -191,8 +248,10 @@ impl Authority {
             })?)),
             None => None,
         };
+        let schedule = Schedule::of(&config);
         let publisher = Publisher {
             publications,
+            schedule,
             #[cfg(feature = "cluster")]
             cluster: cluster.clone(),
         };
@@ -222,10 +281,6 @@ impl Authority {
             requests: 0,
         });
         let genesis = reader.genesis();
-        let schedule = Schedule {
-            every_s: config.publish_every_s,
-            monthly_on: config.publicity.monthly_on,
-        };
         let engine = Engine {
             service: Arc::clone(&service),
             beat: Beat::start(clock, pace, config.grace),
@@ -239,7 +294,6 @@ impl Authority {
             closed,
             tenure: Tenure::unlimited(),
             publisher: publisher.clone(),
-            schedule,
             // What fell due while nothing ran is made up for with the first second.
             publish_at: schedule.after(published_at.unwrap_or(genesis)),
             reports,
@@ -275,7 +329,7 @@ impl Authority {
         Ok(AuthorityHandle {
             running,
             calendar: reader,
-            identity,
+            signatory,
             publications: publisher,
             log,
             fleet_key,
@@ -290,7 +344,7 @@ pub struct Examined {
     pub calendar: CalendarReader,
     /// What was published; its signature is still to be verified.
     pub publications: PublicationsFile,
-    /// The authority's certificate, in PEM.
+    /// The certificate of who signs publications, in PEM.
     pub certificate_pem: String,
     /// What verifiers demand of its subject.
     pub constraint: String,
@@ -301,7 +355,7 @@ pub struct Examined {
 pub struct AuthorityHandle {
     running: Running,
     calendar: CalendarReader,
-    identity: Arc<Identity>,
+    signatory: Signatory,
     publications: Publisher,
     log: KeeperHandle,
     fleet_key: VerifierKey,
@@ -352,15 +406,16 @@ impl AuthorityHandle {
         self.publications.file()
     }
 
-    /// The certificate that verifies calendar roots and publications files, as PEM.
+    /// The certificate that verifies publications files, as PEM; they list the one that
+    /// verifies calendar roots.
     pub fn certificate_pem(&self) -> &str {
-        &self.identity.certificate_pem
+        &self.signatory.certificate_pem
     }
 
     /// What a verifier demands of the publications file's signer, e.g.
     /// `email=publications@example.org`.
     pub fn constraint(&self) -> &str {
-        &self.identity.constraint
+        &self.signatory.constraint
     }
 
     /// The key of the calendar's log, which witnesses are told; its name is the
@@ -465,6 +520,14 @@ fn bind_advice(source: &io::Error) -> &'static str {
         io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
         _ => "check the address in the configuration",
     }
+}
+
+/// A publications file without publications, unless its key is elsewhere.
+fn first_file(dir: &Path, identity: &Identity, genesis: Second) -> Result<(), AuthorityError> {
+    if !Signatory::beside(dir, identity)?.is_elsewhere {
+        Publications::create(dir, identity, genesis)?;
+    }
+    Ok(())
 }
 
 /// The calendar's folder inside the data folder.

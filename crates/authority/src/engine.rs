@@ -20,7 +20,6 @@ use crate::ledger::{Ledger, Tenure};
 use crate::log::Bell;
 use crate::pace::ClockFault;
 use crate::publications::Publisher;
-use crate::publicity::Schedule;
 use crate::running::RoundReport;
 use crate::service::{Answered, ClosedRound, Service, Tail, Trees, stopping};
 
@@ -33,7 +32,6 @@ pub(crate) struct Engine {
     /// Until when this engine may write.
     pub(crate) tenure: Tenure,
     pub(crate) publisher: Publisher,
-    pub(crate) schedule: Schedule,
     /// When the schedule asks for the next publication, if ever.
     pub(crate) publish_at: Option<Second>,
     pub(crate) reports: watch::Sender<RoundReport>,
@@ -165,6 +163,10 @@ impl Engine {
         if self.publish_at.is_none_or(|due| self.closed < due) {
             return;
         }
+        if self.publisher.publications.are_elsewhere() {
+            self.publish_at = self.ask_for_publication().await;
+            return;
+        }
         let (publisher, now) = (self.publisher.clone(), self.closed);
         let failed = match on_disk(move || publisher.publish(now)).await {
             Ok(Ok(_)) => None,
@@ -172,12 +174,30 @@ impl Engine {
             Err(e) => Some(e.to_string()),
         };
         self.publish_at = match failed {
-            None => self.schedule.after(self.closed),
+            None => self.publisher.schedule.after(self.closed),
             Some(error) => {
                 tracing::error!(error, "publishing failed; it is tried again in a minute");
                 Some(self.closed.plus(PUBLISH_AGAIN_S))
             }
         };
+    }
+
+    /// Tells the log what is due, where the key is elsewhere; returns when to look
+    /// again.
+    async fn ask_for_publication(&self) -> Option<Second> {
+        let publisher = self.publisher.clone();
+        match on_disk(move || publisher.due()).await {
+            Ok(Ok(Some(due))) => tracing::warn!(
+                second = %due.data.time, code = due.data.to_code(),
+                "a publication is due: carry its code to where the publications key is, and hand in \
+                 the file that is composed there"
+            ),
+            Ok(Ok(None)) => {}
+            Ok(Err(e)) => tracing::error!(error = %e, "what is due could not be looked up"),
+            Err(e) => tracing::error!(error = %e, "what is due could not be looked up"),
+        }
+        let next = self.publisher.schedule.after(self.closed);
+        next.map(|next| next.min(self.closed.plus(ASK_AGAIN_S)))
     }
 }
 
@@ -289,5 +309,7 @@ pub(crate) async fn on_disk<T: Send + 'static>(
         .map_err(|_| Stopped::Interrupted)
 }
 
+/// How often the log says that a publication is due.
+const ASK_AGAIN_S: u64 = 3600;
 /// How long after a publication that failed the next is tried.
 const PUBLISH_AGAIN_S: u64 = 60;

@@ -35,8 +35,6 @@ const VALIDITY_S: u64 = 10 * 365 * 86_400;
 pub(crate) struct Identity {
     pub(crate) signer: Checked,
     pub(crate) certificate: Certificate,
-    pub(crate) certificate_pem: String,
-    pub(crate) constraint: String,
 }
 
 impl Identity {
@@ -81,10 +79,11 @@ impl Identity {
     }
 
     /// The certificate in PEM, and the constraint: what anybody may know.
-    pub(crate) fn open_public(dir: &Path) -> Result<(String, String), IdentityError> {
-        let certificate = read(&dir.join(CERTIFICATE_FILE))?;
-        let constraint = read(&dir.join(CONSTRAINT_FILE))?.trim().to_owned();
-        Ok((certificate, constraint))
+    pub(crate) const PUBLIC_FILES: [&str; 2] = [CERTIFICATE_FILE, CONSTRAINT_FILE];
+
+    /// The certificate alone.
+    pub(crate) fn certificate(dir: &Path) -> Result<Certificate, IdentityError> {
+        Ok(Certificate::from_pem(&read(&dir.join(CERTIFICATE_FILE))?)?)
     }
 
     /// Fails if there is a key or a certificate: they are never overwritten.
@@ -98,10 +97,8 @@ impl Identity {
 
     /// Reads certificate and key, or asks `signer` whether it has that key.
     pub(crate) fn open(dir: &Path, signer: Option<&SignerCommand>) -> Result<Self, IdentityError> {
-        let certificate = dir.join(CERTIFICATE_FILE);
-        let certificate_pem = read(&certificate)?;
+        let certificate = Self::certificate(dir)?;
         let constraint = read(&dir.join(CONSTRAINT_FILE))?.trim().to_owned();
-        let certificate = Certificate::from_pem(&certificate_pem)?;
         if !constraint.parse::<Constraint>()?.is_met_by(&certificate) {
             return Err(IdentityError::OtherSubject { constraint });
         }
@@ -114,8 +111,6 @@ impl Identity {
         Ok(Self {
             signer,
             certificate,
-            certificate_pem,
-            constraint,
         })
     }
 
@@ -270,6 +265,12 @@ pub enum IdentityError {
         /// What was demanded.
         constraint: String,
     },
+    /// The pinned certificate is of the calendar's own key.
+    #[error(
+        "the pinned publications certificate is of the key that signs the calendar here: pin the \
+         certificate of a key that is kept elsewhere"
+    )]
+    SameKey,
     /// Key or certificate is malformed, or could not be made.
     #[error("signing key or certificate: {0}")]
     Pki(#[from] PkiError),
@@ -302,7 +303,7 @@ fn read_key(dir: &Path) -> Result<Zeroizing<String>, IdentityError> {
     read(&path).map(Zeroizing::new)
 }
 
-fn read(path: &Path) -> Result<String, IdentityError> {
+pub(crate) fn read(path: &Path) -> Result<String, IdentityError> {
     fs::read_to_string(path).map_err(io_error("read", path))
 }
 
@@ -325,7 +326,10 @@ fn to_pem(der: &[u8]) -> String {
     pem
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
+pub(crate) fn io_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> IdentityError {
     let path = path.to_owned();
     move |source| IdentityError::Io {
         action,

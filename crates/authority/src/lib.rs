@@ -23,6 +23,8 @@
 //!   certificate.pem    its certificate: what verifiers trust
 //!   announced          the newest publication that the hook was told of ([`publicity`])
 //!   constraint         what verifiers demand of the certificate's subject
+//!   publications-*     certificate and constraint of a publications key that is kept
+//!                      elsewhere, if it is ([`ceremony`])
 //! ```
 //!
 //! ```no_run
@@ -41,6 +43,7 @@ mod aggregator;
 mod authority;
 mod beat;
 pub mod calendar;
+pub mod ceremony;
 mod clock;
 #[cfg(feature = "cluster")]
 pub mod cluster;
@@ -48,6 +51,7 @@ mod config;
 mod durable;
 mod engine;
 mod fleet;
+mod handover;
 mod identity;
 mod ledger;
 mod listeners;
@@ -60,6 +64,7 @@ pub mod publicity;
 pub mod round;
 mod running;
 mod service;
+mod signatory;
 mod signer;
 mod throttle;
 pub mod users;
@@ -70,6 +75,7 @@ pub use clock::{Clock, ManualClock, Micros};
 pub use config::{Config, Limits, MAX_LEVEL, Secret, User};
 pub use engine::Stopped;
 pub use fleet::{FleetConfig, FleetError};
+pub use handover::{HandedIn, Refusal};
 pub use identity::{Brought, BroughtKey, IdentityError};
 pub use log::{LogConfig, LogError, LogStatus, LogWitness, LogWitnessStatus};
 pub use metrics::Metrics;
@@ -77,8 +83,9 @@ pub use operations::{Https, Operations};
 pub use pace::ClockFault;
 pub use pitser_ksi::pki::Subject;
 pub use pitser_ksi::time::Second;
-pub use publications::{PublicationsError, Published};
+pub use publications::{Due, PublicationsError, Published};
 pub use running::{RoundReport, Running};
 pub use service::TlsError;
+pub use signatory::Pinned;
 pub use signer::SignerCommand;
 pub use users::{Allowance, UserError};

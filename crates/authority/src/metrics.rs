@@ -401,6 +401,9 @@ pub(crate) struct State {
     pub(crate) log: Option<LogStatus>,
     pub(crate) publications: usize,
     pub(crate) published_at: Option<Second>,
+    /// Since when a publication waits for a key that is kept elsewhere, if one does;
+    /// `None`: the key is here.
+    pub(crate) due_since: Option<Option<Second>>,
     /// Runs of the hook that succeeded and that failed, and publications that wait
     /// for one.
     pub(crate) hook: Option<(u64, u64, usize)>,
@@ -451,6 +454,15 @@ impl State {
                 "gauge",
                 help,
                 at.0,
+            );
+        }
+        if let Some(since) = self.due_since {
+            let help = "How long a publication has been waiting for the key elsewhere; 0: none is.";
+            out.one(
+                "pitser_authority_publication_due_seconds",
+                "gauge",
+                help,
+                since.map_or(0, |since| self.now.since(since).max(1)),
             );
         }
     }
@@ -597,6 +609,7 @@ mod tests {
             }),
             publications: 2,
             published_at: None,
+            due_since: Some(Some(Second(41))),
             hook: Some((3, 1, 2)),
             fleet: Some(Counts {
                 registered: 6,
@@ -626,6 +639,7 @@ mod tests {
             "pitser_authority_received_bytes_total 40",
             "pitser_calendar_head_age_seconds 1",
             "pitser_clock_synchronised 0",
+            "pitser_authority_publication_due_seconds 60",
             "pitser_log_behind_seconds 2",
             r#"pitser_log_witness_size{witness="notary.example/w"} 7"#,
             r#"pitser_authority_hook_runs_total{result="failed"} 1"#,

@@ -1,5 +1,8 @@
 //! Publishing: the calendar's root at one second, for the world to see.
 //!
+//! The authority signs the file itself, or is handed one that was made elsewhere
+//! (`signatory.rs`); either way it is shown from here.
+//!
 //! `publications.bin` holds every publication there ever was. It is replaced as
 //! a whole and durably, so a reader has the old file or the new one.
 
@@ -16,7 +19,12 @@ use pitser_ksi::time::Second;
 
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::durable::write_durably;
+#[cfg(feature = "cluster")]
+use crate::handover::added;
+use crate::handover::{Examiner, HandedIn, Refusal};
 use crate::identity::Identity;
+use crate::publicity::Schedule;
+use crate::signatory::Signatory;
 
 const FILE: &str = "publications.bin";
 
@@ -29,6 +37,18 @@ pub struct Published {
     pub code: String,
     /// False if this second was published before.
     pub is_new: bool,
+}
+
+/// The publication that is to be made next, by a key that is elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// What to publish: the second that the schedule asked for last, or the newest one
+    /// if it asks for nothing.
+    pub data: PublicationData,
+    /// Since when the schedule waits for a publication; `None`: it does not.
+    pub since: Option<Second>,
+    /// When it asks for the next one, if ever.
+    pub next_at: Option<Second>,
 }
 
 /// A publications file that is to follow the newest one.
@@ -45,6 +65,7 @@ pub(crate) struct Publications {
     path: PathBuf,
     calendar: CalendarReader,
     identity: Arc<Identity>,
+    signatory: Signatory,
     /// Held while a file is made and stored: publications come one by one.
     newest: Mutex<PublicationsFile>,
     /// What `newest` says, for those who only want to read.
@@ -86,9 +107,33 @@ impl Publications {
     /// Reads the file, whatever the calendar says.
     pub(crate) fn read(dir: &Path) -> Result<PublicationsFile, PublicationsError> {
         let path = dir.join(FILE);
-        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && is_elsewhere(dir) => {
+                return Err(PublicationsError::NotHandedIn);
+            }
+            read => read.map_err(io_error("read", &path))?,
+        };
         PublicationsFile::decode(&bytes)
             .map_err(|source| PublicationsError::Malformed { path, source })
+    }
+
+    /// Stores the first file, or the next one, of an authority that does not run and
+    /// whose publications are made elsewhere.
+    pub(crate) fn hand_in_stopped(
+        dir: &Path,
+        examiner: &Examiner<'_>,
+        bytes: &[u8],
+    ) -> Result<HandedIn, PublicationsError> {
+        let newest = match Self::read(dir) {
+            Ok(newest) => Some(newest),
+            Err(PublicationsError::NotHandedIn) => None,
+            Err(e) => return Err(e),
+        };
+        let (handed_in, file) = examined(examiner, newest.as_ref(), bytes)?;
+        if handed_in.is_new {
+            store(&dir.join(FILE), &file)?;
+        }
+        Ok(handed_in)
     }
 
     /// Reads the file, and refuses one that the calendar contradicts.
@@ -96,8 +141,9 @@ impl Publications {
         dir: &Path,
         calendar: CalendarReader,
         identity: Arc<Identity>,
+        signatory: Signatory,
     ) -> Result<Self, PublicationsError> {
-        let publications = Self::load(dir, calendar, identity)?;
+        let publications = Self::load(dir, calendar, identity, signatory)?;
         if let Some(latest) = publications.lock().latest() {
             agree(&publications.calendar, &latest.data)?;
         }
@@ -109,12 +155,14 @@ impl Publications {
         dir: &Path,
         calendar: CalendarReader,
         identity: Arc<Identity>,
+        signatory: Signatory,
     ) -> Result<Self, PublicationsError> {
         let file = Self::read(dir)?;
         Ok(Self {
             path: dir.join(FILE),
             calendar,
             identity,
+            signatory,
             shown: RwLock::new(Shown::from(&file)),
             newest: Mutex::new(file),
         })
@@ -134,6 +182,16 @@ impl Publications {
         (shown.publications, shown.latest)
     }
 
+    /// Whether files are made elsewhere and handed in.
+    pub(crate) fn are_elsewhere(&self) -> bool {
+        self.signatory.is_elsewhere
+    }
+
+    /// What somebody with the key is to publish next.
+    pub(crate) fn due(&self, schedule: Schedule) -> Result<Due, PublicationsError> {
+        due(&self.calendar, self.summary().1, schedule)
+    }
+
     fn shown(&self) -> RwLockReadGuard<'_, Shown> {
         self.shown.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,8 +201,7 @@ impl Publications {
         let mut newest = self.lock();
         let (published, file) = self.next(&newest, now)?;
         if let Some(file) = file {
-            self.replace(&mut newest, file)?;
-            tracing::info!(second = %published.data.time, code = published.code, "published");
+            self.replace(&mut newest, file, &[published.data])?;
         }
         Ok(published)
     }
@@ -160,40 +217,67 @@ impl Publications {
         })
     }
 
-    /// Takes over a file that another node made with the same key. Blocks on the disk.
+    /// Whether the file `bytes` would be taken, without storing it.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn examine(&self, bytes: &[u8], now: Second) -> Result<HandedIn, PublicationsError> {
+        let newest = self.lock();
+        examined(&self.examiner(now), Some(&newest), bytes).map(|(handed_in, _)| handed_in)
+    }
+
+    /// Takes a file that was made elsewhere. Blocks on the disk.
+    pub(crate) fn hand_in(&self, bytes: &[u8], now: Second) -> Result<HandedIn, PublicationsError> {
+        let mut newest = self.lock();
+        let (handed_in, file) = examined(&self.examiner(now), Some(&newest), bytes)?;
+        if handed_in.is_new {
+            self.replace(&mut newest, file, &handed_in.added)?;
+        }
+        Ok(handed_in)
+    }
+
+    fn examiner(&self, now: Second) -> Examiner<'_> {
+        Examiner {
+            calendar: &self.calendar,
+            own_der: self.identity.certificate.der(),
+            signatory: &self.signatory,
+            now,
+        }
+    }
+
+    /// Takes over a file that another node made with the same key, or was handed.
+    /// Blocks on the disk.
     #[cfg(feature = "cluster")]
     pub(crate) fn adopt(&self, bytes: &[u8]) -> Result<(), PublicationsError> {
         let mut newest = self.lock();
+        // Also one of a key before this one.
+        if newest.encode() == bytes {
+            return Ok(());
+        }
         let file =
             PublicationsFile::decode(bytes).map_err(|source| PublicationsError::Malformed {
                 path: self.path.clone(),
                 source,
             })?;
-        crate::cluster::verify_publications(&file, &self.identity)?;
-        for ours in newest.publications() {
-            let theirs = file.at_time(ours.data.time);
-            if theirs.is_none_or(|theirs| theirs.data != ours.data) {
-                return Err(PublicationsError::Lost {
-                    published: ours.data.time,
-                });
-            }
+        self.signatory
+            .verify(&file)
+            .map_err(PublicationsError::Unsigned)?;
+        let added = added(&newest, &file).map_err(PublicationsError::Lost)?;
+        for data in &added {
+            agree(&self.calendar, data)?;
         }
-        if let Some(latest) = file.latest() {
-            agree(&self.calendar, &latest.data)?;
-        }
-        if newest.encode() == bytes {
-            return Ok(());
-        }
-        self.replace(&mut newest, file)
+        self.replace(&mut newest, file, &added)
     }
 
-    /// Stores and shows another file.
+    /// Stores and shows another file, which is announced by that.
     fn replace(
         &self,
         newest: &mut PublicationsFile,
         file: PublicationsFile,
+        added: &[PublicationData],
     ) -> Result<(), PublicationsError> {
         store(&self.path, &file)?;
+        for data in added {
+            tracing::info!(second = %data.time, code = data.to_code(), "published");
+        }
         *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown::from(&file);
         *newest = file;
         Ok(())
@@ -206,6 +290,13 @@ impl Publications {
         newest: &PublicationsFile,
         now: Second,
     ) -> Result<(Published, Option<PublicationsFile>), PublicationsError> {
+        if self.signatory.is_elsewhere {
+            return Err(PublicationsError::Elsewhere);
+        }
+        // Or an authority whose pinned certificate got lost would sign in that key's place.
+        self.signatory
+            .verify(newest)
+            .map_err(PublicationsError::NotOurs)?;
         let head = self.calendar.head().ok_or(PublicationsError::Empty)?;
         let data = PublicationData {
             time: head,
@@ -253,6 +344,7 @@ impl Publications {
 #[derive(Clone)]
 pub(crate) struct Publisher {
     pub(crate) publications: Arc<Publications>,
+    pub(crate) schedule: Schedule,
     #[cfg(feature = "cluster")]
     pub(crate) cluster: Option<Arc<crate::cluster::Cluster>>,
 }
@@ -272,6 +364,51 @@ impl Publisher {
         }
         self.publications.publish(now)
     }
+
+    /// Takes a file that was made elsewhere. Blocks on the disk, or on etcd.
+    pub(crate) fn hand_in(&self, bytes: &[u8], now: Second) -> Result<HandedIn, PublicationsError> {
+        #[cfg(feature = "cluster")]
+        if let Some(cluster) = &self.cluster {
+            let handed_in = cluster.hand_in(bytes.to_vec(), now);
+            let handed_in = tokio::runtime::Handle::current().block_on(handed_in);
+            return handed_in.map_err(|e| match e {
+                crate::cluster::ClusterError::Publications(e) => e,
+                e => PublicationsError::Cluster(Box::new(e)),
+            });
+        }
+        self.publications.hand_in(bytes, now)
+    }
+
+    /// What the schedule waits for, if publications are made elsewhere.
+    pub(crate) fn due(&self) -> Result<Option<Due>, PublicationsError> {
+        if !self.publications.are_elsewhere() {
+            return Ok(None);
+        }
+        match self.publications.due(self.schedule) {
+            Ok(due) => Ok(Some(due).filter(|due| due.since.is_some())),
+            Err(PublicationsError::Empty) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// What somebody with the key is to publish after `newest`.
+pub(crate) fn due(
+    calendar: &CalendarReader,
+    newest: Option<PublicationData>,
+    schedule: Schedule,
+) -> Result<Due, PublicationsError> {
+    let head = calendar.head().ok_or(PublicationsError::Empty)?;
+    let published = newest.map_or(calendar.genesis(), |data| data.time);
+    let since = schedule.after(published).filter(|at| *at <= head);
+    // The last that fell due covers those before it.
+    let time = since.and(schedule.latest(head)).unwrap_or(head);
+    let imprint = calendar.root_at(time)?;
+    Ok(Due {
+        data: PublicationData { time, imprint },
+        since,
+        next_at: schedule.after(head),
+    })
 }
 
 /// Why there is no new publication, or none at all.
@@ -311,6 +448,43 @@ pub enum PublicationsError {
         /// The second of the publication.
         published: Second,
     },
+    /// Publications are made elsewhere, and none was handed in yet.
+    #[error(
+        "there is no publications file yet, and its key is elsewhere. Where that is, `pitser \
+         authority compose --first` makes one from this authority's certificate.pem; then hand it \
+         in with `pitser authority publish --file FILE`"
+    )]
+    NotHandedIn,
+    /// This authority has no key for publications.
+    #[error(
+        "the publications key is not here. `pitser authority publish --due` shows the code to \
+         carry to where it is, `pitser authority compose` makes the next file there, and `pitser \
+         authority publish --file FILE` hands it in"
+    )]
+    Elsewhere,
+    /// The newest file is by another key than this authority's.
+    #[error(
+        "publications.bin is not signed by this authority: {0}. If the publications key is kept \
+         elsewhere, put publications-certificate.pem and publications-constraint back into the \
+         data folder (docs/publications.md)"
+    )]
+    NotOurs(#[source] PkiError),
+    /// A file was handed to an authority that makes its own.
+    #[error(
+        "this authority signs its publications file itself, so none is handed in: `pitser \
+         authority publish` makes the next one. docs/publications.md tells how to keep the key \
+         elsewhere"
+    )]
+    OwnKey,
+    /// The file that was handed in does not count.
+    #[error("the file is not taken: {0}")]
+    Refused(#[source] Refusal),
+    /// Another file came in between.
+    #[error(
+        "the cluster has another publications file than this node: it follows it in a moment. Hand \
+         yours in again"
+    )]
+    Overtaken,
     /// Another node of the cluster publishes.
     #[error("this node does not lead the cluster; publish at the one that does")]
     NotLeading,
@@ -320,22 +494,43 @@ pub enum PublicationsError {
     Cluster(Box<crate::cluster::ClusterError>),
     /// The cluster's file lacks what this node has published.
     #[error(
-        "the cluster's publications file lacks or contradicts this node's publication of \
-         {published}: etcd was restored from an old snapshot, or the file was altered"
+        "the cluster's publications file cannot follow this node's: {0}. Either etcd was restored \
+         from an old snapshot, or one of the two was altered"
     )]
-    Lost {
-        /// The second of the publication.
-        published: Second,
-    },
-    /// Not signed by this authority.
-    #[error("the cluster's publications file is not signed with this authority's key: {0}")]
-    Unsigned(#[from] PkiError),
+    Lost(#[source] Refusal),
+    /// Not signed by whom this authority's verifiers trust.
+    #[error(
+        "the cluster's publications file is not signed by the key that this node expects: {0}. All \
+         nodes have the same certificate, and the same pinned one"
+    )]
+    Unsigned(#[source] PkiError),
     /// There is no second to publish yet.
     #[error("the calendar has no second yet; publish after the first round")]
     Empty,
     /// The runtime ended.
     #[error("publishing was interrupted by the end of the program")]
     Interrupted,
+}
+
+fn is_elsewhere(dir: &Path) -> bool {
+    Signatory::open(dir).is_ok_and(|signatory| signatory.is_elsewhere)
+}
+
+/// Reads what was handed in, and says what it adds to `newest`.
+fn examined(
+    examiner: &Examiner<'_>,
+    newest: Option<&PublicationsFile>,
+    bytes: &[u8],
+) -> Result<(HandedIn, PublicationsFile), PublicationsError> {
+    if !examiner.signatory.is_elsewhere {
+        return Err(PublicationsError::OwnKey);
+    }
+    let file = PublicationsFile::decode(bytes)
+        .map_err(|e| PublicationsError::Refused(Refusal::Malformed(e)))?;
+    let handed_in = examiner
+        .examine(newest, &file)
+        .map_err(PublicationsError::Refused)?;
+    Ok((handed_in, file))
 }
 
 fn agree(calendar: &CalendarReader, data: &PublicationData) -> Result<(), PublicationsError> {

@@ -341,22 +341,11 @@ impl Node {
         let Some(bytes) = draft.file else {
             return Ok(draft.published);
         };
-        let (key, leader) = (self.keys.publications(), self.keys.leader());
-        let txn = Txn::new()
-            .when([
-                Compare::mod_revision(key.as_str(), CompareOp::Equal, revision),
-                Compare::create_revision(leader, CompareOp::Equal, token),
-            ])
-            .and_then([TxnOp::put(key.as_str(), bytes.clone(), None)])
-            .or_else([TxnOp::get(key.as_str(), None)]);
-        let answer = self.etcd.txn(txn, Instant::now() + PATIENCE).await?;
-        let revision = if answer.succeeded() {
-            answer.header().map_or(0, |header| header.revision())
-        } else {
-            let found = answer.op_responses().into_iter().find_map(first_of);
-            let same = found.filter(|pair| pair.value() == bytes);
-            same.ok_or(PublicationsError::NotLeading)?.mod_revision()
-        };
+        let leads = Compare::create_revision(self.keys.leader(), CompareOp::Equal, token);
+        let revision = self
+            .replace_publications(&bytes, revision, Some(leads))
+            .await?
+            .ok_or(PublicationsError::NotLeading)?;
         self.publications.adopt(bytes, revision).await?;
         Ok(draft.published)
     }

@@ -41,6 +41,5 @@ pub use error::{AppendError, ClusterError, Roots};
 pub use etcd::EtcdError;
 pub(crate) use node::Start;
 pub use node::{Cluster, Role, Term};
-pub(crate) use publications::verify as verify_publications;
 pub use tiles::{TILE_SECONDS, TileError};
 pub(crate) use turns::Turns;

@@ -20,6 +20,7 @@ use super::replica::{Applied, Replica};
 use super::tiles::{TILE_SECONDS, Tiles};
 use crate::calendar::{Calendar, CalendarReader};
 use crate::clock::{Clock, Micros};
+use crate::handover::HandedIn;
 use crate::identity::Identity;
 use crate::publications::{Publications, Published};
 
@@ -162,6 +163,15 @@ impl Cluster {
     /// Publishes the newest second, if this node leads.
     pub(crate) async fn publish(&self, now: Second) -> Result<Published, ClusterError> {
         self.node.publish(now).await
+    }
+
+    /// Hands a publications file that was made elsewhere to all nodes.
+    pub(crate) async fn hand_in(
+        &self,
+        bytes: Vec<u8>,
+        now: Second,
+    ) -> Result<HandedIn, ClusterError> {
+        self.node.hand_in(bytes, now).await
     }
 
     /// Gives up the lead, so that another node, or this one again, can take it.

@@ -124,7 +124,7 @@ impl Engine {
         // What the leader before this one did not come to publish is due now.
         let (_, published) = self.publisher.publications.summary();
         let since = published.map_or(self.closed, |data| data.time);
-        self.publish_at = self.schedule.after(since);
+        self.publish_at = self.publisher.schedule.after(since);
         self.service.open(self.closed);
         Ok(())
     }

@@ -15,7 +15,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// From the authority's certificate.
+    /// From the certificate that verifiers trust.
     ///
     /// # Errors
     /// [`PkiError`] for what is no certificate.

@@ -31,8 +31,8 @@ pub use issuer::Issuer;
 pub(crate) use schedule::Schedule;
 pub use sheet::Sheet;
 
-use crate::identity::Identity;
 use crate::publications::Publications;
+use crate::signatory::Signatory;
 
 /// What happens around publications, besides the period of
 /// [`crate::Config::publish_every_s`].
@@ -75,7 +75,7 @@ pub(crate) enum Page {
 impl Publicity {
     pub(crate) fn new(
         publications: Arc<Publications>,
-        identity: &Identity,
+        signatory: &Signatory,
         genesis: Second,
         config: &PublicityConfig,
         hook: Option<Arc<HookState>>,
@@ -83,7 +83,7 @@ impl Publicity {
         let url = config.url.as_deref().map(|url| url.trim_end_matches('/'));
         Ok(Self {
             publications,
-            issuer: Issuer::new(&identity.certificate_pem, &identity.constraint)?,
+            issuer: Issuer::new(&signatory.certificate_pem, &signatory.constraint)?,
             genesis,
             url: url.map(str::to_owned),
             hook,

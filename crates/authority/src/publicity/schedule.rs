@@ -2,6 +2,8 @@
 
 use pitser_ksi::time::Second;
 
+use crate::config::Config;
+
 /// Seconds at which a publication is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Schedule {
@@ -12,6 +14,14 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
+    /// What `config` asks for.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            every_s: config.publish_every_s,
+            monthly_on: config.publicity.monthly_on,
+        }
+    }
+
     /// The first due second after `at`; none if nothing is ever due.
     pub(crate) fn after(self, at: Second) -> Option<Second> {
         let periodic = match self.every_s {
@@ -24,6 +34,16 @@ impl Schedule {
             (one, other) => one.or(other),
         }
     }
+
+    /// The last due second up to `at`, which is one too; none if nothing was due yet.
+    pub(crate) fn latest(self, at: Second) -> Option<Second> {
+        let periodic =
+            at.0.checked_div(self.every_s)
+                .map(|n| Second(n * self.every_s));
+        let monthly = self.monthly_on.and_then(|day| month_day_until(at, day));
+        // None is less than any second.
+        periodic.max(monthly)
+    }
 }
 
 /// The next midnight that begins day `day` of a month.
@@ -34,6 +54,15 @@ fn month_day_after(at: Second, day: u8) -> Option<Second> {
         (first..first.saturating_add(LONGEST_GAP_DAYS)).map(|n| n.saturating_mul(DAY_S));
     midnights
         .map(Second)
+        .find(|midnight| midnight.date().2 == u64::from(day))
+}
+
+/// The last midnight up to `at` that begins day `day` of a month.
+fn month_day_until(at: Second, day: u8) -> Option<Second> {
+    let last = at.0 / DAY_S;
+    let midnights = (last.saturating_sub(LONGEST_GAP_DAYS)..=last).map(|n| Second(n * DAY_S));
+    midnights
+        .rev()
         .find(|midnight| midnight.date().2 == u64::from(day))
 }
 
@@ -90,12 +119,34 @@ mod tests {
     }
 
     #[test]
+    fn the_latest_is_the_one_that_nothing_follows() {
+        let schedules = [(0, Some(15)), (86_400 * 7, Some(15)), (3600, None)];
+        for (every_s, monthly_on) in schedules {
+            let schedule = Schedule {
+                every_s,
+                monthly_on,
+            };
+            for at in [
+                "2026-01-14T23:59:59",
+                "2026-01-15T00:00:00",
+                "2026-03-01T12:00:00",
+            ] {
+                let at = second(at);
+                let latest = schedule.latest(at).unwrap();
+                assert!(latest <= at && schedule.after(latest).unwrap() > at);
+                assert_eq!(schedule.after(Second(latest.0 - 1)), Some(latest));
+            }
+        }
+    }
+
+    #[test]
     fn nothing_is_due_without_a_schedule_and_the_end_of_time_is_borne() {
         let never = Schedule {
             every_s: 0,
             monthly_on: None,
         };
         assert_eq!(never.after(Second(5)), None);
+        assert_eq!(never.latest(Second(5)), None);
         let both = Schedule {
             every_s: 10,
             monthly_on: Some(15),

@@ -4,9 +4,10 @@ use pitser_ksi::publication::PublicationData;
 use serde_json::{Value, json};
 
 use super::{Intake, Service};
+use crate::handover::HandedIn;
 use crate::log::{LogStatus, LogWitnessStatus};
 use crate::metrics::State;
-use crate::publications::{PublicationsError, Published};
+use crate::publications::{Due, PublicationsError, Published};
 use crate::publicity::HookState;
 
 impl Service {
@@ -53,6 +54,7 @@ impl Service {
             log: self.past.own().map(|own| own.log.status()),
             publications,
             published_at: newest.map(|data| data.time),
+            due_since: self.due().map(|due| due.and_then(|due| due.since)),
             hook: self.hook().map(HookState::counts),
             fleet: self
                 .past
@@ -85,6 +87,11 @@ impl Service {
                 "second": data.time.to_string(),
                 "code": data.to_code(),
             })),
+            "due": self.due().flatten().map(|due| json!({
+                "second": due.data.time.to_string(),
+                "code": due.data.to_code(),
+                "since": due.since.map(|since| since.to_string()),
+            })),
             "hook": self.hook().map(HookState::status),
             "fleet": self.past.own().map(|own| {
                 let counts = own.fleet.counts(now);
@@ -109,6 +116,23 @@ impl Service {
     fn published(&self) -> (usize, Option<PublicationData>) {
         let own = self.past.own();
         own.map_or((0, None), |own| own.publicity.summary())
+    }
+
+    /// What waits for a publications key that is kept elsewhere. `None`: it is here.
+    fn due(&self) -> Option<Option<Due>> {
+        let publications = &self.past.own()?.publications;
+        if !publications.publications.are_elsewhere() {
+            return None;
+        }
+        // A calendar that cannot be read is told of in other places.
+        Some(publications.due().ok().flatten())
+    }
+
+    /// Takes a publications file that was made elsewhere, if the calendar is ours.
+    /// Blocks on the disk.
+    pub(crate) fn hand_in(&self, file: &[u8]) -> Option<Result<HandedIn, PublicationsError>> {
+        let own = self.past.own()?;
+        Some(own.publications.hand_in(file, self.clock.now().ended()))
     }
 
     /// Publishes the newest second, if the calendar is ours. Blocks on the disk.

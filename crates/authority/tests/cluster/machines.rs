@@ -350,6 +350,11 @@ impl World {
         self.dir.path().join(format!("node-{machine}"))
     }
 
+    /// A node's admin socket, outside its folder, which is copied.
+    pub fn admin(&self, machine: usize) -> PathBuf {
+        self.dir.path().join(format!("admin-{machine}.sock"))
+    }
+
     pub fn tiles(&self) -> PathBuf {
         self.dir.path().join("tiles")
     }
@@ -415,6 +420,7 @@ impl World {
             .args(["--exact", "node::node_process", "--ignored", "--nocapture"])
             .env("NODE_NAME", name(machine))
             .env("NODE_FOLDER", self.folder(machine))
+            .env("NODE_ADMIN", self.admin(machine))
             .env("NODE_ETCD", endpoints.join(","))
             .env("NODE_STORE", self.store())
             .env("NODE_TCP", self.network.address(machine, TCP).to_string())

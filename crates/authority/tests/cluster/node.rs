@@ -98,6 +98,7 @@ async fn node_process() {
     let mut config = Config::new(get("NODE_FOLDER")).with_user(User::new("anon", "anon"));
     config.tcp = get("NODE_TCP").parse().unwrap();
     config.http = Some(get("NODE_HTTP").parse().unwrap());
+    config.operations.admin = Some(get("NODE_ADMIN").into());
     config.publish_every_s = 20;
     config.max_clock_jump = Duration::from_secs(120);
     config.machine_id = name.clone();

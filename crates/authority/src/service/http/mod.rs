@@ -12,6 +12,7 @@
 //! | GET `/metrics`          | Prometheus text; for operators alone                  |
 //! | GET `/status`           | one JSON object; for operators alone                  |
 //! | POST `/publish`         | publishes now; on the admin socket alone              |
+//! | POST `/publications.bin` | takes a file that was made elsewhere; there alone too |
 //!
 //! [`pages`] answers, [`watched`] cuts connections that do not get on, [`tls`] holds
 //! the certificate, [`admin`] is the unix socket.

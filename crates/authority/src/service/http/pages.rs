@@ -7,7 +7,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
-use pitser_ksi::tlv;
+use pitser_ksi::{publications_file, tlv};
 
 use crate::fleet;
 use crate::publications::{PublicationsError, Published};
@@ -51,6 +51,9 @@ pub(super) async fn answer(
         },
         Method::GET | Method::HEAD => page(service, audience, path),
         Method::POST if audience == Audience::Owner && path == "/publish" => publish(service).await,
+        Method::POST if audience == Audience::Owner && path == "/publications.bin" => {
+            hand_in(service, request.into_body()).await
+        }
         Method::POST if audience == Audience::Public && is_fleet(path) => {
             match service.past.own() {
                 Some(own) => fleet::post(service, &own.fleet, request).await,
@@ -173,11 +176,37 @@ async fn publish(service: &Arc<Service>) -> Answer {
             });
             reply(StatusCode::OK, JSON, facts.to_string())
         }
-        Err(e) => {
-            let facts = serde_json::json!({ "error": e.to_string() });
-            reply(StatusCode::INTERNAL_SERVER_ERROR, JSON, facts.to_string())
-        }
+        Err(e) => not_published(&e),
     }
+}
+
+/// Takes a publications file that was made elsewhere.
+async fn hand_in(service: &Arc<Service>, body: Incoming) -> Answer {
+    let body = Limited::new(body, publications_file::MAX_LEN).collect();
+    let file = match tokio::time::timeout(service.limits.idle, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => return text(StatusCode::PAYLOAD_TOO_LARGE, ""),
+        Err(_) => return text(StatusCode::REQUEST_TIMEOUT, ""),
+    };
+    let service = Arc::clone(service);
+    let handed_in = tokio::task::spawn_blocking(move || service.hand_in(&file)).await;
+    match handed_in.unwrap_or(Some(Err(PublicationsError::Interrupted))) {
+        Some(Ok(handed_in)) => reply(StatusCode::OK, JSON, handed_in.facts().to_string()),
+        Some(Err(e)) => not_published(&e),
+        None => text(StatusCode::NOT_FOUND, ABOVE),
+    }
+}
+
+/// 422 if something else is to be asked for or handed in.
+fn not_published(error: &PublicationsError) -> Answer {
+    let status = match error {
+        PublicationsError::Refused(_)
+        | PublicationsError::Elsewhere
+        | PublicationsError::OwnKey => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let facts = serde_json::json!({ "error": error.to_string() });
+    reply(status, JSON, facts.to_string())
 }
 
 fn told(outcome: Result<String, String>) -> Answer {

@@ -1,25 +1,24 @@
-//! `pitser authority status` and `publish`: asking the one that runs, by HTTP on its
-//! admin socket.
+//! `pitser authority status`, and how one that runs is asked: by HTTP on its admin
+//! socket.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use pitser_authority::{Authority, Published};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::config::Place;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{self, Form, plural, print, print_json};
-use crate::{clock, service};
+use crate::service;
 
 /// Arguments of `pitser authority status`.
 #[derive(Debug, clap::Args)]
@@ -29,15 +28,6 @@ pub(crate) struct Status {
     /// Ask at this monitor address, whatever the configuration says
     #[arg(long, value_name = "ADDRESS")]
     monitor: Option<SocketAddr>,
-    #[command(flatten)]
-    form: Form,
-}
-
-/// Arguments of `pitser authority publish`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Publish {
-    #[command(flatten)]
-    place: Place,
     #[command(flatten)]
     form: Form,
 }
@@ -65,12 +55,12 @@ pub(super) fn shown(
 ) -> Result<(u16, Value), Failure> {
     let (at, answer) = match monitor {
         Some(address) => {
-            let asked = service::ask(async { Ok(over_tcp(address, Method::GET, path).await) });
+            let asked = service::ask(async { Ok(get_over_tcp(address, path).await) });
             (format!("http://{address}"), asked?)
         }
         None => {
             let socket = place.read()?.admin();
-            let asked = service::ask(async { Ok(on(&socket, Method::GET, path).await) });
+            let asked = service::ask(async { Ok(get_on(&socket, path).await) });
             (socket.display().to_string(), asked?)
         }
     };
@@ -120,6 +110,14 @@ fn text(status: &Value) -> String {
         ),
         None => "nothing yet".to_owned(),
     };
+    let due = match (status["due"]["since"].as_str(), &status["due"]["code"]) {
+        (Some(since), code) => format!(
+            "due        a publication since {since}; `pitser authority publish --due` says how\n           \
+             {}\n",
+            string(code)
+        ),
+        _ => String::new(),
+    };
     let log = log_text(&status["log"]);
     let hook = match &status["hook"] {
         Value::Null => String::new(),
@@ -132,6 +130,7 @@ fn text(status: &Value) -> String {
          waiting    {}\n\
          signed     {} since the start, for {}\n\
          published  {published}\n\
+         {due}\
          {hook}\
          {log}\
          clock      {clock}\n\
@@ -189,60 +188,37 @@ fn hook_text(hook: &Value) -> String {
     }
 }
 
-/// Runs `publish`: by the authority that runs, or in its place when none does.
-pub(super) fn publish(args: &Publish) -> Outcome {
-    let config = args.place.read()?;
-    let socket = config.admin();
-    let asked = service::ask(async { Ok(on(&socket, Method::POST, "/publish").await) })?;
-    let published = match asked {
-        Ok((200, published)) => published,
-        Ok((_, refused)) => {
-            let reason = refused["error"].as_str().unwrap_or("it does not say why");
-            return Err(Failure::Service(format!(
-                "the authority did not publish: {reason}"
-            )));
-        }
-        Err(e) if config.cluster.is_some() => {
-            return Err(Failure::Service(format!(
-                "{}: {e}. A cluster publishes by the node that leads: `pitser authority run`, or \
-                 publish there",
-                socket.display()
-            )));
-        }
-        // The calendar's lock decides whether really none runs.
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-            let published =
-                Authority::publish_stopped(&config.data(), config.signer().as_ref(), clock::now());
-            let Published { data, code, is_new } = published.map_err(Failure::service)?;
-            json!({ "second": data.time.to_string(), "code": code, "new": is_new })
-        }
-        Err(e) => return Err(Failure::Service(format!("{}: {e}", socket.display()))),
-    };
-    if args.form.json {
-        print_json(&published)?;
-    } else {
-        let known = match published["new"] {
-            Value::Bool(false) => ", as before",
-            _ => "",
-        };
-        let string = |name: &str| published[name].as_str().unwrap_or_default().to_owned();
-        let text = format!(
-            "published {}{known}\n{}\n",
-            string("second"),
-            string("code")
-        );
-        print(&output::clean(&text))?;
-    }
-    Ok(Exit::Intact)
-}
-
-async fn on(socket: &Path, method: Method, path: &str) -> io::Result<(u16, Value)> {
-    let asked = async { ask(UnixStream::connect(socket).await?, method, path).await };
+/// Gives `body` to the authority at an admin socket.
+pub(super) async fn post(socket: &Path, path: &str, body: Vec<u8>) -> io::Result<(u16, Value)> {
+    let asked = async { ask(UnixStream::connect(socket).await?, Method::POST, path, body).await };
     within(asked).await
 }
 
-async fn over_tcp(address: SocketAddr, method: Method, path: &str) -> io::Result<(u16, Value)> {
-    let asked = async { ask(TcpStream::connect(address).await?, method, path).await };
+async fn get_on(socket: &Path, path: &str) -> io::Result<(u16, Value)> {
+    let nothing = Vec::new();
+    let asked = async {
+        ask(
+            UnixStream::connect(socket).await?,
+            Method::GET,
+            path,
+            nothing,
+        )
+        .await
+    };
+    within(asked).await
+}
+
+async fn get_over_tcp(address: SocketAddr, path: &str) -> io::Result<(u16, Value)> {
+    let nothing = Vec::new();
+    let asked = async {
+        ask(
+            TcpStream::connect(address).await?,
+            Method::GET,
+            path,
+            nothing,
+        )
+        .await
+    };
     within(asked).await
 }
 
@@ -253,7 +229,7 @@ async fn within<T>(asked: impl Future<Output = io::Result<T>>) -> io::Result<T> 
 }
 
 /// One request, and the JSON that it is answered with.
-async fn ask<S>(stream: S, method: Method, path: &str) -> io::Result<(u16, Value)>
+async fn ask<S>(stream: S, method: Method, path: &str, body: Vec<u8>) -> io::Result<(u16, Value)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -265,7 +241,7 @@ where
         .method(method)
         .uri(path)
         .header("host", "authority")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(Bytes::from(body)))
         .map_err(io::Error::other)?;
     let answer = sender
         .send_request(request)

@@ -6,7 +6,9 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use pitser_authority::users::file::{self, FileKey};
-use pitser_authority::{Authority, AuthorityError, Brought, BroughtKey, SignerCommand, Subject};
+use pitser_authority::{
+    Authority, AuthorityError, Brought, BroughtKey, Pinned, SignerCommand, Subject,
+};
 use pitser_client::{Endpoint, Key};
 use pitser_ksi::pki::Constraint;
 use zeroize::Zeroizing;
@@ -59,6 +61,18 @@ pub(crate) struct Args {
     /// What verifiers are to demand of that certificate, such as email=publications@example.org
     #[arg(long, value_name = "NAME=VALUE", requires = "certificate")]
     constraint: Option<String>,
+    /// Certificate in PEM of a publications key that is kept on another machine: publications are
+    /// made there with `pitser authority compose` and handed in here (docs/publications.md)
+    #[arg(
+        long,
+        value_name = "CERT.pem",
+        requires = "publications_constraint",
+        conflicts_with = "below"
+    )]
+    publications_certificate: Option<PathBuf>,
+    /// What verifiers are to demand of that certificate, such as email=publications@example.org
+    #[arg(long, value_name = "NAME=VALUE", requires = "publications_certificate")]
+    publications_constraint: Option<String>,
     /// Make an aggregator instead, whose rounds this service signs: ksi+tcp://HOST:PORT; its key is
     /// taken from PITSER_KEY. May be given up to three times, for services that keep one calendar
     #[arg(
@@ -131,6 +145,17 @@ pub(super) fn run(args: &Args) -> Outcome {
 /// Calendar, signing key, certificate and publications.
 fn make_authority(args: &Args, place: &Place<'_>) -> Result<(), Failure> {
     let genesis = clock::now();
+    if let (Some(certificate), Some(constraint)) = (
+        &args.publications_certificate,
+        &args.publications_constraint,
+    ) {
+        let pinned = Pinned {
+            certificate_pem: &files::read_text(certificate)?,
+            constraint,
+        };
+        Authority::pin(&place.data(), &pinned, genesis)
+            .map_err(|e| Failure::Input(format!("{}: {e}", certificate.display())))?;
+    }
     let made = match (&args.certificate, &args.constraint) {
         (Some(certificate), Some(constraint)) => {
             // Its spelling is checked before anything is made.
@@ -287,6 +312,20 @@ impl Place<'_> {
         self.0.join("parent-key")
     }
 
+    /// How the first publications file comes about whose key is elsewhere.
+    fn first_publications(&self, constraint: &str) -> String {
+        format!(
+            "\n\
+             It starts when it has a publications file. Carry {} to the publications key, and there:\n\
+             pitser authority compose --first --calendar-certificate certificate.pem --key KEY.pem \
+             --certificate CERT.pem --constraint {constraint} -o publications.bin\n\
+             Then here:\n\
+             pitser authority publish --file publications.bin --config {}\n",
+            self.data().join("certificate.pem").display(),
+            self.config().display(),
+        )
+    }
+
     fn next_steps(&self, args: &Args) -> Result<String, Failure> {
         let config = self.config();
         let config = config.display();
@@ -305,7 +344,12 @@ impl Place<'_> {
                 self.users_key().display(),
             ));
         }
-        let constraint = files::read_text(&self.data().join("constraint"))?;
+        let (prefix, first) = match &args.publications_constraint {
+            Some(constraint) => ("publications-", self.first_publications(constraint)),
+            None => ("", String::new()),
+        };
+        let trusted = |name: &str| self.data().join(format!("{prefix}{name}"));
+        let constraint = files::read_text(&trusted("constraint"))?;
         let key = match args.signer.first() {
             Some(program) => format!("behind {program}"),
             None => format!(
@@ -317,8 +361,8 @@ impl Place<'_> {
             "authority      {config}\n\
              certificate    {}: verifiers trust it, with --constraint {}\
              signing key    {key}\n\
-             key of users   {}: keep a copy, but not beside one of the file of users\n{commands}",
-            self.data().join("certificate.pem").display(),
+             key of users   {}: keep a copy, but not beside one of the file of users\n{first}{commands}",
+            trusted("certificate.pem").display(),
             constraint,
             self.users_key().display(),
         ))

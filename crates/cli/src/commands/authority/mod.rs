@@ -3,9 +3,11 @@
 mod ask;
 mod audit;
 mod cluster;
+mod compose;
 mod config;
 mod fleet;
 mod init;
+mod publish;
 mod run;
 mod sheet;
 mod user;
@@ -22,8 +24,11 @@ pub(crate) enum Command {
     Run(run::Args),
     /// Make a stopped authority the first node of a cluster (docs/cluster.md)
     Found(cluster::Args),
-    /// Publish the calendar's newest second now
-    Publish(ask::Publish),
+    /// Publish the calendar's newest second now, or hand in a publications file that was composed
+    /// where its key is
+    Publish(publish::Args),
+    /// Make the next publications file on a machine that has its key and no authority
+    Compose(compose::Args),
     /// Make a page for print of a publication: its code, as text and QR code, and how to use it
     Sheet(sheet::Args),
     /// Ask a running authority how it is; exit code 1 if it has stopped signing, 2 if it is late
@@ -44,7 +49,8 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => service::block_on(run::run(args)),
         Command::Found(args) => service::block_on(async move { cluster::found(&args).await }),
-        Command::Publish(args) => ask::publish(&args),
+        Command::Publish(args) => publish::run(&args),
+        Command::Compose(args) => compose::run(&args),
         Command::Sheet(args) => sheet::run(&args),
         Command::Status(args) => ask::status(&args),
         Command::Fleet(args) => fleet::run(&args),
