@@ -59,7 +59,8 @@ pub trait Source: Send {
     /// A table that is not guarded, or another number of words than key columns.
     fn key(&self, table: &str, words: &[&str]) -> Result<Key, SourceError>;
 
-    /// What was committed after `after`, in order, about `max` steps at most.
+    /// What was committed after `after`, in order, about `max` steps at most, and
+    /// fewer if their rows are large.
     /// Empty if nothing is there yet: does not wait for more than an instant.
     ///
     /// `after` is what is durable; it matters when reading begins, later calls

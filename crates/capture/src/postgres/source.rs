@@ -127,6 +127,9 @@ impl PgSource {
 /// How long one look at the stream waits for the server to say something.
 const INSTANT: Duration = Duration::from_millis(1);
 
+/// Bytes of values after which a look at the stream ends: rows may be large.
+const MOST_BYTES: usize = 8 << 20;
+
 /// How long making a slot may take: it waits for one transaction after the other.
 const MAKING: Duration = Duration::from_secs(300);
 
@@ -166,12 +169,16 @@ impl Source for PgSource {
         if self.stream.is_none() {
             steps.extend(self.begin(after)?);
         }
+        let mut bytes = 0;
         if let Some(stream) = &mut self.stream {
-            while steps.len() < max {
-                match stream.next(INSTANT)? {
-                    Some(step) => steps.push(step),
-                    None => break,
+            while steps.len() < max && bytes < MOST_BYTES {
+                let Some(step) = stream.next(INSTANT)? else {
+                    break;
+                };
+                if let Captured::Change(change) = &step {
+                    bytes += change.size();
                 }
+                steps.push(step);
             }
         }
         Ok(steps)

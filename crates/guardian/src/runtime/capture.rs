@@ -1,10 +1,7 @@
 //! What happened, in the order in which the source tells it.
 
-use super::{
-    BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, Suspect, TRANSACTION,
-    Worker,
-};
-use crate::actors::Judged;
+use super::{BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, Worker};
+use crate::actors::{Doubt, Judged};
 use crate::translate::{self, About, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
 use pitser_capture::fhir;
@@ -23,7 +20,7 @@ impl Session {
     /// Takes the next batch of what was committed, and makes it durable; `true`
     /// if the source may have had more to tell at once.
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
-        let steps = match self.source.poll(self.position, BATCH) {
+        let steps = match self.source.poll(self.resume(), BATCH) {
             Err(error) if error.is_busy() => return Ok(false),
             other => other?,
         };
@@ -61,8 +58,9 @@ impl Session {
                 let text = "the database counts its changes from an earlier position: it was rewound or replaced";
                 self.finding(worker, Finding::general(Code::DatabaseRewound, text))?;
             }
+            Captured::Unreadable { pos, .. } if self.is_written(pos) => {}
             Captured::Unreadable { pos, why } => {
-                self.write_part(worker)?;
+                self.write_open(worker)?;
                 self.unreadable(worker, pos, why)?;
             }
             other => {
@@ -75,66 +73,38 @@ impl Session {
 
     /// Keeps a change until its transaction has said more about it.
     fn take(&mut self, worker: &mut Worker, change: Change) -> Result<(), Ended> {
-        if self
-            .open_changes
-            .first()
-            .is_some_and(|open| open.tx != change.tx)
-        {
+        if self.is_written(change.pos) {
+            return self.recall(&change);
+        }
+        let before = self.open.changes.first().map(|before| before.tx);
+        if before.is_some_and(|before| before != change.tx) {
             self.end_transaction(worker)?;
         }
-        self.open_changes.push(change);
-        // The two halves of a changed key stay together.
-        let halved = self.open_changes.last().map(|last| last.op) == Some(Changed::Delete);
-        let most = TRANSACTION + usize::from(halved) * TRANSACTION;
-        if self.open_changes.len() >= most {
-            self.write_part(worker)?;
+        if self.open.keep(change) {
+            self.write_open(worker)?;
         }
         Ok(())
-    }
-
-    /// Writes what came of a transaction so far, and what is wrong with it: once
-    /// these lines are durable, their changes do not come again.
-    fn write_part(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        self.write_open(worker)?;
-        self.tell_suspects(worker, "at least ")
     }
 
     /// Writes what is left of the transaction, and what is wrong with it.
     fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.write_open(worker)?;
-        self.tell_suspects(worker, "")?;
-        self.suspects.clear();
-        Ok(())
-    }
-
-    /// Tells what is wrong with the transaction and was not told yet.
-    fn tell_suspects(&mut self, worker: &Worker, at_least: &str) -> Result<(), Ended> {
-        let mut suspects = std::mem::take(&mut self.suspects);
-        for suspect in suspects.iter_mut().filter(|suspect| !suspect.is_told) {
-            let mut finding = suspect.finding.clone();
-            if suspect.rows > 1 {
-                finding.text += &format!(
-                    " (and {at_least}{} more rows of this table in its transaction)",
-                    suspect.rows - 1
-                );
-            }
-            suspect.is_told = true;
-            self.finding_of(worker, finding, suspect.patient.clone())?;
+        for (finding, patient) in self.open.end() {
+            self.finding_of(worker, finding, patient)?;
         }
-        self.suspects = suspects;
         Ok(())
     }
 
     /// Writes the changes that were kept, by what they say together.
     fn write_open(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        let changes = std::mem::take(&mut self.open_changes);
+        let changes = self.open.take();
         for change in &changes {
             let changed = match self.actors.compares(change) {
                 true => self.changed(change)?,
                 false => None,
             };
             let changed = changed.as_deref();
-            self.actors.witness(&mut self.witness, change, changed);
+            self.actors.witness(&mut self.open.witness, change, changed);
         }
         let mut left = None;
         let mut changes = changes.into_iter().peekable();
@@ -208,8 +178,8 @@ impl Session {
         let changed = changed_from(&change, sealed.as_ref());
         let judged = self
             .actors
-            .judge(&change, changed.as_deref(), &self.witness);
-        let Judged { actor, finding } = judged;
+            .judge(&change, changed.as_deref(), &self.open.witness);
+        let Judged { actor, doubt } = judged;
         let all = || {
             let row = change.new.as_ref().or(change.old.as_ref());
             row.map_or_else(Vec::new, |row| row.columns.to_vec())
@@ -228,47 +198,35 @@ impl Session {
         };
         let seq = self.append(drafts)?;
         self.open_times.push(line.at.micros());
-        if let Some((code, text)) = finding {
+        if let Some(doubt) = doubt {
             let about = self.trail.state().next_seq() - 1;
-            self.suspect(&change, code, text, about, line);
+            self.suspect(&change, doubt, about, line);
         }
         tracing::debug!(seq, table = %change.table, op = ?change.op, "captured");
         Ok(())
     }
 
-    /// Notes what is wrong with a change; it is told when its transaction ends,
-    /// once for each table.
-    fn suspect(&mut self, change: &Change, code: Code, text: String, about: u64, line: Draft) {
-        let table = Some(&change.table);
-        let known = self
-            .suspects
-            .iter_mut()
-            .find(|s| s.finding.code == code && s.finding.table.as_ref() == table);
-        if let Some(known) = known {
-            known.rows += 1;
+    /// Notes what may be wrong with a change, whose line is `about`.
+    fn suspect(&mut self, change: &Change, doubt: Doubt, about: u64, line: Draft) {
+        if self.open.is_doubted(&change.table, &doubt) {
             return;
         }
-        let record = self.record_of(change);
-        self.suspects.push(Suspect {
-            finding: Finding {
-                code,
-                table: table.cloned(),
-                record: Some(record),
-                key: Some(change.key.clone()),
-                columns: line.columns.unwrap_or_default(),
-                about: Some(about),
-                text,
-            },
-            patient: line.patient,
-            rows: 1,
-            is_told: false,
-        });
+        let finding = Finding {
+            code: doubt.code,
+            table: Some(change.table.clone()),
+            record: Some(self.record_of(change)),
+            key: Some(change.key.clone()),
+            columns: line.columns.unwrap_or_default(),
+            about: Some(about),
+            text: String::new(),
+        };
+        self.open.suspect(doubt, finding, line.patient);
     }
 
     /// All rows of a table are gone at once: a line for each, since each stands
     /// in the list of its own patient.
     fn truncate(&mut self, worker: &mut Worker, change: &Change) -> Result<(), Ended> {
-        let Judged { actor, finding } = self.actors.judge(change, None, &self.witness);
+        let Judged { actor, doubt } = self.actors.judge(change, None, &self.open.witness);
         let records = self.trail.state().records(&change.table);
         let gone: Vec<Bytes32> = records
             .filter(|(_, known)| known.leaf.row.is_some())
@@ -297,8 +255,11 @@ impl Session {
             about: Some(first),
             ..Finding::general(code, text)
         };
-        if let Some((code, text)) = finding {
-            self.finding(worker, of_table(code, text))?;
+        if let Some(doubt) = doubt
+            && !self.open.is_doubted(&change.table, &doubt)
+        {
+            let finding = of_table(doubt.code, String::new());
+            self.open.suspect(doubt, finding, None);
         }
         let text = format!("the table was truncated: {} rows are gone", gone.len());
         self.finding(worker, of_table(Code::Truncated, text))

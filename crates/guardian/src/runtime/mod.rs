@@ -9,9 +9,10 @@ mod heads;
 mod scan;
 mod session;
 mod show;
+mod transaction;
 
 use crate::Clock;
-use crate::actors::{Actors, Witness};
+use crate::actors::Actors;
 use crate::config::{Source, Tuning};
 use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
@@ -19,7 +20,6 @@ use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
 use crate::status::{BlockStatus, FindingStatus, FleetStatus, SourceState, Status};
 use heads::{Cosigner, Heads};
-use pitser_capture::event::Change;
 use pitser_capture::fhir::FhirError;
 use pitser_capture::{Position, Snapshot, Source as Database, SourceError};
 use pitser_client::Client;
@@ -27,23 +27,21 @@ use pitser_client::fleet::Fleet;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
-use pitser_monitor::{Expected, Finding, Incidents, Look, Touched};
+use pitser_monitor::{Expected, Incidents, Look, Touched};
 use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
-use pitser_trail::{PatientId, Trail, TrailError};
+use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
 use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use transaction::{Transaction, Written};
 
 /// How often the database is asked whether anything was committed.
 const POLL: Duration = Duration::from_millis(20);
 /// Steps taken from the source at a time.
 const BATCH: usize = 500;
-/// Changes of one transaction that are looked at together before they are
-/// written: what the first of them means, a later one may say.
-const TRANSACTION: usize = 1000;
 /// The file that holds a position which no line tells of.
 const POSITION: &str = "position";
 /// Rows of a baseline written before they are made durable.
@@ -513,6 +511,8 @@ struct Collected {
     first: Vec<String>,
     /// Records that were deleted before their table's baseline was complete.
     gone: HashSet<(String, Bytes32)>,
+    /// What there is of the last transaction.
+    written: Written,
 }
 
 impl Collected {
@@ -541,8 +541,11 @@ impl Collected {
             }
             _ => {}
         }
-        if line.op != Op::Read {
-            self.position = line.pos.parse().ok().or(self.position);
+        if line.op != Op::Read
+            && let Ok(position) = line.pos.parse()
+        {
+            self.written.note(line, position);
+            self.position = Some(position);
         }
         self.events += u64::from(!matches!(line.op, Op::Checkpoint | Op::Genesis | Op::Live));
     }
@@ -570,12 +573,8 @@ struct Session {
     /// Records that were deleted before their table's baseline was complete.
     gone: HashSet<(String, Bytes32)>,
     events: u64,
-    /// Changes of the transaction under way that are not in the trail yet.
-    open_changes: Vec<Change>,
-    /// What that transaction's changes say together.
-    witness: Witness,
-    /// What is wrong with that transaction, by code and table.
-    suspects: Vec<Suspect>,
+    /// The transaction whose changes are coming.
+    open: Transaction,
     /// The last poll gave something: there may be more.
     more: bool,
     heads: Heads,
@@ -597,16 +596,6 @@ struct Session {
     /// What can wait for the last row of the baseline.
     postponed: Vec<Command>,
     next: Due,
-}
-
-/// Something that is wrong with a transaction, told once for each table.
-struct Suspect {
-    finding: Finding,
-    patient: Option<PatientId>,
-    rows: u64,
-    /// The transaction is longer than what is looked at together, and this was
-    /// written with its first part.
-    is_told: bool,
 }
 
 type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;

@@ -1,10 +1,11 @@
 //! One stretch of guarding between two failures: opening, waiting, deciding what is due.
 
+use super::transaction::Transaction;
 use super::{
     BLOCK_LINES, Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session,
     StartError, SubmitError, Worker,
 };
-use crate::actors::{Actors, Witness};
+use crate::actors::Actors;
 use crate::config::Tuning;
 use crate::init::{self, InitError};
 use crate::patients::Patients;
@@ -53,9 +54,7 @@ impl Session {
             is_new: !collected.first.is_empty(),
             gone: collected.gone,
             events: collected.events,
-            open_changes: Vec::new(),
-            witness: Witness::default(),
-            suspects: Vec::new(),
+            open: Transaction::after(collected.written),
             waiting: VecDeque::new(),
             open_times: Vec::new(),
             latencies: VecDeque::new(),
