@@ -10,6 +10,8 @@ mod harness;
 mod gnuhealth;
 mod hospital;
 mod kill;
+mod long;
+mod rollback;
 mod soak;
 mod tamper;
 mod world;
