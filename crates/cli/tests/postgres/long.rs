@@ -1,10 +1,15 @@
 //! Transactions that are longer than what is looked at together.
+//!
+//! `LONG_ROWS=5000000 cargo test -p pitser --test postgres memory -- --nocapture`
+//! measures a large one.
+
+use std::time::Instant;
 
 use pitser_evidence::line::Op;
 use serde_json::Value;
 
 use crate::hospital::{SOURCE, stamp};
-use crate::world::World;
+use crate::world::{World, lsn};
 
 /// Rows of one long transaction.
 const ROWS: usize = 20_000;
@@ -86,4 +91,61 @@ fn killed_within_a_long_transaction_that_was_logged_first_or_last() {
     places.sort_unstable();
     places.dedup();
     assert_eq!((all, places.len()), (3 * ROWS, 3 * ROWS), "each once");
+}
+
+#[test]
+fn a_large_transaction_takes_no_more_memory_than_a_small_one() {
+    const RECORDS: u64 = 10_000;
+    let rows = std::env::var("LONG_ROWS").ok().and_then(|s| s.parse().ok());
+    let rows: u64 = rows.unwrap_or(200_000);
+    let Some(mut world) = World::with("clinic", &["logical_decoding_work_mem = '1MB'"]) else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        &format!(
+            "CREATE TABLE entry (id int PRIMARY KEY, n int, note text);
+             INSERT INTO entry SELECT n, 0, repeat('x', 250) FROM generate_series(1, {RECORDS}) n"
+        ),
+    );
+    world.configure("scan_every_s = 0", "tables = [\"public.entry\"]\n");
+    world.run("guard init").exits(0);
+    world.guard();
+    let updated = |world: &World, rows: u64| {
+        let began = Instant::now();
+        let times = rows / RECORDS;
+        world.psql(
+            "postgres",
+            &format!(
+                "DO $$ BEGIN FOR i IN 1..{times} LOOP UPDATE entry SET n = i; END LOOP; END $$"
+            ),
+        );
+        let committed = began.elapsed();
+        let newest = lsn(world.psql("postgres", "SELECT pg_current_wal_lsn()").trim());
+        let is_sealed = || {
+            let status = world.run("guard status --json").json();
+            let source = &status["sources"][0];
+            lsn(source["position"].as_str().unwrap()) >= newest && source["unsealed"] == 0
+        };
+        while !is_sealed() {}
+        (
+            committed,
+            began.elapsed() - committed,
+            world.guardian_peak(),
+        )
+    };
+    let (_, _, small) = updated(&world, 2 * RECORDS);
+    let (committed, sealed, large) = updated(&world, rows);
+    let spilled = "SELECT pg_size_pretty(spill_bytes) FROM pg_stat_replication_slots";
+    println!(
+        "{rows} changes: {committed:.1?} to commit, {sealed:.1?} from commit to seal, server spilled {}, guardian's peak {} MB, before {} MB",
+        world.psql("postgres", spilled).trim(),
+        large >> 20,
+        small >> 20,
+    );
+    // Beside the rows of one batch there is where each line stands, 40 bytes or so.
+    let most = (32 << 20) + rows * 64;
+    assert!(large < small + most, "{small} -> {large}");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
 }

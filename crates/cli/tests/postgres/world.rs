@@ -99,6 +99,15 @@ impl World {
         self.guardian = Some(Guardian::start(self.dir.path()));
     }
 
+    /// The most memory that the guardian had resident so far, in bytes.
+    pub(crate) fn guardian_peak(&self) -> u64 {
+        let pid = self.guardian.as_ref().unwrap().0.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.unwrap().trim().strip_suffix(" kB").unwrap();
+        kilobytes.parse::<u64>().unwrap() << 10
+    }
+
     /// As a power cut would, for the guardian alone.
     pub(crate) fn kill_guardian(&mut self) {
         self.guardian.take().unwrap().kill();
