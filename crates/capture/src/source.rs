@@ -41,6 +41,23 @@ pub trait Source: Send {
     /// The guarded tables.
     fn shapes(&self) -> &[Shape];
 
+    /// Reads anew which tables are guarded; `true` if they, their columns or keys
+    /// are others than before.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn refresh(&mut self) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+
+    /// Names of the tables that are not guarded, and could be.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn unguarded(&mut self) -> Result<Vec<String>, SourceError> {
+        Ok(Vec::new())
+    }
+
     /// Whether the engine hands changes over as a stream: it follows each
     /// transaction with a [`Captured::Mark`], forgets at once what is
     /// acknowledged, and wants to hear from us each second. Otherwise changes
@@ -229,6 +246,11 @@ impl SourceError {
     /// Somebody else is in the way for a moment: nothing is wrong.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Sqlite(SqliteError::Locked))
+    }
+
+    /// A table was guarded a moment ago, and is not any more.
+    pub fn is_not_guarded(&self) -> bool {
+        matches!(self, Self::Postgres(PgError::NotGuarded { .. }))
     }
 
     /// The stored data itself cannot be read as the engine wrote it.

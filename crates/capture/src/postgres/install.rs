@@ -36,6 +36,15 @@ pub fn tables(sql: &mut Connection) -> Result<Vec<Found>, PgError> {
     Ok(listed.into_iter().map(|listed| listed.found).collect())
 }
 
+/// Names of the tables that could be guarded and are not in the publication, in
+/// a stable order.
+///
+/// # Errors
+/// Those of a query.
+pub fn unguarded(sql: &mut Connection, publication: &Name) -> Result<Vec<String>, PgError> {
+    catalogue::unguarded(sql, publication)
+}
+
 /// What is to be installed.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {

@@ -96,7 +96,9 @@ impl PgSource {
         };
         let from = start.map_or(after, boundary);
         let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
-        self.stream = Some(Stream::start(connection, slot, publication, from)?);
+        let catalogue = Connection::open(config)?.silent_for(Connection::PATIENCE);
+        let stream = Stream::start(connection, slot, publication, from)?;
+        self.stream = Some(stream.asking(catalogue));
         Ok(start.map(|_| match is_rewound {
             true => Captured::Rewound {
                 expected: after,
@@ -136,6 +138,18 @@ const MAKING: Duration = Duration::from_secs(300);
 impl Source for PgSource {
     fn shapes(&self) -> &[Shape] {
         &self.shapes
+    }
+
+    fn refresh(&mut self) -> Result<bool, SourceError> {
+        let tables = Snapshot::tables_of(&mut self.sql, &self.place.publication)?;
+        let shapes = shapes(&tables);
+        let is_other = shapes != self.shapes;
+        self.shapes = shapes;
+        Ok(is_other)
+    }
+
+    fn unguarded(&mut self) -> Result<Vec<String>, SourceError> {
+        Ok(install::unguarded(&mut self.sql, &self.place.publication)?)
     }
 
     fn is_stream(&self) -> bool {

@@ -24,6 +24,8 @@ use crate::event::{
 #[derive(Debug)]
 pub struct Stream {
     connection: Connection,
+    /// For questions about tables as they come.
+    catalogue: Option<Connection>,
     slot: Name,
     publication: Name,
     assembler: Assembler,
@@ -51,7 +53,7 @@ impl Stream {
     ) -> Result<Self, PgError> {
         let from = lsn(after)?;
         refuse_unsound(slot, from, slot::state(&mut connection, slot, from)?)?;
-        let keys = primary_keys(&mut connection)?;
+        let keys = primary_keys(&mut connection, None)?;
         let newest_xid = newest_xid(&mut connection)?;
         let command = format!(
             "START_REPLICATION SLOT {slot} LOGICAL {from} \
@@ -64,6 +66,7 @@ impl Stream {
         connection.copy_both(&command, doing)?;
         Ok(Self {
             connection,
+            catalogue: None,
             slot: slot.clone(),
             publication: publication.clone(),
             assembler: Assembler::new(keys, newest_xid),
@@ -72,6 +75,15 @@ impl Stream {
             acked: from,
             unheard: 0,
         })
+    }
+
+    /// Asks this session, whenever a table is described anew, for its primary key:
+    /// under `REPLICA IDENTITY FULL` the stream does not say which columns it is.
+    /// Without one it stays what it was when the stream was started.
+    #[must_use]
+    pub fn asking(mut self, catalogue: Connection) -> Self {
+        self.catalogue = Some(catalogue);
+        self
     }
 
     /// The next step, waiting up to `wait` for the server to say something;
@@ -105,7 +117,16 @@ impl Stream {
             };
             match self.connection.streamed(wait, doing)? {
                 Streamed::Data { message } => {
-                    self.assembler.take(pgoutput::decode(&message)?)?;
+                    let message = pgoutput::decode(&message)?;
+                    if let Message::Relation(relation) = &message
+                        && relation.full
+                        && let Some(sql) = &mut self.catalogue
+                    {
+                        let keys = &mut self.assembler.keys;
+                        keys.remove(&relation.id);
+                        keys.extend(primary_keys(sql, Some(relation.id))?);
+                    }
+                    self.assembler.take(message)?;
                     self.unheard += 1;
                     if self.unheard >= LONGEST_SILENCE {
                         self.report()?;
@@ -193,15 +214,18 @@ fn refuse_unsound(slot: &Name, durable: Lsn, state: State) -> Result<(), PgError
     }
 }
 
-/// Primary keys by table number: under `REPLICA IDENTITY FULL` the stream does
-/// not say which columns they are.
-fn primary_keys(sql: &mut Connection) -> Result<HashMap<u32, Vec<String>>, PgError> {
-    let rows = sql.query(
+/// Primary keys by table number, of all tables or of one.
+fn primary_keys(
+    sql: &mut Connection,
+    table: Option<u32>,
+) -> Result<HashMap<u32, Vec<String>>, PgError> {
+    let which = table.map_or_else(String::new, |table| format!("AND i.indrelid = {table}"));
+    let rows = sql.query(&format!(
         "SELECT i.indrelid, a.attname FROM pg_catalog.pg_index i \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
          AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
-         WHERE i.indisprimary",
-    )?;
+         WHERE i.indisprimary {which}"
+    ))?;
     let mut keys: HashMap<u32, Vec<String>> = HashMap::new();
     for row in &rows {
         if let [table, column] = &row[..]

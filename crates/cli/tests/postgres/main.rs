@@ -12,6 +12,7 @@ mod hospital;
 mod kill;
 mod long;
 mod rollback;
+mod schema;
 mod soak;
 mod tamper;
 mod world;

@@ -120,7 +120,7 @@ impl Session {
             self.append(vec![live])?;
         }
         self.is_new = false;
-        self.unbaselined.clear();
+        self.live.extend(self.unbaselined.drain(..));
         self.gone.clear();
         self.close(worker)
     }

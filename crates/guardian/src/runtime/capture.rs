@@ -426,12 +426,12 @@ impl Session {
 
     pub(super) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, Ended> {
         self.events += drafts.len() as u64;
-        if !self.unbaselined.is_empty() {
-            for draft in drafts.iter().filter(|d| d.op == Op::Delete) {
-                if let (Some(table), Some(key)) = (&draft.table, &draft.key) {
-                    let record = self.trail.record_key(Some(table), key);
-                    self.gone.insert((table.clone(), record));
-                }
+        for draft in drafts.iter().filter(|d| d.op == Op::Delete) {
+            if let (Some(table), Some(key)) = (&draft.table, &draft.key)
+                && !self.live.contains(table)
+            {
+                let record = self.trail.record_key(Some(table), key);
+                self.gone.insert((table.clone(), record));
             }
         }
         if let Some(pass) = &mut self.scanning {

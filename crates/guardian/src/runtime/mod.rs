@@ -9,6 +9,7 @@ mod heads;
 mod scan;
 mod session;
 mod show;
+mod tables;
 mod transaction;
 
 use crate::Clock;
@@ -572,6 +573,10 @@ struct Session {
     is_new: bool,
     /// Records that were deleted before their table's baseline was complete.
     gone: HashSet<(String, Bytes32)>,
+    /// Tables whose rows all have their line, or had while they were guarded.
+    live: HashSet<String>,
+    /// Tables that the configuration names and nobody guards, and that were told.
+    unguarded: HashSet<String>,
     events: u64,
     /// The transaction whose changes are coming.
     open: Transaction,

@@ -14,7 +14,7 @@ use pitser_capture::{Cell, Position};
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_monitor::Sealed;
 use pitser_trail::{Trail, TrailError};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ impl Session {
             tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
         }
         trail.set_segment_bytes_max(parts.tuning.segment_bytes_max);
-        init::check_identity(&source.identity()?, &trail)?;
+        init::check_identity(&source.identity()?, trail.genesis())?;
         let shapes = source.shapes();
         let patients = Patients::new(&parts.source, shapes).map_err(InitError::from)?;
         let actors = Actors::new(&parts.source, shapes).map_err(InitError::from)?;
@@ -53,6 +53,8 @@ impl Session {
             unbaselined: Vec::new(),
             is_new: !collected.first.is_empty(),
             gone: collected.gone,
+            live: collected.live,
+            unguarded: HashSet::new(),
             events: collected.events,
             open: Transaction::after(collected.written),
             waiting: VecDeque::new(),
@@ -80,10 +82,7 @@ impl Session {
         };
         session.next.close = session.close_time(&worker.parts.tuning, now);
         session.next.scan = session.scan_time(&worker.parts.tuning, now);
-        let lacking = session.baseline_order().into_iter();
-        session.unbaselined = lacking
-            .filter(|table| !collected.live.contains(table))
-            .collect();
+        session.unbaselined = session.lacking();
         session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
         match session.compare_fingerprint(worker, collected.fingerprint) {
@@ -141,7 +140,8 @@ impl Session {
             return ended;
         }
         loop {
-            if let Err(ended) = self.turn(worker) {
+            // Tables may come to be guarded meanwhile.
+            if let Err(ended) = self.turn(worker).and_then(|()| self.baseline(worker)) {
                 return ended;
             }
         }
@@ -228,6 +228,7 @@ impl Session {
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
             self.compare_fingerprint(worker, None)?;
+            self.notice_unguarded(worker)?;
         }
         // Rows that have no line yet are not unknown ones.
         if self.scanning.is_none()
