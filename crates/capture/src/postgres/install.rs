@@ -859,7 +859,7 @@ fn removal(sql: &mut Connection, publication: &Name) -> Result<Draft, PgError> {
     if shared {
         if server.recorded {
             draft.run(format!(
-                "DELETE FROM pitser.installed WHERE kind = 'publication' AND object = {}",
+                "DELETE FROM pitser.installed WHERE kind IN ('publication', 'word') AND object = {}",
                 literal(publication.as_str())
             ));
         }

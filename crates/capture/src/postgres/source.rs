@@ -8,11 +8,11 @@ use super::install;
 use super::slot::{self, State, text};
 use super::stream::{boundary, lsn};
 use super::{
-    Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell,
+    Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell, word,
 };
 use crate::event::{Captured, Cell, Key, Position};
 use crate::source::{
-    self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError, Unseen,
+    self, Backlog, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError, Unseen, Word,
 };
 
 /// Where a guarded database is, and under which names it is captured.
@@ -150,6 +150,34 @@ impl Source for PgSource {
 
     fn unguarded(&mut self) -> Result<Vec<String>, SourceError> {
         Ok(install::unguarded(&mut self.sql, &self.place.publication)?)
+    }
+
+    fn free(&mut self) -> Result<(), SourceError> {
+        let slot = &self.place.slot;
+        match slot::is_read(&mut self.sql, slot)? {
+            false => Ok(()),
+            true => Err(PgError::SlotBusy {
+                slot: slot.as_str().to_owned(),
+            }
+            .into()),
+        }
+    }
+
+    fn word(&mut self) -> Result<Word, SourceError> {
+        Ok(word::read(&mut self.sql, &self.place.publication)?)
+    }
+
+    fn set_word(&mut self, word: &str) -> Result<bool, SourceError> {
+        Ok(word::write(&mut self.sql, &self.place.publication, word)?)
+    }
+
+    fn backlog(&mut self) -> Result<Backlog, SourceError> {
+        let kept = slot::kept(&mut self.sql, &self.place.slot)?;
+        let danger = kept.as_ref().and_then(|kept| kept.danger(&self.place.slot));
+        Ok(Backlog {
+            kept_bytes: kept.map(|kept| kept.bytes),
+            danger,
+        })
     }
 
     fn is_stream(&self) -> bool {

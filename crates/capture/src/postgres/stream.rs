@@ -1,6 +1,7 @@
 //! From the server's messages to events, in commit order.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Stream {
     acked: Lsn,
     /// Messages since the server last heard from us.
     unheard: u32,
+    /// Reports that the server has not answered.
+    unanswered: u32,
 }
 
 impl Stream {
@@ -74,6 +77,7 @@ impl Stream {
             handed: from,
             acked: from,
             unheard: 0,
+            unanswered: 0,
         })
     }
 
@@ -115,7 +119,11 @@ impl Stream {
                 slot: self.slot.as_str(),
                 publication: self.publication.as_str(),
             };
-            match self.connection.streamed(wait, doing)? {
+            let said = self.connection.streamed(wait, doing)?;
+            if !matches!(said, Streamed::Quiet) {
+                self.unanswered = 0;
+            }
+            match said {
                 Streamed::Data { message } => {
                     let message = pgoutput::decode(&message)?;
                     if let Message::Relation(relation) = &message
@@ -147,6 +155,10 @@ impl Stream {
                         return Ok(None);
                     }
                 }
+                // It is connected, and frozen: nothing would ever come.
+                Streamed::Quiet if self.unanswered > MOST_UNANSWERED => {
+                    return Err(PgError::Lost(ErrorKind::TimedOut));
+                }
                 Streamed::Quiet => return Ok(None),
             }
         }
@@ -176,6 +188,7 @@ impl Stream {
     /// A lost connection.
     pub fn report(&mut self) -> Result<(), PgError> {
         self.unheard = 0;
+        self.unanswered += 1;
         self.connection.status(self.acked)
     }
 }
@@ -326,6 +339,8 @@ enum Event {
 /// Messages of one long transaction after which we say that we are still here:
 /// the server's own question waits behind everything that it has sent.
 const LONGEST_SILENCE: u32 = 1000;
+/// Reports in a row that a server may leave unanswered, at about one a second.
+const MOST_UNANSWERED: u32 = 15;
 const PREFIX: &str = "pitser";
 /// Longest attribution message that is read, bytes.
 const LONGEST_CLAIM: usize = 1 << 16;

@@ -345,6 +345,8 @@ impl Connection {
     pub(super) fn status(&mut self, flushed: Lsn) -> Result<(), PgError> {
         let mut status = [0; 34];
         status[0] = b'r';
+        // A living server answers at once.
+        status[33] = 1;
         for place in [1, 9, 17] {
             status[place..place + 8].copy_from_slice(&flushed.0.to_be_bytes());
         }

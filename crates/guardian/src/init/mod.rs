@@ -241,6 +241,14 @@ impl Begun {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// From now on the database need not know the word that it knew.
+    fn forget_word(&self) {
+        if let Some(trail) = &self.held {
+            // There may be none.
+            let _ = std::fs::remove_file(trail.layout().dir().join(crate::runtime::WORD));
+        }
+    }
 }
 
 fn is_new(source: &Source, tuning: &Tuning) -> bool {

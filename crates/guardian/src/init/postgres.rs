@@ -109,6 +109,8 @@ pub(super) fn install(
         } else if !slot::exists(&mut sql, &place.slot)? {
             slot::create_telling(&mut replication, &place.slot, wait)?;
             tell_slot(&mut plan, &place.slot, false);
+            // What the database has for us may be new like the slot.
+            begun.forget_word();
         }
         return Ok(plan);
     }

@@ -20,10 +20,13 @@ impl Session {
     /// Takes the next batch of what was committed, and makes it durable; `true`
     /// if the source may have had more to tell at once.
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
-        let steps = match self.source.poll(self.resume(), BATCH) {
-            Err(error) if error.is_busy() => return Ok(false),
-            other => other?,
-        };
+        let mut steps = std::mem::take(&mut self.begun);
+        if steps.is_empty() {
+            steps = match self.source.poll(self.resume(), BATCH) {
+                Err(error) if error.is_busy() => return Ok(false),
+                other => other?,
+            };
+        }
         let full = steps.len() >= BATCH;
         self.more = !steps.is_empty();
         if steps.is_empty() {
@@ -385,7 +388,12 @@ impl Session {
     }
 
     /// A hole in the source's account: noted, and all rows looked at.
-    fn gap(&mut self, worker: &Worker, from: Position, to: Position) -> Result<u64, Ended> {
+    pub(super) fn gap(
+        &mut self,
+        worker: &Worker,
+        from: Position,
+        to: Position,
+    ) -> Result<u64, Ended> {
         let draft = Draft {
             body: Body::Gap(Gap {
                 from: from.to_string(),

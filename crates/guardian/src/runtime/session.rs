@@ -25,6 +25,8 @@ impl Session {
     pub(super) fn open(worker: &mut Worker) -> Result<Self, StartError> {
         let parts = &worker.parts;
         let mut source = init::open_guarded(&parts.source)?;
+        // Whoever stands by reads and writes nothing before the other one ends.
+        source.free()?;
         let layout = parts.tuning.layout(&parts.source);
         let (mut trail, collected, recovery) = Trail::open(layout, Collected::line)?;
         if recovery != pitser_trail::Recovery::default() {
@@ -53,6 +55,10 @@ impl Session {
             unbaselined: Vec::new(),
             is_new: !collected.first.is_empty(),
             gone: collected.gone,
+            begun: Vec::new(),
+            sealed: collected.fingerprint,
+            is_consulting: false,
+            is_in_danger: false,
             live: collected.live,
             unguarded: HashSet::new(),
             events: collected.events,
@@ -73,6 +79,7 @@ impl Session {
                 close: 0,
                 scan: 0,
                 fingerprint: now + SECOND_US,
+                word: 0,
                 cosign: now,
             },
             source,
@@ -80,15 +87,15 @@ impl Session {
             patients,
             actors,
         };
+        if session.source.is_stream() {
+            // From here on nobody else can.
+            session.begun = session.source.poll(session.resume(), 0)?;
+        }
         session.next.close = session.close_time(&worker.parts.tuning, now);
         session.next.scan = session.scan_time(&worker.parts.tuning, now);
         session.unbaselined = session.lacking();
         session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
-        match session.compare_fingerprint(worker, collected.fingerprint) {
-            Ok(()) | Err(Ended::Stopped) => {}
-            Err(Ended::Failed(error)) => return Err(error),
-        }
         for block in session.trail.unsealed() {
             let wanted = Wanted {
                 block: block.block,
@@ -135,8 +142,20 @@ impl Session {
         Ok(())
     }
 
+    /// Begins to write, after everything that speaks against it was looked at.
+    pub(super) fn begin(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        if worker.stood_by {
+            self.consult(worker)?;
+            worker.stood_by = false;
+        }
+        let sealed = self.sealed.take();
+        self.compare_fingerprint(worker, sealed)?;
+        self.compare_word(worker)
+    }
+
     pub(super) fn run(&mut self, worker: &mut Worker) -> Ended {
-        if let Err(ended) = self.baseline(worker).and_then(|()| self.accused(worker)) {
+        let begun = self.begin(worker).and_then(|()| self.baseline(worker));
+        if let Err(ended) = begun.and_then(|()| self.accused(worker)) {
             return ended;
         }
         loop {
@@ -229,6 +248,10 @@ impl Session {
             self.next.fingerprint = now + SECOND_US;
             self.compare_fingerprint(worker, None)?;
             self.notice_unguarded(worker)?;
+            self.notice_backlog(worker)?;
+            if now >= self.next.word {
+                self.renew_word(worker)?;
+            }
         }
         // Rows that have no line yet are not unknown ones.
         if self.scanning.is_none()

@@ -1,4 +1,5 @@
-//! Guarded tables that come, change and go while they are guarded.
+//! What the database has for us: guarded tables that come, change and go, and log
+//! that it keeps.
 
 use super::{Ended, Session, Worker};
 use crate::actors::Actors;
@@ -70,6 +71,28 @@ impl Session {
             };
             self.finding(worker, finding)?;
             self.unguarded.insert(table);
+            self.trail.commit()?;
+            self.show(worker);
+        }
+        Ok(())
+    }
+
+    /// Shows what the database keeps for us, and notices when it is about to drop
+    /// that.
+    pub(super) fn notice_backlog(&mut self, worker: &Worker) -> Result<(), Ended> {
+        let backlog = self.source.backlog()?;
+        worker
+            .publish
+            .send_modify(|s| s.log_kept_bytes = backlog.kept_bytes);
+        let was_in_danger = std::mem::replace(&mut self.is_in_danger, backlog.danger.is_some());
+        if let Some(danger) = backlog.danger.filter(|_| !was_in_danger) {
+            let finding = Finding {
+                about: self.trail.state().next_seq().checked_sub(1),
+                ..Finding::general(Code::CaptureWeakened, danger)
+            };
+            self.finding(worker, finding)?;
+            self.trail.commit()?;
+            self.show(worker);
         }
         Ok(())
     }
