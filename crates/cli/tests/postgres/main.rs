@@ -15,4 +15,5 @@ mod rollback;
 mod schema;
 mod soak;
 mod tamper;
+mod tricks;
 mod world;
