@@ -70,6 +70,12 @@ impl Row {
         self.cells.get(at)
     }
 
+    /// Bytes of its values, in canonical form.
+    pub fn size(&self) -> usize {
+        let cells = self.cells.iter();
+        cells.filter_map(Cell::expose).map(<[u8]>::len).sum()
+    }
+
     /// Names with their cells, in the table's order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Cell)> {
         self.columns.iter().map(String::as_str).zip(&self.cells)
@@ -347,6 +353,14 @@ impl Captured {
             Self::Gap { upto, .. } => Some(*upto),
             Self::Rewound { .. } => None,
         }
+    }
+}
+
+impl Change {
+    /// Bytes of the values that it carries, in canonical form.
+    pub fn size(&self) -> usize {
+        let rows = [&self.old, &self.new];
+        rows.into_iter().flatten().map(Row::size).sum()
     }
 }
 

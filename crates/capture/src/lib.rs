@@ -20,4 +20,4 @@ pub mod sqlite;
 pub use event::{
     Actor, Binding, Captured, Cell, Change, Key, NoPosition, Op, Person, Position, Row,
 };
-pub use source::{Drift, Identity, Shape, Snapshot, Source, SourceError, Unseen};
+pub use source::{Backlog, Drift, Identity, Shape, Snapshot, Source, SourceError, Unseen, Word};

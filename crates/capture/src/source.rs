@@ -41,6 +41,58 @@ pub trait Source: Send {
     /// The guarded tables.
     fn shapes(&self) -> &[Shape];
 
+    /// Reads anew which tables are guarded; `true` if they, their columns or keys
+    /// are others than before.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn refresh(&mut self) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+
+    /// Names of the tables that are not guarded, and could be.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn unguarded(&mut self) -> Result<Vec<String>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    /// Makes sure that nobody else is capturing from here, as far as can be seen:
+    /// only [`Source::poll`] keeps others out.
+    ///
+    /// # Errors
+    /// [`SourceError::is_taken`], or the database cannot be asked.
+    fn free(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// The word that the database keeps for us ([`Source::set_word`]).
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn word(&mut self) -> Result<Word, SourceError> {
+        Ok(Word::Forbidden)
+    }
+
+    /// Has the database keep another word for us: an old copy of it, restored,
+    /// does not know it. `false` if it must not.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn set_word(&mut self, _word: &str) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+
+    /// How the database keeps what was not taken yet: what is wrong with it, and
+    /// how many bytes that is, where it says so.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn backlog(&mut self) -> Result<Backlog, SourceError> {
+        Ok(Backlog::default())
+    }
+
     /// Whether the engine hands changes over as a stream: it follows each
     /// transaction with a [`Captured::Mark`], forgets at once what is
     /// acknowledged, and wants to hear from us each second. Otherwise changes
@@ -59,7 +111,8 @@ pub trait Source: Send {
     /// A table that is not guarded, or another number of words than key columns.
     fn key(&self, table: &str, words: &[&str]) -> Result<Key, SourceError>;
 
-    /// What was committed after `after`, in order, about `max` steps at most.
+    /// What was committed after `after`, in order, about `max` steps at most, and
+    /// fewer if their rows are large.
     /// Empty if nothing is there yet: does not wait for more than an instant.
     ///
     /// `after` is what is durable; it matters when reading begins, later calls
@@ -99,6 +152,26 @@ pub trait Source: Send {
     /// How two fingerprints of this source differ. One that cannot be read
     /// differs.
     fn drifts(&self, before: &[u8], now: &[u8]) -> Vec<Drift>;
+}
+
+/// What a database says when it is asked for our word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Its role may not read it, or it keeps none.
+    Forbidden,
+    /// There is none.
+    Absent,
+    /// This one.
+    Is(String),
+}
+
+/// What a database keeps for us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Bytes of log that are kept, at least.
+    pub kept_bytes: Option<u64>,
+    /// It is about to keep no more; in one sentence that says what to do.
+    pub danger: Option<String>,
 }
 
 /// Opens a snapshot, on the thread that will read it.
@@ -228,6 +301,16 @@ impl SourceError {
     /// Somebody else is in the way for a moment: nothing is wrong.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Sqlite(SqliteError::Locked))
+    }
+
+    /// Somebody else is capturing: it can be tried again as soon as they end.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Postgres(PgError::SlotBusy { .. }))
+    }
+
+    /// A table was guarded a moment ago, and is not any more.
+    pub fn is_not_guarded(&self) -> bool {
+        matches!(self, Self::Postgres(PgError::NotGuarded { .. }))
     }
 
     /// The stored data itself cannot be read as the engine wrote it.

@@ -67,11 +67,63 @@ pub(crate) struct Witness {
     stamped: Option<String>,
 }
 
-/// Who did it, and what is wrong with that.
+/// Who did it, and what may be wrong with that.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Judged {
     pub(crate) actor: Option<Actor>,
-    pub(crate) finding: Option<(Code, String)>,
+    pub(crate) doubt: Option<Doubt>,
+}
+
+/// What is wrong with a change, unless its transaction says more until it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Doubt {
+    pub(crate) code: Code,
+    /// Each by itself is enough.
+    reasons: Vec<Reason>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reason {
+    unless: Unless,
+    text: String,
+}
+
+/// What would take a reason away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unless {
+    /// Nothing.
+    Never,
+    /// An entry in the application's log table.
+    Logged,
+    /// A row that names who wrote it.
+    Stamped,
+}
+
+impl Doubt {
+    fn certain(code: Code, text: String) -> Self {
+        let unless = Unless::Never;
+        Self {
+            code,
+            reasons: vec![Reason { unless, text }],
+        }
+    }
+
+    /// Why it is a finding, by everything that its transaction said.
+    pub(crate) fn stands(&self, witness: &Witness) -> Option<&str> {
+        let is_left = |reason: &&Reason| match reason.unless {
+            Unless::Never => true,
+            Unless::Logged => witness.logged.is_none(),
+            Unless::Stamped => witness.stamped.is_none(),
+        };
+        let left = self.reasons.iter().find(is_left)?;
+        Some(&left.text)
+    }
+
+    /// Whether the same would take both away: one stands for the other then.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let needs = |doubt: &Self| doubt.reasons.iter().map(|r| r.unless).collect::<Vec<_>>();
+        self.code == other.code && needs(self) == needs(other)
+    }
 }
 
 impl Actors {
@@ -239,7 +291,8 @@ impl Actors {
     }
 
     /// Who did it, by everything that is known, and whether it looks like the
-    /// application. `changed` as in [`Actors::witness`].
+    /// application. `changed` and `witness` as in [`Actors::witness`]; what the
+    /// transaction says later can still take the doubt away.
     pub(crate) fn judge(
         &self,
         change: &Change,
@@ -250,7 +303,7 @@ impl Actors {
             let text = format!("{} without an attributed actor", word(change.op));
             return Judged {
                 actor: None,
-                finding: Some((Code::Unattributed, text)),
+                doubt: Some(Doubt::certain(Code::Unattributed, text)),
             };
         };
         let stranger = self.stranger(said);
@@ -268,12 +321,26 @@ impl Actors {
                 actor.binding = Binding::C;
             }
         }
-        let outside = stranger.or_else(|| self.unseen(change, said, witness));
+        let outside =
+            |why: String| format!("{} from outside the application: {why}", word(change.op));
+        let doubt = match stranger {
+            Some(why) => Some(Doubt::certain(Code::OutsideApplication, outside(why))),
+            None => {
+                let reasons = self.unseen(change, said, witness).into_iter();
+                let reasons: Vec<Reason> = reasons
+                    .map(|(unless, why)| Reason {
+                        unless,
+                        text: outside(why),
+                    })
+                    .collect();
+                (!reasons.is_empty()).then_some(Doubt {
+                    code: Code::OutsideApplication,
+                    reasons,
+                })
+            }
+        };
         Judged {
-            finding: outside.map(|why| {
-                let text = format!("{} from outside the application: {why}", word(change.op));
-                (Code::OutsideApplication, text)
-            }),
+            doubt,
             actor: Some(actor),
         }
     }
@@ -292,28 +359,34 @@ impl Actors {
         None
     }
 
-    /// What the application would have left behind, and is not there.
-    fn unseen(&self, change: &Change, said: &Actor, witness: &Witness) -> Option<String> {
+    /// What the application would have left behind in the transaction, and did
+    /// not so far.
+    fn unseen(&self, change: &Change, said: &Actor, witness: &Witness) -> Vec<(Unless, String)> {
         let Application { roles, names, log } = &self.application;
+        let mut unseen = Vec::new();
         // Applications log what they change and delete; a new row tells of itself.
         let tells = change.op == Op::Create && self.stamped(change, None).is_some();
         if let Some(log) = log
             && witness.logged.is_none()
             && !tells
         {
-            return Some(format!("{log} has no entry in its transaction"));
+            let why = format!("{log} has no entry in its transaction");
+            unseen.push((Unless::Logged, why));
         }
-        let rule = self.rules.get(&change.table)?;
-        let named = said.person.is_some() || witness.stamped.is_some();
         let gone = change.new.is_none();
         let by_session = !roles.is_empty() || !names.is_empty() || log.is_some();
-        if named || (gone && by_session) {
-            return None;
+        if let Some(rule) = self.rules.get(&change.table)
+            && said.person.is_none()
+            && witness.stamped.is_none()
+            && !(gone && by_session)
+        {
+            let why = match gone {
+                true => "nobody is named in its transaction".to_owned(),
+                false => format!("{} was not written anew", rule.asked(change.op)),
+            };
+            unseen.push((Unless::Stamped, why));
         }
-        Some(match gone {
-            true => "nobody is named in its transaction".to_owned(),
-            false => format!("{} was not written anew", rule.asked(change.op)),
-        })
+        unseen
     }
 
     /// Whom the row names as its writer, if this change wrote that.
@@ -556,7 +629,7 @@ mod tests {
             actors.witness(&mut witness, change, changed(change).as_deref());
         }
         let last = changes.last().unwrap();
-        let Judged { actor, finding } = actors.judge(last, changed(last).as_deref(), &witness);
+        let Judged { actor, doubt } = actors.judge(last, changed(last).as_deref(), &witness);
         let shown = actor.map_or_else(
             || "nobody".to_owned(),
             |actor| {
@@ -564,8 +637,43 @@ mod tests {
                 format!("{person} {:?}", actor.binding)
             },
         );
-        let code = finding.map(|(code, _)| code.as_str());
+        let code = doubt.map(|doubt| {
+            assert!(doubt.stands(&witness).is_some(), "{doubt:?}");
+            doubt.code.as_str()
+        });
         assert_eq!((shown.as_str(), code), expected);
+    }
+
+    #[test]
+    fn what_is_said_later_in_the_transaction_takes_a_doubt_away() {
+        let mut source = source();
+        source.application.log = Some("public.journal".to_owned());
+        let actors = actors(&source);
+        let update = |new| change("public.visit", Op::Update, Some(new));
+        let doubt = |change: &Change| {
+            let judged = actors.judge(change, changed(change).as_deref(), &Witness::default());
+            judged.doubt
+        };
+        let (silent, other) = (update("1 fever 1 2 monday"), update("1 worse 1 2 monday"));
+        let doubted = doubt(&silent).unwrap();
+        assert!(doubted.is_like(&doubt(&other).unwrap()));
+        let ward = doubt(&change("public.ward", Op::Delete, None)).unwrap();
+        assert!(!doubted.is_like(&ward), "it needs no writer");
+
+        let mut witness = Witness::default();
+        let mut hear = |change: Change| {
+            actors.witness(&mut witness, &change, changed(&change).as_deref());
+            let why = |doubt: &Doubt| doubt.stands(&witness).map(str::to_owned);
+            (why(&doubted), why(&ward))
+        };
+        let (why, of_ward) = hear(silent);
+        assert!(why.unwrap().contains("public.journal has no entry"));
+        assert!(of_ward.is_some());
+        let (why, of_ward) = hear(change("public.journal", Op::Create, Some("5 x - - -")));
+        assert!(why.unwrap().contains("write_uid was not written anew"));
+        assert_eq!(of_ward, None);
+        let (why, _) = hear(update("1 fever 1 2 tuesday"));
+        assert_eq!(why, None);
     }
 
     #[test]

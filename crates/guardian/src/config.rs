@@ -187,6 +187,12 @@ impl Tuning {
     }
 }
 
+/// Whether a source's patterns name this table.
+pub(crate) fn is_wanted(source: &Source, name: &str) -> bool {
+    let fits = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
+    fits(&source.tables) && !fits(&source.exclude)
+}
+
 /// True if `name` fits `pattern`, in which `*` stands for any characters.
 pub fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {

@@ -15,6 +15,8 @@ pub struct Status {
     pub trouble: Option<String>,
     /// The source's position that the trail covers.
     pub position: String,
+    /// Bytes of log that the database keeps until we have taken it, where it says so.
+    pub log_kept_bytes: Option<u64>,
     /// Lines about records, reads and findings (checkpoints not counted).
     pub events: u64,
     /// All lines.

@@ -36,6 +36,15 @@ pub fn tables(sql: &mut Connection) -> Result<Vec<Found>, PgError> {
     Ok(listed.into_iter().map(|listed| listed.found).collect())
 }
 
+/// Names of the tables that could be guarded and are not in the publication, in
+/// a stable order.
+///
+/// # Errors
+/// Those of a query.
+pub fn unguarded(sql: &mut Connection, publication: &Name) -> Result<Vec<String>, PgError> {
+    catalogue::unguarded(sql, publication)
+}
+
 /// What is to be installed.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -850,7 +859,7 @@ fn removal(sql: &mut Connection, publication: &Name) -> Result<Draft, PgError> {
     if shared {
         if server.recorded {
             draft.run(format!(
-                "DELETE FROM pitser.installed WHERE kind = 'publication' AND object = {}",
+                "DELETE FROM pitser.installed WHERE kind IN ('publication', 'word') AND object = {}",
                 literal(publication.as_str())
             ));
         }

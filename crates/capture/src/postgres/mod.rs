@@ -59,6 +59,7 @@ mod source;
 mod stream;
 mod tls;
 mod wire;
+mod word;
 
 use std::fmt;
 use std::str::FromStr;

@@ -140,6 +140,67 @@ pub fn state(sql: &mut Connection, slot: &Name, durable: Lsn) -> Result<State, P
     })
 }
 
+/// Whether some process reads the slot now.
+///
+/// # Errors
+/// Those of a query.
+pub fn is_read(sql: &mut Connection, slot: &Name) -> Result<bool, PgError> {
+    let found = sql.query(&format!(
+        "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}' AND active"
+    ))?;
+    Ok(!found.is_empty())
+}
+
+/// The log that the server keeps for a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Bytes of it.
+    pub bytes: u64,
+    /// Bytes that may still be written before the server drops what the slot
+    /// needs (`max_slot_wal_keep_size`); `None`: any number.
+    pub left_bytes: Option<i64>,
+}
+
+/// Of the log that may be kept, this part has to be left: an eighth.
+const LEAST_LEFT: u64 = 8;
+
+impl Kept {
+    /// What to do about it, if the server will soon drop the log.
+    pub fn danger(&self, slot: &Name) -> Option<String> {
+        let left = self.left_bytes?;
+        let all = self.bytes.saturating_add_signed(left);
+        if u64::try_from(left).is_ok_and(|left| left > all / LEAST_LEFT) {
+            return None;
+        }
+        Some(format!(
+            "the server keeps {} MB of log for slot {slot} and will drop it soon (max_slot_wal_keep_size): raise that \
+             setting now, and find out why the guardian does not keep up",
+            self.bytes >> 20
+        ))
+    }
+}
+
+/// What the server keeps for the slot; `None` if there is no such slot, or
+/// nothing is kept for it.
+///
+/// # Errors
+/// Those of a query.
+pub fn kept(sql: &mut Connection, slot: &Name) -> Result<Option<Kept>, PgError> {
+    let rows = sql.query(&format!(
+        "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn), safe_wal_size \
+         FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}' AND restart_lsn IS NOT NULL"
+    ))?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let number = |place: usize| row.get(place).and_then(text);
+    let bytes = number(0).and_then(|bytes| bytes.parse::<i64>().ok());
+    Ok(bytes.map(|bytes| Kept {
+        bytes: u64::try_from(bytes).unwrap_or(0),
+        left_bytes: number(1).and_then(|left| left.parse().ok()),
+    }))
+}
+
 /// Whether the cluster has a slot of this name, whoever made it.
 ///
 /// # Errors

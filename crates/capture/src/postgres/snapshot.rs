@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::error::quote;
 use super::slot::text;
-use super::wire::Field;
+use super::wire::{Field, NAMES};
 use super::{Config, Connection, Name, PgError, cell, install, spelled};
 use crate::event::{Cell, Key, Row, is_instant};
 use crate::source::Unseen;
@@ -63,6 +63,9 @@ impl Snapshot {
             "SET row_security = off; SET statement_timeout = 0; \
              SET idle_in_transaction_session_timeout = 0",
         )?;
+        for (name, value) in NAMES {
+            sql.query(&format!("SET {name} = {value}"))?;
+        }
         sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
         Ok(Self { sql })
     }

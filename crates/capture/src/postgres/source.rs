@@ -8,11 +8,11 @@ use super::install;
 use super::slot::{self, State, text};
 use super::stream::{boundary, lsn};
 use super::{
-    Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell,
+    Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell, word,
 };
 use crate::event::{Captured, Cell, Key, Position};
 use crate::source::{
-    self, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError, Unseen,
+    self, Backlog, Drift, Identity, OpenSnapshot, Rows, Shape, Source, SourceError, Unseen, Word,
 };
 
 /// Where a guarded database is, and under which names it is captured.
@@ -96,7 +96,9 @@ impl PgSource {
         };
         let from = start.map_or(after, boundary);
         let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
-        self.stream = Some(Stream::start(connection, slot, publication, from)?);
+        let catalogue = Connection::open(config)?.silent_for(Connection::PATIENCE);
+        let stream = Stream::start(connection, slot, publication, from)?;
+        self.stream = Some(stream.asking(catalogue));
         Ok(start.map(|_| match is_rewound {
             true => Captured::Rewound {
                 expected: after,
@@ -127,12 +129,55 @@ impl PgSource {
 /// How long one look at the stream waits for the server to say something.
 const INSTANT: Duration = Duration::from_millis(1);
 
+/// Bytes of values after which a look at the stream ends: rows may be large.
+const MOST_BYTES: usize = 8 << 20;
+
 /// How long making a slot may take: it waits for one transaction after the other.
 const MAKING: Duration = Duration::from_secs(300);
 
 impl Source for PgSource {
     fn shapes(&self) -> &[Shape] {
         &self.shapes
+    }
+
+    fn refresh(&mut self) -> Result<bool, SourceError> {
+        let tables = Snapshot::tables_of(&mut self.sql, &self.place.publication)?;
+        let shapes = shapes(&tables);
+        let is_other = shapes != self.shapes;
+        self.shapes = shapes;
+        Ok(is_other)
+    }
+
+    fn unguarded(&mut self) -> Result<Vec<String>, SourceError> {
+        Ok(install::unguarded(&mut self.sql, &self.place.publication)?)
+    }
+
+    fn free(&mut self) -> Result<(), SourceError> {
+        let slot = &self.place.slot;
+        match slot::is_read(&mut self.sql, slot)? {
+            false => Ok(()),
+            true => Err(PgError::SlotBusy {
+                slot: slot.as_str().to_owned(),
+            }
+            .into()),
+        }
+    }
+
+    fn word(&mut self) -> Result<Word, SourceError> {
+        Ok(word::read(&mut self.sql, &self.place.publication)?)
+    }
+
+    fn set_word(&mut self, word: &str) -> Result<bool, SourceError> {
+        Ok(word::write(&mut self.sql, &self.place.publication, word)?)
+    }
+
+    fn backlog(&mut self) -> Result<Backlog, SourceError> {
+        let kept = slot::kept(&mut self.sql, &self.place.slot)?;
+        let danger = kept.as_ref().and_then(|kept| kept.danger(&self.place.slot));
+        Ok(Backlog {
+            kept_bytes: kept.map(|kept| kept.bytes),
+            danger,
+        })
     }
 
     fn is_stream(&self) -> bool {
@@ -166,12 +211,16 @@ impl Source for PgSource {
         if self.stream.is_none() {
             steps.extend(self.begin(after)?);
         }
+        let mut bytes = 0;
         if let Some(stream) = &mut self.stream {
-            while steps.len() < max {
-                match stream.next(INSTANT)? {
-                    Some(step) => steps.push(step),
-                    None => break,
+            while steps.len() < max && bytes < MOST_BYTES {
+                let Some(step) = stream.next(INSTANT)? else {
+                    break;
+                };
+                if let Captured::Change(change) = &step {
+                    bytes += change.size();
                 }
+                steps.push(step);
             }
         }
         Ok(steps)

@@ -1,6 +1,7 @@
 //! From the server's messages to events, in commit order.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use crate::event::{
 #[derive(Debug)]
 pub struct Stream {
     connection: Connection,
+    /// For questions about tables as they come.
+    catalogue: Option<Connection>,
     slot: Name,
     publication: Name,
     assembler: Assembler,
@@ -35,6 +38,8 @@ pub struct Stream {
     acked: Lsn,
     /// Messages since the server last heard from us.
     unheard: u32,
+    /// Reports that the server has not answered.
+    unanswered: u32,
 }
 
 impl Stream {
@@ -51,7 +56,7 @@ impl Stream {
     ) -> Result<Self, PgError> {
         let from = lsn(after)?;
         refuse_unsound(slot, from, slot::state(&mut connection, slot, from)?)?;
-        let keys = primary_keys(&mut connection)?;
+        let keys = primary_keys(&mut connection, None)?;
         let newest_xid = newest_xid(&mut connection)?;
         let command = format!(
             "START_REPLICATION SLOT {slot} LOGICAL {from} \
@@ -64,6 +69,7 @@ impl Stream {
         connection.copy_both(&command, doing)?;
         Ok(Self {
             connection,
+            catalogue: None,
             slot: slot.clone(),
             publication: publication.clone(),
             assembler: Assembler::new(keys, newest_xid),
@@ -71,7 +77,17 @@ impl Stream {
             handed: from,
             acked: from,
             unheard: 0,
+            unanswered: 0,
         })
+    }
+
+    /// Asks this session, whenever a table is described anew, for its primary key:
+    /// under `REPLICA IDENTITY FULL` the stream does not say which columns it is.
+    /// Without one it stays what it was when the stream was started.
+    #[must_use]
+    pub fn asking(mut self, catalogue: Connection) -> Self {
+        self.catalogue = Some(catalogue);
+        self
     }
 
     /// The next step, waiting up to `wait` for the server to say something;
@@ -103,9 +119,22 @@ impl Stream {
                 slot: self.slot.as_str(),
                 publication: self.publication.as_str(),
             };
-            match self.connection.streamed(wait, doing)? {
+            let said = self.connection.streamed(wait, doing)?;
+            if !matches!(said, Streamed::Quiet) {
+                self.unanswered = 0;
+            }
+            match said {
                 Streamed::Data { message } => {
-                    self.assembler.take(pgoutput::decode(&message)?)?;
+                    let message = pgoutput::decode(&message)?;
+                    if let Message::Relation(relation) = &message
+                        && relation.full
+                        && let Some(sql) = &mut self.catalogue
+                    {
+                        let keys = &mut self.assembler.keys;
+                        keys.remove(&relation.id);
+                        keys.extend(primary_keys(sql, Some(relation.id))?);
+                    }
+                    self.assembler.take(message)?;
                     self.unheard += 1;
                     if self.unheard >= LONGEST_SILENCE {
                         self.report()?;
@@ -125,6 +154,10 @@ impl Stream {
                     if reply {
                         return Ok(None);
                     }
+                }
+                // It is connected, and frozen: nothing would ever come.
+                Streamed::Quiet if self.unanswered > MOST_UNANSWERED => {
+                    return Err(PgError::Lost(ErrorKind::TimedOut));
                 }
                 Streamed::Quiet => return Ok(None),
             }
@@ -155,6 +188,7 @@ impl Stream {
     /// A lost connection.
     pub fn report(&mut self) -> Result<(), PgError> {
         self.unheard = 0;
+        self.unanswered += 1;
         self.connection.status(self.acked)
     }
 }
@@ -193,15 +227,18 @@ fn refuse_unsound(slot: &Name, durable: Lsn, state: State) -> Result<(), PgError
     }
 }
 
-/// Primary keys by table number: under `REPLICA IDENTITY FULL` the stream does
-/// not say which columns they are.
-fn primary_keys(sql: &mut Connection) -> Result<HashMap<u32, Vec<String>>, PgError> {
-    let rows = sql.query(
+/// Primary keys by table number, of all tables or of one.
+fn primary_keys(
+    sql: &mut Connection,
+    table: Option<u32>,
+) -> Result<HashMap<u32, Vec<String>>, PgError> {
+    let which = table.map_or_else(String::new, |table| format!("AND i.indrelid = {table}"));
+    let rows = sql.query(&format!(
         "SELECT i.indrelid, a.attname FROM pg_catalog.pg_index i \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
          AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
-         WHERE i.indisprimary",
-    )?;
+         WHERE i.indisprimary {which}"
+    ))?;
     let mut keys: HashMap<u32, Vec<String>> = HashMap::new();
     for row in &rows {
         if let [table, column] = &row[..]
@@ -302,6 +339,8 @@ enum Event {
 /// Messages of one long transaction after which we say that we are still here:
 /// the server's own question waits behind everything that it has sent.
 const LONGEST_SILENCE: u32 = 1000;
+/// Reports in a row that a server may leave unanswered, at about one a second.
+const MOST_UNANSWERED: u32 = 15;
 const PREFIX: &str = "pitser";
 /// Longest attribution message that is read, bytes.
 const LONGEST_CLAIM: usize = 1 << 16;

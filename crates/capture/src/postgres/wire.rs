@@ -34,6 +34,14 @@ const SESSION: [(&str, &str); 8] = [
     ("xmloption", "content"),
 ];
 
+/// The same where rows are read, on top of those: how names of tables, types and
+/// functions stand in values (`regclass` and its like). Other sessions make tables
+/// where their `search_path` says.
+pub(super) const NAMES: [(&str, &str); 2] = [
+    ("search_path", "pg_catalog, pg_temp"),
+    ("quote_all_identifiers", "off"),
+];
+
 /// Longest message before we are let in, bytes: greetings are short.
 const GREETING_LIMIT: usize = 1 << 16;
 /// Longest message afterwards, bytes: PostgreSQL builds none beyond 1 GiB.
@@ -90,7 +98,7 @@ impl Connection {
     /// # Errors
     /// Those of [`PgError`] about reaching the server and being let in.
     pub fn open(config: &Config) -> Result<Self, PgError> {
-        Self::start(config, None)
+        Self::start(config, &[])
     }
 
     /// Opens a session for replication, which also takes ordinary SQL.
@@ -99,7 +107,8 @@ impl Connection {
     /// As [`Connection::open`], and [`PgError::Permission`] for a role that is
     /// neither superuser nor has `REPLICATION`.
     pub fn open_replication(config: &Config) -> Result<Self, PgError> {
-        Self::start(config, Some(("replication", "database")))
+        let [path, quotes] = NAMES;
+        Self::start(config, &[("replication", "database"), path, quotes])
     }
 
     /// From now on a query during which the server says nothing for so long is
@@ -130,7 +139,7 @@ impl Connection {
         &self.database
     }
 
-    fn start(config: &Config, mode: Option<(&str, &str)>) -> Result<Self, PgError> {
+    fn start(config: &Config, mode: &[(&str, &str)]) -> Result<Self, PgError> {
         let (transport, binding) = Transport::open(config)?;
         let mut connection = Self {
             transport,
@@ -149,7 +158,10 @@ impl Connection {
             ("application_name", "pitser"),
         ];
         connection.send(|out| {
-            frontend::startup_message(who.into_iter().chain(SESSION).chain(mode), out)
+            frontend::startup_message(
+                who.into_iter().chain(SESSION).chain(mode.iter().copied()),
+                out,
+            )
         })?;
         connection.authenticate(config, &binding)?;
         connection.limit = MESSAGE_LIMIT;
@@ -333,6 +345,8 @@ impl Connection {
     pub(super) fn status(&mut self, flushed: Lsn) -> Result<(), PgError> {
         let mut status = [0; 34];
         status[0] = b'r';
+        // A living server answers at once.
+        status[33] = 1;
         for place in [1, 9, 17] {
             status[place..place + 8].copy_from_slice(&flushed.0.to_be_bytes());
         }

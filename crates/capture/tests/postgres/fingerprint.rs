@@ -202,8 +202,8 @@ fn a_table_that_was_rewritten() {
     world.check("INSERT INTO visit VALUES (1, 'a', 1, 'ill')", &[]);
     world.check(
         "ALTER TABLE visit ALTER n TYPE bigint, ADD late int DEFAULT 7, ALTER mood SET NOT NULL, DROP big",
-        &["CAP-05 columns of table public.visit were changed (n has another type or constraint, mood has another \
-           type or constraint, big dropped, late added)"],
+        &["CAP-05 columns of table public.visit were changed (n integer -> bigint, mood has another constraint or \
+           collation, big text dropped, late integer added)"],
     );
     // Two columns that change names change every row, and no row is written.
     world.check(

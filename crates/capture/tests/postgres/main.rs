@@ -6,6 +6,7 @@ mod fingerprint;
 mod harness;
 mod install;
 mod tls;
+mod types;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

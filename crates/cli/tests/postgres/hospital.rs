@@ -1,6 +1,7 @@
 //! A hospital system as many are: a table of users, columns that say who wrote
 //! a row, a log of its own, one database role for everybody.
 
+use pitser_capture::postgres::{Config, Connection};
 use pitser_evidence::line::{Binding, Line, Op};
 use serde_json::Value;
 
@@ -433,4 +434,60 @@ fn equal_rows_of_a_table_without_a_key() {
     world.settle();
     world.stop_guardian();
     world.run("trail verify").exits(0);
+}
+
+#[test]
+fn several_databases_have_one_guardian() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    let table =
+        "CREATE TABLE entry (id int PRIMARY KEY, note text); INSERT INTO entry VALUES (1, 'a')";
+    world.psql("postgres", table);
+    world.psql("postgres", "CREATE DATABASE other");
+    let other = world.server.url("other");
+    let in_other = |sql: &str| {
+        Connection::open(&Config::parse(&other).unwrap())
+            .unwrap()
+            .query(sql)
+            .unwrap()
+    };
+    in_other(table);
+    let sources = format!(
+        "tables = [\"public.entry\"]\n[[source]]\nname = \"other\"\nkind = \"postgres\"\nurl = \"{other}\"\ntables = [\"public.entry\"]"
+    );
+    world.configure("scan_every_s = 0", &sources);
+    let said = world.run("guard init").exits(0);
+    assert_eq!(said.out.matches("1 tables guarded").count(), 2, "{said:?}");
+    world.guard();
+    world.psql(
+        "postgres",
+        "UPDATE entry SET note = 'b'; INSERT INTO entry VALUES (2, 'b')",
+    );
+    in_other("DELETE FROM entry");
+    world.settle();
+    let others = || {
+        let status = world.run("guard status --json").json();
+        status["sources"][1].clone()
+    };
+    world.eventually("takes the other's", |_| {
+        others()["events"].as_u64() > Some(2)
+    });
+    let scanned = world.run("guard scan --json").exits(0).json();
+    let rows: Vec<_> = [0, 1].map(|n| scanned["sources"][n]["rows"].clone()).into();
+    assert_eq!(rows, [2, 0]);
+    world.stop_guardian();
+    world.run("trail verify --source hospital").exits(0);
+    world.run("trail verify --source other").exits(0);
+    let ops = |name: &str| {
+        let layout = pitser_trail::Layout::new(world.dir.path().join("guard").join(name));
+        let mut ops = Vec::new();
+        pitser_trail::read(&layout, None, |line, _| {
+            ops.extend(line.table.as_ref().map(|_| line.op));
+        })
+        .unwrap();
+        ops
+    };
+    assert_eq!(ops("hospital"), [Op::Baseline, Op::Update, Op::Create]);
+    assert_eq!(ops("other"), [Op::Baseline, Op::Delete]);
 }

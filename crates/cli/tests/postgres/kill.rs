@@ -17,10 +17,10 @@ const SERVER_KILLS: u64 = 3;
 const SOURCE: &str = "tables = [\"public.pgbench_*\"]\nkeyless = \"full\"\n";
 
 /// A small generator of choices: the seed tells them all.
-struct Choices(u64);
+pub(crate) struct Choices(pub(crate) u64);
 
 impl Choices {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

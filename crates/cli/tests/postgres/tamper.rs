@@ -1,9 +1,12 @@
 //! What is changed past capture is found by looking at the rows.
 
+use std::path::Path;
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::hospital::SOURCE;
-use crate::world::World;
+use crate::world::{World, lsn};
 
 /// Changes rows so that the stream tells nothing of it: the table leaves the
 /// publication and comes back in one transaction.
@@ -169,6 +172,12 @@ fn a_slot_that_is_gone_or_was_moved() {
     assert_eq!(gaps, 2);
 }
 
+/// Copies a stopped server's files.
+fn copied(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(done.unwrap().success());
+}
+
 #[test]
 fn an_old_copy_of_the_servers_files_is_noticed() {
     let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
@@ -177,13 +186,6 @@ fn an_old_copy_of_the_servers_files_is_noticed() {
     world.stop_guardian();
     world.server.stop();
     let (data, copy) = (world.server.data(), world.dir.path().join("copy"));
-    let copied = |from: &std::path::Path, to: &std::path::Path| {
-        let done = std::process::Command::new("cp")
-            .arg("-a")
-            .args([from, to])
-            .status();
-        assert!(done.unwrap().success());
-    };
     copied(&data, &copy);
     world.server.start_again();
     world.guard();
@@ -211,6 +213,82 @@ fn an_old_copy_of_the_servers_files_is_noticed() {
     world.kill_guardian();
     world.guard();
     assert_eq!(world.scan().len(), 1);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn an_old_copy_that_went_on_past_the_trail_is_noticed() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.stop_guardian();
+    world.server.stop();
+    let (data, copy) = (world.server.data(), world.dir.path().join("copy"));
+    copied(&data, &copy);
+    world.server.start_again();
+    world.guard();
+    world.psql("eve", "UPDATE visit SET note = 'the truth' WHERE id = 10");
+    world.finding("ACT-02", "public.visit");
+    world.settle();
+    world.stop_guardian();
+    let reached = world.psql("postgres", "SELECT pg_current_wal_lsn()");
+    world.server.stop();
+    std::fs::remove_dir_all(&data).unwrap();
+    copied(&copy, &data);
+    world.server.start_again();
+    // What the copy does meanwhile is told to nobody.
+    world.psql("eve", "UPDATE result SET value = 1 WHERE id = 200");
+    let now = |world: &World| lsn(world.psql("postgres", "SELECT pg_current_wal_lsn()").trim());
+    while now(&world) <= lsn(reached.trim()) {
+        world.psql("postgres", "CREATE TABLE IF NOT EXISTS filler (n int); INSERT INTO filler SELECT generate_series(1, 10000)");
+    }
+    world.guard();
+    let rewound = world.finding("CAP-02", "");
+    let text = rewound["text"].as_str().unwrap();
+    assert!(text.contains("older copy of itself"), "{text}");
+    assert_eq!(world.finding("ROW-01", "public.visit")["key"], "10");
+    assert_eq!(world.finding("ROW-01", "public.result")["key"], "200");
+    // It is told once, and a sound restart tells nothing.
+    world.kill_guardian();
+    world.server.crash_and_restart();
+    world.guard();
+    world.settle();
+    let status = world.status_when("guards", |_| true);
+    let rewound = |f: &&Value| f["code"] == "CAP-02";
+    assert_eq!(
+        status["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(rewound)
+            .count(),
+        1
+    );
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn a_frozen_walsender_is_noticed() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    let walsender = world.psql("postgres", "SELECT pid FROM pg_stat_replication");
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args([name, walsender.trim()]).status();
+        assert!(sent.unwrap().success());
+    };
+    signal("-STOP");
+    world.psql(
+        "eve",
+        "UPDATE visit SET note = 'unseen so far' WHERE id = 10",
+    );
+    let status = world.status_when("notices", |s| s["state"] == "database-unavailable");
+    assert!(status["trouble"].is_string(), "{status}");
+    signal("-CONT");
+    assert_eq!(world.finding("ACT-02", "public.visit")["key"], "10");
+    assert_eq!(world.scan(), Vec::<Value>::new());
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }

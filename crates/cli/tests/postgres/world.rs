@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use pitser_capture::postgres::Config;
 use pitser_evidence::line::Line;
 use pitser_trail::{Keys, Layout, Vault};
 use serde_json::Value;
@@ -32,7 +33,12 @@ impl World {
     /// A server with an empty database of this name, and an authority; `None`
     /// where there is no PostgreSQL.
     pub(crate) fn new(database: &'static str) -> Option<Self> {
-        let server = Server::start(&[], &[])?;
+        Self::with(database, &[])
+    }
+
+    /// As [`World::new`], with these settings of the server.
+    pub(crate) fn with(database: &'static str, settings: &[&str]) -> Option<Self> {
+        let server = Server::start(settings, &[])?;
         let dir = tempfile::tempdir().unwrap();
         let world = Self {
             guardian: None,
@@ -48,6 +54,19 @@ impl World {
             &format!("CREATE DATABASE {database}"),
         );
         Some(world)
+    }
+
+    /// The superuser's access to the database.
+    pub(crate) fn config(&self) -> Config {
+        Config::parse(&self.server.url(self.database)).unwrap()
+    }
+
+    /// Waits for something that nobody tells of.
+    pub(crate) fn eventually(&self, what: &str, there: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !there(self) {
+            assert!(began.elapsed() < PATIENCE, "never {what}");
+        }
     }
 
     /// Writes the configuration, with `source` after what all sources have.
@@ -78,6 +97,15 @@ impl World {
     /// Starts the guardian without waiting until it guards.
     pub(crate) fn guard_starting(&mut self) {
         self.guardian = Some(Guardian::start(self.dir.path()));
+    }
+
+    /// The most memory that the guardian had resident so far, in bytes.
+    pub(crate) fn guardian_peak(&self) -> u64 {
+        let pid = self.guardian.as_ref().unwrap().0.id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.unwrap().trim().strip_suffix(" kB").unwrap();
+        kilobytes.parse::<u64>().unwrap() << 10
     }
 
     /// As a power cut would, for the guardian alone.

@@ -5,14 +5,16 @@ mod sqlite;
 
 use crate::Clock;
 use crate::actors::{ActorError, Actors};
-use crate::config::{Kind, Source, Tuning, matches};
+use crate::config::{Kind, Source, Tuning};
 use crate::patients::{PathError, Patients};
 use crate::runtime::StartError;
 use pitser_capture::postgres::{Name, PgError};
 use pitser_capture::sqlite::SqliteError;
 use pitser_capture::{Identity, Position, Shape, Source as Database, SourceError};
-use pitser_evidence::line::Timestamp;
-use pitser_trail::{GenesisDraft, TableDraft, Trail, TrailError};
+use pitser_evidence::codec::Digest;
+use pitser_evidence::line::{Genesis, Line, Timestamp};
+use pitser_trail::read::{Place, read_line};
+use pitser_trail::{GenesisDraft, Layout, TableDraft, Trail, TrailError};
 
 /// Why a source cannot be prepared or opened.
 #[derive(Debug, thiserror::Error)]
@@ -185,8 +187,8 @@ pub(crate) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitErr
 }
 
 /// The database must be the one that the trail was begun for.
-pub(crate) fn check_identity(found: &Identity, trail: &Trail) -> Result<(), InitError> {
-    let expected = &trail.genesis().system;
+pub(crate) fn check_identity(found: &Identity, genesis: &Genesis) -> Result<(), InitError> {
+    let expected = &genesis.system;
     if *expected == found.system {
         Ok(())
     } else {
@@ -197,14 +199,60 @@ pub(crate) fn check_identity(found: &Identity, trail: &Trail) -> Result<(), Init
     }
 }
 
-fn is_new(source: &Source, tuning: &Tuning) -> bool {
-    !tuning.layout(source).segment(0).exists()
+/// Bytes of a line at most, with its line feed (spec 30 §3).
+const LONGEST_LINE: u32 = (1 << 20) + 1;
+
+/// A trail that was begun before: held until the end, unless a running guardian
+/// holds it.
+struct Begun {
+    genesis: Genesis,
+    hash: Digest,
+    held: Option<Trail>,
 }
 
-/// Whether a source's patterns name this table.
-fn is_wanted(source: &Source, name: &str) -> bool {
-    let fits = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
-    fits(&source.tables) && !fits(&source.exclude)
+impl Begun {
+    fn open(layout: Layout) -> Result<Self, InitError> {
+        match Trail::open(layout.clone(), |(), _| {}) {
+            Ok((trail, (), _)) => Ok(Self {
+                genesis: trail.genesis().clone(),
+                hash: trail.genesis_hash(),
+                held: Some(trail),
+            }),
+            Err(TrailError::Locked(path)) => {
+                let size = std::fs::metadata(layout.segment(0)).map_or(0, |file| file.len());
+                let place = Place {
+                    segment: 0,
+                    len: u32::try_from(size).unwrap_or(u32::MAX).min(LONGEST_LINE),
+                    offset: 0,
+                };
+                let bytes = read_line(&layout, place).map_err(TrailError::from)?;
+                let first = bytes
+                    .split(|byte| *byte == b'\n')
+                    .next()
+                    .unwrap_or_default();
+                let line = Line::decode(first).map_err(TrailError::from)?;
+                let genesis = line.genesis.ok_or(TrailError::Locked(path))?;
+                Ok(Self {
+                    genesis: *genesis,
+                    hash: Digest::of(&[first]),
+                    held: None,
+                })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// From now on the database need not know the word that it knew.
+    fn forget_word(&self) {
+        if let Some(trail) = &self.held {
+            // There may be none.
+            let _ = std::fs::remove_file(trail.layout().dir().join(crate::runtime::WORD));
+        }
+    }
+}
+
+fn is_new(source: &Source, tuning: &Tuning) -> bool {
+    !tuning.layout(source).segment(0).exists()
 }
 
 fn no_tables<'a>(source: &Source, there: impl Iterator<Item = &'a str>) -> InitError {

@@ -2,17 +2,17 @@
 //! and the rows of the snapshot that the slot exports.
 
 use super::{
-    Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables,
+    Beginning, Begun, InitError, Plan, begin, check_identity, check_rules, is_new, no_tables,
 };
 use crate::Clock;
 use crate::actors::Actors;
-use crate::config::{Keyless, ReplicaIdentity, Source, Tuning};
+use crate::config::{Keyless, ReplicaIdentity, Source, Tuning, is_wanted};
 use crate::runtime::{Guardian, Parts};
 use pitser_capture::postgres::install::{self, Found, Request, Wanted};
 use pitser_capture::postgres::{Config, Connection, Moment, Name, PgError, PgSource, Place, slot};
 use pitser_capture::{Shape, Snapshot, Source as Database};
 use pitser_evidence::line::Timestamp;
-use pitser_trail::{Trail, TrailError};
+use pitser_trail::TrailError;
 
 pub(super) fn plan(source: &Source, tuning: &Tuning) -> Result<Plan, InitError> {
     let place = place(source)?;
@@ -87,25 +87,31 @@ pub(super) fn install(
         return Err(InitError::StaleSlot(place.slot));
     }
     let identity = PgSource::open(&place)?.identity()?;
-    // Held until the end, and looked at before the database is touched: it may
-    // be another one's, or a running guardian's.
-    let trail = match new_trail {
+    // Looked at before the database is touched: it may be another one's.
+    let begun = match new_trail {
         true => None,
-        false => Some(Trail::open(tuning.layout(source), |(), _| {})?.0),
+        false => Some(Begun::open(tuning.layout(source))?),
     };
-    if let Some(trail) = &trail {
-        check_identity(&identity, trail)?;
+    if let Some(begun) = &begun {
+        check_identity(&identity, &begun.genesis)?;
     }
     let done = install::install(&mut sql, &request(source, &place, &wanted))?;
     let mut plan = planned_for(source, done, &wanted);
     plan.new_trail = new_trail;
     let mut replication = Connection::open_replication(&place.config)?;
-    if let Some(trail) = trail {
-        if !slot::exists(&mut sql, &place.slot)? {
+    if let Some(begun) = begun {
+        plan.genesis = Some(begun.hash.to_string());
+        if begun.held.is_none() {
+            // It makes a slot that is gone anew, and looks at new tables, by itself.
+            let note =
+                "A guardian is running on this trail: it takes up what was changed within a second";
+            plan.notes.push(note.to_owned());
+        } else if !slot::exists(&mut sql, &place.slot)? {
             slot::create_telling(&mut replication, &place.slot, wait)?;
             tell_slot(&mut plan, &place.slot, false);
+            // What the database has for us may be new like the slot.
+            begun.forget_word();
         }
-        plan.genesis = Some(trail.genesis_hash().to_string());
         return Ok(plan);
     }
     let created = slot::create_telling(&mut replication, &place.slot, wait)?;

@@ -51,11 +51,16 @@ impl Session {
             }
         }
         self.baseline_of(worker, &mut *snapshot, &mut |_| {})?;
+        self.resume_postponed(worker);
+        Ok(())
+    }
+
+    /// Does what had to wait.
+    pub(super) fn resume_postponed(&mut self, worker: &Worker) {
         for command in self.postponed.drain(..) {
             // To ourselves: the inbox outlives the session.
             let _ = worker.commands.send(command);
         }
-        Ok(())
     }
 
     /// Writes the rows of a snapshot that the trail does not know yet.
@@ -120,7 +125,7 @@ impl Session {
             self.append(vec![live])?;
         }
         self.is_new = false;
-        self.unbaselined.clear();
+        self.live.extend(self.unbaselined.drain(..));
         self.gone.clear();
         self.close(worker)
     }

@@ -1,9 +1,6 @@
 //! What happened, in the order in which the source tells it.
 
-use super::{
-    BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, Suspect, TRANSACTION,
-    Worker,
-};
+use super::{BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, Worker};
 use crate::actors::Judged;
 use crate::translate::{self, About, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
@@ -24,10 +21,13 @@ impl Session {
     /// Takes the next batch of what was committed, and makes it durable; `true`
     /// if the source may have had more to tell at once.
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
-        let steps = match self.source.poll(self.position, BATCH) {
-            Err(error) if error.is_busy() => return Ok(false),
-            other => other?,
-        };
+        let mut steps = std::mem::take(&mut self.begun);
+        if steps.is_empty() {
+            steps = match self.source.poll(self.resume(), BATCH) {
+                Err(error) if error.is_busy() => return Ok(false),
+                other => other?,
+            };
+        }
         let full = steps.len() >= BATCH;
         self.more = !steps.is_empty();
         if steps.is_empty() {
@@ -62,8 +62,9 @@ impl Session {
                 let text = "the database counts its changes from an earlier position: it was rewound or replaced";
                 self.finding(worker, Finding::general(Code::DatabaseRewound, text))?;
             }
+            Captured::Unreadable { pos, .. } if self.is_written(pos) => {}
             Captured::Unreadable { pos, why } => {
-                self.write_part(worker)?;
+                self.write_open(worker)?;
                 self.unreadable(worker, pos, why)?;
             }
             other => {
@@ -76,66 +77,38 @@ impl Session {
 
     /// Keeps a change until its transaction has said more about it.
     fn take(&mut self, worker: &mut Worker, change: Change) -> Result<(), Ended> {
-        if self
-            .open_changes
-            .first()
-            .is_some_and(|open| open.tx != change.tx)
-        {
+        if self.is_written(change.pos) {
+            return self.recall(&change);
+        }
+        let before = self.open.changes.first().map(|before| before.tx);
+        if before.is_some_and(|before| before != change.tx) {
             self.end_transaction(worker)?;
         }
-        self.open_changes.push(change);
-        // The two halves of a changed key stay together.
-        let halved = self.open_changes.last().map(|last| last.op) == Some(Changed::Delete);
-        let most = TRANSACTION + usize::from(halved) * TRANSACTION;
-        if self.open_changes.len() >= most {
-            self.write_part(worker)?;
+        if self.open.keep(change) {
+            self.write_open(worker)?;
         }
         Ok(())
-    }
-
-    /// Writes what came of a transaction so far, and what is wrong with it: once
-    /// these lines are durable, their changes do not come again.
-    fn write_part(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        self.write_open(worker)?;
-        self.tell_suspects(worker, "at least ")
     }
 
     /// Writes what is left of the transaction, and what is wrong with it.
     fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.write_open(worker)?;
-        self.tell_suspects(worker, "")?;
-        self.suspects.clear();
-        Ok(())
-    }
-
-    /// Tells what is wrong with the transaction and was not told yet.
-    fn tell_suspects(&mut self, worker: &Worker, at_least: &str) -> Result<(), Ended> {
-        let mut suspects = std::mem::take(&mut self.suspects);
-        for suspect in suspects.iter_mut().filter(|suspect| !suspect.is_told) {
-            let mut finding = suspect.finding.clone();
-            if suspect.rows > 1 {
-                finding.text += &format!(
-                    " (and {at_least}{} more rows of this table in its transaction)",
-                    suspect.rows - 1
-                );
-            }
-            suspect.is_told = true;
-            self.finding_of(worker, finding, suspect.patient.clone())?;
+        for (finding, patient) in self.open.end() {
+            self.finding_of(worker, finding, patient)?;
         }
-        self.suspects = suspects;
         Ok(())
     }
 
     /// Writes the changes that were kept, by what they say together.
     fn write_open(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        let changes = std::mem::take(&mut self.open_changes);
+        let changes = self.open.take();
         for change in &changes {
             let changed = match self.actors.compares(change) {
                 true => self.changed(change)?,
                 false => None,
             };
             let changed = changed.as_deref();
-            self.actors.witness(&mut self.witness, change, changed);
+            self.actors.witness(&mut self.open.witness, change, changed);
         }
         let mut left = None;
         let mut changes = changes.into_iter().peekable();
@@ -209,8 +182,8 @@ impl Session {
         let changed = changed_from(&change, sealed.as_ref());
         let judged = self
             .actors
-            .judge(&change, changed.as_deref(), &self.witness);
-        let Judged { actor, finding } = judged;
+            .judge(&change, changed.as_deref(), &self.open.witness);
+        let Judged { actor, doubt } = judged;
         let all = || {
             let row = change.new.as_ref().or(change.old.as_ref());
             row.map_or_else(Default::default, |row| Arc::clone(&row.columns))
@@ -222,20 +195,19 @@ impl Session {
             image: self.keeps_image(worker, &change.table),
         };
         self.learn(&change.table, &change.key, change.new.as_ref());
-        let suspect = finding.map(|(code, text)| Suspect {
-            finding: Finding {
-                code,
-                table: Some(change.table.clone()),
-                record: Some(self.record_of(&change)),
-                key: Some(change.key.clone()),
-                columns: about.columns.to_vec(),
-                about: None,
-                text,
-            },
-            patient: None,
-            rows: 1,
-            is_told: false,
-        });
+        let suspect = match doubt {
+            Some(doubt) if !self.open.is_doubted(&change.table, &doubt) => {
+                let finding = Finding {
+                    table: Some(change.table.clone()),
+                    record: Some(self.record_of(&change)),
+                    key: Some(change.key.clone()),
+                    columns: about.columns.to_vec(),
+                    ..Finding::general(doubt.code, String::new())
+                };
+                Some((doubt, finding))
+            }
+            _ => None,
+        };
         let drafts = translate::change(change, &worker.parts.source.name, about, &self.now(worker));
         let Some(line) = drafts.last() else {
             return Ok(());
@@ -243,29 +215,18 @@ impl Session {
         self.open_times.push(line.at.micros());
         let patient = suspect.as_ref().and(line.patient.clone());
         self.append(drafts)?;
-        if let Some(mut suspect) = suspect {
-            suspect.finding.about = Some(self.trail.state().next_seq() - 1);
-            suspect.patient = patient;
-            self.suspect(suspect);
+        // What may be wrong with the change; it is told when its transaction ends.
+        if let Some((doubt, mut finding)) = suspect {
+            finding.about = Some(self.trail.state().next_seq() - 1);
+            self.open.suspect(doubt, finding, patient);
         }
         Ok(())
-    }
-
-    /// Notes what is wrong with a change; it is told when its transaction ends,
-    /// once for each table.
-    fn suspect(&mut self, suspect: Suspect) {
-        let of = |finding: &Finding| (finding.code, finding.table.clone());
-        let mut known = self.suspects.iter_mut();
-        match known.find(|known| of(&known.finding) == of(&suspect.finding)) {
-            Some(known) => known.rows += 1,
-            None => self.suspects.push(suspect),
-        }
     }
 
     /// All rows of a table are gone at once: a line for each, since each stands
     /// in the list of its own patient.
     fn truncate(&mut self, worker: &mut Worker, change: &Change) -> Result<(), Ended> {
-        let Judged { actor, finding } = self.actors.judge(change, None, &self.witness);
+        let Judged { actor, doubt } = self.actors.judge(change, None, &self.open.witness);
         let records = self.trail.state().records(&change.table);
         let gone: Vec<Bytes32> = records
             .filter(|(_, known)| known.leaf.row.is_some())
@@ -294,8 +255,11 @@ impl Session {
             about: Some(first),
             ..Finding::general(code, text)
         };
-        if let Some((code, text)) = finding {
-            self.finding(worker, of_table(code, text))?;
+        if let Some(doubt) = doubt
+            && !self.open.is_doubted(&change.table, &doubt)
+        {
+            let finding = of_table(doubt.code, String::new());
+            self.open.suspect(doubt, finding, None);
         }
         let text = format!("the table was truncated: {} rows are gone", gone.len());
         self.finding(worker, of_table(Code::Truncated, text))
@@ -421,7 +385,12 @@ impl Session {
     }
 
     /// A hole in the source's account: noted, and all rows looked at.
-    fn gap(&mut self, worker: &Worker, from: Position, to: Position) -> Result<u64, Ended> {
+    pub(super) fn gap(
+        &mut self,
+        worker: &Worker,
+        from: Position,
+        to: Position,
+    ) -> Result<u64, Ended> {
         let draft = Draft {
             body: Body::Gap(Gap {
                 from: from.to_string(),
@@ -462,12 +431,12 @@ impl Session {
 
     pub(super) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, Ended> {
         self.events += drafts.len() as u64;
-        if !self.unbaselined.is_empty() {
-            for draft in drafts.iter().filter(|d| d.op == Op::Delete) {
-                if let (Some(table), Some(key)) = (&draft.table, &draft.key) {
-                    let record = self.trail.record_key(Some(table), key);
-                    self.gone.insert((table.clone(), record));
-                }
+        for draft in drafts.iter().filter(|d| d.op == Op::Delete) {
+            if let (Some(table), Some(key)) = (&draft.table, &draft.key)
+                && !self.live.contains(table)
+            {
+                let record = self.trail.record_key(Some(table), key);
+                self.gone.insert((table.clone(), record));
             }
         }
         if let Some(pass) = &mut self.scanning {

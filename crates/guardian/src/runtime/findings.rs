@@ -143,7 +143,7 @@ impl Session {
         self.show(worker);
         pitser_trail::disk::replace(&path, &now).map_err(TrailError::from)?;
         self.fingerprint = now;
-        Ok(())
+        self.reshape(worker)
     }
 }
 

@@ -14,6 +14,7 @@ use pitser_monitor::Finding;
 use pitser_tlog::note::SignatureLine;
 use pitser_witness::{Answer, Asker, Ballot, Peer, SubmitError as CosignError};
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// One witness, and what is shown of it. Outlives sessions.
@@ -34,6 +35,9 @@ pub(super) struct Heads {
     /// Who waits for so many blocks to be cosigned.
     waiting: Vec<(u64, Reply)>,
 }
+
+/// How long witnesses have to say what they cosigned last.
+const CONSULTATION: Duration = Duration::from_secs(2);
 
 type Reply = oneshot::Sender<Result<u64, String>>;
 
@@ -107,6 +111,32 @@ impl Session {
             }
         }
         self.decide(worker)
+    }
+
+    /// Asks the witnesses whether this trail is what they cosigned last, before
+    /// anything is written to it. Waits for those that answer in a moment.
+    ///
+    /// # Errors
+    /// [`StartError::Behind`].
+    pub(super) fn consult(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        self.is_consulting = true;
+        self.cosign(worker)?;
+        let until = std::time::Instant::now() + CONSULTATION;
+        while !self.is_head_decided() {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            match worker.inbox.recv_timeout(left) {
+                Ok(Command::Cosigned { witness, answer }) => self.heard(worker, witness, answer)?,
+                Ok(Command::Stop { reply, .. }) => {
+                    let _ = reply.send(());
+                    return Err(Ended::Stopped);
+                }
+                Ok(other) => self.postponed.push(other),
+                Err(_) => break,
+            }
+        }
+        self.is_consulting = false;
+        self.resume_postponed(worker);
+        Ok(())
     }
 
     /// Replies when `blocks` blocks are cosigned, or cannot be.
@@ -186,6 +216,9 @@ impl Session {
             _ => return Ok(()),
         };
         let text = format!("witness {name}: {error}");
+        if self.is_consulting {
+            return Err(StartError::Behind(format!("{code} {text}")).into());
+        }
         self.finding(worker, Finding::general(code, text))?;
         Ok(self.trail.commit()?)
     }

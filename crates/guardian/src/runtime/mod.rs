@@ -9,41 +9,43 @@ mod heads;
 mod scan;
 mod session;
 mod show;
+mod tables;
+mod transaction;
+mod word;
 
 use crate::Clock;
-use crate::actors::{Actors, Witness};
+use crate::actors::Actors;
 use crate::config::{Source, Tuning};
 use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
 use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
 use crate::status::{BlockStatus, FindingStatus, FleetStatus, SourceState, Status};
+pub(crate) use word::FILE as WORD;
+
 use heads::{Cosigner, Heads};
-use pitser_capture::event::Change;
 use pitser_capture::fhir::FhirError;
-use pitser_capture::{Position, Snapshot, Source as Database, SourceError};
+use pitser_capture::{Captured, Position, Snapshot, Source as Database, SourceError};
 use pitser_client::Client;
 use pitser_client::fleet::Fleet;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
-use pitser_monitor::{Expected, Finding, Incidents, Look, Touched};
+use pitser_monitor::{Expected, Incidents, Look, Touched};
 use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
-use pitser_trail::{PatientId, Trail, TrailError};
+use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
 use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use transaction::{Transaction, Written};
 
 /// How often the database is asked whether anything was committed.
 const POLL: Duration = Duration::from_millis(20);
 /// Steps taken from the source at a time.
 const BATCH: usize = 500;
-/// Changes of one transaction that are looked at together before they are
-/// written: what the first of them means, a later one may say.
-const TRANSACTION: usize = 1000;
 /// The file that holds a position which no line tells of.
 const POSITION: &str = "position";
 /// Rows of a baseline written before they are made durable.
@@ -57,6 +59,8 @@ const SECOND_US: u64 = 1_000_000;
 /// Between two attempts to guard: at first, and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks whether another guardian has ended.
+const STANDBY_WAIT: Duration = Duration::from_secs(1);
 /// After guarding for so long, the next failure is a new one.
 const STEADY_US: u64 = 30 * SECOND_US;
 
@@ -88,12 +92,26 @@ pub enum StartError {
     /// The trail.
     #[error(transparent)]
     Trail(#[from] TrailError),
+    /// A standby's copy is not what was witnessed.
+    #[error(
+        "nothing is written, for the guardian before this one wrote more than this copy of the trail has: {0}. \
+         Bring the copy up to date and start again"
+    )]
+    Behind(String),
     /// The thread could not be made.
     #[error("no thread for the guardian: {0}")]
     Thread(std::io::Error),
 }
 
 impl StartError {
+    /// Whether another guardian is capturing.
+    pub fn is_taken(&self) -> bool {
+        match self {
+            Self::Init(InitError::Database(error)) | Self::Database(error) => error.is_taken(),
+            _ => false,
+        }
+    }
+
     /// Whether trying again later, with nothing changed by anybody, may help.
     pub fn is_passing(&self) -> bool {
         match self {
@@ -229,7 +247,8 @@ impl Guardian {
     ) -> Result<(), StartError> {
         let (mut worker, _handle) = Worker::new(parts, |_, _| None)?;
         let mut session = Session::open(&mut worker)?;
-        match session.baseline_of(&mut worker, snapshot, progress) {
+        let begun = session.begin(&mut worker);
+        match begun.and_then(|()| session.baseline_of(&mut worker, snapshot, progress)) {
             Ok(()) | Err(Ended::Stopped) => Ok(()),
             Err(Ended::Failed(error)) => Err(error),
         }
@@ -338,6 +357,8 @@ struct Worker {
     uncosigned: Option<String>,
     /// Why the last pass over the live rows came to nothing.
     unscanned: Option<String>,
+    /// Another guardian was capturing: what it wrote may not be in this copy.
+    stood_by: bool,
 }
 
 impl Worker {
@@ -369,6 +390,7 @@ impl Worker {
             delayed: None,
             uncosigned: None,
             unscanned: None,
+            stood_by: false,
         };
         Ok((worker, Handle { commands, status }))
     }
@@ -428,7 +450,9 @@ impl Worker {
                 }
                 Ended::Failed(error) => {
                     self.interrupted(&error);
-                    if self.idle(wait) {
+                    // Whoever stands by is there at once.
+                    let now = if error.is_taken() { STANDBY_WAIT } else { wait };
+                    if self.idle(now) {
                         self.publish.send_modify(|s| s.state = SourceState::Stopped);
                         return;
                     }
@@ -438,13 +462,15 @@ impl Worker {
         }
     }
 
-    fn interrupted(&self, error: &StartError) {
+    fn interrupted(&mut self, error: &StartError) {
+        self.stood_by |= error.is_taken();
         tracing::error!(source = %self.parts.source.name, error = %error, "guarding is interrupted");
         let state = match error {
             StartError::Database(_) | StartError::Init(_) | StartError::Thread(_) => {
                 SourceState::DatabaseUnavailable
             }
-            StartError::Trail(TrailError::Read(pitser_trail::ReadError::Damaged(_))) => {
+            StartError::Behind(_)
+            | StartError::Trail(TrailError::Read(pitser_trail::ReadError::Damaged(_))) => {
                 SourceState::Damaged
             }
             StartError::Trail(_) => SourceState::TrailUnavailable,
@@ -513,6 +539,8 @@ struct Collected {
     first: Vec<String>,
     /// Records that were deleted before their table's baseline was complete.
     gone: HashSet<(String, Bytes32)>,
+    /// What there is of the last transaction.
+    written: Written,
 }
 
 impl Collected {
@@ -541,8 +569,11 @@ impl Collected {
             }
             _ => {}
         }
-        if line.op != Op::Read {
-            self.position = line.pos.parse().ok().or(self.position);
+        if line.op != Op::Read
+            && let Ok(position) = line.pos.parse()
+        {
+            self.written.note(line, position);
+            self.position = Some(position);
         }
         self.events += u64::from(!matches!(line.op, Op::Checkpoint | Op::Genesis | Op::Live));
     }
@@ -569,13 +600,21 @@ struct Session {
     is_new: bool,
     /// Records that were deleted before their table's baseline was complete.
     gone: HashSet<(String, Bytes32)>,
+    /// What the source said when it began to be read.
+    begun: Vec<Captured>,
+    /// What the trail says that the fingerprint was, until that is compared.
+    sealed: Option<Digest>,
+    /// Witnesses are asked before anything is written.
+    is_consulting: bool,
+    /// The database is about to drop what was not taken yet.
+    is_in_danger: bool,
+    /// Tables whose rows all have their line, or had while they were guarded.
+    live: HashSet<String>,
+    /// Tables that the configuration names and nobody guards, and that were told.
+    unguarded: HashSet<String>,
     events: u64,
-    /// Changes of the transaction under way that are not in the trail yet.
-    open_changes: Vec<Change>,
-    /// What that transaction's changes say together.
-    witness: Witness,
-    /// What is wrong with that transaction, by code and table.
-    suspects: Vec<Suspect>,
+    /// The transaction whose changes are coming.
+    open: Transaction,
     /// The last poll gave something: there may be more.
     more: bool,
     heads: Heads,
@@ -599,16 +638,6 @@ struct Session {
     next: Due,
 }
 
-/// Something that is wrong with a transaction, told once for each table.
-struct Suspect {
-    finding: Finding,
-    patient: Option<PatientId>,
-    rows: u64,
-    /// The transaction is longer than what is looked at together, and this was
-    /// written with its first part.
-    is_told: bool,
-}
-
 type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;
 
 /// A pass over the live rows that is under way on its own thread.
@@ -625,5 +654,6 @@ struct Due {
     close: u64,
     scan: u64,
     fingerprint: u64,
+    word: u64,
     cosign: u64,
 }

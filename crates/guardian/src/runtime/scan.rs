@@ -20,8 +20,10 @@ impl Session {
         };
         worker.pass += 1;
         let pass = worker.pass;
+        // Rows that have no line yet are not unknown ones.
         let shapes = self.source.shapes().iter();
         let tables: Vec<ScanTable> = shapes
+            .filter(|shape| self.live.contains(&shape.name))
             .map(|shape| ScanTable {
                 key: self.trail.keys().table(&shape.name),
                 keyless: shape.keyless,
@@ -69,6 +71,15 @@ impl Session {
                 }
                 return;
             }
+            Err(error) if error.is_not_guarded() => {
+                // Begun anew, once it is known what became of the table.
+                let pass = self.scanning.take();
+                self.scan_replies
+                    .extend(pass.into_iter().flat_map(|pass| pass.replies));
+                self.scan_due = true;
+                self.next.fingerprint = 0;
+                return;
+            }
             Ok(None) => "the scan was given up".to_owned(),
             Err(error) if error.is_damage() => format!(
                 "{error}. The database's files are damaged: restore the table from a backup and scan again"
@@ -103,7 +114,8 @@ impl Session {
             return Ok(());
         };
         let rows = look.rows;
-        let findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched)?;
+        let mut findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched)?;
+        findings.extend(self.out_of_reach());
         for finding in &findings {
             self.finding(worker, finding.clone())?;
         }

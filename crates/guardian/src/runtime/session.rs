@@ -1,10 +1,11 @@
 //! One stretch of guarding between two failures: opening, waiting, deciding what is due.
 
+use super::transaction::Transaction;
 use super::{
     BLOCK_LINES, Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session,
     StartError, SubmitError, Worker,
 };
-use crate::actors::{Actors, Witness};
+use crate::actors::Actors;
 use crate::config::Tuning;
 use crate::init::{self, InitError};
 use crate::patients::Patients;
@@ -13,7 +14,7 @@ use pitser_capture::{Cell, Position};
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_monitor::Sealed;
 use pitser_trail::{Trail, TrailError};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -24,13 +25,15 @@ impl Session {
     pub(super) fn open(worker: &mut Worker) -> Result<Self, StartError> {
         let parts = &worker.parts;
         let mut source = init::open_guarded(&parts.source)?;
+        // Whoever stands by reads and writes nothing before the other one ends.
+        source.free()?;
         let layout = parts.tuning.layout(&parts.source);
         let (mut trail, collected, recovery) = Trail::open(layout, Collected::line)?;
         if recovery != pitser_trail::Recovery::default() {
             tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
         }
         trail.set_segment_bytes_max(parts.tuning.segment_bytes_max);
-        init::check_identity(&source.identity()?, &trail)?;
+        init::check_identity(&source.identity()?, trail.genesis())?;
         let shapes = source.shapes();
         let patients = Patients::new(&parts.source, shapes).map_err(InitError::from)?;
         let actors = Actors::new(&parts.source, shapes).map_err(InitError::from)?;
@@ -52,10 +55,14 @@ impl Session {
             unbaselined: Vec::new(),
             is_new: !collected.first.is_empty(),
             gone: collected.gone,
+            begun: Vec::new(),
+            sealed: collected.fingerprint,
+            is_consulting: false,
+            is_in_danger: false,
+            live: collected.live,
+            unguarded: HashSet::new(),
             events: collected.events,
-            open_changes: Vec::new(),
-            witness: Witness::default(),
-            suspects: Vec::new(),
+            open: Transaction::after(collected.written),
             waiting: VecDeque::new(),
             open_times: Vec::new(),
             latencies: VecDeque::new(),
@@ -72,6 +79,7 @@ impl Session {
                 close: 0,
                 scan: 0,
                 fingerprint: now + SECOND_US,
+                word: 0,
                 cosign: now,
             },
             source,
@@ -79,18 +87,15 @@ impl Session {
             patients,
             actors,
         };
+        if session.source.is_stream() {
+            // From here on nobody else can.
+            session.begun = session.source.poll(session.resume(), 0)?;
+        }
         session.next.close = session.close_time(&worker.parts.tuning, now);
         session.next.scan = session.scan_time(&worker.parts.tuning, now);
-        let lacking = session.baseline_order().into_iter();
-        session.unbaselined = lacking
-            .filter(|table| !collected.live.contains(table))
-            .collect();
+        session.unbaselined = session.lacking();
         session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
-        match session.compare_fingerprint(worker, collected.fingerprint) {
-            Ok(()) | Err(Ended::Stopped) => {}
-            Err(Ended::Failed(error)) => return Err(error),
-        }
         for block in session.trail.unsealed() {
             let wanted = Wanted {
                 block: block.block,
@@ -135,12 +140,25 @@ impl Session {
         Ok(())
     }
 
+    /// Begins to write, after everything that speaks against it was looked at.
+    pub(super) fn begin(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        if worker.stood_by {
+            self.consult(worker)?;
+            worker.stood_by = false;
+        }
+        let sealed = self.sealed.take();
+        self.compare_fingerprint(worker, sealed)?;
+        self.compare_word(worker)
+    }
+
     pub(super) fn run(&mut self, worker: &mut Worker) -> Ended {
-        if let Err(ended) = self.baseline(worker).and_then(|()| self.accused(worker)) {
+        let begun = self.begin(worker).and_then(|()| self.baseline(worker));
+        if let Err(ended) = begun.and_then(|()| self.accused(worker)) {
             return ended;
         }
         loop {
-            if let Err(ended) = self.turn(worker) {
+            // Tables may come to be guarded meanwhile.
+            if let Err(ended) = self.turn(worker).and_then(|()| self.baseline(worker)) {
                 return ended;
             }
         }
@@ -227,6 +245,11 @@ impl Session {
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
             self.compare_fingerprint(worker, None)?;
+            self.notice_unguarded(worker)?;
+            self.notice_backlog(worker)?;
+            if now >= self.next.word {
+                self.renew_word(worker)?;
+            }
         }
         // Rows that have no line yet are not unknown ones.
         if self.scanning.is_none()

@@ -306,31 +306,41 @@ async fn a_row_that_goes_while_its_baseline_is_taken_is_not_missed_later() {
     guarded.guardian.stop().await;
 }
 
+/// More changes than are looked at together.
+const LONG: &str = "INSERT INTO observation SELECT n, 1, 'x' FROM generate_series(1001, 3500) n";
+
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_a_long_transaction_is_written_with_its_first_part() {
+async fn what_is_wrong_with_a_long_transaction_is_told_once_at_its_end() {
     let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
         return;
     };
-    guarded
-        .sql
-        .query("INSERT INTO observation SELECT n, 1, 'x' FROM generate_series(1001, 3500) n")
-        .unwrap();
+    guarded.sql.query(LONG).unwrap();
     assert_eq!(
         guarded.found().await,
         [("ACT-02".to_owned(), Some("1001".to_owned()))]
     );
     let finding = guarded.guardian.status().findings.remove(0);
-    assert!(
-        finding.text.contains("at least 999 more"),
-        "{}",
-        finding.text
-    );
-    // Killed after that part, the guardian would be told of the rest alone.
-    let lines = guarded.guardian.status().lines;
-    assert!(
-        finding.line.unwrap() + 1500 < lines,
-        "{finding:?} of {lines}"
-    );
+    assert!(finding.text.contains("(and 2499 more"), "{}", finding.text);
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_row_of_a_long_transaction_speaks_for_its_first() {
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, |_| {}) else {
+        return;
+    };
+    let stamped =
+        "UPDATE patient SET name = 'Jüri II', write_uid = 7, write_date = now() WHERE id = 1";
+    guarded
+        .sql
+        .query(&format!("BEGIN; {LONG}; {stamped}; COMMIT"))
+        .unwrap();
+    assert_eq!(guarded.found().await, []);
+    let actors = guarded.actors("public.observation");
+    let named = |row: usize| actors[row] == (Some("dr.tamm".to_owned()), "C".to_owned());
+    assert!(named(actors.len() - 1), "{:?}", actors.last());
+    // Written before anybody was named, and never upgraded.
+    assert_eq!(actors[0], (None, "D".to_owned()));
     guarded.guardian.stop().await;
 }
 
@@ -353,5 +363,140 @@ async fn a_new_key_takes_a_large_value_along() {
     let found = guarded.found().await;
     let bad: Vec<_> = found.iter().filter(|(code, _)| code != "CAP-05").collect();
     assert!(bad.is_empty(), "{bad:?}");
+    guarded.guardian.stop().await;
+}
+
+/// Stops a guardian, and waits until it has let go of its files.
+async fn stopped(guardian: &Handle) {
+    guardian.stop().await;
+    status_with(guardian, "stopped", |s| s.state == SourceState::Stopped).await;
+}
+
+/// Copies a trail's folder to another machine, as it were.
+fn copied(site: &Site, name: &str) -> Site {
+    let data = site.dir.path().join(name);
+    let from = site.tuning.data.clone();
+    let done = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&from, &data])
+        .status();
+    assert!(done.unwrap().success());
+    Site {
+        dir: tempfile::tempdir().unwrap(),
+        source: site.source.clone(),
+        tuning: Tuning {
+            data,
+            ..site.tuning.clone()
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over_unless_its_copy_is_short() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let mut sql = server.sql();
+    sql.query(SCHEMA).unwrap();
+    let site = site(&server);
+    install(&site).unwrap();
+    let (peer, key) = site.witness("notary.example", 9);
+    let witness: Arc<dyn Cosign> = Arc::from(peer.into_parts().1);
+    let start = |site: &Site| {
+        Guardian::start(Parts {
+            source: site.source.clone(),
+            tuning: site.tuning.clone(),
+            client: None,
+            witnesses: vec![Peer::new(Box::new(Arc::clone(&witness)), key.clone())],
+            fleet: None,
+            clock: clock(),
+        })
+        .unwrap()
+    };
+    let cosigned = |s: &pitser_guardian::Status| s.blocks > 0 && s.witnesses[0].size == s.blocks;
+    let first = start(&site);
+    status_with(&first, "cosigned", cosigned).await;
+    stopped(&first).await;
+    let short = copied(&site, "short");
+
+    let first = start(&site);
+    let named = "UPDATE patient SET name = 'X', write_uid = 7, write_date = now() WHERE id = 1";
+    let before = first.status().blocks;
+    sql.query(named).unwrap();
+    let more = |s: &pitser_guardian::Status| s.blocks > before && cosigned(s);
+    status_with(&first, "cosigned again", more).await;
+    stopped(&first).await;
+    let whole = copied(&site, "whole");
+    let first = start(&site);
+
+    // Both wait, and write nothing.
+    let lines = |site: &Site| {
+        let segment = site.tuning.layout(&site.source).segment(0);
+        std::fs::read(segment).unwrap()
+    };
+    let written = (lines(&short), lines(&whole));
+    let is_waiting = |s: &pitser_guardian::Status| {
+        s.trouble
+            .as_ref()
+            .is_some_and(|t| t.contains("read by another process"))
+    };
+    let second = start(&short);
+    status_with(&second, "waits", is_waiting).await;
+    first.stop().await;
+    let is_refused = |s: &pitser_guardian::Status| {
+        s.state == SourceState::Damaged && s.trouble.as_ref().is_some_and(|t| t.contains("TRL-03"))
+    };
+    status_with(&second, "refuses", is_refused).await;
+    second.stop().await;
+    assert_eq!((lines(&short), lines(&whole)), written);
+
+    let first = start(&site);
+    let second = start(&whole);
+    status_with(&second, "waits", is_waiting).await;
+    first.stop().await;
+    status_with(&second, "guards", |s| s.state == SourceState::Guarding).await;
+    let before = second.status().events;
+    sql.query(named).unwrap();
+    status_with(&second, "captured", |s| s.events > before).await;
+    assert_eq!(second.scan().await.unwrap().findings, []);
+    assert_eq!(second.status().findings, []);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_will_soon_drop_its_log_is_a_finding() {
+    let Some(mut guarded) = Guarded::new(&["max_wal_size = '1GB'"], SCHEMA, |_| {}) else {
+        return;
+    };
+    guarded.guardian.stop().await;
+    guarded
+        .sql
+        .query("ALTER SYSTEM SET max_slot_wal_keep_size = '64MB'")
+        .unwrap();
+    guarded.sql.query("SELECT pg_reload_conf()").unwrap();
+    // A transaction that is open keeps the slot where it is.
+    let mut open = guarded.server.sql();
+    open.query("BEGIN; INSERT INTO patient VALUES (3, 'open', 7, now())")
+        .unwrap();
+    let (guardian, _) = guarded.site.start(None);
+    guarded.guardian = guardian;
+    status_with(&guarded.guardian, "shows what is kept", |s| {
+        s.log_kept_bytes.is_some()
+    })
+    .await;
+    let is_told = |s: &pitser_guardian::Status| {
+        let danger = |f: &pitser_guardian::FindingStatus| f.text.contains("will drop it soon");
+        s.findings.iter().any(|f| f.code == "CAP-03" && danger(f))
+    };
+    let mut shown = guarded.guardian.watch();
+    while !is_told(&shown.borrow_and_update()) {
+        // Some three megabytes of log, and a look at it.
+        guarded
+            .sql
+            .query("CREATE TABLE filler AS SELECT repeat(md5(n::text), 20) FROM generate_series(1, 4000) n; DROP TABLE filler")
+            .unwrap();
+        shown.changed().await.unwrap();
+    }
+    open.query("COMMIT").unwrap();
     guarded.guardian.stop().await;
 }

@@ -392,40 +392,64 @@ fn columns(name: &str, was: Entry<'_>, now: Entry<'_>) -> (&'static str, String)
         );
         return (SCHEMA, text);
     }
-    // number : type : modifier : collation : not null : generated : name
-    let parse = |entry: Entry<'_>| -> BTreeMap<u32, (String, String)> {
-        let lines = entry.facts.split('\n').skip(1);
-        let column = |line: &str| {
-            let (number, rest) = line.split_once(':')?;
-            let (at, _) = rest.match_indices(':').nth(4)?;
-            Some((
-                number.parse().ok()?,
-                (rest[..at].to_owned(), rest[at + 1..].to_owned()),
-            ))
-        };
-        lines.filter_map(column).collect()
-    };
-    let (was, now) = (parse(was), parse(now));
+    let (was, now) = (shape(was), shape(now));
     let numbers: BTreeSet<u32> = was.keys().chain(now.keys()).copied().collect();
     let changes: Vec<String> = numbers
         .into_iter()
         .filter_map(|number| match (was.get(&number), now.get(&number)) {
-            (None, Some((_, name))) => Some(format!("{name} added")),
-            (Some((_, name)), None) => Some(format!("{name} dropped")),
-            (Some((_, before)), Some((_, name))) if before != name => {
-                Some(format!("{before} is now called {name}"))
+            (None, Some(now)) => Some(format!("{} {} added", now.name, now.kind)),
+            (Some(was), None) => Some(format!("{} {} dropped", was.name, was.kind)),
+            (Some(was), Some(now)) if was.name != now.name => {
+                Some(format!("{} is now called {}", was.name, now.name))
             }
-            (Some((before, _)), Some((now, name))) if before != now => {
-                Some(format!("{name} has another type or constraint"))
+            (Some(was), Some(now)) if was.kind != now.kind => {
+                Some(format!("{} {} -> {}", now.name, was.kind, now.kind))
+            }
+            (Some(was), Some(now)) if was.facts != now.facts => {
+                Some(format!("{} has another constraint or collation", now.name))
             }
             _ => None,
         })
         .collect();
     let text = format!(
-        "columns of table {name} were changed ({}): scan it",
-        changes.join(", ")
+        "columns of table {name} were changed ({}): scan it. Before: {}; now: {}",
+        changes.join(", "),
+        listed(&was),
+        listed(&now)
     );
     (SCHEMA, text)
+}
+
+/// A column as the fingerprint has it.
+struct Column<'a> {
+    /// Its type's number and modifier, collation, not null, generated.
+    facts: &'a str,
+    name: &'a str,
+    /// Its type in words.
+    kind: &'a str,
+}
+
+/// A table's columns by their numbers.
+fn shape(entry: Entry<'_>) -> BTreeMap<u32, Column<'_>> {
+    entry.facts.split('\n').skip(1).filter_map(column).collect()
+}
+
+/// Reads `number:type:modifier:collation:not null:generated:name TAB type`.
+fn column(line: &str) -> Option<(u32, Column<'_>)> {
+    let (number, rest) = line.split_once(':')?;
+    let (at, _) = rest.match_indices(':').nth(4)?;
+    let facts = &rest[..at];
+    let (name, kind) = rest[at + 1..].rsplit_once('\t')?;
+    Some((number.parse().ok()?, Column { facts, name, kind }))
+}
+
+/// `(id integer, note text)`.
+fn listed(shape: &BTreeMap<u32, Column<'_>>) -> String {
+    let columns = shape.values();
+    let columns: Vec<String> = columns
+        .map(|column| format!("{} {}", column.name, column.kind))
+        .collect();
+    format!("({})", columns.join(", "))
 }
 
 fn key(name: &str, now: Option<Entry<'_>>) -> (&'static str, String) {

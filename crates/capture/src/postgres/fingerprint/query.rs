@@ -59,7 +59,8 @@ pub(super) fn query(version: u32, permitted: bool, publication: &Name, slot: &Na
          UNION ALL SELECT 'columns', g.nspname, g.relname, NULL, a.facts, a.stamp FROM guarded g \
          CROSS JOIN LATERAL ( \
            SELECT concat(count(*), chr(10), string_agg(concat(a.attnum, ':', a.atttypid, ':', a.atttypmod, ':', \
-               a.attcollation, ':', a.attnotnull, ':', a.attgenerated, ':', a.attname), chr(10) ORDER BY a.attnum)) AS facts, \
+               a.attcollation, ':', a.attnotnull, ':', a.attgenerated, ':', a.attname, chr(9), \
+               format_type(a.atttypid, a.atttypmod)), chr(10) ORDER BY a.attnum)) AS facts, \
              coalesce(left(encode(sha256(convert_to(string_agg(a.xmin::text, '.' ORDER BY a.attnum), \
                'SQL_ASCII')), 'hex'), 16), '') AS stamp \
            FROM pg_attribute a WHERE a.attrelid = g.oid AND a.attnum > 0 AND NOT a.attisdropped) a \

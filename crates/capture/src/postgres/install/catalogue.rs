@@ -88,6 +88,27 @@ pub(super) fn listed(connection: &mut Connection) -> Result<Vec<Listed>, PgError
     Ok(listed)
 }
 
+/// Names of the tables that could be guarded, and are not in the publication.
+pub(super) fn unguarded(
+    connection: &mut Connection,
+    publication: &Name,
+) -> Result<Vec<String>, PgError> {
+    let rows = ask(
+        connection,
+        &format!(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't' \
+               AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pitser') \
+               AND NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+                 WHERE p.pubname = '{publication}' AND r.prrelid = c.oid) \
+             ORDER BY 1, 2"
+        ),
+    )?;
+    rows.iter()
+        .map(|row| Ok(spelled(&string(row, 0)?, &string(row, 1)?)))
+        .collect()
+}
+
 /// A table from the rows of its columns; one row without a column if it has none.
 fn table(rows: &[Vec<Field>]) -> Result<Listed, PgError> {
     let first = rows.first().ok_or(UNREADABLE)?;

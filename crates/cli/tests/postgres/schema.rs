@@ -1,0 +1,173 @@
+//! Tables that come, change and go while they are guarded.
+
+use serde_json::Value;
+
+use crate::tamper::unseen;
+use crate::world::World;
+
+const SOURCE: &str = r#"
+tables  = ["public.*"]
+exclude = ["public.scratch*"]
+replica_identity = "full"
+"#;
+
+fn world() -> Option<World> {
+    let mut world = World::new("clinic")?;
+    world.psql(
+        "postgres",
+        "CREATE TABLE visit (id int PRIMARY KEY, n int, note text);
+         INSERT INTO visit SELECT n, 1000 + n, 'note ' || n FROM generate_series(1, 50) n",
+    );
+    world.configure("scan_every_s = 0", SOURCE);
+    world.run("guard init").exits(0).says("1 tables guarded");
+    world.guard();
+    Some(world)
+}
+
+/// What is found, without what happened once: `code table key`.
+fn wrong(world: &World) -> Vec<String> {
+    let text = |f: &Value, name: &str| f[name].as_str().unwrap_or_default().to_owned();
+    let found = world.scan();
+    let shown = |f: &Value| {
+        format!(
+            "{} {} {}",
+            text(f, "code"),
+            text(f, "table"),
+            text(f, "key")
+        )
+    };
+    found.iter().map(shown).collect()
+}
+
+fn texts(world: &World, code: &str) -> String {
+    let status = world.status_when("says", |_| true);
+    let findings = status["findings"].as_array().unwrap().iter();
+    let of = findings.filter(|f| f["code"] == code);
+    let texts: Vec<&str> = of.map(|f| f["text"].as_str().unwrap()).collect();
+    texts.join("\n")
+}
+
+#[test]
+fn a_table_that_is_made_and_dropped_while_guarding() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "CREATE TABLE scratch_1 (id int PRIMARY KEY);
+         CREATE TABLE later (id int PRIMARY KEY, note text);
+         INSERT INTO later VALUES (1, 'before'), (2, 'before')",
+    );
+    let told = world.finding("CAP-03", "public.later");
+    assert!(
+        told["text"]
+            .as_str()
+            .unwrap()
+            .contains("`pitser guard init`"),
+        "{told}"
+    );
+    assert!(!texts(&world, "CAP-03").contains("scratch"));
+
+    world
+        .run("guard init")
+        .exits(0)
+        .says("2 tables guarded")
+        .says("A guardian is running on this trail");
+    world.psql(
+        "postgres",
+        "INSERT INTO later VALUES (3, 'after'); DELETE FROM later WHERE id = 2",
+    );
+    world.finding("CAP-05", "public.later");
+    world.settle();
+    assert_eq!(wrong(&world), Vec::<String>::new());
+    let said = world.run("history public.later 1 --json").exits(0).json();
+    assert_eq!(said["lines"][0]["line"]["op"], "baseline");
+    // From now on it is looked at like any other.
+    unseen(
+        &world,
+        "later",
+        "UPDATE later SET note = 'forged' WHERE id = 1",
+    );
+    assert_eq!(wrong(&world), ["ROW-01 public.later 1"]);
+
+    world.psql("postgres", "DROP TABLE later");
+    let gone = "ROW-02 public.later ";
+    assert_eq!(wrong(&world), [gone]);
+    assert!(texts(&world, "ROW-02").contains("what became of its 2 rows"));
+    // Nor is it forgotten.
+    world.kill_guardian();
+    world.guard();
+    assert_eq!(wrong(&world), [gone]);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn columns_that_come_change_and_go_between_changes_of_rows() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "BEGIN;
+         INSERT INTO visit VALUES (101, 1, 'two columns');
+         ALTER TABLE visit ADD COLUMN born date DEFAULT '2000-01-01', ADD twice int GENERATED ALWAYS AS (id * 2) STORED;
+         INSERT INTO visit VALUES (102, 1, 'three');
+         UPDATE visit SET n = n + 1 WHERE id <= 2;
+         ALTER TABLE visit DROP COLUMN note;
+         INSERT INTO visit VALUES (103, 1, '2001-01-01');
+         ALTER TABLE visit RENAME born TO birth;
+         UPDATE visit SET birth = '2002-02-02' WHERE id = 102;
+         COMMIT",
+    );
+    world.psql(
+        "postgres",
+        "INSERT INTO visit VALUES (104, 1); UPDATE visit SET n = 9 WHERE id IN (3, 101)",
+    );
+    world.finding("CAP-05", "public.visit");
+    world.settle();
+    assert_eq!(wrong(&world), Vec::<String>::new());
+    let said = texts(&world, "CAP-05");
+    for part in [
+        "note text dropped",
+        "birth date added",
+        "Before: (id integer, n integer, note text); now: (id integer, n integer, birth date, twice integer)",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    // Each row is written anew, and prints as before.
+    world.psql("postgres", "ALTER TABLE visit ALTER n TYPE bigint");
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("n integer -> bigint")
+    });
+    assert_eq!(wrong(&world), Vec::<String>::new());
+    // A value that was changed with the type is not.
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit ALTER n TYPE bigint USING n + CASE id WHEN 7 THEN 1 ELSE 0 END",
+    );
+    assert_eq!(wrong(&world), ["ROW-01 public.visit 7"]);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn a_table_under_another_name() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit RENAME TO stay; UPDATE stay SET note = 'x' WHERE id = 7",
+    );
+    world.finding("CAP-05", "public.stay");
+    world.settle();
+    // Its rows have their lines under the new name, and those under the old one
+    // are not forgotten.
+    assert_eq!(wrong(&world), ["ROW-02 public.visit "]);
+    unseen(
+        &world,
+        "stay",
+        "UPDATE stay SET note = 'forged' WHERE id = 8",
+    );
+    assert_eq!(
+        wrong(&world),
+        ["ROW-02 public.visit ", "ROW-01 public.stay 8"]
+    );
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}

@@ -1,0 +1,250 @@
+//! Every way that we know to change a row while the stream tells nothing of it,
+//! against a running guardian; and upkeep that looks like one.
+
+use serde_json::Value;
+
+use crate::world::World;
+
+const OUT: &str = "ALTER PUBLICATION pitser_hospital DROP TABLE ONLY trick";
+const IN: &str = "ALTER PUBLICATION pitser_hospital ADD TABLE ONLY trick";
+
+fn world() -> Option<World> {
+    let mut world = World::new("clinic")?;
+    world.psql(
+        "postgres",
+        "CREATE ROLE eve LOGIN PASSWORD 'p@ss/w:rd õ';
+         CREATE TABLE trick (id int PRIMARY KEY, note text, n int);
+         INSERT INTO trick SELECT n, 'note ' || n, n FROM generate_series(1, 20) n;
+         CREATE TABLE lab (id int, at date, note text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+         CREATE TABLE lab_1 PARTITION OF lab FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+         INSERT INTO lab VALUES (1, '2026-02-03', 'first'), (2, '2026-02-03', 'second')",
+    );
+    world.configure("scan_every_s = 0", "tables = [\"public.*\"]\n");
+    world.run("guard init").exits(0).says("2 tables guarded");
+    world.guard();
+    Some(world)
+}
+
+/// Findings about rows that are open after a scan: `code table key`.
+fn rows(world: &World) -> Vec<String> {
+    let text = |f: &Value, name: &str| f[name].as_str().unwrap().to_owned();
+    let mut rows: Vec<String> = world
+        .scan()
+        .iter()
+        .map(|f| {
+            format!(
+                "{} {} {}",
+                text(f, "code"),
+                text(f, "table"),
+                text(f, "key")
+            )
+        })
+        .collect();
+    rows.sort_unstable();
+    rows
+}
+
+/// How many findings of this code there are.
+fn count(world: &World, code: &str) -> usize {
+    let status = world.status_when("says", |_| true);
+    let findings = status["findings"].as_array().unwrap().iter();
+    findings.filter(|f| f["code"] == code).count()
+}
+
+#[test]
+fn no_trick_goes_unnoticed() {
+    let Some(mut world) = world() else { return };
+    let forge = |id: u32| format!("UPDATE trick SET note = 'forged' WHERE id = {id}");
+    let all = "insert, update, delete, truncate";
+    let tricks = [
+        ("CAP-03", 1, format!("{OUT}; {}; {IN}", forge(1))),
+        (
+            "CAP-03",
+            2,
+            format!(
+                "ALTER PUBLICATION pitser_hospital SET (publish = 'insert'); {};
+                 ALTER PUBLICATION pitser_hospital SET (publish = '{all}')",
+                forge(2)
+            ),
+        ),
+        (
+            "CAP-05",
+            3,
+            "ALTER TABLE trick ALTER note TYPE text USING CASE id WHEN 3 THEN 'forged' ELSE note END".to_owned(),
+        ),
+        (
+            "CAP-03",
+            4,
+            format!("{OUT}; ALTER TABLE trick SET UNLOGGED; {}; ALTER TABLE trick SET LOGGED; {IN}", forge(4)),
+        ),
+        (
+            "CAP-03",
+            5,
+            format!("{OUT}; ALTER TABLE trick RENAME TO t; ALTER TABLE t RENAME TO trick; {}; {IN}", forge(5)),
+        ),
+        (
+            "CAP-03",
+            6,
+            format!(
+                "ALTER PUBLICATION pitser_hospital SET TABLE ONLY trick WHERE (id > 100), lab; {};
+                 ALTER PUBLICATION pitser_hospital SET TABLE ONLY trick, lab",
+                forge(6)
+            ),
+        ),
+    ];
+    let mut forged = Vec::new();
+    for (code, id, trick) in tricks {
+        let before = count(&world, code);
+        world.psql("postgres", &format!("BEGIN; {trick}; COMMIT"));
+        forged.push(format!("ROW-01 public.trick {id}"));
+        world.status_when("notices", |s| {
+            let findings = s["findings"].as_array().unwrap().iter();
+            findings.filter(|f| f["code"] == code).count() > before
+        });
+        assert_eq!(rows(&world), forged, "{trick}");
+    }
+
+    // The table's file is another one: no finding by itself, but looked at at once.
+    world.psql(
+        "postgres",
+        "SET allow_system_table_mods = on;
+         CREATE TABLE forgery (LIKE trick); ALTER TABLE forgery SET (autovacuum_enabled = off);
+         INSERT INTO forgery SELECT id, CASE id WHEN 7 THEN 'forged' ELSE note END, n FROM trick;
+         CHECKPOINT;
+         UPDATE pg_class c SET relfilenode = f.relfilenode FROM pg_class f WHERE c.relname = 'trick' AND f.relname = 'forgery'",
+    );
+    let seventh = |f: &Value| f["code"] == "ROW-01" && f["key"] == "7";
+    world.status_when("finds the seventh", |s| {
+        s["findings"].as_array().unwrap().iter().any(seventh)
+    });
+
+    // A partition that is away for a moment.
+    world.psql(
+        "postgres",
+        "BEGIN; ALTER TABLE lab DETACH PARTITION lab_1; UPDATE lab_1 SET note = 'forged' WHERE id = 2;
+         ALTER TABLE lab ATTACH PARTITION lab_1 FOR VALUES FROM ('2026-01-01') TO ('2027-01-01'); COMMIT",
+    );
+    world.status_when("finds the partition's row", |s| {
+        let of_lab = |f: &Value| f["code"] == "ROW-01" && f["table"] == "public.lab";
+        s["findings"].as_array().unwrap().iter().any(of_lab)
+    });
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn nobody_speaks_in_our_name() {
+    let Some(world) = world() else { return };
+    world.psql("postgres", "GRANT SELECT, UPDATE ON trick TO eve");
+    let forged = r#"SELECT pg_logical_emit_message(true, 'pitser', '{"person":"dr.tamm","role":"postgres"}')"#;
+    let message = "UPDATE trick SET note = 'as somebody else' WHERE id = 1";
+    let said = world
+        .server
+        .client("psql", "eve")
+        .args(["-qAtX", "-d", world.database, "-c", forged])
+        .output()
+        .unwrap();
+    let refusal = String::from_utf8(said.stderr).unwrap();
+    assert!(refusal.contains("permission denied"), "{refusal}");
+
+    // Even if she is let: that she is shows, and two voices are nobody's word.
+    world.psql(
+        "postgres",
+        "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO eve",
+    );
+    let told = world.finding("CAP-03", "");
+    assert!(
+        told["text"].as_str().unwrap().contains("eve may call"),
+        "{told}"
+    );
+    world.psql("eve", &format!("BEGIN; {forged}; {message}; COMMIT"));
+    assert_eq!(world.finding("ACT-01", "public.trick")["key"], "1");
+}
+
+#[test]
+fn upkeep_is_no_alarm() {
+    let Some(mut world) = world() else { return };
+    for upkeep in [
+        "VACUUM FULL trick",
+        "CLUSTER trick USING trick_pkey",
+        "REINDEX TABLE trick",
+        "VACUUM (FREEZE, ANALYZE)",
+        "ALTER TABLE trick SET (fillfactor = 50)",
+        "CREATE INDEX ON trick (note)",
+        "GRANT SELECT ON trick TO eve",
+        "CHECKPOINT",
+    ] {
+        world.psql("postgres", upkeep);
+    }
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    let status = world.status_when("guards", |_| true);
+    assert_eq!(status["findings"], Value::Array(Vec::new()));
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn rows_change_in_every_way_that_there_is() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "CREATE TABLE parent (id serial PRIMARY KEY, note text);
+         CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+         CREATE TABLE visit (id int PRIMARY KEY, trick int REFERENCES trick ON DELETE CASCADE ON UPDATE CASCADE, letter text);
+         ALTER TABLE visit ALTER letter SET STORAGE EXTERNAL",
+    );
+    world.run("guard init").exits(0).says("5 tables guarded");
+    world.status_when("guards them", |s| {
+        s["findings"]
+            .to_string()
+            .contains("table public.visit was added")
+    });
+    world.settle();
+    for statements in [
+        "COPY (SELECT 1) TO STDOUT; INSERT INTO trick VALUES (1, 'x', 1) ON CONFLICT (id) DO UPDATE SET note = excluded.note",
+        "MERGE INTO trick t USING generate_series(19, 22) s(id) ON t.id = s.id
+         WHEN MATCHED AND s.id = 19 THEN DELETE WHEN MATCHED THEN UPDATE SET note = 'merged'
+         WHEN NOT MATCHED THEN INSERT VALUES (s.id, 'new', 0)",
+        "WITH gone AS (DELETE FROM trick WHERE id = 21 RETURNING *) INSERT INTO trick SELECT 121, note, n FROM gone",
+        "INSERT INTO visit SELECT n, n, repeat('long ', 2000) FROM generate_series(2, 4) n",
+        // Keys that move, by cascade, with a large value that is not sent.
+        "UPDATE trick SET id = 202 WHERE id = 2; DELETE FROM trick WHERE id = 3; UPDATE visit SET id = 14 WHERE id = 4",
+        "UPDATE visit SET letter = NULL WHERE id = 14; UPDATE visit SET letter = repeat('other ', 2000) WHERE id = 14",
+        "INSERT INTO child VALUES (100, 'below'); UPDATE parent SET note = 'by the parent'; UPDATE ONLY parent SET note = 'alone'",
+        "INSERT INTO parent (note) SELECT 'x' FROM generate_series(1, 5); DELETE FROM parent WHERE id IN (1, 100)",
+        // Between partitions, and past the root.
+        "CREATE TABLE lab_2 PARTITION OF lab FOR VALUES FROM ('2027-01-01') TO ('2028-01-01'); UPDATE lab SET at = '2027-02-03' WHERE id = 1",
+        "INSERT INTO lab_2 VALUES (3, '2027-05-05', 'direct'); UPDATE lab_1 SET note = 'direct' WHERE id = 2",
+        "SET session_replication_role = replica; DELETE FROM lab WHERE id = 3",
+        "BEGIN; SAVEPOINT s; TRUNCATE trick CASCADE; ROLLBACK TO s; COMMIT",
+        "BEGIN; DECLARE c CURSOR FOR SELECT * FROM trick WHERE id = 5 FOR UPDATE; FETCH c; UPDATE trick SET note = 'here' WHERE CURRENT OF c; COMMIT",
+    ] {
+        world.psql("postgres", statements);
+        assert_eq!(world.scan(), Vec::<Value>::new(), "{statements}");
+    }
+    let rows = "1\\tcopied\\t1\\n";
+    let piped = format!(
+        "CREATE TABLE copied (LIKE trick INCLUDING ALL); COPY copied FROM PROGRAM 'printf \"{rows}\"'; INSERT INTO trick SELECT 301, note, n FROM copied; DROP TABLE copied"
+    );
+    world.psql("postgres", &piped);
+    world.psql(
+        "postgres",
+        "COPY lab FROM PROGRAM 'printf \"7\\t2026-07-07\\tcopied\\n8\\t2027-07-07\\tcopied\\n\"'",
+    );
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.psql(
+        "postgres",
+        "TRUNCATE parent, trick RESTART IDENTITY CASCADE",
+    );
+    for table in ["trick", "visit", "parent", "child"] {
+        world.finding("CAP-04", &format!("public.{table}"));
+    }
+    world.psql(
+        "postgres",
+        "INSERT INTO parent (note) VALUES ('again the first')",
+    );
+    world.settle();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}

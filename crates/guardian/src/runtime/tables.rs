@@ -1,0 +1,122 @@
+//! What the database has for us: guarded tables that come, change and go, and log
+//! that it keeps.
+
+use super::{Ended, Session, Worker};
+use crate::actors::Actors;
+use crate::config;
+use crate::init::InitError;
+use crate::patients::Patients;
+use pitser_evidence::Code;
+use pitser_evidence::codec::Digest;
+use pitser_monitor::Finding;
+
+impl Session {
+    /// Goes by the tables as they are now: those that are guarded since get the
+    /// lines of the rows that were there.
+    pub(super) fn reshape(&mut self, worker: &Worker) -> Result<(), Ended> {
+        if !self.source.refresh()? {
+            return Ok(());
+        }
+        let (source, shapes) = (&worker.parts.source, self.source.shapes());
+        let rules = Patients::new(source, shapes).map_err(InitError::from);
+        let rules = rules.and_then(|patients| Ok((patients, Actors::new(source, shapes)?)));
+        match rules {
+            Ok((patients, actors)) => {
+                self.mapping = Digest::of(&[patients.mapping().as_bytes()]);
+                self.patients = patients;
+                self.actors = actors;
+                self.learn_owners()?;
+                self.unbaselined = self.lacking();
+            }
+            // Capture must not end for that.
+            Err(error) => {
+                let text = format!(
+                    "the configuration does not fit the tables any more: {error}. Until it does, tables that are new \
+                     are not compared with the trail; then start the guardian again"
+                );
+                let finding = Finding {
+                    about: self.trail.state().next_seq().checked_sub(1),
+                    ..Finding::general(Code::SchemaChanged, text)
+                };
+                self.finding(worker, finding)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tables whose rows that were there lack their lines.
+    pub(super) fn lacking(&self) -> Vec<String> {
+        let mut tables = self.baseline_order();
+        tables.retain(|table| !self.live.contains(table));
+        tables
+    }
+
+    /// Tables that the configuration names and nobody guards: they were made, or
+    /// named, after `guard init`.
+    pub(super) fn notice_unguarded(&mut self, worker: &Worker) -> Result<(), Ended> {
+        let source = &worker.parts.source;
+        let mut tables = self.source.unguarded()?;
+        tables.retain(|table| config::is_wanted(source, table));
+        for table in tables {
+            if self.unguarded.contains(&table) {
+                continue;
+            }
+            let text = format!(
+                "table {table} fits the configured patterns and is not guarded: nobody captures its changes. Run \
+                 `pitser guard init`, or name it under exclude"
+            );
+            let finding = Finding {
+                table: Some(table.clone()),
+                ..Finding::general(Code::CaptureWeakened, text)
+            };
+            self.finding(worker, finding)?;
+            self.unguarded.insert(table);
+            self.trail.commit()?;
+            self.show(worker);
+        }
+        Ok(())
+    }
+
+    /// Shows what the database keeps for us, and notices when it is about to drop
+    /// that.
+    pub(super) fn notice_backlog(&mut self, worker: &Worker) -> Result<(), Ended> {
+        let backlog = self.source.backlog()?;
+        worker
+            .publish
+            .send_modify(|s| s.log_kept_bytes = backlog.kept_bytes);
+        let was_in_danger = std::mem::replace(&mut self.is_in_danger, backlog.danger.is_some());
+        if let Some(danger) = backlog.danger.filter(|_| !was_in_danger) {
+            let finding = Finding {
+                about: self.trail.state().next_seq().checked_sub(1),
+                ..Finding::general(Code::CaptureWeakened, danger)
+            };
+            self.finding(worker, finding)?;
+            self.trail.commit()?;
+            self.show(worker);
+        }
+        Ok(())
+    }
+
+    /// Records of tables that are not guarded any more: dropped, renamed, or taken
+    /// out of the publication. Nothing says what became of them.
+    pub(super) fn out_of_reach(&self) -> Vec<Finding> {
+        let shapes = self.source.shapes();
+        let is_guarded = |table: &&String| shapes.iter().any(|shape| shape.name == **table);
+        let mut gone: Vec<&String> = self.live.iter().filter(|t| !is_guarded(t)).collect();
+        gone.sort_unstable();
+        gone.into_iter()
+            .filter_map(|table| {
+                let records = self.trail.state().records(table);
+                let left = records.filter(|(_, known)| known.leaf.row.is_some()).count();
+                let text = format!(
+                    "table {table} is not guarded any more (dropped, renamed, or taken out of the publication), and \
+                     nothing says what became of its {left} rows"
+                );
+                (left > 0).then(|| Finding {
+                    table: Some(table.clone()),
+                    ..Finding::general(Code::RowMissing, text)
+                })
+            })
+            .collect()
+    }
+}

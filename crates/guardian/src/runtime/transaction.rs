@@ -1,0 +1,236 @@
+//! The transaction under way: what of it is not in the trail yet, and what may
+//! be wrong with it.
+//!
+//! What a change means, a later one of its transaction may say, however long the
+//! transaction is; so nothing is said to be wrong with it before its end. Kept
+//! until then is one doubt for each table and kind of doubt.
+
+use super::{Ended, Session};
+use crate::actors::{Doubt, Witness};
+use pitser_capture::Position;
+use pitser_capture::event::{Change, Op as Changed};
+use pitser_evidence::line::{Line, Op};
+use pitser_monitor::Finding;
+use pitser_trail::PatientId;
+
+/// Changes that are looked at together before they are written: who wrote the
+/// first of them, a later one may say.
+const CHANGES: usize = 1000;
+/// The same, in bytes of their values.
+const BYTES: usize = 8 << 20;
+
+/// The transaction whose changes are coming.
+#[derive(Default)]
+pub(super) struct Transaction {
+    /// Its changes that are not in the trail yet.
+    pub(super) changes: Vec<Change>,
+    /// How large their values are.
+    bytes: usize,
+    /// What its changes say together.
+    pub(super) witness: Witness,
+    /// What may be wrong with it.
+    suspects: Vec<Suspect>,
+    /// What stood in the trail when guarding began.
+    written: Written,
+}
+
+/// Something that may be wrong with a transaction, told once for each table.
+struct Suspect {
+    doubt: Doubt,
+    /// The first change's.
+    finding: Finding,
+    patient: Option<PatientId>,
+    rows: u64,
+}
+
+impl Transaction {
+    /// None yet, or one of which the trail has these lines.
+    pub(super) fn after(written: Written) -> Self {
+        Self {
+            written,
+            ..Self::default()
+        }
+    }
+
+    /// Keeps a change; `true` if no more should be kept before some are written.
+    pub(super) fn keep(&mut self, change: Change) -> bool {
+        self.bytes += change.size();
+        // The two halves of a changed key stay together.
+        let is_halved = change.op == Changed::Delete;
+        self.changes.push(change);
+        let is_full = self.changes.len() >= CHANGES || self.bytes >= BYTES;
+        is_full && (!is_halved || self.changes.len() >= 2 * CHANGES)
+    }
+
+    /// The changes that were kept, to be written.
+    pub(super) fn take(&mut self) -> Vec<Change> {
+        self.bytes = 0;
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Whether the same may be wrong with an earlier change of this table: one
+    /// more counts with it then.
+    pub(super) fn is_doubted(&mut self, table: &str, doubt: &Doubt) -> bool {
+        let is_same = |known: &&mut Suspect| {
+            known.finding.table.as_deref() == Some(table) && known.doubt.is_like(doubt)
+        };
+        let known = self.suspects.iter_mut().find(is_same);
+        known.map(|known| known.rows += 1).is_some()
+    }
+
+    /// Notes what may be wrong with a change, the first of its kind.
+    pub(super) fn suspect(&mut self, doubt: Doubt, finding: Finding, patient: Option<PatientId>) {
+        self.suspects.push(Suspect {
+            doubt,
+            finding,
+            patient,
+            rows: 1,
+        });
+    }
+
+    /// Ends the transaction: what is wrong with it after all.
+    pub(super) fn end(&mut self) -> Vec<(Finding, Option<PatientId>)> {
+        let mut wrong: Vec<Suspect> = Vec::new();
+        for mut suspect in self.suspects.drain(..) {
+            let Some(why) = suspect.doubt.stands(&self.witness) else {
+                continue;
+            };
+            suspect.finding.text = why.to_owned();
+            let is_same = |known: &&mut Suspect| {
+                (known.finding.code, &known.finding.table)
+                    == (suspect.finding.code, &suspect.finding.table)
+            };
+            match wrong.iter_mut().find(is_same) {
+                Some(known) => known.rows += suspect.rows,
+                None => wrong.push(suspect),
+            }
+        }
+        self.written = Written::default();
+        let told = wrong.into_iter().map(|mut suspect| {
+            if suspect.rows > 1 {
+                suspect.finding.text += &format!(
+                    " (and {} more rows of this table in its transaction)",
+                    suspect.rows - 1
+                );
+            }
+            (suspect.finding, suspect.patient)
+        });
+        told.collect()
+    }
+}
+
+/// The lines that the trail has of the transaction at its end. Its end may not
+/// have been reached: its changes come again then, and what may be wrong with
+/// those that have their lines follows from both.
+#[derive(Default)]
+pub(super) struct Written {
+    /// Where its commit record begins.
+    lsn: u64,
+    /// Lists of changed columns that its lines have.
+    lists: Vec<Vec<String>>,
+    /// By place in the transaction: the line, counted from the first one, and
+    /// which list it has. Eight bytes for each of millions of changes.
+    lines: Vec<Option<(u32, u32)>>,
+    first: u64,
+}
+
+impl Written {
+    /// Notes a line; those of transactions before it are forgotten.
+    pub(super) fn note(&mut self, line: &Line, pos: Position) {
+        let Position::Log { lsn, nth } = pos else {
+            return;
+        };
+        if !matches!(line.op, Op::Create | Op::Update | Op::Delete) {
+            return;
+        }
+        if self.lsn != lsn {
+            self.lsn = lsn;
+            self.first = line.seq;
+            self.lists.clear();
+            self.lines.clear();
+        }
+        let place = usize::try_from(nth).unwrap_or(usize::MAX).checked_sub(1);
+        // The first of several lines of an event stands for it. Positions rise,
+        // so that holes are those of changes that could not be read.
+        let Some(place) = place.filter(|place| *place >= self.lines.len()) else {
+            return;
+        };
+        let Ok(after_first) = u32::try_from(line.seq - self.first) else {
+            return;
+        };
+        let columns = line.columns.as_deref().unwrap_or_default();
+        let known = self.lists.iter().rposition(|list| list == columns);
+        let list = known.unwrap_or_else(|| {
+            self.lists.push(columns.to_vec());
+            self.lists.len() - 1
+        });
+        if place - self.lines.len() <= MOST_UNREADABLE {
+            self.lines.resize(place, None);
+            self.lines
+                .push(u32::try_from(list).ok().map(|list| (after_first, list)));
+        }
+    }
+
+    /// The line of a change, and the columns that it says were changed.
+    fn line(&self, pos: Position) -> Option<(u64, &[String])> {
+        let Position::Log { lsn, nth } = pos else {
+            return None;
+        };
+        let place = usize::try_from(nth.checked_sub(1)?).ok()?;
+        let (after_first, list) = (*self.lines.get(place)?).filter(|_| lsn == self.lsn)?;
+        let columns = self.lists.get(usize::try_from(list).ok()?)?;
+        Some((self.first + u64::from(after_first), columns))
+    }
+}
+
+/// Changes in a row without a line of their own: more than that are not of a
+/// trail that a guardian wrote.
+const MOST_UNREADABLE: usize = 1 << 20;
+
+impl Session {
+    /// Where to go on: a transaction of which the trail has a part begins anew,
+    /// so that what is wrong with that part can be told at its end.
+    pub(super) fn resume(&self) -> Position {
+        match self.position {
+            Position::Log { lsn, .. } => Position::Log { lsn, nth: 0 },
+            other => other,
+        }
+    }
+
+    /// Whether what stands there is in the trail already.
+    pub(super) fn is_written(&self, pos: Position) -> bool {
+        self.source.is_stream() && pos <= self.position
+    }
+
+    /// Hears again what a change says that has its line already.
+    pub(super) fn recall(&mut self, change: &Change) -> Result<(), Ended> {
+        let Some((seq, columns)) = self.open.written.line(change.pos) else {
+            return Ok(());
+        };
+        let changed = (change.op == Changed::Update).then_some(columns);
+        let actors = &self.actors;
+        actors.witness(&mut self.open.witness, change, changed);
+        let judged = actors.judge(change, changed, &self.open.witness);
+        let Some(doubt) = judged.doubt else {
+            return Ok(());
+        };
+        let columns = columns.to_vec();
+        if self.open.is_doubted(&change.table, &doubt) {
+            return Ok(());
+        }
+        let is_row = change.op != Changed::Truncate;
+        let line = self.trail.line(seq)?;
+        let finding = Finding {
+            code: doubt.code,
+            table: Some(change.table.clone()),
+            record: line.and_then(|line| line.key).filter(|_| is_row),
+            key: is_row.then(|| change.key.clone()),
+            columns: if is_row { columns } else { Vec::new() },
+            about: Some(seq),
+            text: String::new(),
+        };
+        // Whose it is, the trail knows.
+        self.open.suspect(doubt, finding, None);
+        Ok(())
+    }
+}
