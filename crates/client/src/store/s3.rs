@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,16 +66,17 @@ impl S3Credentials {
     /// ```
     ///
     /// and `aws_session_token`, if there is one. Lines may begin with `#`; one line
-    /// may name the profile, in brackets. Nobody but its owner may have access to it.
+    /// may name the profile, in brackets. Nobody but its owner may have access to it,
+    /// unless it is `guarded_elsewhere`, as systemd guards credentials.
     ///
     /// # Errors
     /// [`StoreError::Credentials`]; it never shows the content.
-    pub fn read(path: &Path) -> Result<Self, StoreError> {
+    pub fn read(path: &Path, guarded_elsewhere: bool) -> Result<Self, StoreError> {
         let bad = |problem: String| StoreError::Credentials {
             path: path.to_owned(),
             problem,
         };
-        let text = read_secret(path).map_err(|e| bad(e.to_string()))?;
+        let text = read_secret(path, guarded_elsewhere).map_err(|e| bad(e.to_string()))?;
         Self::parse(&text).map_err(|problem| bad(problem.to_owned()))
     }
 
@@ -121,17 +123,13 @@ impl fmt::Debug for S3Credentials {
     }
 }
 
-fn read_secret(path: &Path) -> io::Result<Zeroizing<String>> {
+fn read_secret(path: &Path, guarded_elsewhere: bool) -> io::Result<Zeroizing<String>> {
     let file = File::open(path)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        if file.metadata()?.permissions().mode() & 0o077 != 0 {
-            return Err(io::Error::other(
-                "others than its owner may have access to it; run chmod 600 on it, and think of \
-                 the credentials as seen if others were on this machine",
-            ));
-        }
+    if !guarded_elsewhere && file.metadata()?.permissions().mode() & 0o077 != 0 {
+        return Err(io::Error::other(
+            "others than its owner may have access to it; run chmod 600 on it, and think of the \
+             credentials as seen if others were on this machine",
+        ));
     }
     let mut text = Zeroizing::new(String::with_capacity(MAX_CREDENTIALS));
     file.take(MAX_CREDENTIALS as u64)
@@ -329,22 +327,21 @@ mod tests {
         );
     }
 
-    #[cfg(unix)]
     #[test]
     fn a_file_that_others_can_read_is_refused_and_not_shown() {
         use std::fs;
-        use std::os::unix::fs::PermissionsExt;
 
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("credentials");
         fs::write(&path, "aws_access_key_id=A\naws_secret_access_key=hush\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let refused = S3Credentials::read(&path).unwrap_err().to_string();
+        let refused = S3Credentials::read(&path, false).unwrap_err().to_string();
         assert!(refused.contains("chmod 600"), "{refused}");
+        S3Credentials::read(&path, true).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let shown = format!("{:?}", S3Credentials::read(&path).unwrap());
+        let shown = format!("{:?}", S3Credentials::read(&path, false).unwrap());
         assert_eq!(shown, "S3Credentials(A)");
         fs::write(&path, vec![b'#'; MAX_CREDENTIALS]).unwrap();
-        assert!(S3Credentials::read(&path).is_err());
+        assert!(S3Credentials::read(&path, false).is_err());
     }
 }
