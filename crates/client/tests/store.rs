@@ -1,6 +1,8 @@
 //! Objects in a folder and in a store that speaks S3: written once, read back, and
 //! what is said when it does not work.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[cfg(feature = "s3")]
 #[allow(dead_code, reason = "each test file uses its part")]
 #[path = "common/s3.rs"]

@@ -36,6 +36,10 @@ pub struct S3Options {
 
 /// Who asks. `Debug` hides all but the key's id.
 #[derive(Clone)]
+#[cfg_attr(
+    not(feature = "s3"),
+    allow(dead_code, reason = "read, and then refused")
+)]
 pub struct S3Credentials {
     /// The access key's id; no secret.
     key_id: String,
