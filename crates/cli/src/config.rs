@@ -8,6 +8,7 @@ use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::config::{Kind, Source, Tuning, matches};
+use pitser_trail::SegmentLimits;
 use pitser_witness::{HttpWitness, Peer};
 use serde::Deserialize;
 use std::fmt;
@@ -146,6 +147,7 @@ pub(crate) struct Guard {
     seal_alarm_s: Option<u64>,
     many_patients: Option<usize>,
     segment_mib: Option<u64>,
+    segment_s: Option<u64>,
     /// As an `[[alert]]` with nothing but this address.
     webhook: Option<Hidden>,
 }
@@ -386,9 +388,12 @@ impl Config {
             witness_quorum: self.witness_quorum(),
             seal_alarm_s: guard.seal_alarm_s.unwrap_or(default.seal_alarm_s),
             many_patients: guard.many_patients.unwrap_or(default.many_patients),
-            segment_bytes_max: guard
-                .segment_mib
-                .map_or(default.segment_bytes_max, |mib| mib << 20),
+            segments: SegmentLimits {
+                bytes: guard
+                    .segment_mib
+                    .map_or(default.segments.bytes, |mib| mib << 20),
+                age_s: guard.segment_s.unwrap_or(default.segments.age_s),
+            },
             ..default
         }
     }
@@ -459,6 +464,7 @@ mod tests {
             "seal_alarm_s",
             "many_patients",
             "segment_mib",
+            "segment_s",
             "webhook",
             "alert",
             "url",

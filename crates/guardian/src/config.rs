@@ -155,8 +155,8 @@ pub struct Tuning {
     pub seal_alarm_s: u64,
     /// An event on more patients than this goes to the list `*many`.
     pub many_patients: usize,
-    /// Segments are closed beyond this size, in bytes.
-    pub segment_bytes_max: u64,
+    /// When the trail's files are closed.
+    pub segments: pitser_trail::SegmentLimits,
 }
 
 impl Tuning {
@@ -172,7 +172,7 @@ impl Tuning {
             witness_quorum: 0,
             seal_alarm_s: 300,
             many_patients: 10,
-            segment_bytes_max: 64 << 20,
+            segments: pitser_trail::SegmentLimits::default(),
         }
     }
 

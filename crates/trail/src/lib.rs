@@ -26,5 +26,6 @@ pub use layout::Layout;
 pub use read::{BlockInfo, Damage, ReadError, View, read};
 pub use vault::{Content, Vault, row_marks};
 pub use write::{
-    BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, TableDraft, Trail, TrailError,
+    BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, SegmentLimits, TableDraft, Trail,
+    TrailError,
 };
