@@ -217,7 +217,7 @@ impl Trail {
     /// [`TrailError::Exists`] if there is one, and whatever keeps it from
     /// being written.
     pub fn create(layout: Layout, origin: &str, draft: &GenesisDraft) -> Result<Self, TrailError> {
-        if layout.segment(0).exists() {
+        if layout.has_trail() {
             return Err(TrailError::Exists(layout.dir().to_owned()));
         }
         disk::private_dir(&layout.segments())?;
@@ -258,7 +258,7 @@ impl Trail {
         layout: Layout,
         collect: impl Fn(&mut T, &Line),
     ) -> Result<(Self, T, Recovery), TrailError> {
-        if !layout.segment(0).exists() {
+        if !layout.has_trail() {
             return Err(ReadError::Nothing(layout.dir().to_owned()).into());
         }
         let lock = take_lock(&layout)?;
@@ -708,7 +708,7 @@ impl Trail {
     fn reopen_closing(&mut self) -> Result<(), TrailError> {
         let first_waiting = self.unsealed.front().map(|b| b.block);
         for number in 0..self.files.number {
-            if self.layout.logsig(number).exists() {
+            if self.layout.logsig(number).exists() || self.layout.receipt(number).exists() {
                 remove_parts(&self.layout, number)?;
                 continue;
             }

@@ -198,7 +198,7 @@ pub(crate) fn check_identity(found: &Identity, trail: &Trail) -> Result<(), Init
 }
 
 fn is_new(source: &Source, tuning: &Tuning) -> bool {
-    !tuning.layout(source).segment(0).exists()
+    !tuning.layout(source).has_trail()
 }
 
 /// Whether a source's patterns name this table.
