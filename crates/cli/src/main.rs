@@ -18,10 +18,6 @@ mod output;
 mod seals;
 mod service;
 mod signals;
-#[cfg_attr(
-    not(feature = "cluster"),
-    allow(dead_code, reason = "read, and then refused with its section")
-)]
 mod store;
 mod tree;
 mod trust;

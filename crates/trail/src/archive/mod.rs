@@ -24,6 +24,8 @@
 //! This crate opens no socket: whoever uses a trail hands in an [`Archive`].
 
 mod check;
+#[cfg(feature = "parquet")]
+mod events;
 mod moving;
 mod shelf;
 

@@ -17,8 +17,7 @@ use crate::read::{self, Damage, ReadError};
 pub struct MoveOptions {
     /// So many of the newest closed segments stay.
     pub keep: usize,
-    /// Whether the events are written as Parquet, too.
-    #[cfg(feature = "parquet")]
+    /// Whether the events are written as Parquet, too; takes the feature of that name.
     pub parquet: bool,
 }
 
@@ -63,9 +62,8 @@ pub enum MoveError {
     #[error("{}: another pitser archives this trail; let it end", .0.display())]
     Locked(std::path::PathBuf),
     /// The events cannot be written as Parquet.
-    #[cfg(feature = "parquet")]
     #[error("the events cannot be written as Parquet: {0}")]
-    Parquet(#[from] parquet::errors::ParquetError),
+    Parquet(String),
 }
 
 /// Moves the closed segments of a trail to its archive, oldest first, and tells of each.
@@ -78,6 +76,10 @@ pub fn move_segments(
     options: MoveOptions,
     mut tell: impl FnMut(Moved),
 ) -> Result<(), MoveError> {
+    if options.parquet && !cfg!(feature = "parquet") {
+        let text = "this pitser was built without it; build it with `--features parquet`";
+        return Err(MoveError::Parquet(text.into()));
+    }
     let shelf = layout.shelf().ok_or(MoveError::NoArchive)?;
     let _lock = lock(layout)?;
     let prefix = prefix(layout)?;
@@ -184,21 +186,14 @@ impl Mover<'_> {
         })
     }
 
-    #[cfg(not(feature = "parquet"))]
-    fn store_events(&self, _: &[u8]) -> Result<Option<Kept>, MoveError> {
-        Ok(None)
-    }
-
     /// Writes the events as Parquet. They follow from the lines: another version's file
     /// that is there already is left as it is.
-    #[cfg(feature = "parquet")]
     fn store_events(&self, lines: &[u8]) -> Result<Option<Kept>, MoveError> {
         if !self.options.parquet {
             return Ok(None);
         }
         let object = format!("{}/{:06}.parquet", self.prefix, self.number);
-        let mut bytes = Vec::new();
-        super::events::write(lines, &mut bytes)?;
+        let bytes = events(lines)?;
         let max = bytes.len() * 2 + MAX_RECEIPT;
         self.archive().put(&object, bytes)?;
         let stored = self.archive().get(&object, max)?;
@@ -264,6 +259,19 @@ impl Mover<'_> {
             object,
         }
     }
+}
+
+#[cfg(feature = "parquet")]
+fn events(lines: &[u8]) -> Result<Vec<u8>, MoveError> {
+    let mut bytes = Vec::new();
+    let written = super::events::write(lines, &mut bytes);
+    written.map_err(|e| MoveError::Parquet(e.to_string()))?;
+    Ok(bytes)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn events(_: &[u8]) -> Result<Vec<u8>, MoveError> {
+    Ok(Vec::new())
 }
 
 /// Origin and genesis: no two trails share it, whoever shares the archive.
