@@ -529,3 +529,63 @@ async fn what_waits_for_a_seal_stays() {
     drop(trail);
     comes_to(&site.layout()).unwrap();
 }
+
+/// What DuckDB, which knows nothing of this program, reads is what the lines say.
+#[cfg(feature = "parquet")]
+#[tokio::test(flavor = "multi_thread")]
+async fn duckdb_reads_the_events() {
+    let python = |script: &str, argument: &Path| {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", script]).arg(argument).output()
+    };
+    let has_duckdb = python("import duckdb", Path::new(""));
+    if !has_duckdb.is_ok_and(|output| output.status.success()) {
+        return println!("skipped: no DuckDB for python3 here (pip install duckdb)");
+    }
+    let original = trail().await;
+    let site = Site::of(&original);
+    let options = MoveOptions {
+        keep: 0,
+        parquet: true,
+    };
+    move_segments(&site.layout(), options, |_| {}).unwrap();
+    assert_eq!(site.objects(".parquet").len(), SEGMENTS as usize);
+
+    let mut told = Vec::new();
+    let view = read(&site.layout(), None, |line, place| {
+        if place.segment < SEGMENTS {
+            let patient = line.patient.map_or("None".to_owned(), |it| it.to_string());
+            let block = line.checkpoint.as_ref().map(|it| it.block.to_string());
+            told.push(format!(
+                "{} {} {} {} {} {} {} {patient} {}",
+                line.seq,
+                line.at.micros(),
+                line.op.as_str(),
+                line.pos,
+                line.table.as_deref().unwrap_or("None"),
+                line.row.map_or("None".to_owned(), |row| row.to_string()),
+                Digest::of(&[&line.encode()]),
+                block.unwrap_or("None".to_owned()),
+            ));
+        }
+    });
+    assert!(view.unwrap().blocks.len() >= SEGMENTS as usize);
+    let script = r#"
+import duckdb, sys
+query = """select seq, epoch_us("at"), op, pos, "table", "row", hash, patient, block
+           from read_parquet(?) order by seq"""
+for row in duckdb.execute(query, [sys.argv[1] + "/**/*.parquet"]).fetchall():
+    print(*row)
+types = duckdb.execute("select typeof(\"at\") from read_parquet(?) limit 1",
+                       [sys.argv[1] + "/**/*.parquet"]).fetchone()[0]
+assert types == "TIMESTAMP WITH TIME ZONE", types
+"#;
+    let output = python(script, &site.archive()).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let read: Vec<_> = std::str::from_utf8(&output.stdout)
+        .unwrap()
+        .lines()
+        .collect();
+    assert_eq!(read, told);
+}

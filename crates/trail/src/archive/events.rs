@@ -75,7 +75,7 @@ fn write_group<W: Write + Send>(writer: &mut SerializedFileWriter<W>, rows: &[Ro
                 typed.write_batch(&values, column.levels(&levels), None)?;
             }
             (Get::Text(get), ColumnWriter::ByteArrayColumnWriter(_)) => {
-                let (values, levels) = columnar(rows, |row| get(row).map(ByteArray::from));
+                let (values, levels) = columnar(rows, |row| get(row).map(text));
                 let typed = open.typed::<ByteArrayType>();
                 typed.write_batch(&values, column.levels(&levels), None)?;
             }
@@ -85,6 +85,10 @@ fn write_group<W: Write + Send>(writer: &mut SerializedFileWriter<W>, rows: &[Ro
     }
     group.close()?;
     Ok(())
+}
+
+fn text(value: String) -> ByteArray {
+    value.into_bytes().into()
 }
 
 /// The values that there are, and for each row whether there is one.
@@ -219,3 +223,41 @@ const COLUMNS: &[Column] = &[
 
 /// Rows of a row group.
 const ROWS: usize = 1 << 15;
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use pitser_evidence::line::{Op, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_long_segment_is_several_row_groups() {
+        let many = ROWS as u64 + 5;
+        let mut lines = Vec::new();
+        for seq in 1..=many {
+            let at = Timestamp::from_micros(seq * 1_000_001).unwrap();
+            let mut line = Line::new(Op::Read, seq, at, "ehr", &seq.to_string());
+            line.tx = (seq % 2 == 0).then_some(seq);
+            lines.extend(line.encode());
+            lines.push(b'\n');
+        }
+        let mut out = Vec::new();
+        write(&lines, &mut out).unwrap();
+        assert!(out.len() < lines.len());
+        let reader = SerializedFileReader::new(Bytes::from(out)).unwrap();
+        let groups = reader.metadata().row_groups();
+        let rows: Vec<i64> = groups.iter().map(|group| group.num_rows()).collect();
+        assert_eq!(rows, [ROWS as i64, 5]);
+        for (row, seq) in reader.get_row_iter(None).unwrap().zip(1..) {
+            let shown = row.unwrap().to_string();
+            assert!(shown.starts_with(&format!("{{seq: {seq}, ")), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_is_refused() {
+        assert!(write(b"{}\n", &mut Vec::new()).is_err());
+    }
+}
