@@ -2,12 +2,16 @@
 
 use crate::outcome::Failure;
 use crate::service;
+use crate::store::{S3, s3_options};
 use crate::witnesses::{self, Hidden, Witness};
 use pitser_client::fleet::Fleet;
 use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
-use pitser_guardian::config::{Kind, Source, Tuning, matches};
+use pitser_guardian::archive::StoreArchive;
+use pitser_guardian::config::{Archive, Kind, Source, Tuning, matches};
+use pitser_trail::SegmentLimits;
+use pitser_trail::archive::CACHE_BYTES;
 use pitser_witness::{HttpWitness, Peer};
 use serde::Deserialize;
 use std::fmt;
@@ -31,6 +35,11 @@ pub(crate) struct Config {
     /// Who is told of findings.
     #[serde(rename = "alert", default)]
     alerts: Vec<Alert>,
+    /// Where closed segments move.
+    archive: Option<ArchiveSection>,
+    /// Where that is, ready to be asked.
+    #[serde(skip)]
+    store: Option<Archive>,
     /// Who cosigns heads.
     #[serde(rename = "witness", default)]
     witnesses: Vec<Witness>,
@@ -146,8 +155,29 @@ pub(crate) struct Guard {
     seal_alarm_s: Option<u64>,
     many_patients: Option<usize>,
     segment_mib: Option<u64>,
+    segment_s: Option<u64>,
     /// As an `[[alert]]` with nothing but this address.
     webhook: Option<Hidden>,
+}
+
+/// `[archive]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ArchiveSection {
+    store: String,
+    cache_mib: Option<u64>,
+    s3: Option<S3>,
+}
+
+impl ArchiveSection {
+    /// The store, not asked yet.
+    fn open(&self, dir: &Path) -> Result<Archive, Failure> {
+        let s3 = s3_options(&self.store, self.s3.as_ref(), "archive.s3", dir)?;
+        Ok(Archive {
+            store: StoreArchive::new(&self.store, s3),
+            cache_bytes_max: self.cache_mib.map_or(CACHE_BYTES, |mib| mib << 20),
+        })
+    }
 }
 
 /// One `[[alert]]`.
@@ -239,6 +269,8 @@ impl Config {
         let mut config = Self::parse(&path.display().to_string(), &text)?;
         config.dir = path.parent().unwrap_or(Path::new(".")).to_owned();
         config.guard.data = config.dir.join(&config.guard.data);
+        let archive = config.archive.as_ref();
+        config.store = archive.map(|it| it.open(&config.dir)).transpose()?;
         for source in &mut config.sources {
             source.dir.clone_from(&config.dir);
             if source.kind == Kind::Sqlite {
@@ -386,9 +418,13 @@ impl Config {
             witness_quorum: self.witness_quorum(),
             seal_alarm_s: guard.seal_alarm_s.unwrap_or(default.seal_alarm_s),
             many_patients: guard.many_patients.unwrap_or(default.many_patients),
-            segment_bytes_max: guard
-                .segment_mib
-                .map_or(default.segment_bytes_max, |mib| mib << 20),
+            segments: SegmentLimits {
+                bytes: guard
+                    .segment_mib
+                    .map_or(default.segments.bytes, |mib| mib << 20),
+                age_s: guard.segment_s.unwrap_or(default.segments.age_s),
+            },
+            archive: self.store.clone(),
             ..default
         }
     }
@@ -459,6 +495,16 @@ mod tests {
             "seal_alarm_s",
             "many_patients",
             "segment_mib",
+            "segment_s",
+            "archive",
+            "store",
+            "cache_mib",
+            "archive.s3",
+            "endpoint",
+            "region",
+            "path_style",
+            "allow_http",
+            "credentials_file",
             "webhook",
             "alert",
             "url",

@@ -18,6 +18,7 @@ mod output;
 mod seals;
 mod service;
 mod signals;
+mod store;
 mod tree;
 mod trust;
 mod witnesses;

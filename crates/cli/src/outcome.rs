@@ -55,8 +55,8 @@ impl Failure {
             ReadError::Damaged(_) => Self::Tampered(format!(
                 "{error}. Keep these files as they are: they are evidence. `pitser trail verify` says more"
             )),
-            ReadError::Nothing(_) => Self::input(error),
-            ReadError::Disk(_) => Self::service(error),
+            ReadError::Nothing(_) | ReadError::Elsewhere(_) => Self::input(error),
+            ReadError::Disk(_) | ReadError::Archive(_) => Self::service(error),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -218,9 +218,10 @@ impl HttpService {
 }
 
 /// Begins to speak HTTP. The connection ends with its handle.
-async fn start<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, Fault>
+pub(crate) async fn start<S, B>(stream: S) -> Result<SendRequest<B>, Fault>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(MAX_HEAD);
@@ -275,7 +276,7 @@ fn lost(error: &hyper::Error) -> Fault {
 /// design, so this is about as many signatures a second.
 const MAX_EXCHANGES: usize = 256;
 /// Free connections that are kept.
-const MAX_IDLE: usize = 16;
+pub(crate) const MAX_IDLE: usize = 16;
 /// Bytes of the head of an answer.
 const MAX_HEAD: usize = 64 << 10;
-const USER_AGENT: &str = concat!("pitser/", env!("CARGO_PKG_VERSION"));
+pub(crate) const USER_AGENT: &str = concat!("pitser/", env!("CARGO_PKG_VERSION"));

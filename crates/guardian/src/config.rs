@@ -1,8 +1,10 @@
 //! What an operator decides about a guarded source.
 
+use crate::archive::StoreArchive;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// One `[[source]]` of `pitser.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -155,8 +157,19 @@ pub struct Tuning {
     pub seal_alarm_s: u64,
     /// An event on more patients than this goes to the list `*many`.
     pub many_patients: usize,
-    /// Segments are closed beyond this size, in bytes.
-    pub segment_bytes_max: u64,
+    /// When the trail's files are closed.
+    pub segments: pitser_trail::SegmentLimits,
+    /// Where closed ones may have moved.
+    pub archive: Option<Archive>,
+}
+
+/// Where archived segments are.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    /// The store.
+    pub store: Arc<StoreArchive>,
+    /// Bytes of fetched segments that are kept beside each trail, at most.
+    pub cache_bytes_max: u64,
 }
 
 impl Tuning {
@@ -172,7 +185,8 @@ impl Tuning {
             witness_quorum: 0,
             seal_alarm_s: 300,
             many_patients: 10,
-            segment_bytes_max: 64 << 20,
+            segments: pitser_trail::SegmentLimits::default(),
+            archive: None,
         }
     }
 
@@ -183,7 +197,11 @@ impl Tuning {
 
     /// Folder of a source's trail.
     pub fn layout(&self, source: &Source) -> pitser_trail::Layout {
-        pitser_trail::Layout::new(self.data.join(&source.name))
+        let layout = pitser_trail::Layout::new(self.data.join(&source.name));
+        match &self.archive {
+            Some(archive) => layout.with_archive(archive.store.clone(), archive.cache_bytes_max),
+            None => layout,
+        }
     }
 }
 

@@ -8,17 +8,12 @@
 use crate::Clock;
 use pitser_client::fleet::{Fleet, FleetError, NoRegistration, Registration, system_id};
 use pitser_evidence::Code;
-use pitser_evidence::codec::CodecError;
-use pitser_evidence::line::Line;
 use pitser_ksi::time::Second;
 use pitser_tlog::note::Note;
 use pitser_tlog::proof::LogProof;
 use pitser_trail::disk::{self, DiskError};
 use pitser_trail::keys::KeyError;
-use pitser_trail::{Keys, Layout};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::PathBuf;
+use pitser_trail::{Keys, Layout, ReadError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -32,13 +27,8 @@ pub enum RegisterError {
     #[error(transparent)]
     Keys(#[from] KeyError),
     /// Its first line cannot be read.
-    #[error("cannot read the first line of {}: {source}", path.display())]
-    Read {
-        /// The segment.
-        path: PathBuf,
-        /// The operating system's answer.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// Its first line is none of a trail.
     #[error("the first line of the trail is no genesis line: {0}")]
     Line(String),
@@ -48,12 +38,6 @@ pub enum RegisterError {
     /// The authority.
     #[error(transparent)]
     Fleet(#[from] FleetError),
-}
-
-impl From<CodecError> for RegisterError {
-    fn from(error: CodecError) -> Self {
-        Self::Line(error.to_string())
-    }
 }
 
 impl From<NoRegistration> for RegisterError {
@@ -67,19 +51,13 @@ impl From<NoRegistration> for RegisterError {
 /// # Errors
 /// [`RegisterError`].
 pub fn registration(layout: &Layout) -> Result<Note, RegisterError> {
-    let path = layout.segment(0);
-    let mut bytes = Vec::new();
-    File::open(&path)
-        .and_then(|file| BufReader::new(file.take(LINE_MAX)).read_until(b'\n', &mut bytes))
-        .map_err(|source| RegisterError::Read { path, source })?;
-    let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-    let line = Line::decode(bytes)?;
+    let (line, hash) = pitser_trail::read::genesis(layout)?;
     let genesis = line.genesis.as_deref();
     let genesis = genesis.ok_or_else(|| RegisterError::Line("it has no genesis".into()))?;
     let keys = Keys::open(layout)?;
     let registration = Registration {
         key: keys.log().verifier(),
-        genesis: Line::hash(bytes).0,
+        genesis: hash.0,
         system: system_id(&genesis.system),
         begun_at: Second(line.at.micros() / 1_000_000),
     };
@@ -208,7 +186,5 @@ impl<F: Fn(Told)> Reporter<F> {
     }
 }
 
-/// Longest line of a trail, with its line feed, in bytes.
-const LINE_MAX: u64 = (1 << 20) + 1;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);

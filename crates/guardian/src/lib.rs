@@ -3,7 +3,7 @@
 //!
 //! In scope: one guarded source from its configuration ([`config`]) to its
 //! running [`Guardian`]; preparing a database ([`init`]); the independent
-//! replay of a whole trail ([`audit`]); telling receivers of findings ([`alert`]) and the authority of the trail ([`fleet`]).
+//! replay of a whole trail ([`audit`]); the store of archived segments ([`archive`]); telling receivers of findings ([`alert`]) and the authority of the trail ([`fleet`]).
 //! Elsewhere: reading databases (`capture`), files (`trail`), comparing rows
 //! (`monitor`), pages and APIs (`web`), clocks (`cli` hands one in).
 //!
@@ -12,6 +12,7 @@
 
 mod actors;
 pub mod alert;
+pub mod archive;
 pub mod audit;
 pub mod config;
 pub mod fleet;

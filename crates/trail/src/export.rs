@@ -215,7 +215,7 @@ impl Exporter {
             .ok()
             .and_then(|seq| self.view.places.get(seq));
         let place = place.ok_or(ExportError::Line(seq))?;
-        let bytes = read::read_line(&self.layout, *place).map_err(ReadError::from)?;
+        let bytes = read::read_line(&self.layout, *place)?;
         let line = Line::decode(&bytes).map_err(|_| ExportError::Line(seq))?;
         Ok((line, bytes))
     }

@@ -9,64 +9,95 @@
 //! trail/000000.jsonl.logsig.parts/blocks.dat     its blocks, while signatures are pending
 //! trail/000000.jsonl.logsig.parts/block-signatures.dat
 //! trail/000000.jsonl.logsig                      both, once the segment is closed
+//! trail/000000.jsonl.archived                    in place of both, once it is in an archive
+//! archive-cache/  archive.lock                   what was fetched; held by who archives
 //! head.note  audit.note  publications.bin        newest cosigned head, audit, publications
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The directory of one trail.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout(PathBuf);
+use crate::archive::{Archive, Shelf};
+
+/// The directory of one trail, and where its archived segments are.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    dir: PathBuf,
+    shelf: Option<Arc<Shelf>>,
+}
 
 impl Layout {
     /// The trail under `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self(dir.into())
+        Self {
+            dir: dir.into(),
+            shelf: None,
+        }
+    }
+
+    /// The same trail with its archive, of which at most `cache_bytes_max` bytes are kept
+    /// here once they were fetched.
+    #[must_use]
+    pub fn with_archive(self, archive: Arc<dyn Archive>, cache_bytes_max: u64) -> Self {
+        let cache = self.dir.join("archive-cache");
+        Self {
+            shelf: Some(Arc::new(Shelf::new(archive, cache, cache_bytes_max))),
+            ..self
+        }
+    }
+
+    pub(crate) fn shelf(&self) -> Option<&Shelf> {
+        self.shelf.as_deref()
     }
 
     /// The directory itself.
     pub fn dir(&self) -> &Path {
-        &self.0
+        &self.dir
+    }
+
+    /// Whether there is a trail.
+    pub fn has_trail(&self) -> bool {
+        self.segment(0).exists() || self.receipt(0).exists()
     }
 
     /// Secret keys.
     pub fn keys(&self) -> PathBuf {
-        self.0.join("keys.json")
+        self.dir.join("keys.json")
     }
 
     /// The vault's master key.
     pub fn vault_key(&self) -> PathBuf {
-        self.0.join("vault.key")
+        self.dir.join("vault.key")
     }
 
     /// The vault.
     pub fn vault(&self) -> PathBuf {
-        self.0.join("vault")
+        self.dir.join("vault")
     }
 
     /// The writer's lock.
     pub fn lock(&self) -> PathBuf {
-        self.0.join("lock")
+        self.dir.join("lock")
     }
 
     /// The newest cosigned head.
     pub fn head(&self) -> PathBuf {
-        self.0.join("head.note")
+        self.dir.join("head.note")
     }
 
     /// The newest auditor's statement.
     pub fn audit(&self) -> PathBuf {
-        self.0.join("audit.note")
+        self.dir.join("audit.note")
     }
 
     /// The newest publications file.
     pub fn publications(&self) -> PathBuf {
-        self.0.join("publications.bin")
+        self.dir.join("publications.bin")
     }
 
     /// The folder of segments.
     pub fn segments(&self) -> PathBuf {
-        self.0.join("trail")
+        self.dir.join("trail")
     }
 
     /// The lines of segment `number`.
@@ -77,6 +108,11 @@ impl Layout {
     /// The log signature of a closed segment.
     pub fn logsig(&self, number: u32) -> PathBuf {
         self.segments().join(format!("{number:06}.jsonl.logsig"))
+    }
+
+    /// What stands in place of segment `number` once it is archived.
+    pub fn receipt(&self, number: u32) -> PathBuf {
+        self.segments().join(format!("{number:06}.jsonl.archived"))
     }
 
     /// The folder of an open segment's log signature parts.
@@ -95,7 +131,7 @@ impl Layout {
         self.parts(number).join("block-signatures.dat")
     }
 
-    /// Numbers of the segments on disk, ascending.
+    /// Numbers of the segments, archived ones too, ascending.
     ///
     /// # Errors
     /// If the folder cannot be listed.
@@ -105,6 +141,7 @@ impl Layout {
             let name = entry?.file_name();
             if let Some(number) = name
                 .to_str()
+                .map(|n| n.strip_suffix(".archived").unwrap_or(n))
                 .and_then(|n| n.strip_suffix(".jsonl"))
                 .and_then(|n| n.parse().ok())
             {
@@ -112,6 +149,8 @@ impl Layout {
             }
         }
         numbers.sort_unstable();
+        // Between the receipt and the removal of the lines there are both.
+        numbers.dedup();
         Ok(numbers)
     }
 }

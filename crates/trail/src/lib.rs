@@ -3,14 +3,16 @@
 //!
 //! In scope: the files of one trail directory ([`layout`]), their single
 //! writer ([`Trail`]), the reader that recomputes everything ([`mod@read`]), keys
-//! at rest ([`keys`]), the vault ([`vault`]), evidence files ([`export`]).
-//! Elsewhere: formats (`evidence`), sockets (signatures and cosignatures are
-//! handed in), what happened in a database (`capture`). Time is an argument.
+//! at rest ([`keys`]), the vault ([`vault`]), evidence files ([`export`]), segments
+//! that moved to an object store ([`archive`]).
+//! Elsewhere: formats (`evidence`), sockets (signatures, cosignatures and the store
+//! are handed in), what happened in a database (`capture`). Time is an argument.
 //!
 //! The order of every write is: vault, lines, block, seal. Each is on disk
 //! before the next begins, so a crash leaves at most an unfinished end, which
 //! [`Trail::open`] cuts off or completes. ARCHITECTURE.md has the table.
 
+pub mod archive;
 pub mod disk;
 pub mod draft;
 pub mod export;
@@ -27,5 +29,6 @@ pub use layout::Layout;
 pub use read::{BlockInfo, Damage, ReadError, View, read};
 pub use vault::{Content, Marks, Vault, row_marks};
 pub use write::{
-    BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, TableDraft, Trail, TrailError,
+    BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, SegmentLimits, TableDraft, Trail,
+    TrailError,
 };

@@ -4,12 +4,13 @@
 //! The reader trusts nothing that it can recompute. The first thing that does
 //! not follow ends the reading as [`Damage`], which names it.
 
+use crate::archive::{self, ArchiveError};
 use crate::disk::{At, DiskError};
 use crate::layout::Layout;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::finding::Code;
-use pitser_evidence::line::{Checkpoint, Line, Op};
+use pitser_evidence::line::{Checkpoint, Line, MAX_LINE, Op};
 use pitser_evidence::seal::{self, SealKeys};
 use pitser_evidence::state::State;
 use pitser_ksi::hash::{Algorithm, Imprint};
@@ -17,6 +18,7 @@ use pitser_ksi::logsig::{self, Block, BlockReader, Format, SealReader};
 use pitser_ksi::time::Second;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A trail as recomputed from its files.
 #[derive(Debug)]
@@ -108,6 +110,15 @@ pub enum ReadError {
     /// The trail was altered.
     #[error(transparent)]
     Damaged(#[from] Damage),
+    /// An archived segment cannot be fetched: nothing is known about the trail.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A segment is in an archive that the caller has not named.
+    #[error(
+        "{}: this segment is in an archive; name the configuration whose [archive] says which",
+        .0.display()
+    )]
+    Elsewhere(PathBuf),
 }
 
 /// Reads the trail, or its first `until` blocks, and shows each line to `visit`.
@@ -143,15 +154,52 @@ pub fn read(
 /// Reads the bytes of one line, without its line feed.
 ///
 /// # Errors
-/// [`DiskError`].
-pub fn read_line(layout: &Layout, place: Place) -> Result<Vec<u8>, DiskError> {
+/// [`ReadError`].
+pub fn read_line(layout: &Layout, place: Place) -> Result<Vec<u8>, ReadError> {
     use std::os::unix::fs::FileExt;
     let path = layout.segment(place.segment);
-    let file = std::fs::File::open(&path).at(&path, "cannot open")?;
+    let file = match std::fs::File::open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            if let Some(lines) = archive::lines(layout, place.segment)? {
+                let start = usize::try_from(place.offset).unwrap_or(usize::MAX);
+                let line = lines.get(start..).and_then(|l| l.get(..place.len as usize));
+                let gone = || damage(Code::TrailShort, &path, None, "it is shorter than it was");
+                return Ok(line.ok_or_else(gone)?.to_vec());
+            }
+            return Err(e).at(&path, "cannot open").map_err(Into::into);
+        }
+        other => other.at(&path, "cannot open")?,
+    };
     let mut bytes = vec![0; place.len as usize];
     file.read_exact_at(&mut bytes, place.offset)
         .at(&path, "cannot read")?;
     Ok(bytes)
+}
+
+/// The genesis line and its hash.
+///
+/// # Errors
+/// [`ReadError`].
+pub fn genesis(layout: &Layout) -> Result<(Line, Digest), ReadError> {
+    let segment = match archive::lines(layout, 0)? {
+        Some(lines) => lines,
+        None => {
+            let path = layout.segment(0);
+            let file = std::fs::File::open(&path).at(&path, "cannot open")?;
+            let mut start = Vec::new();
+            let longest = MAX_LINE as u64 + 1;
+            std::io::Read::read_to_end(&mut std::io::Read::take(file, longest), &mut start)
+                .at(&path, "cannot read")?;
+            start.into()
+        }
+    };
+    let bytes = segment.split(|&b| b == b'\n').next().unwrap_or_default();
+    let wrong = |text: String| damage(Code::LineAltered, &layout.segment(0), Some(0), text);
+    let line = Line::decode(bytes).map_err(|e| wrong(e.to_string()))?;
+    if line.op != Op::Genesis {
+        return Err(wrong("it is no genesis".into()).into());
+    }
+    Ok((line, Line::hash(bytes)))
 }
 
 fn damage(code: Code, path: &Path, line: Option<u64>, text: impl Into<String>) -> Damage {
@@ -176,8 +224,8 @@ struct Segment {
     number: u32,
     path: PathBuf,
     signature_path: PathBuf,
-    lines: Vec<u8>,
-    blocks: Vec<u8>,
+    lines: Arc<Vec<u8>>,
+    blocks: Arc<Vec<u8>>,
     seals: Option<Vec<u8>>,
     at: usize,
 }
@@ -449,22 +497,40 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
 impl Segment {
     /// Reads seals, then blocks, then lines: the writer goes the other way, so
     /// each is complete for the one read before it.
-    fn load(layout: &Layout, number: u32) -> Result<Self, DiskError> {
+    fn load(layout: &Layout, number: u32) -> Result<Self, ReadError> {
         let path = layout.segment(number);
         let closed = layout.logsig(number);
         let (signature_path, blocks, seals) = match std::fs::read(&closed) {
-            Ok(blocks) => (closed, blocks, None),
+            Ok(blocks) => (closed, Arc::new(blocks), None),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                if let Some((lines, blocks)) = archive::segment(layout, number)? {
+                    return Ok(Self {
+                        number,
+                        path: layout.receipt(number),
+                        signature_path: layout.receipt(number),
+                        lines,
+                        blocks,
+                        seals: None,
+                        at: 0,
+                    });
+                }
                 let seals = read_or_empty(&layout.seals(number))?;
                 let blocks = read_or_empty(&layout.blocks(number))?;
                 if blocks.is_empty() && closed.exists() {
                     return Self::load(layout, number);
                 }
-                (layout.blocks(number), blocks, Some(seals))
+                (layout.blocks(number), Arc::new(blocks), Some(seals))
             }
-            Err(e) => return Err(e).at(&closed, "cannot read"),
+            Err(e) => return Err(e).at(&closed, "cannot read").map_err(Into::into),
         };
-        let lines = std::fs::read(&path).at(&path, "cannot read")?;
+        let lines = match std::fs::read(&path) {
+            // Archived since.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let lines = archive::lines(layout, number)?;
+                lines.ok_or(e).at(&path, "cannot read")?
+            }
+            other => Arc::new(other.at(&path, "cannot read")?),
+        };
         Ok(Self {
             number,
             path,

@@ -153,7 +153,9 @@ pub struct Trail {
     /// Held until the trail is dropped.
     _lock: File,
     files: SegmentFiles,
-    segment_bytes_max: u64,
+    limits: SegmentLimits,
+    /// When the open segment's first line is from; `None` while it has none.
+    segment_began: Option<Timestamp>,
     /// Encoded lines that are not on disk yet.
     buffer: Vec<u8>,
     /// Record hashes of the lines in the open block.
@@ -166,6 +168,25 @@ pub struct Trail {
     last_seal: Option<SealRef>,
     head: Option<Digest>,
     poisoned: bool,
+}
+
+/// When the open segment is closed and the next one begun, at the end of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentLimits {
+    /// It has so many bytes of lines.
+    pub bytes: u64,
+    /// Its first line is so many seconds old, by the lines' own times.
+    pub age_s: u64,
+}
+
+impl Default for SegmentLimits {
+    /// 64 MiB or a day.
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 20,
+            age_s: 24 * 60 * 60,
+        }
+    }
 }
 
 /// The open segment.
@@ -197,7 +218,7 @@ impl Trail {
     /// [`TrailError::Exists`] if there is one, and whatever keeps it from
     /// being written.
     pub fn create(layout: Layout, origin: &str, draft: &GenesisDraft) -> Result<Self, TrailError> {
-        if layout.segment(0).exists() {
+        if layout.has_trail() {
             return Err(TrailError::Exists(layout.dir().to_owned()));
         }
         disk::private_dir(&layout.segments())?;
@@ -238,7 +259,7 @@ impl Trail {
         layout: Layout,
         collect: impl Fn(&mut T, &Line),
     ) -> Result<(Self, T, Recovery), TrailError> {
-        if !layout.segment(0).exists() {
+        if !layout.has_trail() {
             return Err(ReadError::Nothing(layout.dir().to_owned()).into());
         }
         let lock = take_lock(&layout)?;
@@ -260,7 +281,8 @@ impl Trail {
             log: view.log,
             _lock: lock,
             files,
-            segment_bytes_max: 64 << 20,
+            limits: SegmentLimits::default(),
+            segment_began: None,
             buffer: Vec::new(),
             open: view.tail,
             last_leaf: view.last_leaf,
@@ -274,12 +296,15 @@ impl Trail {
             layout,
         };
         trail.reopen_closing()?;
+        let number = trail.files.number;
+        let first = trail.places.partition_point(|p| p.segment < number);
+        trail.segment_began = trail.line(first as u64)?.map(|line| line.at);
         Ok((trail, collected, recovery))
     }
 
-    /// Segments are closed once they are longer than this, in bytes.
-    pub fn set_segment_bytes_max(&mut self, bytes: u64) {
-        self.segment_bytes_max = bytes;
+    /// Segments are closed once they are longer or older than this.
+    pub fn set_segment_limits(&mut self, limits: SegmentLimits) {
+        self.limits = limits;
     }
 
     /// The secret keys.
@@ -457,6 +482,7 @@ impl Trail {
         }
         let hash = Line::hash(&bytes);
         self.state.apply(line, hash)?;
+        self.segment_began.get_or_insert_with(|| line.at.clone());
         self.open.push(hash.0);
         self.places.push(Place {
             segment: self.files.number,
@@ -503,11 +529,11 @@ impl Trail {
         self.usable()?;
         self.checked(|trail| {
             let block = trail.blocks();
-            let line = trail.checkpoint_line(at, pos, mapping, block);
+            let line = trail.checkpoint_line(at.clone(), pos, mapping, block);
             trail.push(&line)?;
             trail.commit()?;
             let summary = trail.write_block(block, reason)?;
-            if trail.files.lines.len() >= trail.segment_bytes_max {
+            if trail.segment_is_due(&at) {
                 trail.next_segment()?;
             }
             Ok(summary)
@@ -648,10 +674,19 @@ impl Trail {
         Ok(Some(Line::decode(&bytes)?))
     }
 
+    fn segment_is_due(&self, now: &Timestamp) -> bool {
+        let age_us = self
+            .segment_began
+            .as_ref()
+            .map_or(0, |began| now.micros().saturating_sub(began.micros()));
+        self.files.lines.len() >= self.limits.bytes || age_us / 1_000_000 >= self.limits.age_s
+    }
+
     fn next_segment(&mut self) -> Result<(), TrailError> {
         let number = self.files.number + 1;
         let files = SegmentFiles::open(&self.layout, number)?;
         let old = std::mem::replace(&mut self.files, files);
+        self.segment_began = None;
         let end = self.blocks();
         if self.unsealed.is_empty() {
             finish_segment(&self.layout, old.number)?;
@@ -665,7 +700,7 @@ impl Trail {
     fn reopen_closing(&mut self) -> Result<(), TrailError> {
         let first_waiting = self.unsealed.front().map(|b| b.block);
         for number in 0..self.files.number {
-            if self.layout.logsig(number).exists() {
+            if self.layout.logsig(number).exists() || self.layout.receipt(number).exists() {
                 remove_parts(&self.layout, number)?;
                 continue;
             }

@@ -10,8 +10,8 @@ use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Op, Timestamp};
 use pitser_ksi::pki::Subject;
 use pitser_trail::{
-    Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, Row, TableDraft, Trail,
-    TrailError, read,
+    Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, Row, SegmentLimits, TableDraft,
+    Trail, TrailError, read,
 };
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -82,6 +82,13 @@ fn events() -> Vec<Vec<Draft>> {
         ],
         vec![change(Op::Update, 4, "obs-1", "pt-1", "t121")],
     ]
+}
+
+fn sized(bytes: u64) -> SegmentLimits {
+    SegmentLimits {
+        bytes,
+        ..SegmentLimits::default()
+    }
 }
 
 fn close(trail: &mut Trail) -> pitser_trail::BlockSummary {
@@ -245,7 +252,7 @@ async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() 
     std::fs::create_dir(&dir).unwrap();
     let layout = Layout::new(&dir);
     let mut trail = create(&dir);
-    trail.set_segment_bytes_max(1);
+    trail.set_segment_limits(sized(1));
     let mut signed = Vec::new();
     for event in events() {
         trail.append(event).unwrap();
@@ -277,7 +284,7 @@ async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() 
     );
     trail.add_seal(1, &signed[1].1).unwrap();
     trail.add_seal(2, &signed[2].1).unwrap();
-    trail.set_segment_bytes_max(1 << 20);
+    trail.set_segment_limits(sized(1 << 20));
     let block = {
         trail
             .append(vec![change(Op::Delete, 5, "obs-2", "pt-1", "")])
@@ -392,6 +399,38 @@ fn what_was_altered_after_sealing_is_named() {
         )
         .unwrap();
     });
+}
+
+/// A segment's age counts from its first line, also of a writer that was opened since.
+#[test]
+fn a_segment_is_closed_when_it_is_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let day = SegmentLimits::default().age_s;
+    let segments = |dir: &Path| Layout::new(dir).segment_numbers().unwrap().len();
+    let block = |trail: &mut Trail, second: u64| {
+        let mapping = Digest::of(&[b"mapping"]);
+        trail
+            .close_block(at(second), "4", mapping, "Block closed.")
+            .unwrap()
+    };
+    drop(create(dir.path()));
+    let (mut trail, _) = reopen(dir.path()).unwrap();
+    block(&mut trail, day - 1);
+    assert_eq!(segments(dir.path()), 1);
+    drop(trail);
+    let (mut trail, _) = reopen(dir.path()).unwrap();
+    block(&mut trail, day);
+    assert_eq!(segments(dir.path()), 2);
+    // The next one is young, and a clock that goes back makes none old.
+    drop(trail);
+    let (mut trail, _) = reopen(dir.path()).unwrap();
+    block(&mut trail, day + 5);
+    block(&mut trail, 3);
+    assert_eq!(segments(dir.path()), 2);
+    block(&mut trail, 2 * day + 5);
+    assert_eq!(segments(dir.path()), 3);
+    drop(trail);
+    read(&Layout::new(dir.path()), None, |_, _| {}).unwrap();
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use pitser_client::store::S3Options;
+
 use crate::config::Secret;
 
 /// How a node takes part in a cluster. [`ClusterConfig::new`] has the defaults.
@@ -13,8 +15,11 @@ pub struct ClusterConfig {
     pub node: String,
     /// What all keys of the cluster begin with.
     pub prefix: String,
-    /// Where old seconds go: `file:///folder`, the same for all nodes.
+    /// Where old seconds go, the same for all nodes: `file:///folder`, or
+    /// `s3://bucket/prefix` with the feature `s3`.
     pub object_store: String,
+    /// How a bucket is reached; a folder takes nothing of it.
+    pub s3: S3Options,
     /// How long the others wait for a leader that is gone, in whole seconds. etcd
     /// raises it to one and a half times its election timeout.
     pub lease_s: u32,
@@ -38,6 +43,7 @@ impl ClusterConfig {
             node: node.into(),
             prefix: "/pitser".to_owned(),
             object_store: object_store.into(),
+            s3: S3Options::default(),
             lease_s: 2,
             keep_s: 3600,
             tls: None,

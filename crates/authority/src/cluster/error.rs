@@ -101,10 +101,11 @@ impl ClusterError {
 
     /// Whether waiting may help: everything else takes somebody to look at it.
     pub(super) fn passes(&self) -> bool {
-        matches!(
-            self,
-            Self::Etcd(EtcdError::NoAnswer { .. }) | Self::Tiles(TileError::Store { .. })
-        )
+        match self {
+            Self::Etcd(EtcdError::NoAnswer { .. }) => true,
+            Self::Tiles(TileError::Store(e)) => e.passes(),
+            _ => false,
+        }
     }
 }
 

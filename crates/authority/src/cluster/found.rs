@@ -43,7 +43,7 @@ impl Cluster {
         let founder = Founder {
             etcd: Etcd::new(config)?,
             keys: Keys::new(&config.prefix),
-            tiles: Tiles::open(&config.object_store)?,
+            tiles: Tiles::open(&config.object_store, &config.s3)?,
             config,
             calendar,
         };

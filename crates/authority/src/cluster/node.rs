@@ -111,7 +111,7 @@ impl Cluster {
         let node = Arc::new(Node {
             etcd: Etcd::new(&start.config)?,
             keys: Keys::new(&start.config.prefix),
-            tiles: Tiles::open(&start.config.object_store)?,
+            tiles: Tiles::open(&start.config.object_store, &start.config.s3)?,
             replica,
             publications: Shared::new(start.publications),
             clock: start.clock,

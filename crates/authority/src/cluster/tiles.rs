@@ -4,12 +4,7 @@
 //! from a multiple of that number on; seconds before the genesis have the zero
 //! leaf. It is written once and never changed: `seconds/000432981.tile`.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use object_store::local::LocalFileSystem;
-use object_store::path::Path as Location;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use pitser_client::store::{S3Options, Store, StoreError};
 use pitser_ksi::hash::Imprint;
 use sha2::{Digest, Sha256};
 
@@ -22,32 +17,12 @@ const TILE_BYTES: usize = TILE_SECONDS as usize * ROOT;
 
 /// Where tiles are kept.
 #[derive(Debug, Clone)]
-pub(super) struct Tiles {
-    store: Arc<dyn ObjectStore>,
-    url: String,
-}
+pub(super) struct Tiles(Store);
 
 impl Tiles {
-    /// Opens `file:///folder`, which must exist.
-    pub(super) fn open(url: &str) -> Result<Self, TileError> {
-        let folder = url
-            .strip_prefix("file://")
-            .filter(|path| path.starts_with('/'))
-            .ok_or_else(|| TileError::Url {
-                url: url.to_owned(),
-            })?;
-        let store = LocalFileSystem::new_with_prefix(Path::new(folder)).map_err(|source| {
-            TileError::Store {
-                action: "open",
-                url: url.to_owned(),
-                source,
-            }
-        })?;
-        Ok(Self {
-            // A tile is durable before its seconds leave etcd.
-            store: Arc::new(store.with_fsync(true)),
-            url: url.to_owned(),
-        })
+    /// Opens the store at `url`, without asking it anything yet.
+    pub(super) fn open(url: &str, s3: &S3Options) -> Result<Self, TileError> {
+        Ok(Self(Store::open(url, s3)?))
     }
 
     /// Stores a tile unless it is there, and reads it back. Returns its digest.
@@ -65,18 +40,8 @@ impl Tiles {
             return Err(self.damaged(index));
         }
         let digest = digest_of(&bytes);
-        let created = self
-            .store
-            .put_opts(
-                &location(index),
-                PutPayload::from(bytes),
-                PutOptions::from(PutMode::Create),
-            )
-            .await;
-        match created {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
-            Err(source) => return Err(self.failed("write to", source)),
-        }
+        // One that is there already must be the same, as the next line sees.
+        self.0.put(&name_of(index), bytes.into()).await?;
         self.get(index, &digest).await?;
         Ok(digest)
     }
@@ -87,18 +52,10 @@ impl Tiles {
         index: u64,
         digest: &TileDigest,
     ) -> Result<Vec<Imprint>, TileError> {
-        let found = self
-            .store
-            .get(&location(index))
-            .await
-            .map_err(|source| self.failed("read from", source))?;
-        if found.meta.size != TILE_BYTES as u64 {
-            return Err(self.damaged(index));
-        }
-        let bytes = found
-            .bytes()
-            .await
-            .map_err(|source| self.failed("read from", source))?;
+        let bytes = match self.0.get(&name_of(index), TILE_BYTES).await {
+            Err(StoreError::TooLong { .. }) => return Err(self.damaged(index)),
+            other => other?,
+        };
         if digest_of(&bytes) != *digest {
             return Err(self.damaged(index));
         }
@@ -108,18 +65,10 @@ impl Tiles {
             .collect()
     }
 
-    fn failed(&self, action: &'static str, source: object_store::Error) -> TileError {
-        TileError::Store {
-            action,
-            url: self.url.clone(),
-            source,
-        }
-    }
-
     fn damaged(&self, index: u64) -> TileError {
         TileError::Damaged {
-            tile: location(index).to_string(),
-            url: self.url.clone(),
+            tile: name_of(index),
+            url: self.0.url().to_owned(),
         }
     }
 }
@@ -131,22 +80,9 @@ pub(super) type TileDigest = [u8; 32];
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TileError {
-    /// An address that this program cannot use.
-    #[error("object store {url:?} is no file:///folder; name a folder that all nodes share")]
-    Url {
-        /// What is configured.
-        url: String,
-    },
-    /// The store refused.
-    #[error("cannot {action} object store {url}: {source}; is the folder there and writable?")]
-    Store {
-        /// What was tried, as a verb.
-        action: &'static str,
-        /// The store.
-        url: String,
-        /// Its answer.
-        source: object_store::Error,
-    },
+    /// The store cannot be used, or has not got the tile.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A tile is not what left etcd.
     #[error(
         "tile {tile} in object store {url} is not what the cluster wrote there; restore it from a \
@@ -160,8 +96,8 @@ pub enum TileError {
     },
 }
 
-fn location(index: u64) -> Location {
-    Location::from(format!("seconds/{index:09}.tile"))
+fn name_of(index: u64) -> String {
+    format!("seconds/{index:09}.tile")
 }
 
 fn digest_of(bytes: &[u8]) -> TileDigest {
@@ -182,7 +118,8 @@ mod tests {
     }
 
     fn open(folder: &TempDir) -> Tiles {
-        Tiles::open(&format!("file://{}", folder.path().display())).unwrap()
+        let url = format!("file://{}", folder.path().display());
+        Tiles::open(&url, &S3Options::default()).unwrap()
     }
 
     #[tokio::test]
@@ -210,13 +147,6 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             let got = tiles.get(7, &digest).await;
             assert!(matches!(got, Err(TileError::Damaged { .. })), "{got:?}");
-        }
-    }
-
-    #[test]
-    fn says_which_addresses_it_takes() {
-        for url in ["s3://bucket", "/folder", "file://folder"] {
-            assert!(matches!(Tiles::open(url), Err(TileError::Url { .. })));
         }
     }
 }

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pitser_authority::calendar::CalendarError;
 use pitser_authority::cluster::{Cluster, ClusterConfig, ClusterError, EtcdError};
 use pitser_authority::{Authority, Second, Subject};
+#[cfg(feature = "s3")]
+use pitser_client::store::S3Credentials;
+use pitser_client::store::S3Options;
 use pitser_client::{Client, Endpoint, Options};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -220,6 +223,23 @@ pub struct World {
     token: String,
     /// Seconds leave etcd when they are older than this.
     pub keep_s: u64,
+    /// Where old seconds go; a folder, if there is none.
+    #[cfg(feature = "s3")]
+    pub s3: Option<crate::s3::S3Server>,
+}
+
+/// How a bucket at `endpoint`, if there is one, is reached. Machines with namespaces of
+/// their own are not this one.
+pub fn s3_options(endpoint: Option<String>) -> S3Options {
+    let mut options = S3Options::default();
+    #[cfg(feature = "s3")]
+    {
+        use crate::s3::{KEY_ID, SECRET};
+        options.credentials = Some(S3Credentials::new(KEY_ID, SECRET, None));
+        options.allow_http = true;
+    }
+    options.endpoint = endpoint;
+    options
 }
 
 const ETCD: usize = 0;
@@ -256,6 +276,8 @@ impl World {
             began_ns: now_ns(),
             incarnations: 0,
             keep_s: 3600,
+            #[cfg(feature = "s3")]
+            s3: None,
         };
         for machine in 0..MACHINES {
             world.etcds.push(None);
@@ -339,7 +361,24 @@ impl World {
     /// The configuration of whoever is not behind a line.
     pub fn direct(&self) -> ClusterConfig {
         let endpoints = (0..MACHINES).map(|m| format!("http://{}", self.etcd_address(m)));
-        ClusterConfig::new("test", endpoints.collect(), self.store())
+        let mut config = ClusterConfig::new("test", endpoints.collect(), self.store());
+        config.s3 = s3_options(self.s3_endpoint());
+        config
+    }
+
+    /// Lets old seconds go to a server that speaks S3; false if there is none here.
+    #[cfg(feature = "s3")]
+    pub fn use_s3(&mut self) -> bool {
+        self.s3 = crate::s3::S3Server::start_at(&self.network.own().ip().to_string());
+        self.s3.is_some()
+    }
+
+    fn s3_endpoint(&self) -> Option<String> {
+        #[cfg(feature = "s3")]
+        if let Some(server) = &self.s3 {
+            return Some(format!("http://{}", server.address()));
+        }
+        None
     }
 
     pub fn etcd_address(&self, machine: usize) -> SocketAddr {
@@ -355,11 +394,19 @@ impl World {
         self.dir.path().join(format!("admin-{machine}.sock"))
     }
 
+    /// The folder that has the tiles, in whatever kind of store.
     pub fn tiles(&self) -> PathBuf {
+        #[cfg(feature = "s3")]
+        if let Some(server) = &self.s3 {
+            return server.file("tiles");
+        }
         self.dir.path().join("tiles")
     }
 
     pub fn store(&self) -> String {
+        if self.s3_endpoint().is_some() {
+            return "s3://bucket/tiles".to_owned();
+        }
         format!("file://{}", self.tiles().display())
     }
 
@@ -429,6 +476,7 @@ impl World {
             .env("NODE_AHEAD_MS", ahead_ms.to_string())
             .env("NODE_KEEP_S", self.keep_s.to_string())
             .env("NODE_HISTORY", history)
+            .envs(self.s3_endpoint().map(|endpoint| ("NODE_S3", endpoint)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).unwrap());

@@ -11,3 +11,7 @@ mod node;
 mod operation;
 mod proxy;
 mod run;
+#[cfg(feature = "s3")]
+#[allow(dead_code, reason = "each test program uses its part")]
+#[path = "../../../client/tests/common/s3.rs"]
+mod s3;

@@ -13,7 +13,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::machines::{GENESIS, SPEED, now_ns};
+use crate::machines::{GENESIS, SPEED, now_ns, s3_options};
 
 /// A clock that is fast, and wrong by as much as it is told.
 struct Fast {
@@ -103,6 +103,7 @@ async fn node_process() {
     config.max_clock_jump = Duration::from_secs(120);
     config.machine_id = name.clone();
     let mut cluster = ClusterConfig::new(name, endpoints, get("NODE_STORE"));
+    cluster.s3 = s3_options(std::env::var("NODE_S3").ok());
     cluster.keep_s = get("NODE_KEEP_S").parse().unwrap();
     config.cluster = Some(cluster);
     let clock = Fast {

@@ -114,10 +114,64 @@ async fn followers_refuse_at_once_and_extend() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_seconds_move_to_tiles_and_an_empty_node_gets_them_back() {
+    if has_etcd() {
+        old_seconds_move_to(World::unfounded().await).await;
+    }
+}
+
+#[cfg(feature = "s3")]
+#[tokio::test(flavor = "multi_thread")]
+async fn old_seconds_move_to_a_bucket_and_an_empty_node_gets_them_back() {
     if !has_etcd() {
         return;
     }
     let mut world = World::unfounded().await;
+    if world.use_s3() {
+        old_seconds_move_to(world).await;
+    }
+}
+
+/// A store that takes connections and answers nothing costs the rounds nothing.
+#[cfg(feature = "s3")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_hangs_holds_up_no_round() {
+    if !has_etcd() {
+        return;
+    }
+    let mut world = World::unfounded().await;
+    if !world.use_s3() {
+        return;
+    }
+    let leaves: Vec<Imprint> = (0..2 * TILE_SECONDS).map(document).collect();
+    Calendar::open(&world.folder(0).join("calendar"))
+        .unwrap()
+        .extend(&leaves)
+        .unwrap();
+    world.age(leaves.len() as u64);
+    // Nothing is old enough for the founder.
+    world.found().await.unwrap();
+    let server = world.s3.take().unwrap();
+    let held = server.file("tiles/seconds");
+    server.hang(true);
+    world.s3 = Some(server);
+    world.keep_s = 10;
+    for machine in 0..2 {
+        world.start_node(machine, 0).await;
+    }
+    let client = world.client(0..2);
+    signed(&client, 0).await;
+    for number in 1..12 {
+        client.sign(document(number), 0).await.unwrap();
+    }
+    assert!(!held.exists());
+    world.s3.as_ref().unwrap().hang(false);
+    until("the old seconds move", async || {
+        fs::read_dir(&held).is_ok_and(|tiles| tiles.count() >= 1)
+    })
+    .await;
+}
+
+async fn old_seconds_move_to(mut world: World) {
     let leaves: Vec<Imprint> = (0..3 * TILE_SECONDS).map(document).collect();
     Calendar::open(&world.folder(0).join("calendar"))
         .unwrap()

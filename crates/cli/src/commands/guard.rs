@@ -234,7 +234,7 @@ async fn guard(config: &Config) -> Outcome {
     }
     let receivers = config.alerts()?;
     for source in &config.sources {
-        if !config.tuning().layout(source).segment(0).exists() {
+        if !config.tuning().layout(source).has_trail() {
             return Err(Failure::input(InitError::NotInitialised(
                 source.name.clone(),
             )));

@@ -1,12 +1,13 @@
-//! `pitser trail verify`: recompute a whole trail and name the first thing
-//! that is wrong.
+//! `pitser trail`: recompute a whole trail and name the first thing that is wrong;
+//! move what is closed to an archive.
 
 use crate::config::Config;
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{Form, Judgement, State, Step, Verdict};
 use crate::tree::Map;
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::note::{Note, VerifierKey};
+use pitser_trail::archive::{MoveError, MoveOptions, move_segments};
 use pitser_trail::{Layout, ReadError, View, read};
 use std::path::PathBuf;
 
@@ -21,33 +22,98 @@ pub(crate) struct Args {
 enum Command {
     /// Recompute lines, blocks, interlinks, seals, log and map from the files
     Verify(Verify),
+    /// Move closed segments, compressed, to the store that `[archive]` of the configuration names
+    Archive(ArchiveArgs),
 }
 
+/// Which trail.
 #[derive(Debug, clap::Args)]
-struct Verify {
-    /// Folder of the trail; without it, the one that the configuration names
-    dir: Option<PathBuf>,
+struct Which {
     /// Configuration file
     #[arg(long, default_value = "pitser.toml", env = "PITSER_CONFIG")]
     config: PathBuf,
     /// Which source, if there are several
     #[arg(long)]
     source: Option<String>,
+}
+
+impl Which {
+    fn layout(&self) -> Result<Layout, Failure> {
+        let config = Config::read(&self.config)?;
+        let source = config.source(self.source.as_deref())?;
+        Ok(config.tuning().layout(source))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct ArchiveArgs {
+    #[command(flatten)]
+    which: Which,
+    /// How many of the newest closed segments stay here
+    #[arg(long, default_value_t = 1)]
+    keep: usize,
+    /// Write the same events as Parquet beside them
+    #[arg(long)]
+    parquet: bool,
+    #[command(flatten)]
+    form: Form,
+}
+
+#[derive(Debug, clap::Args)]
+struct Verify {
+    /// Folder of the trail; without it, the one that the configuration names
+    dir: Option<PathBuf>,
+    #[command(flatten)]
+    which: Which,
     #[command(flatten)]
     form: Form,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let Command::Verify(args) = &args.command;
+    match &args.command {
+        Command::Verify(args) => verify(args),
+        Command::Archive(args) => archive(args),
+    }
+}
+
+fn archive(args: &ArchiveArgs) -> Outcome {
+    let options = MoveOptions {
+        keep: args.keep,
+        parquet: args.parquet,
+    };
+    let (mut segments, mut freed, mut stored) = (0u64, 0, 0);
+    let moved = move_segments(&args.which.layout()?, options, |moved| {
+        segments += 1;
+        freed += moved.freed;
+        stored += moved.stored;
+        tracing::info!(segment = moved.segment, "moved to the archive");
+    });
+    match moved {
+        Ok(()) => {}
+        Err(MoveError::Read(error)) => return Err(Failure::reading(&error)),
+        Err(
+            error @ (MoveError::NoArchive
+            | MoveError::Locked(_)
+            | MoveError::Taken { .. }
+            | MoveError::Parquet(_)),
+        ) => {
+            return Err(Failure::input(error));
+        }
+        Err(error) => return Err(Failure::service(error)),
+    }
+    let told = Map::new()
+        .with("segments", segments)
+        .with("freed_bytes", freed)
+        .with("stored_bytes", stored);
+    args.form.show(&told)?;
+    Ok(Exit::Intact)
+}
+
+fn verify(args: &Verify) -> Outcome {
     let layout = match &args.dir {
         Some(dir) => Layout::new(dir),
-        None => {
-            let config = Config::read(&args.config)?;
-            config
-                .tuning()
-                .layout(config.source(args.source.as_deref())?)
-        }
+        None => args.which.layout()?,
     };
     match read(&layout, None, |_, _| {}) {
         Ok(view) => intact(&layout, &view).show(args.form),

@@ -252,7 +252,7 @@ impl Begun {
 }
 
 fn is_new(source: &Source, tuning: &Tuning) -> bool {
-    !tuning.layout(source).segment(0).exists()
+    !tuning.layout(source).has_trail()
 }
 
 fn no_tables<'a>(source: &Source, there: impl Iterator<Item = &'a str>) -> InitError {

@@ -32,7 +32,7 @@ impl Session {
         if recovery != pitser_trail::Recovery::default() {
             tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
         }
-        trail.set_segment_bytes_max(parts.tuning.segment_bytes_max);
+        trail.set_segment_limits(parts.tuning.segments);
         init::check_identity(&source.identity()?, trail.genesis())?;
         let shapes = source.shapes();
         let patients = Patients::new(&parts.source, shapes).map_err(InitError::from)?;

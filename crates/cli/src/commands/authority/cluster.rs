@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::config::Place;
 use crate::outcome::{Failure, Outcome};
+use crate::store::S3;
 
 /// Arguments of `pitser authority found`.
 #[derive(Debug, clap::Args)]
@@ -26,6 +27,7 @@ pub(super) struct Cluster {
     endpoints: Vec<String>,
     node: String,
     object_store: String,
+    s3: Option<S3>,
     prefix: Option<String>,
     lease_s: Option<u32>,
     keep_s: Option<u64>,
@@ -135,6 +137,7 @@ mod with {
     use crate::files;
     use crate::outcome::{Exit, Failure, Outcome};
     use crate::output::{self, print};
+    use crate::store::s3_options;
 
     pub(super) fn config(cluster: &Cluster, dir: &Path) -> Result<ClusterConfig, Failure> {
         let mut config = ClusterConfig::new(
@@ -142,6 +145,12 @@ mod with {
             cluster.endpoints.clone(),
             &cluster.object_store,
         );
+        config.s3 = s3_options(
+            &cluster.object_store,
+            cluster.s3.as_ref(),
+            "cluster.s3",
+            dir,
+        )?;
         if let Some(prefix) = &cluster.prefix {
             config.prefix.clone_from(prefix);
         }

@@ -373,7 +373,7 @@ impl Config {
                 self.path.display()
             )));
         }
-        let (path, _) = self.guarded("parent.key_file", &parent.key_file)?;
+        let (path, _) = files::guarded(&self.dir, "parent.key_file", &parent.key_file)?;
         let key = Zeroizing::new(files::read_text(&path)?);
         let wrong = |e: String| Failure::Input(format!("{}: {e}", self.path.display()));
         let endpoints = parent.endpoints(key.trim_end()).map_err(wrong)?;
@@ -390,23 +390,7 @@ impl Config {
 
     /// The key file of users, and whether somebody else guards it.
     pub(super) fn users_key(&self) -> Result<(PathBuf, bool), Failure> {
-        self.guarded("users.key_file", &self.users.key_file)
-    }
-
-    /// The secret file that key `name` of the configuration has, and whether
-    /// somebody else guards it.
-    fn guarded(&self, name: &str, file: &str) -> Result<(PathBuf, bool), Failure> {
-        let Some(credential) = file.strip_prefix("credential:") else {
-            return Ok((self.dir.join(file), false));
-        };
-        let wrong = |what: &str| Failure::Input(format!("{name}: {what}"));
-        if credential.is_empty() || credential.contains('/') {
-            return Err(wrong("a credential's name is the name of a file, no path"));
-        }
-        let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-            wrong("systemd has handed over no credentials: LoadCredential= in the unit does that")
-        })?;
-        Ok((Path::new(&folder).join(credential), true))
+        files::guarded(&self.dir, "users.key_file", &self.users.key_file)
     }
 
     /// Everybody in the file of users.
@@ -549,6 +533,12 @@ mod tests {
             "[signer]",
             "command",
             "timeout_ms",
+            "[cluster.s3]",
+            "endpoint",
+            "region",
+            "path_style",
+            "allow_http",
+            "credentials_file",
         ];
         let line = |line: &str| match line.strip_prefix("# ") {
             Some(bare) if commented.contains(&bare.split('=').next().unwrap().trim()) => {
