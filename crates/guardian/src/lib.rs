@@ -14,6 +14,7 @@ mod actors;
 pub mod alert;
 pub mod audit;
 pub mod config;
+mod collected;
 pub mod fleet;
 pub mod init;
 mod patients;

@@ -9,6 +9,7 @@
 //! trail/000000.jsonl.logsig.parts/blocks.dat     its blocks, while signatures are pending
 //! trail/000000.jsonl.logsig.parts/block-signatures.dat
 //! trail/000000.jsonl.logsig                      both, once the segment is closed
+//! map/                                           the map's leaves and the index, derived (map/mod.rs)
 //! head.note  audit.note  publications.bin        newest cosigned head, audit, publications
 //! ```
 
@@ -62,6 +63,11 @@ impl Layout {
     /// The newest publications file.
     pub fn publications(&self) -> PathBuf {
         self.0.join("publications.bin")
+    }
+
+    /// The map's store: derived from the segments.
+    pub fn map(&self) -> PathBuf {
+        self.0.join("map")
     }
 
     /// The folder of segments.

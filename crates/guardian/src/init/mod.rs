@@ -3,6 +3,7 @@
 mod postgres;
 mod sqlite;
 
+use crate::collected::Collected;
 use crate::Clock;
 use crate::actors::{ActorError, Actors};
 use crate::config::{Kind, Source, Tuning, matches};
@@ -262,5 +263,8 @@ fn begin(
     };
     let layout = tuning.layout(source);
     pitser_trail::disk::private_dir(layout.dir()).map_err(TrailError::from)?;
-    Ok(Trail::create(layout, &tuning.origin(source), &draft)?)
+    let origin = tuning.origin(source);
+    Ok(Trail::create_gathering::<Collected>(
+        layout, &origin, &draft,
+    )?)
 }

@@ -4,6 +4,7 @@
 use super::{
     Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables,
 };
+use crate::collected::Collected;
 use crate::Clock;
 use crate::actors::Actors;
 use crate::config::{Keyless, ReplicaIdentity, Source, Tuning};
@@ -91,7 +92,7 @@ pub(super) fn install(
     // be another one's, or a running guardian's.
     let trail = match new_trail {
         true => None,
-        false => Some(Trail::open(tuning.layout(source), |(), _| {})?.0),
+        false => Some(Trail::open::<Collected>(tuning.layout(source))?.0),
     };
     if let Some(trail) = &trail {
         check_identity(&identity, trail)?;

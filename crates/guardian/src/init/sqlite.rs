@@ -3,6 +3,7 @@
 use super::{
     Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables,
 };
+use crate::collected::Collected;
 use crate::config::{Source, Tuning};
 use pitser_capture::Source as Database;
 use pitser_capture::sqlite::{SqliteSource, TableSpec, table_names};
@@ -39,7 +40,7 @@ pub(super) fn install(source: &Source, tuning: &Tuning, now: u64) -> Result<Plan
         };
         begin(source, tuning, database.shapes(), &patients, beginning)?
     } else {
-        let (trail, (), _) = Trail::open(tuning.layout(source), |(), _| {})?;
+        let (trail, _, _) = Trail::open::<Collected>(tuning.layout(source))?;
         check_identity(&identity, &trail)?;
         trail
     };
