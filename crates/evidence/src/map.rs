@@ -17,6 +17,7 @@
 
 use crate::codec::{Bytes32, CodecError, Digest};
 use crate::line::Patient;
+use data_encoding::HEXLOWER;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -34,7 +35,8 @@ pub fn record_map_key(table: &str, key: &Bytes32) -> MapKey {
 
 /// The key under which a patient's list stands.
 pub fn patient_map_key(patient: &Patient) -> MapKey {
-    digest(&patient_key_text(&patient.to_string()))
+    let mut hex = [0; 64];
+    digest(&patient_key_text(patient, &mut hex))
 }
 
 /// What is hashed to a record's key.
@@ -42,9 +44,17 @@ pub(crate) fn record_key_text<'t>(table: &'t str, key: &'t Bytes32) -> [&'t [u8]
     [b"pitser/v1/map/record\0", table.as_bytes(), b"\0", &key.0]
 }
 
-/// What is hashed to a patient's key.
-pub(crate) fn patient_key_text(patient: &str) -> [&[u8]; 2] {
-    [b"pitser/v1/map/patient\0", patient.as_bytes()]
+/// What is hashed to a patient's key; `hex` is where a pseudonym's text goes.
+pub(crate) fn patient_key_text<'t>(patient: &Patient, hex: &'t mut [u8; 64]) -> [&'t [u8]; 2] {
+    let text: &[u8] = match patient {
+        Patient::Pseudonym(pseudonym) => {
+            HEXLOWER.encode_mut(&pseudonym.0, hex);
+            hex
+        }
+        Patient::Many => b"*many",
+        Patient::Unknown => b"*unknown",
+    };
+    [b"pitser/v1/map/patient\0", text]
 }
 
 /// What the map knows of a record or patient.
@@ -85,7 +95,14 @@ pub struct RowRef {
 impl Leaf {
     /// The value bytes that the map commits to.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![1, u8::from(self.kind == LeafKind::Patient)];
+        let mut out = Vec::with_capacity(100);
+        self.encode_to(&mut out);
+        out
+    }
+
+    /// Appends the value bytes.
+    pub(crate) fn encode_to(&self, out: &mut Vec<u8>) {
+        out.extend([1, u8::from(self.kind == LeafKind::Patient)]);
         out.extend(self.count.to_be_bytes());
         out.extend(self.last_seq.to_be_bytes());
         out.extend(self.last_hash.0.as_bytes());
@@ -97,7 +114,6 @@ impl Leaf {
                 out.extend(row.seq.to_be_bytes());
             }
         }
-        out
     }
 
     /// Reads value bytes.

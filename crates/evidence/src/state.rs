@@ -297,12 +297,7 @@ impl<S: Storage> State<S> {
 }
 
 /// A record's leaf after a line about it, and how the line bears on whose it is.
-fn record_after(
-    before: Option<Leaf>,
-    line: &Line,
-    hash: Digest,
-    timeline: u32,
-) -> (Leaf, Whose) {
+fn record_after(before: Option<Leaf>, line: &Line, hash: Digest, timeline: u32) -> (Leaf, Whose) {
     let leaf = before.unwrap_or(new_leaf(LeafKind::Record, hash));
     let mut leaf = advanced(leaf, line.seq, hash);
     let mut whose = match before {

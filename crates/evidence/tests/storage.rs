@@ -114,7 +114,9 @@ fn perform(tree: &mut Tree<Memory>, model: &mut Model, op: &Op, seq: u64, limits
             tree.put_record(name, &record(key), &leaf, how).unwrap();
             model.put(record_map_key(name, &record(key)), &leaf);
             let (patient, row_patient) = patients;
-            model.records.insert((table, key), (leaf, patient, row_patient));
+            model
+                .records
+                .insert((table, key), (leaf, patient, row_patient));
         }
         Op::Patient(n) => put_patient(tree, model, n, seq),
         Op::Mark(n) => {
@@ -146,7 +148,9 @@ fn agree(tree: &mut Tree<Memory>, model: &mut Model) {
         let mut visit = |key: &Bytes32, leaf: &Leaf| drop(shown.insert(key.0[0], *leaf));
         tree.records(name, &mut visit).unwrap();
         let of_table = model.records.range((table, 0)..=(table, u8::MAX));
-        let expected: BTreeMap<_, _> = of_table.map(|((_, key), (leaf, ..))| (*key, *leaf)).collect();
+        let expected: BTreeMap<_, _> = of_table
+            .map(|((_, key), (leaf, ..))| (*key, *leaf))
+            .collect();
         assert_eq!(shown, expected);
         for key in 0..41 {
             let known = tree.record(name, &record(key)).unwrap();
@@ -185,8 +189,21 @@ proptest! {
 #[test]
 fn a_tree_grows_to_many_buckets() {
     let ops: Vec<_> = (0..3000u64)
-        .map(|n| Op::Record((n % 3) as u8, (n * 7 % 251) as u8, Some((n % 200) as u8), n % 5 != 0))
+        .map(|n| {
+            Op::Record(
+                (n % 3) as u8,
+                (n * 7 % 251) as u8,
+                Some((n % 200) as u8),
+                n % 5 != 0,
+            )
+        })
         .collect();
     run(Limits::MEMORY, &ops);
-    run(Limits { entries: 2, buffered: 4000 }, &ops);
+    run(
+        Limits {
+            entries: 2,
+            buffered: 4000,
+        },
+        &ops,
+    );
 }

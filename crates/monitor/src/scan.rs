@@ -326,9 +326,7 @@ fn is_unseen(
 
 /// `None` if only the table's columns are others.
 fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, TrailError> {
-    let known = trail
-        .state()
-        .record_leaf(&suspect.table, &suspect.record)?;
+    let known = trail.state().record_leaf(&suspect.table, &suspect.record)?;
     let about = known.and_then(|leaf| leaf.row).map(|row| row.seq);
     let (code, columns, text) = match about {
         None => (Code::RowUnknown, Vec::new(), "the row was never sealed"),

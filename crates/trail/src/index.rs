@@ -15,6 +15,7 @@ use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Line;
 use pitser_ksi::hash::Imprint;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -98,6 +99,11 @@ impl Index {
         }
         let crc = crc32fast::hash(&out[start..]);
         out.extend(crc.to_be_bytes());
+    }
+
+    /// Whether something was read that is not what was written.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.lines.is_damaged.get() || self.blocks.is_damaged.get()
     }
 
     /// Number of blocks.
@@ -290,6 +296,7 @@ struct Records {
     path: std::path::PathBuf,
     written: u64,
     gathered: Vec<u8>,
+    is_damaged: Cell<bool>,
 }
 
 impl Records {
@@ -300,6 +307,7 @@ impl Records {
             path,
             written: len,
             gathered: Vec::new(),
+            is_damaged: Cell::new(false),
         };
         let opened = match write {
             true => folder.reopen(name, len).map(Some),
@@ -334,7 +342,9 @@ impl Records {
         }
         let file = self.file.as_ref();
         let file = file.ok_or_else(|| self.damaged(Damage::Missing))?;
-        Ok(file.read_exact_at(bytes, at).at(&self.path, "cannot read")?)
+        Ok(file
+            .read_exact_at(bytes, at)
+            .at(&self.path, "cannot read")?)
     }
 
     fn sync(&mut self, folder: &OsFolder, name: &str) -> Result<(), MapError> {
@@ -352,6 +362,7 @@ impl Records {
     }
 
     fn damaged(&self, damage: Damage) -> MapError {
+        self.is_damaged.set(true);
         MapError::Damaged {
             path: self.path.clone(),
             damage,

@@ -11,9 +11,9 @@ use crate::map::{Commit, MapError};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::finding::Code;
+use pitser_evidence::line::SealRef;
 use pitser_evidence::line::{Checkpoint, Line, Op};
 use pitser_evidence::seal::{self, SealKeys};
-use pitser_evidence::line::SealRef;
 use pitser_evidence::state::{ApplyError, Standing, State};
 use pitser_evidence::store::{Memory, Pages, Tree};
 use pitser_ksi::hash::{Algorithm, Imprint};
@@ -441,8 +441,7 @@ where
         let known = self.view.index.block(self.next_block, &origin)?;
         let known = known.ok_or_else(|| unfounded(self.layout))?;
         let leaf = known.leaf;
-        let (sealed, sealed_at) =
-            self.seal(segment, leaf.block, seal, leaf.root.0, leaf.level)?;
+        let (sealed, sealed_at) = self.seal(segment, leaf.block, seal, leaf.root.0, leaf.level)?;
         self.sealed(segment, &leaf, sealed.as_deref(), sealed_at)?;
         self.next_block += 1;
         Ok(())
@@ -520,13 +519,7 @@ where
         let first = self.view.state.next_seq();
         if block.header.previous_leaf != self.view.last_leaf {
             let text = format!("block {number} does not continue the block before it");
-            return Err(damage(
-                Code::BlockMissing,
-                &segment.signature_path,
-                None,
-                text,
-            )
-            .into());
+            return Err(damage(Code::BlockMissing, &segment.signature_path, None, text).into());
         }
         let mut lines = Vec::new();
         for _ in 0..block.line_count() {
@@ -565,13 +558,7 @@ where
         }
         let Some(checkpoint) = checkpoint else {
             let text = format!("block {number} has no line");
-            return Err(damage(
-                Code::LineAltered,
-                &segment.signature_path,
-                None,
-                text,
-            )
-            .into());
+            return Err(damage(Code::LineAltered, &segment.signature_path, None, text).into());
         };
         let (sealed, sealed_at) = self.seal(segment, number, seal, report.root, report.level)?;
         let leaf = LogLeaf {

@@ -88,10 +88,14 @@ pub struct Recovery {
     pub rebuilt_block: bool,
 }
 
-/// Lines that are replayed at most when the trail is opened again.
+/// A commit of the map is made after so many lines, which is about what is
+/// replayed when the trail is opened again.
 const COMMIT_LINES: u64 = 100_000;
-/// Microseconds of the trail's own time after which a commit is made.
+/// And after so many microseconds of the checkpoints' own time, so that those
+/// who read beside the writer have little to replay.
 const COMMIT_US: u64 = 10_000_000;
+/// Progress is told each so many lines.
+const PROGRESS_LINES: u64 = 4096;
 
 /// Why the trail cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +196,7 @@ pub struct Trail {
     _lock: File,
     files: SegmentFiles,
     segment_bytes_max: u64,
+    commit_lines: u64,
     /// Encoded lines that are not on disk yet.
     buffer: Vec<u8>,
     /// Record hashes of the lines in the open block.
@@ -224,6 +229,16 @@ impl SegmentFiles {
             blocks: AppendFile::open(&layout.blocks(number), blocks_magic)?,
             seals: AppendFile::open(&layout.seals(number), seals_magic)?,
         })
+    }
+}
+
+/// What was damaged is not opened again.
+impl Drop for Trail {
+    fn drop(&mut self) {
+        if self.state.storage().pages().is_damaged() || self.index.is_damaged() {
+            tracing::warn!("the map is made anew from the segments at the next start");
+            forget_map(&self.layout);
+        }
     }
 }
 
@@ -291,23 +306,48 @@ impl Trail {
             return Err(ReadError::Nothing(layout.dir().to_owned()).into());
         }
         let lock = take_lock(&layout)?;
+        Self::open_locked(layout, lock, &mut |_| {})
+    }
+
+    /// Makes everything anew that is derived from the segments, the map and the
+    /// index, and opens the trail. `progress` is told the number of lines that
+    /// were read, now and then.
+    ///
+    /// # Errors
+    /// Those of [`Trail::open`].
+    pub fn rebuild<T: Gather>(
+        layout: Layout,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Self, T, Recovery), TrailError> {
+        if !layout.segment(0).exists() {
+            return Err(ReadError::Nothing(layout.dir().to_owned()).into());
+        }
+        let lock = take_lock(&layout)?;
+        crate::map::discard(&OsFolder::new(layout.map()))?;
+        Self::open_locked(layout, lock, progress)
+    }
+
+    fn open_locked<T: Gather>(
+        layout: Layout,
+        lock: File,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Self, T, Recovery), TrailError> {
         let keys = Keys::open(&layout)?;
         let mut vault = Vault::open(&layout.vault(), keys.master())?;
         let mut recovery = Recovery::default();
-        let (recovered, mut files) = recover::<T>(&layout, &mut recovery)?;
+        let (recovered, mut files) = recover::<T>(&layout, &mut recovery, progress)?;
         let Recovered {
             view,
             store,
             gathered,
             kept,
             committed,
+            genesis_line,
         } = recovered;
         vault.discard_from(view.state.next_seq())?;
         // Lines that a crash left in the system's cache count from now on.
         files.lines.append(b"")?;
         let head = std::fs::read(layout.head()).ok();
-        let genesis_line = view.index.line(&layout, 0)?;
-        let genesis_line = genesis_line.ok_or_else(|| ReadError::Nothing(layout.segments()))?;
         let summary = |leaf: &LogLeaf| BlockSummary {
             block: leaf.block,
             first_seq: leaf.first_seq,
@@ -324,6 +364,7 @@ impl Trail {
             _lock: lock,
             files,
             segment_bytes_max: 64 << 20,
+            commit_lines: COMMIT_LINES,
             buffer: Vec::new(),
             open: view.tail,
             last_leaf: view.last_leaf,
@@ -356,6 +397,12 @@ impl Trail {
     /// Segments are closed once they are longer than this, in bytes.
     pub fn set_segment_bytes_max(&mut self, bytes: u64) {
         self.segment_bytes_max = bytes;
+    }
+
+    /// A commit of the map is made with the block that has this many lines
+    /// since the last one; 0: with every block.
+    pub fn set_map_commit_lines(&mut self, lines: u64) {
+        self.commit_lines = lines;
     }
 
     /// The secret keys.
@@ -624,7 +671,7 @@ impl Trail {
         };
         let lines = self.state.next_seq() - committed;
         let waited_us = at_us.saturating_sub(*self.committed.1.get_or_insert(at_us));
-        if lines < COMMIT_LINES && waited_us < COMMIT_US {
+        if lines < self.commit_lines && waited_us < COMMIT_US {
             return Ok(());
         }
         let commit = Commit {
@@ -638,7 +685,13 @@ impl Trail {
             gathered: Blob(self.gathered.save()),
             gathered_as: self.gathered.form().to_owned(),
         };
-        commit_map(&self.layout, &mut self.state, &mut self.index, &mut self.store, commit)?;
+        commit_map(
+            &self.layout,
+            &mut self.state,
+            &mut self.index,
+            &mut self.store,
+            commit,
+        )?;
         self.committed = (Some(self.state.next_seq()), Some(at_us));
         Ok(())
     }
@@ -835,11 +888,6 @@ impl Trail {
     ) -> Result<T, TrailError> {
         let result = work(self);
         self.poisoned |= result.is_err();
-        if let Err(error) = &result
-            && error.damages_map()
-        {
-            forget_map(&self.layout, error);
-        }
         result
     }
 }
@@ -904,11 +952,14 @@ struct Recovered<T> {
     kept: Box<dyn Gathers>,
     /// Line after the newest commit, unless none is to be made.
     committed: Option<u64>,
+    /// The genesis line's bytes.
+    genesis_line: Vec<u8>,
 }
 
 /// Gathers while the trail is read, and makes commits on the way.
 struct Gathering<'a, T> {
     layout: &'a Layout,
+    progress: &'a mut dyn FnMut(u64),
     store: Store<OsFolder>,
     gathered: T,
     last_line: Option<Digest>,
@@ -925,6 +976,9 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
         if line.seq == 0 {
             self.genesis = bytes;
         }
+        if line.seq % PROGRESS_LINES == 0 {
+            (self.progress)(line.seq);
+        }
     }
 
     fn block(
@@ -937,7 +991,7 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
         let (Some(last_line), Some(committed)) = (self.last_line, self.committed) else {
             return Ok(());
         };
-        if next_seq - committed < 10 * COMMIT_LINES {
+        if next_seq - committed < 3 * COMMIT_LINES {
             return Ok(());
         }
         let commit = Commit {
@@ -951,8 +1005,13 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
             gathered: Blob(self.gathered.save()),
             gathered_as: T::FORM.to_owned(),
         };
-        commit_map(self.layout, &mut view.state, &mut view.index, &mut self.store, commit)?;
-        tracing::info!(lines = next_seq, "the map follows the trail");
+        commit_map(
+            self.layout,
+            &mut view.state,
+            &mut view.index,
+            &mut self.store,
+            commit,
+        )?;
         self.committed = Some(next_seq);
         Ok(())
     }
@@ -973,6 +1032,7 @@ fn commit_map(
 fn recover<T: Gather>(
     layout: &Layout,
     recovery: &mut Recovery,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<(Recovered<T>, SegmentFiles), TrailError> {
     let numbers = layout
         .segment_numbers()
@@ -980,7 +1040,7 @@ fn recover<T: Gather>(
     let last = numbers.last().copied().unwrap_or(0);
     loop {
         let mut files = SegmentFiles::open(layout, last)?;
-        let recovered = read_on_from_map::<T>(layout)?;
+        let recovered = read_on_from_map::<T>(layout, progress)?;
         let view = &recovered.view;
         let whole = view.whole;
         let (blocks_magic, seals_magic) = part_magics();
@@ -1018,25 +1078,31 @@ fn recover<T: Gather>(
 
 /// Reads the trail on from the map's newest commit; all of it, if there is
 /// none, or the trail does not go on from it.
-fn read_on_from_map<T: Gather>(layout: &Layout) -> Result<Recovered<T>, TrailError> {
-    match try_read_on::<T>(layout) {
+fn read_on_from_map<T: Gather>(
+    layout: &Layout,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered<T>, TrailError> {
+    match try_read_on::<T>(layout, progress) {
         Err(error) if error.damages_map() => {
-            forget_map(layout, &error);
-            try_read_on::<T>(layout)
+            tracing::warn!(%error, "the map is made anew from the segments");
+            forget_map(layout);
+            try_read_on::<T>(layout, progress)
         }
         read => read,
     }
 }
 
 /// Removes a store that is not to be believed.
-fn forget_map(layout: &Layout, error: &TrailError) {
-    tracing::warn!(%error, "the map is made anew from the segments");
+fn forget_map(layout: &Layout) {
     if let Err(error) = crate::map::discard(&OsFolder::new(layout.map())) {
         tracing::warn!(%error, "the damaged map cannot be removed");
     }
 }
 
-fn try_read_on<T: Gather>(layout: &Layout) -> Result<Recovered<T>, TrailError> {
+fn try_read_on<T: Gather>(
+    layout: &Layout,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered<T>, TrailError> {
     disk::private_dir(&layout.map())?;
     let folder = OsFolder::new(layout.map());
     let opened = Store::open(folder.clone())?;
@@ -1074,6 +1140,7 @@ fn try_read_on<T: Gather>(layout: &Layout) -> Result<Recovered<T>, TrailError> {
     let keeps = kept_as.is_none_or(|form| form == T::FORM);
     let mut gathering = Gathering {
         layout,
+        progress,
         store,
         gathered,
         last_line: None,
@@ -1085,6 +1152,7 @@ fn try_read_on<T: Gather>(layout: &Layout) -> Result<Recovered<T>, TrailError> {
         store,
         gathered,
         committed,
+        genesis: genesis_line,
         ..
     } = gathering;
     let kept = T::load(&gathered.save()).unwrap_or_default();
@@ -1094,6 +1162,7 @@ fn try_read_on<T: Gather>(layout: &Layout) -> Result<Recovered<T>, TrailError> {
         gathered,
         kept: Box::new(kept),
         committed,
+        genesis_line,
     })
 }
 

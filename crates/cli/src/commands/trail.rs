@@ -1,6 +1,7 @@
-//! `pitser trail verify`: recompute a whole trail and name the first thing
+//! `pitser trail`: `verify`, recompute a whole trail and name the first thing
 //! that is wrong.
 
+use super::rebuild;
 use crate::config::Config;
 use crate::outcome::{Failure, Outcome};
 use crate::output::{Form, Judgement, State, Step, Verdict};
@@ -21,6 +22,8 @@ pub(crate) struct Args {
 enum Command {
     /// Recompute lines, blocks, interlinks, seals, log and map from the files
     Verify(Verify),
+    /// Make the map and the index anew from the lines; no guardian may be running
+    Rebuild(rebuild::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +42,13 @@ struct Verify {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let Command::Verify(args) = &args.command;
+    match &args.command {
+        Command::Verify(args) => verify(args),
+        Command::Rebuild(args) => rebuild::run(args),
+    }
+}
+
+fn verify(args: &Verify) -> Outcome {
     let layout = match &args.dir {
         Some(dir) => Layout::new(dir),
         None => {

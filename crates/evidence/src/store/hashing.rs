@@ -2,7 +2,6 @@
 //! are filled (docs/spec/33-map.md §3).
 
 use super::entry::{Entry, Malformed, entries};
-use crate::line::Patient;
 use crate::map::{EMPTY, MAX_DEPTH, MapKey, bit, inner_hash, patient_key_text, record_key_text};
 use pitser_ksi::hash::{Algorithm, Batch, Imprint};
 
@@ -74,6 +73,7 @@ impl Hashing {
         tables: &[String],
     ) -> Result<(Vec<Placed>, Vec<usize>), Malformed> {
         let mut ends = Vec::new();
+        let mut value = Vec::new();
         let mut count = 0;
         for bucket in buckets {
             for entry in entries(bucket) {
@@ -86,12 +86,15 @@ impl Hashing {
                         leaf
                     }
                     Entry::Patient { patient, leaf, .. } => {
-                        self.push_patient_key(&patient);
+                        let mut hex = [0; 64];
+                        self.batch.push(&patient_key_text(&patient, &mut hex));
                         leaf
                     }
                     Entry::Mark(_) => continue,
                 };
-                self.batch.push(&[&leaf.encode()]);
+                value.clear();
+                leaf.encode_to(&mut value);
+                self.batch.push(&[&value]);
                 count += 1;
             }
             ends.push(count);
@@ -118,11 +121,6 @@ impl Hashing {
             first = *end;
         }
         Ok((leaves, ends))
-    }
-
-    fn push_patient_key(&mut self, patient: &Patient) {
-        let text = patient.to_string();
-        self.batch.push(&patient_key_text(&text));
     }
 
     /// Inner nodes over pairs of hashes that are both known.

@@ -11,14 +11,14 @@
 //! [`Tree::spill`]. Besides leaves, buckets hold *marks*: digests that were
 //! noted, and that the map's root knows nothing of.
 
-use super::entry::{self, Entry, FIRST_PSEUDONYM, MANY, Malformed, PatientNumber, Subject, UNKNOWN};
+use super::entry::{
+    self, Entry, FIRST_PSEUDONYM, MANY, Malformed, PatientNumber, Subject, UNKNOWN,
+};
 use super::hashing::{self, Hashing, TOGETHER};
 use super::{Storage, Whose};
 use crate::codec::Bytes32;
 use crate::line::Patient;
-use crate::map::{
-    EMPTY, Leaf, MapKey, OtherLeaf, Path, bit, patient_map_key, record_map_key,
-};
+use crate::map::{EMPTY, Leaf, MapKey, OtherLeaf, Path, bit, patient_map_key, record_map_key};
 use crate::state::Record;
 use std::collections::HashMap;
 use std::fmt;
@@ -150,6 +150,10 @@ pub struct Tree<P> {
     table_numbers: HashMap<String, u32>,
     /// The patient whose number was last asked for.
     recent: Option<(Patient, PatientNumber)>,
+    /// An entry on its way into a bucket.
+    scratch: Vec<u8>,
+    /// Memory of buckets that were buffered, to be used again.
+    spare: Vec<Vec<u8>>,
     /// Buckets that were written since [`Tree::take_changed`], some perhaps
     /// more than once.
     changed: Vec<(u32, Prefix)>,
@@ -197,6 +201,8 @@ impl<P: Pages> Tree<P> {
             counts: Counts::default(),
             table_numbers: HashMap::new(),
             recent: None,
+            scratch: Vec::new(),
+            spare: Vec::new(),
             changed: Vec::new(),
         }
     }
@@ -263,10 +269,12 @@ impl<P: Pages> Tree<P> {
                 true => Extent::NONE,
                 false => self.pages.write(&slot.bytes)?,
             };
-            let slot = self.buffer.pop().expect("just looked at");
+            let mut slot = self.buffer.pop().expect("just looked at");
             self.buffered -= slot.bytes.capacity();
             self.nodes.at_mut(slot.node).set(Link::Kept(extent));
             self.changed.push((slot.node, slot.prefix));
+            slot.bytes.clear();
+            self.spare.push(slot.bytes);
         }
         Ok(())
     }
@@ -360,9 +368,12 @@ impl<P: Pages> Tree<P> {
         let is_first = found.is_none();
         match found {
             Some((span, _)) => {
-                let mut bytes = Vec::new();
-                made.write(&mut bytes);
-                slot.bytes.splice(span, bytes);
+                self.scratch.clear();
+                made.write(&mut self.scratch);
+                match span.len() == self.scratch.len() {
+                    true => slot.bytes[span].copy_from_slice(&self.scratch),
+                    false => drop(slot.bytes.splice(span, self.scratch.iter().copied())),
+                }
             }
             None => {
                 made.write(&mut slot.bytes);
@@ -385,9 +396,12 @@ impl<P: Pages> Tree<P> {
             Link::Kept(extent) => extent,
             Link::Inner { .. } => Extent::NONE,
         };
-        let mut bytes = Vec::new();
+        let mut bytes = self.spare.pop().unwrap_or_default();
         if extent != Extent::NONE {
-            bytes = self.pages.read(extent, <[u8]>::to_vec)?;
+            self.pages.read(extent, |there| {
+                bytes.reserve(there.len() + ROOM);
+                bytes.extend_from_slice(there);
+            })?;
         }
         let entries = entry::spans(&bytes).count();
         let slot = Slot {
@@ -433,11 +447,11 @@ impl<P: Pages> Tree<P> {
                 is_hashed: false,
             })
             .collect();
-        let [low, high] = <[Slot; 2]>::try_from(slots)
-            .unwrap_or_else(|_| unreachable!("a bucket has two parts"));
-        self.nodes
-            .at_mut(left)
-            .set(Link::Buffered(u32::try_from(index).expect("an index of the buffer")));
+        let [low, high] =
+            <[Slot; 2]>::try_from(slots).unwrap_or_else(|_| unreachable!("a bucket has two parts"));
+        self.nodes.at_mut(left).set(Link::Buffered(
+            u32::try_from(index).expect("an index of the buffer"),
+        ));
         self.buffered += low.bytes.capacity();
         let whole = std::mem::replace(&mut self.buffer[index], low);
         self.buffered -= whole.bytes.capacity();
@@ -642,11 +656,7 @@ impl<P: Pages> Storage for Tree<P> {
         Ok(())
     }
 
-    fn records(
-        &self,
-        table: &str,
-        visit: &mut dyn FnMut(&Bytes32, &Leaf),
-    ) -> Result<(), P::Error> {
+    fn records(&self, table: &str, visit: &mut dyn FnMut(&Bytes32, &Leaf)) -> Result<(), P::Error> {
         let Some(&number) = self.table_numbers.get(table) else {
             return Ok(());
         };
@@ -746,6 +756,8 @@ impl<P: Pages> Storage for Tree<P> {
 }
 
 const ROOT: u32 = 0;
+/// For one more entry, in bytes.
+const ROOM: usize = 128;
 /// Bits of a link below its kind.
 const LOW: u64 = (1 << 61) - 1;
 const SINGLE: u64 = 1 << 61;

@@ -329,7 +329,9 @@ impl World {
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
             line.prev = self.state.prev(table, key).unwrap();
         }
-        line.patient_prev = line.patient.and_then(|p| self.state.patient_prev(&p).unwrap());
+        line.patient_prev = line
+            .patient
+            .and_then(|p| self.state.patient_prev(&p).unwrap());
         self.push(line);
     }
 
@@ -530,7 +532,11 @@ impl World {
 
     pub(crate) fn map_entry(&mut self, patient: &Patient) -> MapEntry {
         MapEntry {
-            leaf: self.state.patient(patient).unwrap().map(|leaf| Blob(leaf.encode())),
+            leaf: self
+                .state
+                .patient(patient)
+                .unwrap()
+                .map(|leaf| Blob(leaf.encode())),
             path: self.state.prove_patient(patient).unwrap(),
         }
     }

@@ -3,9 +3,9 @@
 mod postgres;
 mod sqlite;
 
-use crate::collected::Collected;
 use crate::Clock;
 use crate::actors::{ActorError, Actors};
+use crate::collected::Collected;
 use crate::config::{Kind, Source, Tuning, matches};
 use crate::patients::{PathError, Patients};
 use crate::runtime::StartError;

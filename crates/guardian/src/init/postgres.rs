@@ -4,9 +4,9 @@
 use super::{
     Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, is_wanted, no_tables,
 };
-use crate::collected::Collected;
 use crate::Clock;
 use crate::actors::Actors;
+use crate::collected::Collected;
 use crate::config::{Keyless, ReplicaIdentity, Source, Tuning};
 use crate::runtime::{Guardian, Parts};
 use pitser_capture::postgres::install::{self, Found, Request, Wanted};

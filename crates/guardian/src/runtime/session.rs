@@ -111,9 +111,10 @@ impl Session {
             .filter(|table| self.patients.is_target(table) || self.actors.is_lookup(table))
             .collect();
         for table in targets {
-            let records = self.trail.state().records(&table, |record, leaf| {
-                leaf.row.is_some().then_some(*record)
-            });
+            let records = self
+                .trail
+                .state()
+                .records(&table, |record, leaf| leaf.row.is_some().then_some(*record));
             let known: Vec<Bytes32> = records.map_err(TrailError::from)?;
             for record in known {
                 let sealed = Sealed::of(&mut self.trail, &table, &record);

@@ -1,9 +1,9 @@
 //! Buckets of a commit, and of what a reader replays after it: on disk the
 //! ones, which belong to the writer, in memory the others.
 
+use super::MapError;
 use super::folder::Folder;
 use super::pages::DiskPages;
-use super::MapError;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::store::{Extent, Malformed, Memory, Pages};
 

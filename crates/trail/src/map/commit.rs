@@ -1,7 +1,7 @@
 //! Commits of the map's store: made, found again, and cleaned up after.
 
-use super::folder::{Folder, Grows};
 use super::beside::ReadPages;
+use super::folder::{Folder, Grows};
 use super::pages::{DiskPages, PATIENTS, leaves_name, place};
 use super::{Damage, LIMITS, MapError};
 use crate::disk::At;
@@ -177,7 +177,11 @@ impl<F: Folder> Store<F> {
             pseudonyms: tree.pages().pseudonym_count(),
             buckets: buckets.len() as u64,
         };
-        let path = tree.pages().folder.path().join(journal_name(self.generation));
+        let path = tree
+            .pages()
+            .folder
+            .path()
+            .join(journal_name(self.generation));
         match &mut self.journal {
             Some(journal) if journal.len <= journal.len_max => {
                 let mut bytes = Vec::new();
@@ -251,7 +255,9 @@ impl<F: Folder> Store<F> {
         let mut begun = folder.create(&journal).at(&journal_path, "cannot create")?;
         begun.append(MAGIC).at(&journal_path, "cannot write")?;
         begun.sync().at(&journal_path, "cannot make durable")?;
-        folder.rename("new", &directory).at(&path, "cannot replace")?;
+        folder
+            .rename("new", &directory)
+            .at(&path, "cannot replace")?;
         tree.pages_mut().sync_names()?;
         let blocks = record.commit.blocks;
         let journal_bytes = self.journal.take().map_or(0, |journal| journal.len);
@@ -327,7 +333,11 @@ fn clean<F: Folder>(tree: &mut Tree<DiskPages<F>>) -> Result<(), MapError> {
     let pages = tree.pages();
     let writing = pages.writing();
     let live: u64 = pages.files.values().map(|leaves| leaves.live).sum();
-    let mut waste: u64 = pages.files.values().map(|l| l.len - l.live.min(l.len)).sum();
+    let mut waste: u64 = pages
+        .files
+        .values()
+        .map(|l| l.len - l.live.min(l.len))
+        .sum();
     let mut by_use: Vec<_> = pages
         .files
         .iter()
@@ -386,11 +396,7 @@ pub(crate) fn discard<F: Folder>(folder: &F) -> Result<(), MapError> {
 }
 
 /// The newest commit over at most `blocks` blocks.
-fn find<F: Folder>(
-    folder: F,
-    blocks: u64,
-    next_file: u32,
-) -> Result<Option<Found<F>>, MapError> {
+fn find<F: Folder>(folder: F, blocks: u64, next_file: u32) -> Result<Option<Found<F>>, MapError> {
     let names = names(&folder)?;
     let pages = DiskPages::new(folder, next_file);
     for generation in numbers(&names, "directory-").into_iter().rev() {
@@ -418,7 +424,7 @@ fn restore<F: Folder, P: Pages<Error = MapError>>(
         buckets,
         generation,
     } = found;
-    let altered = pages.damage(&directory_name(generation), Damage::Altered);
+    let path = pages.folder.path().join(directory_name(generation));
     let counts = Counts {
         tables: record.tables,
         patients: record.patients,
@@ -433,7 +439,10 @@ fn restore<F: Folder, P: Pages<Error = MapError>>(
         }
     }
     if tree.root()? != record.commit.root.0 {
-        return Err(altered);
+        return Err(MapError::Damaged {
+            path,
+            damage: Damage::Altered,
+        });
     }
     Ok((tree, record.commit))
 }

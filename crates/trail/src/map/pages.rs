@@ -13,7 +13,7 @@ use super::{Damage, MapError};
 use crate::disk::At;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::store::{Extent, Malformed, Pages};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -45,6 +45,7 @@ pub struct DiskPages<F: Folder> {
     next_file: u32,
     pseudonyms: Pseudonyms<F::File>,
     cache: RefCell<Vec<(u64, Vec<u8>)>>,
+    is_damaged: Cell<bool>,
 }
 
 /// One file of buckets.
@@ -111,6 +112,7 @@ impl<F: Folder> DiskPages<F> {
                 gathered: Vec::new(),
             },
             cache: RefCell::new(Vec::new()),
+            is_damaged: Cell::new(false),
         }
     }
 
@@ -212,7 +214,13 @@ impl<F: Folder> DiskPages<F> {
         self.writing
     }
 
+    /// Whether something was read that is not what was written.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.is_damaged.get()
+    }
+
     pub(super) fn damage(&self, name: &str, damage: Damage) -> MapError {
+        self.is_damaged.set(true);
         MapError::Damaged {
             path: self.folder.path().join(name),
             damage,
@@ -363,7 +371,10 @@ impl<F: Folder> Pages for DiskPages<F> {
     fn pseudonym(&self, index: u32) -> Result<Bytes32, MapError> {
         let mut bytes = [0; PSEUDONYM];
         let at = PSEUDONYM as u64 * u64::from(index);
-        match (&self.pseudonyms.file, index.checked_sub(self.pseudonyms.written)) {
+        match (
+            &self.pseudonyms.file,
+            index.checked_sub(self.pseudonyms.written),
+        ) {
             (Some(file), None) => {
                 let read = file.read_at(&mut bytes, at);
                 read.at(&self.folder.path().join(PATIENTS), "cannot read")?;

@@ -82,7 +82,10 @@ impl Model {
         for commit in 0..COMMITS {
             for change in changes(seed, commit) {
                 let (patient, record) = (
-                    (patient_map_key(&patient(change.patient)), leaf(LeafKind::Patient, change.seq)),
+                    (
+                        patient_map_key(&patient(change.patient)),
+                        leaf(LeafKind::Patient, change.seq),
+                    ),
                     (
                         record_map_key(TABLES[change.table], &bytes32(change.key)),
                         leaf(LeafKind::Record, change.seq),
@@ -140,16 +143,19 @@ fn run(
         for change in changes(seed, commit) {
             apply(tree, change).map_err(failed)?;
         }
-        store
-            .commit(tree, commit_at(commit + 1))
-            .map_err(failed)?;
+        store.commit(tree, commit_at(commit + 1)).map_err(failed)?;
         store.covers(tree, commit / 2);
     }
     Ok(())
 }
 
 /// Opens the folder and wants the map of one of the commits that may be there.
-fn recovers(folder: SimFolder, model: &Model, made: u64, context: &str) -> (SimTree, Store<SimFolder>, u64) {
+fn recovers(
+    folder: SimFolder,
+    model: &Model,
+    made: u64,
+    context: &str,
+) -> (SimTree, Store<SimFolder>, u64) {
     let opened = Store::open(folder.clone());
     let opened = opened.unwrap_or_else(|e| panic!("{context}: {e}"));
     let Some((mut tree, store, commit)) = opened else {
@@ -185,7 +191,10 @@ fn is_map<P: pitser_evidence::store::Pages<Error = MapError>>(
             let record = tree.record(table, &bytes32(key))?;
             let expected = model.at[at].get(&record_map_key(table, &bytes32(key)));
             assert_eq!(record.map(|r| r.leaf).as_ref(), expected, "{context}");
-            assert_eq!(record.map(|r| r.patient == r.row_patient), record.map(|_| true));
+            assert_eq!(
+                record.map(|r| r.patient == r.row_patient),
+                record.map(|_| true)
+            );
         }
     }
     for n in 0..40 {
@@ -198,7 +207,10 @@ fn is_map<P: pitser_evidence::store::Pages<Error = MapError>>(
 }
 
 fn seeds(usually: u64) -> u64 {
-    #[allow(clippy::disallowed_methods, reason = "how long a test runs is its caller's to say")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how long a test runs is its caller's to say"
+    )]
     let wanted = std::env::var("PITSER_MAP_SEEDS");
     wanted.ok().and_then(|n| n.parse().ok()).unwrap_or(usually)
 }
@@ -405,7 +417,15 @@ fn what_is_replaced_does_not_pile_up() {
         store.commit(&mut tree, commit_at(commit + 1)).unwrap();
         store.covers(&mut tree, commit + 1);
     }
-    let on_disk: u64 = folder.names().unwrap().iter().map(|name| folder.len(name)).sum();
+    let on_disk: u64 = folder
+        .names()
+        .unwrap()
+        .iter()
+        .map(|name| folder.len(name))
+        .sum();
     let leaves = tree.counts().leaves;
-    assert!(on_disk < 400 * leaves + 60_000, "{on_disk} bytes for {leaves} leaves");
+    assert!(
+        on_disk < 400 * leaves + 60_000,
+        "{on_disk} bytes for {leaves} leaves"
+    );
 }
