@@ -56,7 +56,7 @@ impl Failure {
                 "{error}. Keep these files as they are: they are evidence. `pitser trail verify` says more"
             )),
             ReadError::Nothing(_) | ReadError::Elsewhere(_) => Self::input(error),
-            ReadError::Disk(_) | ReadError::Archive(_) => Self::service(error),
+            ReadError::Disk(_) | ReadError::Map(_) | ReadError::Archive(_) => Self::service(error),
         }
     }
 

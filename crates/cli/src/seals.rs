@@ -1,25 +1,23 @@
-//! Extending the seals of a trail to a publication.
+//! Extending the seals of evidence to a publication.
 
 use crate::outcome::Failure;
 use pitser_client::Client;
 use pitser_ksi::publication::PublicationRecord;
 use pitser_ksi::signature::Signature;
-use pitser_trail::View;
 use std::collections::HashMap;
 
-/// Every seal made up to `record`'s second, extended to it, by block number.
+/// Every one of `seals` made up to `record`'s second, extended to it, by block number.
 ///
 /// # Errors
 /// The first seal that the extender refuses.
 pub(crate) async fn extended(
     client: &Client,
-    view: &View,
+    seals: Vec<(u64, Vec<u8>)>,
     record: &PublicationRecord,
 ) -> Result<HashMap<u64, Vec<u8>>, Failure> {
     let mut extended = HashMap::new();
-    for block in &view.blocks {
-        let Some(seal) = &block.seal else { continue };
-        let signature = Signature::decode(seal).map_err(Failure::input)?;
+    for (block, seal) in seals {
+        let signature = Signature::decode(&seal).map_err(Failure::input)?;
         if signature.aggregation_time() > record.data.time {
             continue;
         }
@@ -27,7 +25,7 @@ pub(crate) async fn extended(
             .extend(&signature, Some(record.data.time), Some(record))
             .await
             .map_err(Failure::service)?;
-        extended.insert(block.leaf.block, longer.encode());
+        extended.insert(block, longer.encode());
     }
     Ok(extended)
 }

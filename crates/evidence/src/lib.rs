@@ -21,6 +21,7 @@ pub mod line;
 pub mod map;
 pub mod seal;
 pub mod state;
+pub mod store;
 mod verify;
 pub mod vrf;
 

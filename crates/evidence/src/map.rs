@@ -17,6 +17,7 @@
 
 use crate::codec::{Bytes32, CodecError, Digest};
 use crate::line::Patient;
+use data_encoding::HEXLOWER;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -24,17 +25,36 @@ use sha2::{Digest as _, Sha256};
 /// Position in the map.
 pub type MapKey = [u8; 32];
 
-const EMPTY: [u8; 32] = [0; 32];
-const MAX_DEPTH: usize = 256;
+pub(crate) const EMPTY: [u8; 32] = [0; 32];
+pub(crate) const MAX_DEPTH: usize = 256;
 
 /// The key under which a record stands.
 pub fn record_map_key(table: &str, key: &Bytes32) -> MapKey {
-    digest(&[b"pitser/v1/map/record\0", table.as_bytes(), b"\0", &key.0])
+    digest(&record_key_text(table, key))
 }
 
 /// The key under which a patient's list stands.
 pub fn patient_map_key(patient: &Patient) -> MapKey {
-    digest(&[b"pitser/v1/map/patient\0", patient.to_string().as_bytes()])
+    let mut hex = [0; 64];
+    digest(&patient_key_text(patient, &mut hex))
+}
+
+/// What is hashed to a record's key.
+pub(crate) fn record_key_text<'t>(table: &'t str, key: &'t Bytes32) -> [&'t [u8]; 4] {
+    [b"pitser/v1/map/record\0", table.as_bytes(), b"\0", &key.0]
+}
+
+/// What is hashed to a patient's key; `hex` is where a pseudonym's text goes.
+pub(crate) fn patient_key_text<'t>(patient: &Patient, hex: &'t mut [u8; 64]) -> [&'t [u8]; 2] {
+    let text: &[u8] = match patient {
+        Patient::Pseudonym(pseudonym) => {
+            HEXLOWER.encode_mut(&pseudonym.0, hex);
+            hex
+        }
+        Patient::Many => b"*many",
+        Patient::Unknown => b"*unknown",
+    };
+    [b"pitser/v1/map/patient\0", text]
 }
 
 /// What the map knows of a record or patient.
@@ -75,7 +95,14 @@ pub struct RowRef {
 impl Leaf {
     /// The value bytes that the map commits to.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![1, u8::from(self.kind == LeafKind::Patient)];
+        let mut out = Vec::with_capacity(100);
+        self.encode_to(&mut out);
+        out
+    }
+
+    /// Appends the value bytes.
+    pub(crate) fn encode_to(&self, out: &mut Vec<u8>) {
+        out.extend([1, u8::from(self.kind == LeafKind::Patient)]);
         out.extend(self.count.to_be_bytes());
         out.extend(self.last_seq.to_be_bytes());
         out.extend(self.last_hash.0.as_bytes());
@@ -87,7 +114,6 @@ impl Leaf {
                 out.extend(row.seq.to_be_bytes());
             }
         }
-        out
     }
 
     /// Reads value bytes.
@@ -148,8 +174,10 @@ fn take_imprint(rest: &mut &[u8]) -> Option<Digest> {
     Imprint::from_bytes(head).ok().map(Digest)
 }
 
-/// An in-memory map. Updates are cheap; hashes are brought up to date when
-/// the root or a proof is asked for.
+/// A map of arbitrary values in memory, as the definition has it: every node by
+/// itself. The reference that storage of trails ([`crate::store`]) is compared
+/// with. Updates are cheap; hashes are brought up to date when the root or a
+/// proof is asked for.
 #[derive(Debug, Default)]
 pub struct SparseMap {
     nodes: Vec<Node>,
@@ -381,7 +409,7 @@ impl Path {
     }
 }
 
-fn bit(key: &MapKey, depth: usize) -> usize {
+pub(crate) fn bit(key: &MapKey, depth: usize) -> usize {
     usize::from(key[depth / 8] >> (7 - depth % 8) & 1)
 }
 
@@ -389,7 +417,7 @@ fn leaf_hash(key: &MapKey, value: &[u8; 32]) -> [u8; 32] {
     digest(&[&[0x00], key, value])
 }
 
-fn inner_hash(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
+pub(crate) fn inner_hash(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
     digest(&[&[0x01], left, right])
 }
 

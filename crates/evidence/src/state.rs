@@ -6,20 +6,28 @@
 
 use crate::codec::{Bytes32, Digest};
 use crate::line::{Genesis, Line, Op, Patient, Prev};
-use crate::map::{Leaf, LeafKind, Path, RowRef, SparseMap, patient_map_key, record_map_key};
-use std::collections::HashMap;
+use crate::map::{Leaf, LeafKind, Path, RowRef, patient_map_key, record_map_key};
+use crate::store::{Memory, Storage, Tree, Whose};
 use std::sync::Arc;
 
-/// Everything that follows from the lines of a trail.
-#[derive(Debug, Default)]
-pub struct State {
-    genesis: Option<Arc<Genesis>>,
-    next_seq: u64,
+/// Everything that follows from the lines of a trail. The leaves are in `S`;
+/// in memory, unless another storage is named.
+#[derive(Debug)]
+pub struct State<S = Tree<Memory>> {
+    at: Standing,
+    storage: S,
+}
+
+/// Where a replay stands, besides the leaves: with them, all that the next line
+/// is checked against.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standing {
+    /// The genesis body, once line 0 has been applied.
+    pub genesis: Option<Arc<Genesis>>,
+    /// The `seq` of the line that comes next.
+    pub next_seq: u64,
     /// The event that the next line must continue.
-    open_event: Option<u64>,
-    map: SparseMap,
-    tables: HashMap<String, HashMap<Bytes32, Record>>,
-    patients: HashMap<Patient, Leaf>,
+    pub open_event: Option<u64>,
 }
 
 /// What is known of a record.
@@ -43,48 +51,108 @@ pub struct StateError {
     pub what: &'static str,
 }
 
+/// Why a line was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError<E> {
+    /// It does not follow from the lines before it.
+    #[error(transparent)]
+    Line(#[from] StateError),
+    /// The leaves cannot be read or kept.
+    #[error("the map cannot be read or kept: {0}")]
+    Storage(E),
+}
+
+impl From<ApplyError<std::convert::Infallible>> for StateError {
+    fn from(error: ApplyError<std::convert::Infallible>) -> Self {
+        match error {
+            ApplyError::Line(error) => error,
+            ApplyError::Storage(never) => match never {},
+        }
+    }
+}
+
+/// The leaves that a line is about, as they stood before it.
+struct Before {
+    record: Option<Leaf>,
+    patient: Option<Leaf>,
+}
+
 impl State {
-    /// Before the genesis line.
+    /// Before the genesis line, in memory.
     pub fn new() -> Self {
-        Self::default()
+        Self::resume(Standing::default(), Tree::default())
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: Storage> State<S> {
+    /// Where an earlier replay stood, with the leaves it left.
+    pub fn resume(at: Standing, storage: S) -> Self {
+        Self { at, storage }
+    }
+
+    /// Where the replay stands.
+    pub fn standing(&self) -> &Standing {
+        &self.at
+    }
+
+    /// Where the replay stands, to be put elsewhere.
+    pub fn standing_mut(&mut self) -> &mut Standing {
+        &mut self.at
+    }
+
+    /// The leaves.
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    /// The leaves; what is put there past [`State::apply`] is not what follows
+    /// from the lines.
+    pub fn storage_mut(&mut self) -> &mut S {
+        &mut self.storage
     }
 
     /// The genesis body, once line 0 has been applied.
     pub fn genesis(&self) -> Option<&Arc<Genesis>> {
-        self.genesis.as_ref()
+        self.at.genesis.as_ref()
     }
 
     /// The `seq` of the line that comes next.
     pub fn next_seq(&self) -> u64 {
-        self.next_seq
+        self.at.next_seq
     }
 
-    /// Carries the state over `line`, whose bytes hash to `hash`.
+    /// Carries the state over `line`, whose bytes hash to `hash`
+    /// (docs/spec/33-map.md §4). What comes out depends on the state and the
+    /// line alone, whatever the storage.
     ///
     /// # Errors
-    /// [`StateError`] if the line cannot follow; the state is then unchanged.
-    pub fn apply(&mut self, line: &Line, hash: Digest) -> Result<(), StateError> {
-        self.follows(line)?;
-        if let Some(genesis) = &line.genesis {
-            self.genesis = Some(Arc::new((**genesis).clone()));
-        }
-        if let (Some(table), Some(key)) = (&line.table, &line.key) {
-            self.apply_record(line, table, key, hash);
-        }
-        if let Some(patient) = line.patient {
-            let leaf = self
-                .patients
-                .entry(patient)
-                .or_insert(new_leaf(LeafKind::Patient, hash));
-            advance(leaf, line.seq, hash);
-            self.map.insert(&patient_map_key(&patient), &leaf.encode());
-        }
-        self.open_event = line.more.map(|_| line.event);
-        self.next_seq += 1;
-        Ok(())
+    /// [`ApplyError::Line`] if the line cannot follow; the state is then
+    /// unchanged. After [`ApplyError::Storage`] it is of no use any more.
+    pub fn apply(&mut self, line: &Line, hash: Digest) -> Result<(), ApplyError<S::Error>> {
+        let before = self.before(line).map_err(ApplyError::Storage)?;
+        self.follows(line, &before)?;
+        self.carry(line, hash, before).map_err(ApplyError::Storage)
     }
 
-    fn follows(&self, line: &Line) -> Result<(), StateError> {
+    fn before(&self, line: &Line) -> Result<Before, S::Error> {
+        let record = match (&line.table, &line.key) {
+            (Some(table), Some(key)) => self.storage.record_leaf(table, key)?,
+            _ => None,
+        };
+        let patient = match &line.patient {
+            Some(patient) => self.storage.patient_leaf(patient)?,
+            None => None,
+        };
+        Ok(Before { record, patient })
+    }
+
+    fn follows(&self, line: &Line, before: &Before) -> Result<(), StateError> {
         let rule = |ok: bool, what: &'static str| {
             if ok {
                 Ok(())
@@ -96,111 +164,157 @@ impl State {
             }
         };
         rule(
-            line.seq == self.next_seq,
+            line.seq == self.at.next_seq,
             "its seq does not continue the trail",
         )?;
         rule(
-            line.event == self.open_event.unwrap_or(line.seq),
+            line.event == self.at.open_event.unwrap_or(line.seq),
             "it is not of the event that it says",
         )?;
-        if let (Some(table), Some(key)) = (&line.table, &line.key) {
+        if line.table.is_some() && line.key.is_some() {
             rule(
-                line.prev == self.prev(table, key),
+                line.prev == before.record.as_ref().map(pointer),
                 "its prev is not the record's last line",
             )?;
-            let baselined_again = line.op == Op::Baseline
-                && self
-                    .record(table, key)
-                    .is_some_and(|r| r.leaf.row.is_some());
-            rule(!baselined_again, "it gives a known record a new baseline")?;
-        }
-        if let Some(patient) = &line.patient {
+            let has_row = before.record.is_some_and(|leaf| leaf.row.is_some());
             rule(
-                line.patient_prev == self.patient_prev(patient),
+                line.op != Op::Baseline || !has_row,
+                "it gives a known record a new baseline",
+            )?;
+        }
+        if line.patient.is_some() {
+            rule(
+                line.patient_prev == before.patient.as_ref().map(pointer),
                 "its patient_prev is not the patient's last line",
             )?;
         }
         Ok(())
     }
 
-    fn apply_record(&mut self, line: &Line, table: &str, key: &Bytes32, hash: Digest) {
-        let timeline = self.genesis.as_ref().map_or(1, |g| g.timeline);
-        if !self.tables.contains_key(table) {
-            self.tables.insert(table.to_owned(), HashMap::new());
+    fn carry(&mut self, line: &Line, hash: Digest, before: Before) -> Result<(), S::Error> {
+        if let Some(genesis) = &line.genesis {
+            self.at.genesis = Some(Arc::new((**genesis).clone()));
         }
-        let record = self
-            .tables
-            .get_mut(table)
-            .expect("inserted above")
-            .entry(*key)
-            .or_insert(Record {
-                leaf: new_leaf(LeafKind::Record, hash),
-                patient: line.patient,
-                row_patient: None,
-            });
-        advance(&mut record.leaf, line.seq, hash);
-        if let Some(row) = line.row {
-            record.leaf.row = Some(RowRef {
-                row,
-                timeline,
-                seq: line.seq,
-            });
-            record.patient = line.patient;
-            record.row_patient = line.patient;
-        } else if line.op == Op::Delete {
-            record.leaf.row = None;
+        // The patient first: a record refers to one that is known.
+        if let Some(patient) = &line.patient {
+            let leaf = before.patient.unwrap_or(new_leaf(LeafKind::Patient, hash));
+            let leaf = advanced(leaf, line.seq, hash);
+            self.storage.put_patient(patient, &leaf)?;
         }
-        self.map
-            .insert(&record_map_key(table, key), &record.leaf.encode());
+        if let (Some(table), Some(key)) = (&line.table, &line.key) {
+            let timeline = self.at.genesis.as_ref().map_or(1, |g| g.timeline);
+            let (leaf, whose) = record_after(before.record, line, hash, timeline);
+            self.storage.put_record(table, key, &leaf, whose)?;
+        }
+        self.at.open_event = line.more.map(|_| line.event);
+        self.at.next_seq += 1;
+        Ok(())
     }
 
     /// The record under `key`, if any line was about it.
-    pub fn record(&self, table: &str, key: &Bytes32) -> Option<&Record> {
-        self.tables.get(table)?.get(key)
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn record(&self, table: &str, key: &Bytes32) -> Result<Option<Record>, S::Error> {
+        self.storage.record(table, key)
     }
 
-    /// All records of a table, in no order.
-    pub fn records<'a>(
-        &'a self,
+    /// The leaf of the record under `key`, if any line was about it.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn record_leaf(&self, table: &str, key: &Bytes32) -> Result<Option<Leaf>, S::Error> {
+        self.storage.record_leaf(table, key)
+    }
+
+    /// The records of a table that `keep` makes something of, in no order.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn records<T>(
+        &self,
         table: &str,
-    ) -> impl Iterator<Item = (&'a Bytes32, &'a Record)> + use<'a> {
-        self.tables.get(table).into_iter().flatten()
+        mut keep: impl FnMut(&Bytes32, &Leaf) -> Option<T>,
+    ) -> Result<Vec<T>, S::Error> {
+        let mut kept = Vec::new();
+        self.storage
+            .records(table, &mut |key, leaf| kept.extend(keep(key, leaf)))?;
+        Ok(kept)
     }
 
     /// The leaf of a patient's list, if any line was about the patient.
-    pub fn patient(&self, patient: &Patient) -> Option<&Leaf> {
-        self.patients.get(patient)
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn patient(&self, patient: &Patient) -> Result<Option<Leaf>, S::Error> {
+        self.storage.patient_leaf(patient)
     }
 
     /// Number of patients, the two pseudo-patients included where they occur.
-    pub fn patients(&self) -> usize {
-        self.patients.len()
+    pub fn patients(&self) -> u64 {
+        self.storage.patients()
     }
 
     /// What `prev` of the record's next line must be.
-    pub fn prev(&self, table: &str, key: &Bytes32) -> Option<Prev> {
-        self.record(table, key).map(|r| pointer(&r.leaf))
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn prev(&self, table: &str, key: &Bytes32) -> Result<Option<Prev>, S::Error> {
+        Ok(self.record_leaf(table, key)?.as_ref().map(pointer))
     }
 
     /// What `patient_prev` of the patient's next line must be.
-    pub fn patient_prev(&self, patient: &Patient) -> Option<Prev> {
-        self.patient(patient).map(pointer)
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn patient_prev(&self, patient: &Patient) -> Result<Option<Prev>, S::Error> {
+        Ok(self.patient(patient)?.as_ref().map(pointer))
     }
 
     /// The map's root over all lines so far.
-    pub fn root(&mut self) -> [u8; 32] {
-        self.map.root()
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn root(&mut self) -> Result<[u8; 32], S::Error> {
+        self.storage.root()
     }
 
     /// The path of a patient's leaf, or of its absence.
-    pub fn prove_patient(&mut self, patient: &Patient) -> Path {
-        self.map.prove(&patient_map_key(patient))
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn prove_patient(&mut self, patient: &Patient) -> Result<Path, S::Error> {
+        self.storage.prove(&patient_map_key(patient))
     }
 
     /// The path of a record's leaf, or of its absence.
-    pub fn prove_record(&mut self, table: &str, key: &Bytes32) -> Path {
-        self.map.prove(&record_map_key(table, key))
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn prove_record(&mut self, table: &str, key: &Bytes32) -> Result<Path, S::Error> {
+        self.storage.prove(&record_map_key(table, key))
     }
+}
+
+/// A record's leaf after a line about it, and how the line bears on whose it is.
+fn record_after(before: Option<Leaf>, line: &Line, hash: Digest, timeline: u32) -> (Leaf, Whose) {
+    let leaf = before.unwrap_or(new_leaf(LeafKind::Record, hash));
+    let mut leaf = advanced(leaf, line.seq, hash);
+    let mut whose = match before {
+        Some(_) => Whose::Unchanged,
+        None => Whose::First(line.patient),
+    };
+    if let Some(row) = line.row {
+        leaf.row = Some(RowRef {
+            row,
+            timeline,
+            seq: line.seq,
+        });
+        whose = Whose::Committed(line.patient);
+    } else if line.op == Op::Delete {
+        leaf.row = None;
+    }
+    (leaf, whose)
 }
 
 fn new_leaf(kind: LeafKind, hash: Digest) -> Leaf {
@@ -213,10 +327,13 @@ fn new_leaf(kind: LeafKind, hash: Digest) -> Leaf {
     }
 }
 
-fn advance(leaf: &mut Leaf, seq: u64, hash: Digest) {
-    leaf.count += 1;
-    leaf.last_seq = seq;
-    leaf.last_hash = hash;
+fn advanced(leaf: Leaf, seq: u64, hash: Digest) -> Leaf {
+    Leaf {
+        count: leaf.count + 1,
+        last_seq: seq,
+        last_hash: hash,
+        ..leaf
+    }
 }
 
 fn pointer(leaf: &Leaf) -> Prev {

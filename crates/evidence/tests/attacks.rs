@@ -721,8 +721,11 @@ fn a_list_ends_where_the_map_ends_it() {
         |w, e| {
             let mut state = earlier(w);
             let subject = w.pseudonym("pt-1");
-            e.map.patient.leaf = state.patient(&subject).map(|leaf| Blob(leaf.encode()));
-            e.map.patient.path = state.prove_patient(&subject);
+            e.map.patient.leaf = state
+                .patient(&subject)
+                .unwrap()
+                .map(|leaf| Blob(leaf.encode()));
+            e.map.patient.path = state.prove_patient(&subject).unwrap();
             e.lines
                 .retain(|l| l.block == 0 || l.line.patient != Some(subject));
         },
@@ -815,8 +818,11 @@ fn a_stale_head_is_shown_as_what_it_is() {
         (Patient::Many, &mut evidence.map.many),
         (Patient::Unknown, &mut evidence.map.unknown),
     ] {
-        entry.leaf = state.patient(&patient).map(|leaf| Blob(leaf.encode()));
-        entry.path = state.prove_patient(&patient);
+        entry.leaf = state
+            .patient(&patient)
+            .unwrap()
+            .map(|leaf| Blob(leaf.encode()));
+        entry.path = state.prove_patient(&patient).unwrap();
     }
     world.sign(&mut evidence);
     assert_eq!(
@@ -1114,8 +1120,9 @@ fn a_map_that_does_not_follow_from_the_lines_finds_no_auditor() {
             .apply(line, pitser_evidence::Line::hash(&line.encode()))
             .unwrap();
     }
-    let forged =
-        Digest(pitser_ksi::Imprint::new(pitser_ksi::Algorithm::Sha256, &state.root()).unwrap());
+    let forged = Digest(
+        pitser_ksi::Imprint::new(pitser_ksi::Algorithm::Sha256, &state.root().unwrap()).unwrap(),
+    );
     world.rewrite_leaf(2, |leaf| leaf.map = forged);
     let anchors = world.anchors();
     let mut evidence = world.evidence("pt-1");
@@ -1126,8 +1133,11 @@ fn a_map_that_does_not_follow_from_the_lines_finds_no_auditor() {
         (Patient::Many, &mut evidence.map.many),
         (Patient::Unknown, &mut evidence.map.unknown),
     ] {
-        entry.leaf = state.patient(&patient).map(|leaf| Blob(leaf.encode()));
-        entry.path = state.prove_patient(&patient);
+        entry.leaf = state
+            .patient(&patient)
+            .unwrap()
+            .map(|leaf| Blob(leaf.encode()));
+        entry.path = state.prove_patient(&patient).unwrap();
     }
     world.sign(&mut evidence);
     assert_eq!(

@@ -7,7 +7,7 @@ mod world;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Line, Op, Patient};
 use pitser_evidence::map::{patient_map_key, record_map_key};
-use pitser_evidence::state::State;
+use pitser_evidence::state::{State, StateError};
 use world::World;
 
 /// Applies all lines; the rule that ends it, or the map's root.
@@ -17,9 +17,9 @@ fn replay(lines: &[Line]) -> Result<[u8; 32], &'static str> {
         line.check().map_err(|_| "format")?;
         state
             .apply(line, Line::hash(&line.encode()))
-            .map_err(|e| e.what)?;
+            .map_err(|e| StateError::from(e).what)?;
     }
-    Ok(state.root())
+    Ok(state.root().unwrap())
 }
 
 #[track_caller]
@@ -43,9 +43,9 @@ fn two_replays_agree_with_each_blocks_entry() {
         for line in lines {
             state.apply(line, Line::hash(&line.encode())).unwrap();
         }
-        assert_eq!(leaf.map.0.digest(), state.root());
+        assert_eq!(leaf.map.0.digest(), state.root().unwrap());
     }
-    assert_eq!(replay(&world.lines), Ok(state.root()));
+    assert_eq!(replay(&world.lines), Ok(state.root().unwrap()));
 }
 
 #[test]
@@ -57,24 +57,24 @@ fn what_the_map_holds_is_what_the_lines_say() {
         .iter()
         .filter(|l| l.patient == Some(mari))
         .collect();
-    let leaf = *world.state.patient(&mari).unwrap();
+    let leaf = world.state.patient(&mari).unwrap().unwrap();
     assert_eq!(
         (leaf.count, leaf.last_seq),
         (lines.len() as u64, lines.last().unwrap().seq)
     );
-    let root = world.state.root();
-    let path = world.state.prove_patient(&mari);
+    let root = world.state.root().unwrap();
+    let path = world.state.prove_patient(&mari).unwrap();
     assert!(path.shows(&root, &patient_map_key(&mari), Some(&leaf.encode())));
 
     let deleted = &world.lines[at(&world.lines, Op::Delete)];
     let (table, key) = (deleted.table.clone().unwrap(), deleted.key.unwrap());
-    let leaf = world.state.record(&table, &key).unwrap().leaf;
+    let leaf = world.state.record(&table, &key).unwrap().unwrap().leaf;
     assert_eq!(
         (leaf.count, leaf.row),
         (3, None),
         "baseline, finding, delete"
     );
-    let path = world.state.prove_record(&table, &key);
+    let path = world.state.prove_record(&table, &key).unwrap();
     assert!(path.shows(&root, &record_map_key(&table, &key), Some(&leaf.encode())));
 }
 

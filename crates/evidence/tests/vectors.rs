@@ -220,7 +220,7 @@ fn map(world: &mut World) -> Value {
         "sets": sets.map(|set| set_of(set, &asked)),
         "trail": {
             "what": "the map over all lines of trail.jsonl",
-            "root": hex(world.state.root()),
+            "root": hex(world.state.root().unwrap()),
             "pt-1": world.map_entry(&world.pseudonym("pt-1")),
             "pt-3": world.map_entry(&world.pseudonym("pt-3")),
         },

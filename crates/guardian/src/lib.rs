@@ -14,15 +14,18 @@ mod actors;
 pub mod alert;
 pub mod archive;
 pub mod audit;
+mod collected;
 pub mod config;
 pub mod fleet;
 pub mod init;
 mod patients;
+mod rebuild;
 mod runtime;
 mod sealer;
 mod status;
 mod translate;
 
+pub use rebuild::{Rebuilt, rebuild};
 pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
 pub use status::{
     AlertStatus, BlockStatus, FindingStatus, FleetStatus, Latency, SourceState, Status,

@@ -167,8 +167,8 @@ fn fits(row: &Row, expected: &Expected) -> bool {
 ///
 /// # Errors
 /// The vault cannot be read.
-pub fn expected(trail: &mut Trail, table: &str, record: &Bytes32) -> Result<Expected, VaultError> {
-    let known = trail.state().record(table, record).copied();
+pub fn expected(trail: &mut Trail, table: &str, record: &Bytes32) -> Result<Expected, TrailError> {
+    let known = trail.state().record(table, record)?;
     let Some((known, sealed)) = known.and_then(|k| k.leaf.row.map(|row| (k, row))) else {
         return Ok(Expected::Unknown);
     };
@@ -204,9 +204,9 @@ impl Sealed {
         trail: &mut Trail,
         table: &str,
         record: &Bytes32,
-    ) -> Result<Option<Self>, VaultError> {
-        let known = trail.state().record(table, record).and_then(|r| r.leaf.row);
-        let Some(row) = known else {
+    ) -> Result<Option<Self>, TrailError> {
+        let known = trail.state().record_leaf(table, record)?;
+        let Some(row) = known.and_then(|leaf| leaf.row) else {
             return Ok(None);
         };
         let found = trail.vault().get(row.seq)?;
@@ -293,7 +293,7 @@ pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Fin
         findings.extend(differs(trail, suspect)?);
     }
     for (table, met) in &look.met {
-        for (record, seq) in missing(trail, table, met, touched) {
+        for (record, seq) in missing(trail, table, met, touched)? {
             if !is_unseen(trail, unseen, table, &record)? {
                 findings.push(is_missing(trail, table, record, seq)?);
             }
@@ -313,8 +313,8 @@ fn is_unseen(
     if unseen.is_none() {
         return Ok(false);
     }
-    let known = trail.state().record(table, record);
-    let mut seq = known.map(|known| known.leaf.last_seq);
+    let known = trail.state().record_leaf(table, record)?;
+    let mut seq = known.map(|leaf| leaf.last_seq);
     while let Some(line) = seq.map(|seq| trail.line(seq)).transpose()?.flatten() {
         if let Some(tx) = line.tx {
             return Ok(unseen.contains(tx));
@@ -326,9 +326,9 @@ fn is_unseen(
 }
 
 /// `None` if only the table's columns are others.
-fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, VaultError> {
-    let known = trail.state().record(&suspect.table, &suspect.record);
-    let about = known.and_then(|r| r.leaf.row).map(|row| row.seq);
+fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, TrailError> {
+    let known = trail.state().record_leaf(&suspect.table, &suspect.record)?;
+    let about = known.and_then(|leaf| leaf.row).map(|row| row.seq);
     let (code, columns, text) = match about {
         None => (Code::RowUnknown, Vec::new(), "the row was never sealed"),
         Some(_) => {
@@ -364,12 +364,13 @@ fn missing(
     table: &str,
     met: &HashSet<Bytes32>,
     touched: &Touched,
-) -> Vec<(Bytes32, u64)> {
-    let records = trail.state().records(table);
-    records
-        .filter(|(record, _)| !met.contains(*record) && !touched.contains(table, record))
-        .filter_map(|(record, known)| Some((*record, known.leaf.row?.seq)))
-        .collect()
+) -> Result<Vec<(Bytes32, u64)>, TrailError> {
+    let missing = trail.state().records(table, |record, leaf| {
+        let seq = leaf.row?.seq;
+        let is_missing = !met.contains(record) && !touched.contains(table, record);
+        is_missing.then_some((*record, seq))
+    });
+    Ok(missing?)
 }
 
 fn is_missing(

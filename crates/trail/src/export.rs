@@ -1,8 +1,10 @@
 //! Histories and evidence files, made from a trail's files beside its writer.
 
+use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys};
 use crate::layout::Layout;
-use crate::read::{self, BlockInfo, ReadError, View};
+use crate::map::{self, MapError, OsFolder, ReadPages};
+use crate::read::{self, ReadError, SealedBlock, Start, View};
 use crate::vault::{Content, Vault, VaultError};
 use pitser_evidence::codec::{Blob, Bytes32};
 use pitser_evidence::commit::{Key, LineNonce};
@@ -10,12 +12,14 @@ use pitser_evidence::file::{
     BlockProof, Evidence, FORMAT, LineProof, MapEntry, MapProof, OpenColumn, OpenPerson, OpenRaw,
     Opening, Subject,
 };
-use pitser_evidence::line::{Line, Patient};
+use pitser_evidence::line::{Genesis, Line, Patient};
+use pitser_evidence::seal;
+use pitser_evidence::store::Tree;
 use pitser_ksi::logsig::{BlockTree, Lines, read_block};
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint as Head;
 use pitser_tlog::note::Note;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why nothing could be exported.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,9 @@ pub enum ExportError {
     /// The trail cannot be read to its end.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The map or the index cannot be read.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// The vault cannot be read.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -44,6 +51,11 @@ pub enum ExportError {
         "no head of this trail has been cosigned yet: evidence needs one. Wait a few seconds, or check the witnesses"
     )]
     NoHead,
+    /// A block's signature is not for the block.
+    #[error(
+        "the signature of block {0} is not the block's: `pitser trail verify` says what is wrong"
+    )]
+    Block(u64),
     /// A line does not stand where the trail says.
     #[error("line {0} cannot be read")]
     Line(u64),
@@ -72,12 +84,14 @@ pub struct Exporter {
     layout: Layout,
     keys: Keys,
     vault: Vault,
-    view: View,
+    view: View<ReadPages<OsFolder>>,
     head: Option<(Note, Head)>,
+    /// The segment whose signatures were asked for last, and these.
+    signatures: Option<(u32, Vec<SealedBlock>)>,
 }
 
 impl Exporter {
-    /// Reads the whole trail.
+    /// Opens the trail as it stands now, beside its writer.
     ///
     /// # Errors
     /// [`ExportError`].
@@ -85,7 +99,7 @@ impl Exporter {
         Self::read(layout, false)
     }
 
-    /// Reads the trail up to its newest cosigned head: evidence is as of then.
+    /// Opens the trail as of its newest cosigned head: evidence is as of then.
     ///
     /// # Errors
     /// [`ExportError::NoHead`] before the first one.
@@ -93,19 +107,61 @@ impl Exporter {
         Self::read(layout, true)
     }
 
+    /// Opens the trail as it was with its first `blocks` blocks, as of any sealed
+    /// head therefore.
+    ///
+    /// A head that is not older than the map's newest commits costs what
+    /// [`Exporter::open`] does. For an older one the segments are read from the
+    /// genesis on, into memory: about 10 us of processor time a line, and 150
+    /// bytes a leaf.
+    ///
+    /// # Errors
+    /// [`ExportError::NoHead`] if there are fewer blocks.
+    pub fn open_at(layout: Layout, blocks: u64) -> Result<Self, ExportError> {
+        let exporter = Self::read_until(layout, |_| Ok(Some(blocks)))?;
+        match exporter.view.index.blocks() >= blocks {
+            true => Ok(exporter),
+            false => Err(ExportError::NoHead),
+        }
+    }
+
+    /// The map's leaf of a patient and its path, as of the last block that was read.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn prove_patient(&mut self, identifier: &str) -> Result<MapEntry, ExportError> {
+        let patient = self.keys.pseudonym(identifier);
+        self.map_entry(&patient)
+    }
+
+    /// The log's entry of the last block that was read.
+    ///
+    /// # Errors
+    /// [`ExportError::NoHead`] if there is none.
+    pub fn last_block(&self) -> Result<BlockEntry, ExportError> {
+        let last = self.view.index.blocks().checked_sub(1);
+        self.block(last.ok_or(ExportError::NoHead)?)
+    }
+
     fn read(layout: Layout, at_head: bool) -> Result<Self, ExportError> {
+        Self::read_until(layout, |head| match (head, at_head) {
+            (Some((_, head)), true) => Ok(Some(head.size())),
+            (None, true) => Err(ExportError::NoHead),
+            (_, false) => Ok(None),
+        })
+    }
+
+    fn read_until(
+        layout: Layout,
+        until: impl FnOnce(&Option<(Note, Head)>) -> Result<Option<u64>, ExportError>,
+    ) -> Result<Self, ExportError> {
         let keys = Keys::open(&layout)?;
         let head = std::fs::read(layout.head()).ok().and_then(|bytes| {
             let note = Note::parse(&bytes).ok()?;
             let head = Head::open(&note, keys.origin(), &keys.log().verifier()).ok()?;
             Some((note, head))
         });
-        let until = match (&head, at_head) {
-            (Some((_, head)), true) => Some(head.size()),
-            (None, true) => return Err(ExportError::NoHead),
-            (_, false) => None,
-        };
-        let view = read::read(&layout, until, |_, _| {})?;
+        let view = view(&layout, until(&head)?)?;
         let vault = Vault::open_read_only(&layout.vault(), keys.master())?;
         Ok(Self {
             layout,
@@ -113,12 +169,29 @@ impl Exporter {
             vault,
             view,
             head,
+            signatures: None,
         })
     }
 
-    /// The trail as recomputed.
-    pub fn view(&self) -> &View {
-        &self.view
+    /// The genesis body.
+    pub fn genesis(&self) -> Option<&Genesis> {
+        self.view.state.genesis().map(|genesis| &**genesis)
+    }
+
+    /// Whether any line is about the record.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn has_record(&self, table: &str, cells: &[Vec<u8>]) -> Result<bool, ExportError> {
+        let key = self.record_key(table, cells);
+        Ok(self.view.state.record_leaf(table, &key)?.is_some())
+    }
+
+    fn record_key(&self, table: &str, cells: &[Vec<u8>]) -> Bytes32 {
+        pitser_evidence::commit::record_key(
+            &self.keys.table(table),
+            cells.iter().map(Vec::as_slice),
+        )
     }
 
     /// The keys.
@@ -132,12 +205,8 @@ impl Exporter {
     /// [`ExportError::UnknownPatient`] and whatever keeps them from being read.
     pub fn patient_history(&mut self, identifier: &str) -> Result<Vec<Entry>, ExportError> {
         let patient = self.keys.pseudonym(identifier);
-        let last = self
-            .view
-            .state
-            .patient(&patient)
-            .ok_or(ExportError::UnknownPatient)?
-            .last_seq;
+        let leaf = self.view.state.patient(&patient)?;
+        let last = leaf.ok_or(ExportError::UnknownPatient)?.last_seq;
         self.history(last, |line| line.patient_prev.map(|p| p.seq))
     }
 
@@ -150,14 +219,12 @@ impl Exporter {
         table: &str,
         cells: &[Vec<u8>],
     ) -> Result<Vec<Entry>, ExportError> {
-        let key = pitser_evidence::commit::record_key(
-            &self.keys.table(table),
-            cells.iter().map(Vec::as_slice),
-        );
-        let record = self.view.state.record(table, &key);
-        let last = record
+        let leaf = self
+            .view
+            .state
+            .record_leaf(table, &self.record_key(table, cells))?;
+        let last = leaf
             .ok_or_else(|| ExportError::UnknownRecord(table.to_owned()))?
-            .leaf
             .last_seq;
         self.history(last, |line| line.prev.map(|p| p.seq))
     }
@@ -173,51 +240,101 @@ impl Exporter {
             let (line, _) = self.line(seq)?;
             next = before(&line);
             let content = self.vault.get(seq)?.map(|(_, content)| content);
-            entries.push(self.entry(line, content));
+            entries.push(self.entry(line, content)?);
         }
         entries.reverse();
         Ok(entries)
     }
 
-    fn entry(&self, line: Line, content: Option<Content>) -> Entry {
-        let block = self.block_of(line.seq);
+    fn entry(&mut self, line: Line, content: Option<Content>) -> Result<Entry, ExportError> {
+        let block = self.block_of(line.seq)?;
+        let seal = match &block {
+            Some(block) => self.signature(block)?.seal.clone(),
+            None => None,
+        };
         // A head that only the trail itself signed is no witness's word.
         let cosigned = self
             .head
             .as_ref()
             .filter(|(note, _)| note.signatures().len() > 1);
         let covered = cosigned.map_or(0, |(_, head)| head.size());
-        let published = block.and_then(|b| b.seal.as_deref()).is_some_and(|seal| {
+        let published = seal.as_deref().is_some_and(|seal| {
             pitser_ksi::signature::Signature::decode(seal).is_ok_and(|s| s.publication().is_some())
         });
-        Entry {
+        let block = block.map(|entry| entry.leaf.block);
+        Ok(Entry {
             line,
             content,
-            block: block.map(|b| b.leaf.block),
-            sealed_at: block.and_then(|b| b.sealed_at),
+            block,
+            sealed_at: seal.as_deref().and_then(seal::time),
             published,
-            witnessed: block.is_some_and(|b| b.leaf.block < covered),
-        }
+            witnessed: block.is_some_and(|block| block < covered),
+        })
     }
 
-    fn block_of(&self, seq: u64) -> Option<&BlockInfo> {
-        let index = self
-            .view
-            .blocks
-            .partition_point(|b| b.leaf.first_seq <= seq)
-            .checked_sub(1)?;
-        let block = &self.view.blocks[index];
-        (seq < block.leaf.first_seq + block.leaf.count).then_some(block)
+    fn origin(&self) -> &str {
+        self.genesis().map_or("", |genesis| &genesis.origin)
+    }
+
+    fn block_of(&self, seq: u64) -> Result<Option<BlockEntry>, ExportError> {
+        Ok(self.view.index.block_of(seq, self.origin())?)
+    }
+
+    /// A block's signature, which is for the root that the index has: a seal
+    /// for another one is damage.
+    fn signature(&mut self, block: &BlockEntry) -> Result<&SealedBlock, ExportError> {
+        let segment = block.segment;
+        if self
+            .signatures
+            .as_ref()
+            .is_none_or(|(kept, _)| *kept != segment)
+        {
+            self.signatures = Some((segment, read::signatures(&self.layout, segment)?));
+        }
+        let first = self.view.index.first_of(segment)?;
+        let at = usize::try_from(block.leaf.block - first).unwrap_or(usize::MAX);
+        let signatures = self.signatures.as_ref().map(|(_, blocks)| blocks);
+        let signature = signatures.and_then(|blocks| blocks.get(at));
+        let signature = signature.ok_or(ExportError::Block(block.leaf.block))?;
+        if let Some(bytes) = &signature.seal
+            && let seal::Seal::Broken(_) = seal::check(
+                bytes,
+                block.leaf.root.0,
+                block.leaf.level,
+                &seal::SealKeys::none(),
+            )
+        {
+            return Err(ExportError::Block(block.leaf.block));
+        }
+        Ok(signature)
     }
 
     fn line(&self, seq: u64) -> Result<(Line, Vec<u8>), ExportError> {
-        let place = usize::try_from(seq)
-            .ok()
-            .and_then(|seq| self.view.places.get(seq));
-        let place = place.ok_or(ExportError::Line(seq))?;
-        let bytes = read::read_line(&self.layout, *place)?;
+        let bytes = self.view.index.line(&self.layout, seq)?;
+        let bytes = bytes.ok_or(ExportError::Line(seq))?;
         let line = Line::decode(&bytes).map_err(|_| ExportError::Line(seq))?;
         Ok((line, bytes))
+    }
+
+    /// The seals of the blocks that the evidence on a patient has, by number.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn seals(&mut self, identifier: &str) -> Result<Vec<(u64, Vec<u8>)>, ExportError> {
+        let subject = self.keys.pseudonym(identifier);
+        let mut blocks = BTreeSet::new();
+        for line in self.lines_of(&[subject, Patient::Many, Patient::Unknown])? {
+            let block = self.block_of(line.seq)?;
+            blocks.insert(block.ok_or(ExportError::Line(line.seq))?.leaf.block);
+        }
+        blocks.extend(self.view.index.blocks().checked_sub(1));
+        let mut seals = Vec::new();
+        for block in blocks {
+            let entry = self.block(block)?;
+            let seal = self.signature(&entry)?.seal.clone();
+            seals.extend(seal.map(|seal| (block, seal)));
+        }
+        Ok(seals)
     }
 
     /// The evidence on one patient as of the newest cosigned head.
@@ -240,14 +357,14 @@ impl Exporter {
         };
         let last_block = size.checked_sub(1).ok_or(ExportError::NoHead)?;
         let subject = self.keys.pseudonym(identifier);
-        if self.view.state.patient(&subject).is_none() {
+        if self.view.state.patient(&subject)?.is_none() {
             return Err(ExportError::UnknownPatient);
         }
         let lines = self.lines_of(&[subject, Patient::Many, Patient::Unknown])?;
         let mut by_block: BTreeMap<u64, Vec<(Line, Option<Opening>)>> = BTreeMap::new();
         for line in lines {
             let block = self
-                .block_of(line.seq)
+                .block_of(line.seq)?
                 .ok_or(ExportError::Line(line.seq))?
                 .leaf
                 .block;
@@ -271,9 +388,9 @@ impl Exporter {
             lines: proofs,
             map: MapProof {
                 block: last_block,
-                many: self.map_entry(&Patient::Many),
-                patient: self.map_entry(&subject),
-                unknown: self.map_entry(&Patient::Unknown),
+                many: self.map_entry(&Patient::Many)?,
+                patient: self.map_entry(&subject)?,
+                unknown: self.map_entry(&Patient::Unknown)?,
             },
             origin: self.keys.origin().to_owned(),
             publications: publications.map(Blob),
@@ -297,7 +414,8 @@ impl Exporter {
     fn lines_of(&self, patients: &[Patient]) -> Result<Vec<Line>, ExportError> {
         let mut lines = Vec::new();
         for patient in patients {
-            let mut next = self.view.state.patient(patient).map(|leaf| leaf.last_seq);
+            let leaf = self.view.state.patient(patient)?;
+            let mut next = leaf.map(|leaf| leaf.last_seq);
             while let Some(seq) = next {
                 let (line, _) = self.line(seq)?;
                 next = line.patient_prev.map(|p| p.seq);
@@ -357,51 +475,56 @@ impl Exporter {
     }
 
     fn block_proof(
-        &self,
+        &mut self,
         block: u64,
         size: u64,
         seal_of: &mut impl FnMut(u64, &[u8]) -> Vec<u8>,
     ) -> Result<BlockProof, ExportError> {
-        let info = self.block(block)?;
+        let entry = self.block(block)?;
         let path = self
             .view
             .log
             .inclusion_proof(block, size)
             .map_err(|_| ExportError::NoHead)?;
+        let seal = self.signature(&entry)?.seal.as_ref();
         Ok(BlockProof {
             block,
-            leaf: Blob(info.leaf.encode()),
+            leaf: Blob(entry.leaf.encode()),
             path: path.into_iter().map(Bytes32).collect(),
-            seal: info.seal.as_ref().map(|seal| Blob(seal_of(block, seal))),
+            seal: seal.map(|seal| Blob(seal_of(block, seal))),
         })
     }
 
     fn line_proofs(
-        &self,
+        &mut self,
         block: u64,
         lines: Vec<(Line, Option<Opening>)>,
     ) -> Result<Vec<LineProof>, ExportError> {
         if lines.is_empty() {
             return Ok(Vec::new());
         }
-        let info = self.block(block)?;
-        let first = info.leaf.first_seq;
-        let mut text = Vec::new();
-        for seq in first..first + info.leaf.count {
-            text.extend(self.line(seq)?.1);
-            text.push(b'\n');
-        }
-        let parsed = read_block(&info.logsig, 0)
+        let entry = self.block(block)?;
+        let first = entry.leaf.first_seq;
+        let text = self
+            .view
+            .index
+            .lines(&self.layout, first, entry.leaf.count)?;
+        let text = text.ok_or(ExportError::Line(first))?;
+        let parsed = read_block(&self.signature(&entry)?.logsig, 0)
             .ok()
             .flatten()
-            .ok_or(ExportError::Line(first))?;
+            .ok_or(ExportError::Block(block))?;
         let tree =
             BlockTree::of_block(&parsed, &mut Lines::new(&text)).ok_or(ExportError::Line(first))?;
+        let sealed = (entry.leaf.root.0, entry.leaf.level);
         lines
             .into_iter()
             .map(|(line, open)| {
                 let unreadable = || ExportError::Line(line.seq);
                 let chain = tree.chain(line.seq - first).ok_or_else(unreadable)?;
+                if chain.root() != sealed {
+                    return Err(ExportError::Block(block));
+                }
                 let chain = Blob(chain.encode().map_err(|_| unreadable())?);
                 Ok(LineProof {
                     block,
@@ -413,22 +536,67 @@ impl Exporter {
             .collect()
     }
 
-    fn block(&self, block: u64) -> Result<&BlockInfo, ExportError> {
-        usize::try_from(block)
-            .ok()
-            .and_then(|b| self.view.blocks.get(b))
-            .ok_or(ExportError::NoHead)
+    fn block(&self, block: u64) -> Result<BlockEntry, ExportError> {
+        let entry = self.view.index.block(block, self.origin())?;
+        entry.ok_or(ExportError::NoHead)
     }
 
-    fn map_entry(&mut self, patient: &Patient) -> MapEntry {
-        let leaf = self
-            .view
-            .state
-            .patient(patient)
-            .map(|leaf| Blob(leaf.encode()));
-        MapEntry {
-            leaf,
-            path: self.view.state.prove_patient(patient),
+    fn map_entry(&mut self, patient: &Patient) -> Result<MapEntry, ExportError> {
+        let leaf = self.view.state.patient(patient)?;
+        Ok(MapEntry {
+            leaf: leaf.map(|leaf| Blob(leaf.encode())),
+            path: self.view.state.prove_patient(patient)?,
+        })
+    }
+}
+
+/// The trail, or its first `until` blocks: the map's newest commit that is not
+/// beyond them, and what came after it read on top. Without such a commit, the
+/// segments are read from the genesis on, into memory.
+fn view(layout: &Layout, until: Option<u64>) -> Result<View<ReadPages<OsFolder>>, ExportError> {
+    for _ in 0..ATTEMPTS {
+        match view_on_map(layout, until) {
+            Ok(Some(view)) => return Ok(view),
+            Ok(None) => break,
+            // The writer may just have removed what this commit needs.
+            Err(ReadError::Map(error @ MapError::Damaged { .. })) => {
+                tracing::debug!(%error, "the map's commit cannot be used");
+            }
+            Err(error) => return Err(error.into()),
         }
     }
+    let start = Start {
+        tree: Tree::default(),
+        index: Index::default(),
+        commit: None,
+    };
+    Ok(read::read_on(
+        layout,
+        until,
+        start,
+        &mut read::Unseen,
+        false,
+    )?)
+}
+
+/// A reader that loses so many races with the writer reads the segments.
+const ATTEMPTS: usize = 3;
+
+fn view_on_map(
+    layout: &Layout,
+    until: Option<u64>,
+) -> Result<Option<View<ReadPages<OsFolder>>>, ReadError> {
+    let folder = OsFolder::new(layout.map());
+    let opened = map::read(folder.clone(), until.unwrap_or(u64::MAX))?;
+    let Some((tree, commit)) = opened else {
+        return Ok(None);
+    };
+    let index = Index::open(&folder, commit.blocks, commit.next_seq, false)?;
+    read::ends_with(layout, &index, &commit)?;
+    let start = Start {
+        tree,
+        index,
+        commit: Some(commit),
+    };
+    read::read_on(layout, until, start, &mut read::Unseen, false).map(Some)
 }

@@ -11,6 +11,7 @@
 //! trail/000000.jsonl.logsig                      both, once the segment is closed
 //! trail/000000.jsonl.archived                    in place of both, once it is in an archive
 //! archive-cache/  archive.lock                   what was fetched; held by who archives
+//! map/                                           the map's leaves and the index, derived (map/mod.rs)
 //! head.note  audit.note  publications.bin        newest cosigned head, audit, publications
 //! ```
 
@@ -93,6 +94,11 @@ impl Layout {
     /// The newest publications file.
     pub fn publications(&self) -> PathBuf {
         self.dir.join("publications.bin")
+    }
+
+    /// The map's store: derived from the segments.
+    pub fn map(&self) -> PathBuf {
+        self.dir.join("map")
     }
 
     /// The folder of segments.

@@ -16,14 +16,18 @@ pub mod archive;
 pub mod disk;
 pub mod draft;
 pub mod export;
+mod gather;
+pub mod index;
 pub mod keys;
 pub mod layout;
+pub mod map;
 pub mod read;
 mod recent;
 pub mod vault;
 mod write;
 
 pub use draft::{Body, Draft, DraftActor, PatientId, Row};
+pub use gather::Gather;
 pub use keys::Keys;
 pub use layout::Layout;
 pub use read::{BlockInfo, Damage, ReadError, View, read};

@@ -6,33 +6,42 @@
 
 use crate::archive::{self, ArchiveError};
 use crate::disk::{At, DiskError};
+use crate::index::{BlockEntry, Index};
 use crate::layout::Layout;
+use crate::map::{Commit, MapError};
 use pitser_evidence::block::LogLeaf;
-use pitser_evidence::codec::Digest;
+use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::finding::Code;
-use pitser_evidence::line::{Checkpoint, Line, MAX_LINE, Op};
+use pitser_evidence::line::{Checkpoint, Line, MAX_LINE, Op, SealRef};
 use pitser_evidence::seal::{self, SealKeys};
-use pitser_evidence::state::State;
+use pitser_evidence::state::{ApplyError, Standing, State};
+use pitser_evidence::store::{Memory, Pages, Tree};
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{self, Block, BlockReader, Format, SealReader};
 use pitser_ksi::time::Second;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A trail as recomputed from its files.
+/// A trail as recomputed from its files; the map's leaves are in `P`.
 #[derive(Debug)]
-pub struct View {
+pub struct View<P = Memory> {
     /// Hash of the genesis line.
     pub genesis_hash: Digest,
     /// Everything that follows from the lines read.
-    pub state: State,
+    pub state: State<Tree<P>>,
     /// The log of the blocks read.
     pub log: LogTree,
-    /// The blocks, by number.
+    /// The blocks that were read, by number. Empty if the reading went on from
+    /// a commit of the map: then they are found by the index.
     pub blocks: Vec<BlockInfo>,
-    /// Where each line is, by `seq`.
-    pub places: Vec<Place>,
+    /// Where lines and blocks are.
+    pub index: Index,
+    /// The blocks without a seal, and the newest seal.
+    pub seals: Seals,
+    /// When the newest sealed block was sealed.
+    pub sealed_at: Option<Second>,
     /// Hashes of the lines after the last block.
     pub tail: Vec<Imprint>,
     /// The last leaf of the last block, which the next one continues.
@@ -41,6 +50,15 @@ pub struct View {
     pub segment: u32,
     /// What of the last segment's files is whole.
     pub whole: WholeBytes,
+}
+
+/// What is sealed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seals {
+    /// Entries of the blocks that wait for a seal, oldest first.
+    pub waiting: VecDeque<LogLeaf>,
+    /// The newest seal.
+    pub last: Option<SealRef>,
 }
 
 /// Lengths, in bytes, up to which an open segment's files hold whole items.
@@ -71,6 +89,37 @@ pub struct BlockInfo {
     pub seal: Option<Vec<u8>>,
     /// When it was sealed.
     pub sealed_at: Option<Second>,
+}
+
+/// One block's signature, as its segment's files have it.
+#[derive(Debug, Clone)]
+pub(crate) struct SealedBlock {
+    /// Bytes of the LOGSIG12 block.
+    pub(crate) logsig: Vec<u8>,
+    /// The signature, once it has come.
+    pub(crate) seal: Option<Vec<u8>>,
+}
+
+/// The signatures of a segment's blocks, in order; not compared with its lines.
+pub(crate) fn signatures(layout: &Layout, number: u32) -> Result<Vec<SealedBlock>, ReadError> {
+    let segment = Segment::load_signature(layout, number)?;
+    let unreadable = |e: pitser_ksi::DecodeError| {
+        damage(
+            Code::LineAltered,
+            &segment.signature_path,
+            None,
+            e.to_string(),
+        )
+    };
+    let mut stream = Blocks::new(&segment.blocks, segment.seals.as_deref()).map_err(unreadable)?;
+    let mut blocks = Vec::new();
+    while let Some((block, seal)) = stream.next().map_err(unreadable)? {
+        blocks.push(SealedBlock {
+            logsig: block.bytes.to_vec(),
+            seal: seal.map(<[u8]>::to_vec),
+        });
+    }
+    Ok(blocks)
 }
 
 /// Where a line is.
@@ -119,6 +168,50 @@ pub enum ReadError {
         .0.display()
     )]
     Elsewhere(PathBuf),
+    /// The map's store cannot be read or kept.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// Follows the reading of a trail.
+pub(crate) trait Follow<P> {
+    /// A line was applied.
+    fn line(&mut self, line: &Line, place: Place);
+
+    /// A block was, and nothing after it; the next line is at `segment` and `offset`.
+    fn block(&mut self, view: &mut View<P>, segment: u32, offset: u64) -> Result<(), ReadError>;
+}
+
+/// Shows lines to a function.
+struct Visit<V>(V);
+
+impl<P, V: FnMut(&Line, Place)> Follow<P> for Visit<V> {
+    fn line(&mut self, line: &Line, place: Place) {
+        (self.0)(line, place);
+    }
+
+    fn block(&mut self, _: &mut View<P>, _: u32, _: u64) -> Result<(), ReadError> {
+        Ok(())
+    }
+}
+
+/// Follows nothing.
+pub(crate) struct Unseen;
+
+impl<P> Follow<P> for Unseen {
+    fn line(&mut self, _: &Line, _: Place) {}
+
+    fn block(&mut self, _: &mut View<P>, _: u32, _: u64) -> Result<(), ReadError> {
+        Ok(())
+    }
+}
+
+/// Where the reading of a trail begins: before the genesis line, or where a
+/// commit of the map ends.
+pub(crate) struct Start<P> {
+    pub(crate) tree: Tree<P>,
+    pub(crate) index: Index,
+    pub(crate) commit: Option<Commit>,
 }
 
 /// Reads the trail, or its first `until` blocks, and shows each line to `visit`.
@@ -128,8 +221,25 @@ pub enum ReadError {
 pub fn read(
     layout: &Layout,
     until: Option<u64>,
-    mut visit: impl FnMut(&Line, Place),
+    visit: impl FnMut(&Line, Place),
 ) -> Result<View, ReadError> {
+    let from = Start {
+        tree: Tree::default(),
+        index: Index::default(),
+        commit: None,
+    };
+    let mut visit = Visit(visit);
+    read_on(layout, until, from, &mut visit, true)
+}
+
+/// Reads on from `from`, and keeps the blocks if that is asked for.
+pub(crate) fn read_on<P: Pages<Error: Into<MapError>>>(
+    layout: &Layout,
+    until: Option<u64>,
+    from: Start<P>,
+    follow: &mut impl Follow<P>,
+    keep_blocks: bool,
+) -> Result<View<P>, ReadError> {
     let numbers = match layout.segment_numbers() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         other => other.at(&layout.segments(), "cannot list")?,
@@ -137,43 +247,23 @@ pub fn read(
     if numbers.is_empty() {
         return Err(ReadError::Nothing(layout.dir().to_owned()));
     }
-    let mut reader = Reader::new(layout, until, &mut visit);
+    let mut reader = Reader::new(layout, until, from, follow)?;
+    reader.keep_blocks = keep_blocks;
+    let first = reader.first_segment(&numbers)?;
     for (expected, number) in (0u32..).zip(&numbers) {
         if *number != expected {
             let path = layout.segment(expected);
             return Err(damage(Code::BlockMissing, &path, None, "this segment is missing").into());
+        }
+        if expected < first {
+            continue;
         }
         reader.segment(expected, expected as usize + 1 == numbers.len())?;
         if reader.done() {
             break;
         }
     }
-    reader.finish()
-}
-
-/// Reads the bytes of one line, without its line feed.
-///
-/// # Errors
-/// [`ReadError`].
-pub fn read_line(layout: &Layout, place: Place) -> Result<Vec<u8>, ReadError> {
-    use std::os::unix::fs::FileExt;
-    let path = layout.segment(place.segment);
-    let file = match std::fs::File::open(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            if let Some(lines) = archive::lines(layout, place.segment)? {
-                let start = usize::try_from(place.offset).unwrap_or(usize::MAX);
-                let line = lines.get(start..).and_then(|l| l.get(..place.len as usize));
-                let gone = || damage(Code::TrailShort, &path, None, "it is shorter than it was");
-                return Ok(line.ok_or_else(gone)?.to_vec());
-            }
-            return Err(e).at(&path, "cannot open").map_err(Into::into);
-        }
-        other => other.at(&path, "cannot open")?,
-    };
-    let mut bytes = vec![0; place.len as usize];
-    file.read_exact_at(&mut bytes, place.offset)
-        .at(&path, "cannot read")?;
-    Ok(bytes)
+    reader.finish(first)
 }
 
 /// The genesis line and its hash.
@@ -181,10 +271,21 @@ pub fn read_line(layout: &Layout, place: Place) -> Result<Vec<u8>, ReadError> {
 /// # Errors
 /// [`ReadError`].
 pub fn genesis(layout: &Layout) -> Result<(Line, Digest), ReadError> {
-    let segment = match archive::lines(layout, 0)? {
+    let bytes = first_line(layout, 0)?;
+    let wrong = |text: String| damage(Code::LineAltered, &layout.segment(0), Some(0), text);
+    let line = Line::decode(&bytes).map_err(|e| wrong(e.to_string()))?;
+    if line.op != Op::Genesis {
+        return Err(wrong("it is no genesis".into()).into());
+    }
+    Ok((line, Line::hash(&bytes)))
+}
+
+/// The bytes of a segment's first line, without its line feed; empty if it has none.
+pub(crate) fn first_line(layout: &Layout, number: u32) -> Result<Vec<u8>, ReadError> {
+    let segment = match archive::lines(layout, number)? {
         Some(lines) => lines,
         None => {
-            let path = layout.segment(0);
+            let path = layout.segment(number);
             let file = std::fs::File::open(&path).at(&path, "cannot open")?;
             let mut start = Vec::new();
             let longest = MAX_LINE as u64 + 1;
@@ -193,13 +294,9 @@ pub fn genesis(layout: &Layout) -> Result<(Line, Digest), ReadError> {
             start.into()
         }
     };
-    let bytes = segment.split(|&b| b == b'\n').next().unwrap_or_default();
-    let wrong = |text: String| damage(Code::LineAltered, &layout.segment(0), Some(0), text);
-    let line = Line::decode(bytes).map_err(|e| wrong(e.to_string()))?;
-    if line.op != Op::Genesis {
-        return Err(wrong("it is no genesis".into()).into());
-    }
-    Ok((line, Line::hash(bytes)))
+    let first = segment.split_inclusive(|&b| b == b'\n').next();
+    let line = first.and_then(|line| line.strip_suffix(b"\n"));
+    Ok(line.unwrap_or_default().to_vec())
 }
 
 fn damage(code: Code, path: &Path, line: Option<u64>, text: impl Into<String>) -> Damage {
@@ -211,12 +308,19 @@ fn damage(code: Code, path: &Path, line: Option<u64>, text: impl Into<String>) -
     }
 }
 
-struct Reader<'a, V> {
+struct Reader<'a, P, V> {
     layout: &'a Layout,
     until: Option<u64>,
-    visit: &'a mut V,
-    view: View,
+    follow: &'a mut V,
+    view: View<P>,
     genesis_hash: Option<Digest>,
+    keep_blocks: bool,
+    /// Number of the next block.
+    next_block: u64,
+    /// Blocks before this one are in the map already.
+    resumed: u64,
+    /// Where the first line that is not in the map stands: segment and offset.
+    resumed_at: (u32, u64),
 }
 
 /// One segment's files in memory.
@@ -224,62 +328,197 @@ struct Segment {
     number: u32,
     path: PathBuf,
     signature_path: PathBuf,
+    /// The lines from byte `from` on.
     lines: Arc<Vec<u8>>,
+    from: u64,
     blocks: Arc<Vec<u8>>,
     seals: Option<Vec<u8>>,
+    /// Where in `lines` the next one begins.
     at: usize,
 }
 
-impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
-    fn new(layout: &'a Layout, until: Option<u64>, visit: &'a mut V) -> Self {
+impl<'a, P, V> Reader<'a, P, V>
+where
+    P: Pages<Error: Into<MapError>>,
+    V: Follow<P>,
+{
+    fn new(
+        layout: &'a Layout,
+        until: Option<u64>,
+        from: Start<P>,
+        follow: &'a mut V,
+    ) -> Result<Self, ReadError> {
         let zero = Imprint::zero(Algorithm::Sha256);
+        let Start {
+            tree,
+            index,
+            commit,
+        } = from;
         let view = View {
             genesis_hash: Digest(zero),
-            state: State::new(),
+            state: State::resume(Standing::default(), tree),
             log: LogTree::new(),
             blocks: Vec::new(),
-            places: Vec::new(),
+            index,
+            seals: Seals::default(),
+            sealed_at: None,
             tail: Vec::new(),
             last_leaf: zero,
             segment: 0,
             whole: WholeBytes::default(),
         };
-        Self {
+        let mut reader = Self {
             layout,
             until,
-            visit,
-            view,
+            follow,
             genesis_hash: None,
+            keep_blocks: false,
+            next_block: 0,
+            resumed: 0,
+            resumed_at: (0, 0),
+            view,
+        };
+        if let Some(commit) = commit {
+            reader.resume(&commit)?;
         }
+        Ok(reader)
+    }
+
+    /// Stands where `commit` does.
+    fn resume(&mut self, commit: &Commit) -> Result<(), ReadError> {
+        let genesis = Line::decode(&commit.genesis.0).ok();
+        let genesis = genesis.and_then(|line| line.genesis);
+        let Some(genesis) = genesis else {
+            return Err(unfounded(self.layout).into());
+        };
+        let view = &mut self.view;
+        view.genesis_hash = Line::hash(&commit.genesis.0);
+        view.log = crate::index::log_of(&view.index, &genesis.origin)?;
+        if let Some(last) = commit.blocks.checked_sub(1) {
+            let last = view.index.block(last, &genesis.origin)?;
+            let last = last.ok_or_else(|| unfounded(self.layout))?;
+            view.last_leaf = last.last_leaf;
+            view.segment = last.segment;
+        }
+        *view.state.standing_mut() = Standing {
+            genesis: Some(std::sync::Arc::new(*genesis)),
+            next_seq: commit.next_seq,
+            open_event: None,
+        };
+        self.genesis_hash = Some(view.genesis_hash);
+        self.resumed = commit.blocks;
+        self.resumed_at = (commit.segment, commit.offset);
+        Ok(())
+    }
+
+    /// The first segment that has to be looked at: from it on, blocks may be
+    /// unsealed, or not in the map.
+    fn first_segment(&mut self, numbers: &[u32]) -> Result<u32, ReadError> {
+        if self.resumed == 0 {
+            return Ok(0);
+        }
+        let open = |number: &&u32| self.layout.parts(**number).exists();
+        let first = numbers.iter().find(open).copied();
+        let first = first.unwrap_or(u32::MAX).min(self.resumed_at.0);
+        self.next_block = self.view.index.first_of(first)?;
+        Ok(first)
     }
 
     fn done(&self) -> bool {
-        self.until
-            .is_some_and(|n| self.view.blocks.len() as u64 >= n)
+        self.until.is_some_and(|n| self.next_block >= n)
     }
 
-    fn finish(self) -> Result<View, ReadError> {
-        match self.genesis_hash {
-            Some(genesis_hash) => Ok(View {
-                genesis_hash,
-                ..self.view
-            }),
-            None => Err(ReadError::Nothing(self.layout.dir().to_owned())),
+    fn finish(mut self, first: u32) -> Result<View<P>, ReadError> {
+        let Some(genesis_hash) = self.genesis_hash else {
+            return Err(ReadError::Nothing(self.layout.dir().to_owned()));
+        };
+        if self.next_block < self.resumed {
+            return Err(unfounded(self.layout).into());
         }
+        if self.view.seals.last.is_none()
+            && let Some(before) = first.checked_sub(1)
+        {
+            self.view.seals.last = self.last_seal(before)?;
+        }
+        Ok(View {
+            genesis_hash,
+            ..self.view
+        })
+    }
+
+    /// The seal of the last block of a segment that is all sealed.
+    fn last_seal(&self, number: u32) -> Result<Option<SealRef>, ReadError> {
+        let block = self.view.index.first_of(number + 1)?.checked_sub(1);
+        let last = signatures(self.layout, number)?.pop();
+        let seal = last.and_then(|last| last.seal);
+        Ok(block.zip(seal).map(|(block, seal)| SealRef {
+            block,
+            hash: Digest::of(&[&seal]),
+        }))
     }
 
     fn segment(&mut self, number: u32, last: bool) -> Result<(), ReadError> {
-        let mut segment = Segment::load(self.layout, number)?;
+        let mut segment = match self.resumed_at {
+            (first, _) if number < first => Segment::load_signature(self.layout, number)?,
+            (first, offset) if number == first => Segment::load(self.layout, number, offset)?,
+            _ => Segment::load(self.layout, number, 0)?,
+        };
         self.view.segment = number;
         self.view.whole = WholeBytes::default();
         self.blocks(&mut segment)?;
-        if self.done() {
+        if self.done() || number < self.resumed_at.0 {
             return Ok(());
         }
         self.tail(&mut segment)?;
-        if !last && !self.view.tail.is_empty() {
+        if self.next_block >= self.resumed && !last && !self.view.tail.is_empty() {
             let text = "it goes on after its last block, although another segment follows";
             return Err(damage(Code::BlockMissing, &segment.signature_path, None, text).into());
+        }
+        Ok(())
+    }
+
+    /// A block whose lines are in the map; its seal may have come since.
+    fn known_block(&mut self, segment: &Segment, seal: Option<&[u8]>) -> Result<(), ReadError> {
+        let origin = self.view.state.genesis().map(|g| g.origin.clone());
+        let origin = origin.unwrap_or_default();
+        let known = self.view.index.block(self.next_block, &origin)?;
+        let known = known.ok_or_else(|| unfounded(self.layout))?;
+        let leaf = known.leaf;
+        let (sealed, sealed_at) = self.seal(segment, leaf.block, seal, leaf.root.0, leaf.level)?;
+        self.sealed(segment, &leaf, sealed.as_deref(), sealed_at)?;
+        self.next_block += 1;
+        Ok(())
+    }
+
+    /// Notes whether a block is sealed.
+    fn sealed(
+        &mut self,
+        segment: &Segment,
+        leaf: &LogLeaf,
+        seal: Option<&[u8]>,
+        sealed_at: Option<Second>,
+    ) -> Result<(), Damage> {
+        if sealed_at.is_some() && sealed_at < self.view.sealed_at {
+            let text = format!(
+                "block {} was sealed before the block it continues",
+                leaf.block
+            );
+            return Err(damage(
+                Code::SealInvalid,
+                &segment.signature_path,
+                None,
+                text,
+            ));
+        }
+        self.view.sealed_at = sealed_at.or(self.view.sealed_at);
+        match seal {
+            Some(seal) => {
+                self.view.seals.last = Some(SealRef {
+                    block: leaf.block,
+                    hash: Digest::of(&[seal]),
+                });
+            }
+            None => self.view.seals.waiting.push_back(leaf.clone()),
         }
         Ok(())
     }
@@ -296,7 +535,13 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
             let Some((block, seal)) = stream.next().map_err(unreadable)? else {
                 break;
             };
-            self.block(segment, &block, seal)?;
+            if self.next_block < self.resumed {
+                self.known_block(segment, seal)?;
+            } else {
+                self.block(segment, &block, seal)?;
+                let (number, offset) = (segment.number, segment.offset());
+                self.follow.block(&mut self.view, number, offset)?;
+            }
         }
         if !self.done() && stream.seals_left().map_err(unreadable)? {
             let text = "it has a seal without a block";
@@ -312,23 +557,18 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         segment: &mut Segment,
         block: &Block<'_>,
         seal: Option<&[u8]>,
-    ) -> Result<(), Damage> {
-        let number = self.view.blocks.len() as u64;
+    ) -> Result<(), ReadError> {
+        let number = self.next_block;
         let first = self.view.state.next_seq();
         if block.header.previous_leaf != self.view.last_leaf {
             let text = format!("block {number} does not continue the block before it");
-            return Err(damage(
-                Code::BlockMissing,
-                &segment.signature_path,
-                None,
-                text,
-            ));
+            return Err(damage(Code::BlockMissing, &segment.signature_path, None, text).into());
         }
         let mut lines = Vec::new();
         for _ in 0..block.line_count() {
             let Some(line) = segment.next_line() else {
                 let text = format!("it ends before the end of block {number}: lines were cut off");
-                return Err(damage(Code::TrailShort, &segment.path, None, text));
+                return Err(damage(Code::TrailShort, &segment.path, None, text).into());
             };
             lines.push(line);
         }
@@ -344,13 +584,13 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         if !report.is_intact() {
             let line = report.first_wrong_line().map(|l| first + l);
             let text = format!("it is not what was sealed in block {number}");
-            return Err(damage(Code::LineAltered, &segment.path, line, text));
+            return Err(damage(Code::LineAltered, &segment.path, line, text).into());
         }
         let mut checkpoint = None;
         for (index, place) in lines.iter().enumerate() {
             let is_last = index + 1 == lines.len();
             let root = if is_last {
-                Some(self.view.state.root())
+                Some(self.view.state.root().map_err(Into::<MapError>::into)?)
             } else {
                 None
             };
@@ -361,24 +601,9 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
         }
         let Some(checkpoint) = checkpoint else {
             let text = format!("block {number} has no line");
-            return Err(damage(
-                Code::LineAltered,
-                &segment.signature_path,
-                None,
-                text,
-            ));
+            return Err(damage(Code::LineAltered, &segment.signature_path, None, text).into());
         };
         let (sealed, sealed_at) = self.seal(segment, number, seal, report.root, report.level)?;
-        let before = self.view.blocks.last().and_then(|block| block.sealed_at);
-        if sealed_at.is_some() && sealed_at < before {
-            let text = format!("block {number} was sealed before the block it continues");
-            return Err(damage(
-                Code::SealInvalid,
-                &segment.signature_path,
-                None,
-                text,
-            ));
-        }
         let leaf = LogLeaf {
             origin: checkpoint.origin.clone(),
             block: number,
@@ -388,15 +613,24 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
             level: report.level,
             map: checkpoint.map,
         };
+        self.sealed(segment, &leaf, sealed.as_deref(), sealed_at)?;
         self.view.log.push(leaf_hash(&leaf.encode()));
         self.view.last_leaf = report.last_leaf;
-        self.view.blocks.push(BlockInfo {
-            leaf,
-            checkpoint,
-            logsig: block.bytes.to_vec(),
-            seal: sealed,
-            sealed_at,
+        self.view.index.push_block(&BlockEntry {
+            leaf: leaf.clone(),
+            segment: segment.number,
+            last_leaf: report.last_leaf,
         });
+        self.next_block += 1;
+        if self.keep_blocks {
+            self.view.blocks.push(BlockInfo {
+                leaf,
+                checkpoint,
+                logsig: block.bytes.to_vec(),
+                seal: sealed,
+                sealed_at,
+            });
+        }
         Ok(())
     }
 
@@ -456,23 +690,25 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
     }
 
     /// Applies the line at `place`.
-    fn line(&mut self, segment: &Segment, place: Place) -> Result<Line, Damage> {
+    fn line(&mut self, segment: &Segment, place: Place) -> Result<Line, ReadError> {
         let seq = self.view.state.next_seq();
         let bytes = segment.bytes(place);
         let altered = |text: String| damage(Code::LineAltered, &segment.path, Some(seq), text);
         let line = Line::decode(bytes).map_err(|e| altered(e.to_string()))?;
         let hash = Line::hash(bytes);
-        self.view
-            .state
-            .apply(&line, hash)
-            .map_err(|e| altered(e.what.into()))?;
+        match self.view.state.apply(&line, hash) {
+            Ok(()) => {}
+            Err(ApplyError::Line(e)) => return Err(altered(e.what.into()).into()),
+            Err(ApplyError::Storage(e)) => return Err(Into::<MapError>::into(e).into()),
+        }
+        note_message(&mut self.view.state, &line).map_err(Into::<MapError>::into)?;
         self.genesis_hash.get_or_insert(hash);
-        self.view.places.push(place);
-        (self.visit)(&line, place);
+        self.view.index.push_line(seq, place.segment, place.offset);
+        self.follow.line(&line, place);
         Ok(line)
     }
 
-    fn tail(&mut self, segment: &mut Segment) -> Result<(), Damage> {
+    fn tail(&mut self, segment: &mut Segment) -> Result<(), ReadError> {
         let mut event_at = None;
         self.view.tail.clear();
         while let Some(place) = segment.next_line() {
@@ -489,57 +725,116 @@ impl<'a, V: FnMut(&Line, Place)> Reader<'a, V> {
                 self.view.whole.unwritten_block = Some(self.view.tail.len());
             }
         }
-        self.view.whole.lines = segment.at as u64;
+        self.view.whole.lines = segment.offset();
         Ok(())
+    }
+}
+
+/// Notes that a message was taken, so that it is not taken again: by the
+/// position that its lines have.
+pub(crate) fn note_message<P: Pages>(
+    state: &mut State<Tree<P>>,
+    line: &Line,
+) -> Result<(), P::Error> {
+    match line.op {
+        Op::Read => state.storage_mut().mark(&message_mark(&line.pos)),
+        _ => Ok(()),
+    }
+}
+
+/// What stands in the map's store for a message.
+pub(crate) fn message_mark(pos: &str) -> Bytes32 {
+    let hash = pitser_ksi::hash::hash(Algorithm::Sha256, &[b"message\0", pos.as_bytes()]);
+    let mut mark = [0; 32];
+    mark.copy_from_slice(hash.digest());
+    Bytes32(mark)
+}
+
+/// Whether the segments hold the line that a commit ends with.
+pub(crate) fn ends_with(layout: &Layout, index: &Index, commit: &Commit) -> Result<(), MapError> {
+    let last = match commit.next_seq.checked_sub(1) {
+        Some(last) => index.line(layout, last)?,
+        None => None,
+    };
+    let line = last.filter(|bytes| Line::hash(bytes) == commit.last_line);
+    let line = line.and_then(|bytes| Line::decode(&bytes).ok());
+    let map = line.and_then(|line| Some(line.checkpoint?.map));
+    match map.map(|map| map.0.digest() == commit.root.0) {
+        Some(true) => Ok(()),
+        _ => Err(unfounded(layout)),
+    }
+}
+
+/// A commit of the map is not of this trail, or no longer.
+fn unfounded(layout: &Layout) -> MapError {
+    MapError::Damaged {
+        path: layout.map(),
+        damage: crate::map::Damage::Unfounded,
     }
 }
 
 impl Segment {
     /// Reads seals, then blocks, then lines: the writer goes the other way, so
     /// each is complete for the one read before it.
-    fn load(layout: &Layout, number: u32) -> Result<Self, ReadError> {
-        let path = layout.segment(number);
-        let closed = layout.logsig(number);
-        let (signature_path, blocks, seals) = match std::fs::read(&closed) {
-            Ok(blocks) => (closed, Arc::new(blocks), None),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                if let Some((lines, blocks)) = archive::segment(layout, number)? {
-                    return Ok(Self {
-                        number,
-                        path: layout.receipt(number),
-                        signature_path: layout.receipt(number),
-                        lines,
-                        blocks,
-                        seals: None,
-                        at: 0,
-                    });
-                }
-                let seals = read_or_empty(&layout.seals(number))?;
-                let blocks = read_or_empty(&layout.blocks(number))?;
-                if blocks.is_empty() && closed.exists() {
-                    return Self::load(layout, number);
-                }
-                (layout.blocks(number), Arc::new(blocks), Some(seals))
-            }
-            Err(e) => return Err(e).at(&closed, "cannot read").map_err(Into::into),
-        };
-        let lines = match std::fs::read(&path) {
-            // Archived since.
+    fn load(layout: &Layout, number: u32, from: u64) -> Result<Self, ReadError> {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut this = Self::load_signature(layout, number)?;
+        let mut file = match std::fs::File::open(layout.segment(number)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let lines = archive::lines(layout, number)?;
-                lines.ok_or(e).at(&path, "cannot read")?
+                this.lines = lines.ok_or(e).at(&this.path, "cannot open")?;
+                this.at = usize::try_from(from).unwrap_or(usize::MAX);
+                if this.at > this.lines.len() {
+                    return Err(unfounded(layout).into());
+                }
+                return Ok(this);
             }
-            other => Arc::new(other.at(&path, "cannot read")?),
+            file => file.at(&this.path, "cannot open")?,
         };
-        Ok(Self {
+        let mut lines = Vec::new();
+        file.seek(SeekFrom::Start(from))
+            .and_then(|_| file.read_to_end(&mut lines))
+            .at(&this.path, "cannot read")?;
+        this.lines = Arc::new(lines);
+        this.from = from;
+        Ok(this)
+    }
+
+    /// Without the lines.
+    fn load_signature(layout: &Layout, number: u32) -> Result<Self, ReadError> {
+        let mut this = Self {
             number,
-            path,
-            signature_path,
-            lines,
-            blocks,
-            seals,
+            path: layout.segment(number),
+            signature_path: layout.logsig(number),
+            lines: Arc::default(),
+            from: 0,
+            blocks: Arc::default(),
+            seals: None,
             at: 0,
-        })
+        };
+        match std::fs::read(&this.signature_path) {
+            Ok(blocks) => this.blocks = Arc::new(blocks),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                if let Some(blocks) = archive::signatures(layout, number)? {
+                    this.blocks = blocks;
+                    this.path = layout.receipt(number);
+                    this.signature_path = layout.receipt(number);
+                    return Ok(this);
+                }
+                this.seals = Some(read_or_empty(&layout.seals(number))?);
+                this.blocks = Arc::new(read_or_empty(&layout.blocks(number))?);
+                if this.blocks.is_empty() && this.signature_path.exists() {
+                    return Self::load_signature(layout, number);
+                }
+                this.signature_path = layout.blocks(number);
+            }
+            Err(e) => {
+                return Err(e)
+                    .at(&this.signature_path, "cannot read")
+                    .map_err(Into::into);
+            }
+        }
+        Ok(this)
     }
 
     fn next_line(&mut self) -> Option<Place> {
@@ -547,14 +842,19 @@ impl Segment {
         let place = Place {
             segment: self.number,
             len: u32::try_from(len).ok()?,
-            offset: self.at as u64,
+            offset: self.offset(),
         };
         self.at += len + 1;
         Some(place)
     }
 
+    /// Where in the segment the next line begins.
+    fn offset(&self) -> u64 {
+        self.from + self.at as u64
+    }
+
     fn bytes(&self, place: Place) -> &[u8] {
-        let start = usize::try_from(place.offset).unwrap_or(usize::MAX);
+        let start = usize::try_from(place.offset - self.from).unwrap_or(usize::MAX);
         &self.lines[start..start + place.len as usize]
     }
 }

@@ -2,19 +2,22 @@
 
 use crate::disk::{self, AppendFile, DiskError};
 use crate::draft::{Body, Draft, DraftActor, PatientId};
+use crate::gather::{Gather, Gathers};
+use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
-use crate::read::{self, Place, ReadError, View, part_magics};
+use crate::map::{Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
+use crate::read::{self, Follow, Place, ReadError, Start, View, part_magics};
 use crate::vault::{Content, Marks, Vault, VaultError, mark};
 use pitser_evidence::block::LogLeaf;
-use pitser_evidence::codec::{Bytes32, Digest};
+use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{
     Key, LineNonce, commit_person, commit_raw, commit_row, commit_table_key, record_key,
 };
 use pitser_evidence::line::{
     Actor, Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis, Timestamp,
 };
-use pitser_evidence::state::{State, StateError};
+use pitser_evidence::state::{ApplyError, State, StateError};
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{self, BLOCK_CLOSE_REASON, BlockBuilder, StoredHashes};
 use pitser_tlog::checkpoint::Checkpoint as Head;
@@ -86,6 +89,15 @@ pub struct Recovery {
     pub rebuilt_block: bool,
 }
 
+/// A commit of the map is made after so many lines, which is about what is
+/// replayed when the trail is opened again.
+const COMMIT_LINES: u64 = 100_000;
+/// And after so many microseconds of the checkpoints' own time, so that those
+/// who read beside the writer have little to replay.
+const COMMIT_US: u64 = 10_000_000;
+/// Progress is told each so many lines.
+const PROGRESS_LINES: u64 = 4096;
+
 /// Why the trail cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrailError {
@@ -104,6 +116,9 @@ pub enum TrailError {
     /// A line does not follow from those before it.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The map's store cannot be written or read.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// A line breaks a rule of the format.
     #[error("a line cannot be written: {0}")]
     Line(#[from] pitser_evidence::codec::CodecError),
@@ -129,11 +144,31 @@ pub enum TrailError {
     Block(u64),
 }
 
+impl From<ApplyError<MapError>> for TrailError {
+    fn from(error: ApplyError<MapError>) -> Self {
+        match error {
+            ApplyError::Line(error) => error.into(),
+            ApplyError::Storage(error) => error.into(),
+        }
+    }
+}
+
 impl TrailError {
+    /// True if the map's store has to be made anew.
+    fn damages_map(&self) -> bool {
+        matches!(
+            self,
+            Self::Map(MapError::Damaged { .. })
+                | Self::Read(ReadError::Map(MapError::Damaged { .. }))
+        )
+    }
+
     /// True if the disk is full: worth trying again later.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Disk(e) | Self::Read(ReadError::Disk(e)) => e.is_full(),
+            Self::Disk(e)
+            | Self::Map(MapError::Disk(e))
+            | Self::Read(ReadError::Disk(e) | ReadError::Map(MapError::Disk(e))) => e.is_full(),
             Self::Vault(e) => e.is_full(),
             _ => false,
         }
@@ -147,8 +182,16 @@ pub struct Trail {
     layout: Layout,
     keys: Keys,
     vault: Vault,
-    state: State,
+    state: State<DiskMap>,
+    store: Store<OsFolder>,
+    index: Index,
+    gathered: Box<dyn Gathers>,
+    /// The genesis line's bytes.
+    genesis_line: Vec<u8>,
     genesis_hash: Digest,
+    /// Line after the map's newest commit, unless none is to be made; when it
+    /// was made, or could have been, in microseconds of checkpoints' time.
+    committed: (Option<u64>, Option<u64>),
     log: LogTree,
     /// Held until the trail is dropped.
     _lock: File,
@@ -156,12 +199,12 @@ pub struct Trail {
     limits: SegmentLimits,
     /// When the open segment's first line is from; `None` while it has none.
     segment_began: Option<Timestamp>,
+    commit_lines: u64,
     /// Encoded lines that are not on disk yet.
     buffer: Vec<u8>,
     /// Record hashes of the lines in the open block.
     open: Vec<Imprint>,
     last_leaf: Imprint,
-    places: Vec<Place>,
     unsealed: VecDeque<BlockSummary>,
     /// Segments whose parts still wait for seals: number and end block.
     closing: VecDeque<(u32, u64, AppendFile)>,
@@ -211,6 +254,16 @@ impl SegmentFiles {
     }
 }
 
+/// What was damaged is not opened again.
+impl Drop for Trail {
+    fn drop(&mut self) {
+        if self.state.storage().pages().is_damaged() || self.index.is_damaged() {
+            tracing::warn!("the map is made anew from the segments at the next start");
+            forget_map(&self.layout);
+        }
+    }
+}
+
 impl Trail {
     /// Begins a new trail with its genesis line; the line is durable on return.
     ///
@@ -218,6 +271,18 @@ impl Trail {
     /// [`TrailError::Exists`] if there is one, and whatever keeps it from
     /// being written.
     pub fn create(layout: Layout, origin: &str, draft: &GenesisDraft) -> Result<Self, TrailError> {
+        Self::create_gathering::<()>(layout, origin, draft)
+    }
+
+    /// The same, and gathers what whoever opens it later wants to know.
+    ///
+    /// # Errors
+    /// Those of [`Trail::create`].
+    pub fn create_gathering<T: Gather>(
+        layout: Layout,
+        origin: &str,
+        draft: &GenesisDraft,
+    ) -> Result<Self, TrailError> {
         if layout.has_trail() {
             return Err(TrailError::Exists(layout.dir().to_owned()));
         }
@@ -245,66 +310,124 @@ impl Trail {
         let mut bytes = line.encode();
         bytes.push(b'\n');
         disk::replace(&layout.segment(0), &bytes)?;
-        let (trail, (), _) = Self::open(layout, |(), _| {})?;
+        let (trail, _, _) = Self::open::<T>(layout)?;
         Ok(trail)
     }
 
     /// Opens a trail for writing: takes its lock, cuts off what a crash left
-    /// unfinished, recomputes everything, and lets `collect` gather what the
-    /// caller wants to know from every line.
+    /// unfinished, and gives what `T` gathers from every line.
+    ///
+    /// Everything that came after the map's newest commit is recomputed, and
+    /// the line that the commit ends with is compared. The whole trail is
+    /// recomputed by [`crate::read()`], and here if there is no such commit.
     ///
     /// # Errors
     /// [`TrailError`]; a damaged trail is not opened.
-    pub fn open<T: Default>(
+    pub fn open<T: Gather>(layout: Layout) -> Result<(Self, T, Recovery), TrailError> {
+        if !layout.has_trail() {
+            return Err(ReadError::Nothing(layout.dir().to_owned()).into());
+        }
+        let lock = take_lock(&layout)?;
+        Self::open_locked(layout, lock, &mut |_| {})
+    }
+
+    /// Makes everything anew that is derived from the segments, the map and the
+    /// index, and opens the trail. `progress` is told the number of lines that
+    /// were read, now and then.
+    ///
+    /// # Errors
+    /// Those of [`Trail::open`].
+    pub fn rebuild<T: Gather>(
         layout: Layout,
-        collect: impl Fn(&mut T, &Line),
+        progress: &mut dyn FnMut(u64),
     ) -> Result<(Self, T, Recovery), TrailError> {
         if !layout.has_trail() {
             return Err(ReadError::Nothing(layout.dir().to_owned()).into());
         }
         let lock = take_lock(&layout)?;
+        crate::map::discard(&OsFolder::new(layout.map()))?;
+        Self::open_locked(layout, lock, progress)
+    }
+
+    fn open_locked<T: Gather>(
+        layout: Layout,
+        lock: File,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Self, T, Recovery), TrailError> {
         let keys = Keys::open(&layout)?;
         let mut vault = Vault::open(&layout.vault(), keys.master())?;
         let mut recovery = Recovery::default();
-        let (view, mut files, collected) = recover(&layout, &mut recovery, collect)?;
+        let (recovered, mut files) = recover::<T>(&layout, &mut recovery, progress)?;
+        let Recovered {
+            view,
+            store,
+            gathered,
+            kept,
+            committed,
+            genesis_line,
+        } = recovered;
         vault.discard_from(view.state.next_seq())?;
         // Lines that a crash left in the system's cache count from now on.
         files.lines.append(b"")?;
-        let head = std::fs::read(layout.head())
-            .ok()
-            .map(|note| Digest::of(&[&note]));
-        let (unsealed, last_seal) = seals_of(&view);
+        let head = std::fs::read(layout.head()).ok();
+        let summary = |leaf: &LogLeaf| BlockSummary {
+            block: leaf.block,
+            first_seq: leaf.first_seq,
+            count: leaf.count,
+            root: leaf.root.0,
+            level: leaf.level,
+        };
         let mut trail = Self {
             keys,
             vault,
+            genesis_line,
             genesis_hash: view.genesis_hash,
             log: view.log,
             _lock: lock,
             files,
             limits: SegmentLimits::default(),
             segment_began: None,
+            commit_lines: COMMIT_LINES,
             buffer: Vec::new(),
             open: view.tail,
             last_leaf: view.last_leaf,
-            places: view.places,
             state: view.state,
-            unsealed,
+            store,
+            index: view.index,
+            gathered: kept,
+            committed: (committed, None),
+            unsealed: view.seals.waiting.iter().map(summary).collect(),
             closing: VecDeque::new(),
-            last_seal,
-            head,
+            last_seal: view.seals.last,
+            head: head.as_ref().map(|note| Digest::of(&[note])),
             poisoned: false,
             layout,
         };
+        let covered = head.and_then(|note| trail.covered_by(&Note::parse(&note).ok()?));
+        trail
+            .store
+            .covers(trail.state.storage_mut(), covered.unwrap_or(0));
         trail.reopen_closing()?;
-        let number = trail.files.number;
-        let first = trail.places.partition_point(|p| p.segment < number);
-        trail.segment_began = trail.line(first as u64)?.map(|line| line.at);
-        Ok((trail, collected, recovery))
+        let first = read::first_line(&trail.layout, trail.files.number)?;
+        trail.segment_began = Line::decode(&first).ok().map(|line| line.at);
+        Ok((trail, gathered, recovery))
+    }
+
+    /// Blocks that a head of this trail covers.
+    fn covered_by(&self, note: &Note) -> Option<u64> {
+        let head = Head::open(note, self.keys.origin(), &self.keys.log().verifier());
+        head.ok().map(|head| head.size())
     }
 
     /// Segments are closed once they are longer or older than this.
     pub fn set_segment_limits(&mut self, limits: SegmentLimits) {
         self.limits = limits;
+    }
+
+    /// A commit of the map is made with the block that has this many lines
+    /// since the last one; 0: with every block.
+    pub fn set_map_commit_lines(&mut self, lines: u64) {
+        self.commit_lines = lines;
     }
 
     /// The secret keys.
@@ -318,8 +441,21 @@ impl Trail {
     }
 
     /// Everything that follows from the lines so far.
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &State<DiskMap> {
         &self.state
+    }
+
+    /// Whether a line of op `read` has this position: its message was taken.
+    ///
+    /// # Errors
+    /// [`TrailError::Map`].
+    pub fn has_message(&self, pos: &str) -> Result<bool, TrailError> {
+        Ok(self.state.storage().is_marked(&read::message_mark(pos))?)
+    }
+
+    /// Bytes that the map and the index take on disk.
+    pub fn map_bytes(&self) -> u64 {
+        self.store.disk_bytes(self.state.storage())
     }
 
     /// Hash of the genesis line.
@@ -398,9 +534,11 @@ impl Trail {
         };
         self.keep(clear, draft.image, draft.patient.as_ref(), &mut line)?;
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
-            line.prev = self.state.prev(table, key);
+            line.prev = self.state.prev(table, key)?;
         }
-        line.patient_prev = line.patient.and_then(|p| self.state.patient_prev(&p));
+        if let Some(patient) = &line.patient {
+            line.patient_prev = self.state.patient_prev(patient)?;
+        }
         self.push(&line)
     }
 
@@ -483,12 +621,11 @@ impl Trail {
         let hash = Line::hash(&bytes);
         self.state.apply(line, hash)?;
         self.segment_began.get_or_insert_with(|| line.at.clone());
+        read::note_message(&mut self.state, line)?;
+        self.gathered.line(line);
         self.open.push(hash.0);
-        self.places.push(Place {
-            segment: self.files.number,
-            len: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
-            offset: self.files.lines.len() + self.buffer.len() as u64,
-        });
+        let offset = self.files.lines.len() + self.buffer.len() as u64;
+        self.index.push_line(line.seq, self.files.number, offset);
         self.buffer.extend_from_slice(&bytes);
         self.buffer.push(b'\n');
         Ok(())
@@ -529,21 +666,63 @@ impl Trail {
         self.usable()?;
         self.checked(|trail| {
             let block = trail.blocks();
-            let line = trail.checkpoint_line(at.clone(), pos, mapping, block);
+            let at_us = at.micros();
+            let line = trail.checkpoint_line(at.clone(), pos, mapping, block)?;
             trail.push(&line)?;
+            let last_line = *trail.open.last().expect("just pushed");
             trail.commit()?;
             let summary = trail.write_block(block, reason)?;
             if trail.segment_is_due(&at) {
                 trail.next_segment()?;
             }
+            trail.commit_map(at_us, Digest(last_line))?;
             Ok(summary)
         })
     }
 
-    fn checkpoint_line(&mut self, at: Timestamp, pos: &str, mapping: Digest, block: u64) -> Line {
+    /// Makes the map durable as of the block that was just closed, if enough
+    /// came since it last was.
+    fn commit_map(&mut self, at_us: u64, last_line: Digest) -> Result<(), TrailError> {
+        let Some(committed) = self.committed.0 else {
+            return Ok(());
+        };
+        let lines = self.state.next_seq() - committed;
+        let waited_us = at_us.saturating_sub(*self.committed.1.get_or_insert(at_us));
+        if lines < self.commit_lines && waited_us < COMMIT_US {
+            return Ok(());
+        }
+        let commit = Commit {
+            blocks: self.blocks(),
+            next_seq: self.state.next_seq(),
+            segment: self.files.number,
+            offset: self.files.lines.len(),
+            last_line,
+            root: Bytes32([0; 32]),
+            genesis: Blob(self.genesis_line.clone()),
+            gathered: Blob(self.gathered.save()),
+            gathered_as: self.gathered.form().to_owned(),
+        };
+        commit_map(
+            &self.layout,
+            &mut self.state,
+            &mut self.index,
+            &mut self.store,
+            commit,
+        )?;
+        self.committed = (Some(self.state.next_seq()), Some(at_us));
+        Ok(())
+    }
+
+    fn checkpoint_line(
+        &mut self,
+        at: Timestamp,
+        pos: &str,
+        mapping: Digest,
+        block: u64,
+    ) -> Result<Line, TrailError> {
         let seq = self.state.next_seq();
-        let root =
-            Imprint::new(Algorithm::Sha256, &self.state.root()).expect("the map's hash is SHA-256");
+        let root = Imprint::new(Algorithm::Sha256, &self.state.root()?)
+            .expect("the map's hash is SHA-256");
         let count = self.open.len() as u64 + 1;
         let genesis = self.genesis();
         let body = Checkpoint {
@@ -562,7 +741,7 @@ impl Trail {
         };
         let mut line = Line::new(Op::Checkpoint, seq, at, "guardian", pos);
         line.checkpoint = Some(Box::new(body));
-        line
+        Ok(line)
     }
 
     fn write_block(&mut self, block: u64, reason: &str) -> Result<BlockSummary, TrailError> {
@@ -570,8 +749,8 @@ impl Trail {
         let closed = build_block(&self.open, self.last_leaf, reason)
             .map_err(|()| TrailError::Block(block))?;
         self.files.blocks.append(&closed.bytes)?;
-        let map =
-            Imprint::new(Algorithm::Sha256, &self.state.root()).expect("the map's hash is SHA-256");
+        let map = Imprint::new(Algorithm::Sha256, &self.state.root()?)
+            .expect("the map's hash is SHA-256");
         let leaf = LogLeaf {
             origin: self.genesis().origin.clone(),
             block,
@@ -583,6 +762,11 @@ impl Trail {
         };
         self.log.push(leaf_hash(&leaf.encode()));
         self.last_leaf = closed.last_leaf;
+        self.index.push_block(&BlockEntry {
+            leaf: leaf.clone(),
+            segment: self.files.number,
+            last_leaf: closed.last_leaf,
+        });
         self.open.clear();
         let summary = BlockSummary {
             block,
@@ -658,6 +842,9 @@ impl Trail {
         let bytes = note.to_string();
         disk::replace(&self.layout.head(), bytes.as_bytes())?;
         self.head = Some(Digest::of(&[bytes.as_bytes()]));
+        if let Some(blocks) = self.covered_by(note) {
+            self.store.covers(self.state.storage_mut(), blocks);
+        }
         Ok(())
     }
 
@@ -666,11 +853,9 @@ impl Trail {
     /// # Errors
     /// [`TrailError::Disk`] or [`TrailError::Line`].
     pub fn line(&self, seq: u64) -> Result<Option<Line>, TrailError> {
-        let place = usize::try_from(seq)
-            .ok()
-            .and_then(|seq| self.places.get(seq));
-        let Some(place) = place else { return Ok(None) };
-        let bytes = read::read_line(&self.layout, *place)?;
+        let Some(bytes) = self.index.line(&self.layout, seq)? else {
+            return Ok(None);
+        };
         Ok(Some(Line::decode(&bytes)?))
     }
 
@@ -704,7 +889,7 @@ impl Trail {
                 remove_parts(&self.layout, number)?;
                 continue;
             }
-            let end = self.end_block(number)?;
+            let end = self.index.first_of(number + 1)?;
             if first_waiting.is_some_and(|first| first < end) {
                 let seals = AppendFile::open(&self.layout.seals(number), part_magics().1)?;
                 self.closing.push_back((number, end, seals));
@@ -713,17 +898,6 @@ impl Trail {
             }
         }
         Ok(())
-    }
-
-    /// The number of the first block after segment `number`.
-    fn end_block(&self, number: u32) -> Result<u64, TrailError> {
-        let last = self
-            .places
-            .iter()
-            .rposition(|p| p.segment == number)
-            .unwrap_or(0);
-        let line = self.line(last as u64)?;
-        Ok(line.and_then(|l| l.checkpoint).map_or(0, |c| c.block + 1))
     }
 
     fn usable(&self) -> Result<(), TrailError> {
@@ -793,43 +967,107 @@ fn build_block(
     Ok(closed)
 }
 
-fn seals_of(view: &View) -> (VecDeque<BlockSummary>, Option<SealRef>) {
-    let mut last = None;
-    let mut unsealed = VecDeque::new();
-    for block in &view.blocks {
-        match &block.seal {
-            Some(seal) => {
-                last = Some(SealRef {
-                    block: block.leaf.block,
-                    hash: Digest::of(&[seal]),
-                })
-            }
-            None => unsealed.push_back(BlockSummary {
-                block: block.leaf.block,
-                first_seq: block.leaf.first_seq,
-                count: block.leaf.count,
-                root: block.leaf.root.0,
-                level: block.leaf.level,
-            }),
+/// A trail as it was recovered.
+struct Recovered<T> {
+    view: View<DiskPages<OsFolder>>,
+    store: Store<OsFolder>,
+    /// For the caller.
+    gathered: T,
+    /// To go on with; something else than `gathered` if that is not what the
+    /// trail's commits keep.
+    kept: Box<dyn Gathers>,
+    /// Line after the newest commit, unless none is to be made.
+    committed: Option<u64>,
+    /// The genesis line's bytes.
+    genesis_line: Vec<u8>,
+}
+
+/// Gathers while the trail is read, and makes commits on the way.
+struct Gathering<'a, T> {
+    layout: &'a Layout,
+    progress: &'a mut dyn FnMut(u64),
+    store: Store<OsFolder>,
+    gathered: T,
+    last_line: Option<Digest>,
+    /// Line after the newest commit, unless none is to be made.
+    committed: Option<u64>,
+    genesis: Vec<u8>,
+}
+
+impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
+    fn line(&mut self, line: &Line, _: Place) {
+        let bytes = line.encode();
+        self.gathered.line(line);
+        self.last_line = Some(Line::hash(&bytes));
+        if line.seq == 0 {
+            self.genesis = bytes;
+        }
+        if line.seq % PROGRESS_LINES == 0 {
+            (self.progress)(line.seq);
         }
     }
-    (unsealed, last)
+
+    fn block(
+        &mut self,
+        view: &mut View<DiskPages<OsFolder>>,
+        segment: u32,
+        offset: u64,
+    ) -> Result<(), ReadError> {
+        let next_seq = view.state.next_seq();
+        let (Some(last_line), Some(committed)) = (self.last_line, self.committed) else {
+            return Ok(());
+        };
+        if next_seq - committed < 3 * COMMIT_LINES {
+            return Ok(());
+        }
+        let commit = Commit {
+            blocks: view.index.blocks(),
+            next_seq,
+            segment,
+            offset,
+            last_line,
+            root: Bytes32([0; 32]),
+            genesis: Blob(self.genesis.clone()),
+            gathered: Blob(self.gathered.save()),
+            gathered_as: T::FORM.to_owned(),
+        };
+        commit_map(
+            self.layout,
+            &mut view.state,
+            &mut view.index,
+            &mut self.store,
+            commit,
+        )?;
+        self.committed = Some(next_seq);
+        Ok(())
+    }
+}
+
+fn commit_map(
+    layout: &Layout,
+    state: &mut State<DiskMap>,
+    index: &mut Index,
+    store: &mut Store<OsFolder>,
+    commit: Commit,
+) -> Result<(), MapError> {
+    index.sync(&OsFolder::new(layout.map()))?;
+    store.commit(state.storage_mut(), commit)
 }
 
 /// Brings the last segment's files to a whole number of items.
-fn recover<T: Default>(
+fn recover<T: Gather>(
     layout: &Layout,
     recovery: &mut Recovery,
-    collect: impl Fn(&mut T, &Line),
-) -> Result<(View, SegmentFiles, T), TrailError> {
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Recovered<T>, SegmentFiles), TrailError> {
     let numbers = layout
         .segment_numbers()
         .map_err(|_| ReadError::Nothing(layout.dir().to_owned()))?;
     let last = numbers.last().copied().unwrap_or(0);
     loop {
         let mut files = SegmentFiles::open(layout, last)?;
-        let mut collected = T::default();
-        let view = read::read(layout, None, |line, _| collect(&mut collected, line))?;
+        let recovered = read_on_from_map::<T>(layout, progress)?;
+        let view = &recovered.view;
         let whole = view.whole;
         let (blocks_magic, seals_magic) = part_magics();
         let lengths = [
@@ -856,12 +1094,102 @@ fn recover<T: Default>(
                 view.last_leaf,
                 "Block closed after a restart.",
             )
-            .map_err(|()| TrailError::Block(view.blocks.len() as u64))?;
+            .map_err(|()| TrailError::Block(view.log.size()))?;
             files.blocks.append(&closed.bytes)?;
         } else {
-            return Ok((view, files, collected));
+            return Ok((recovered, files));
         }
     }
+}
+
+/// Reads the trail on from the map's newest commit; all of it, if there is
+/// none, or the trail does not go on from it.
+fn read_on_from_map<T: Gather>(
+    layout: &Layout,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered<T>, TrailError> {
+    match try_read_on::<T>(layout, progress) {
+        Err(error) if error.damages_map() => {
+            tracing::warn!(%error, "the map is made anew from the segments");
+            forget_map(layout);
+            try_read_on::<T>(layout, progress)
+        }
+        read => read,
+    }
+}
+
+/// Removes a store that is not to be believed.
+fn forget_map(layout: &Layout) {
+    if let Err(error) = crate::map::discard(&OsFolder::new(layout.map())) {
+        tracing::warn!(%error, "the damaged map cannot be removed");
+    }
+}
+
+fn try_read_on<T: Gather>(
+    layout: &Layout,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered<T>, TrailError> {
+    disk::private_dir(&layout.map())?;
+    let folder = OsFolder::new(layout.map());
+    let opened = Store::open(folder.clone())?;
+    let known = opened.and_then(|(tree, store, commit)| {
+        let gathered = match commit.gathered_as == T::FORM {
+            true => T::load(&commit.gathered.0),
+            // Nothing is wanted, so nothing is missed.
+            false if T::FORM.is_empty() => T::load(&[]),
+            false => None,
+        };
+        Some((tree, store, commit, gathered?))
+    });
+    let (start, store, gathered, commit) = match known {
+        Some((tree, store, commit, gathered)) => {
+            let index = Index::open(&folder, commit.blocks, commit.next_seq, true)?;
+            read::ends_with(layout, &index, &commit)?;
+            let start = Start {
+                tree,
+                index,
+                commit: Some(commit.clone()),
+            };
+            (start, store, gathered, Some(commit))
+        }
+        None => {
+            let (tree, store) = Store::begin(folder.clone())?;
+            let start = Start {
+                tree,
+                index: Index::begin(&folder)?,
+                commit: None,
+            };
+            (start, store, T::default(), None)
+        }
+    };
+    let kept_as = commit.as_ref().map(|c| c.gathered_as.as_str());
+    let keeps = kept_as.is_none_or(|form| form == T::FORM);
+    let mut gathering = Gathering {
+        layout,
+        progress,
+        store,
+        gathered,
+        last_line: None,
+        committed: keeps.then(|| commit.as_ref().map_or(0, |commit| commit.next_seq)),
+        genesis: commit.map(|commit| commit.genesis.0).unwrap_or_default(),
+    };
+    let view = read::read_on(layout, None, start, &mut gathering, false)?;
+    let Gathering {
+        store,
+        gathered,
+        committed,
+        genesis: genesis_line,
+        ..
+    } = gathering;
+    let kept = T::load(&gathered.save()).unwrap_or_default();
+    Ok(Recovered {
+        view,
+        store,
+        gathered,
+        kept: Box::new(kept),
+        committed,
+        genesis_line,
+    })
 }
 
 /// Joins a closed segment's parts into its log signature.

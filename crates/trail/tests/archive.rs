@@ -253,7 +253,11 @@ fn moved(layout: &Layout, keep: usize) -> Result<Vec<u32>, MoveError> {
 /// What everything in a trail comes to.
 fn comes_to(layout: &Layout) -> Result<(u64, [u8; 32], [u8; 32]), ReadError> {
     let mut view = read(layout, None, |_, _| {})?;
-    Ok((view.state.next_seq(), view.log.root(), view.state.root()))
+    Ok((
+        view.state.next_seq(),
+        view.log.root(),
+        view.state.root().unwrap(),
+    ))
 }
 
 fn damaged(layout: &Layout) -> Damage {
@@ -313,7 +317,7 @@ async fn archived_segments_are_read_as_before_and_the_trail_goes_on() {
     );
     assert!(again.is_err(), "a trail was begun beside an archived one");
 
-    let (mut trail, (), _) = Trail::open(site.layout(), |(), _| {}).unwrap();
+    let (mut trail, (), _) = Trail::open::<()>(site.layout()).unwrap();
     trail.append(vec![change(Op::Update, 10)]).unwrap();
     trail.commit().unwrap();
     close(&mut trail, 11);
@@ -363,7 +367,7 @@ async fn what_a_crash_leaves_beside_a_receipt_is_read_and_then_removed() {
             fs::copy(path(&whole, 1), path(&site.bare(), 1)).unwrap();
         }
         assert_eq!(comes_to(&site.layout()).unwrap(), before);
-        drop(Trail::open(site.layout(), |(), _| {}).unwrap());
+        drop(Trail::open::<()>(site.layout()).unwrap());
         assert_eq!(site.move_all().unwrap(), [1]);
         assert!(left.iter().all(|path| !path(&site.bare(), 1).exists()));
         assert_eq!(comes_to(&site.layout()).unwrap(), before);
@@ -515,7 +519,7 @@ async fn only_what_is_whole_is_moved_and_nothing_is_overwritten() {
 async fn what_waits_for_a_seal_stays() {
     let original = trail().await;
     let site = Site::of(&original);
-    let (mut trail, (), _) = Trail::open(site.layout(), |(), _| {}).unwrap();
+    let (mut trail, (), _) = Trail::open::<()>(site.layout()).unwrap();
     trail.set_segment_limits(SegmentLimits {
         bytes: 1,
         ..SegmentLimits::default()

@@ -51,7 +51,7 @@ fn create(dir: &Path) -> Trail {
 }
 
 fn reopen(dir: &Path) -> Result<(Trail, Recovery), TrailError> {
-    Trail::open(Layout::new(dir), |(), _| {}).map(|(trail, (), recovery)| (trail, recovery))
+    Trail::open::<()>(Layout::new(dir)).map(|(trail, (), recovery)| (trail, recovery))
 }
 
 fn change(op: Op, pos: u64, id: &str, patient: &str, value: &str) -> Draft {

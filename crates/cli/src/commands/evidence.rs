@@ -63,7 +63,8 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let layout = config.tuning().layout(source);
     let mut exporter = Exporter::open_at_head(layout.clone()).map_err(unreadable)?;
     let audit = std::fs::read_to_string(layout.audit()).ok();
-    let (publications, longer) = extended(&config, &exporter).await?;
+    let seals = exporter.seals(&args.patient).map_err(Failure::input)?;
+    let (publications, longer) = extended(&config, seals).await?;
     let publications = publications.or_else(|| std::fs::read(layout.publications()).ok());
     let mut evidence = exporter
         .evidence(&args.patient, audit, publications, |block, seal| {
@@ -100,7 +101,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
 /// authority answers; evidence can do without, resting on the authority's key.
 async fn extended(
     config: &Config,
-    exporter: &Exporter,
+    seals: Vec<(u64, Vec<u8>)>,
 ) -> Result<(Option<Vec<u8>>, HashMap<u64, Vec<u8>>), Failure> {
     let (Some(uri), false) = (
         &config.authority.publications,
@@ -114,7 +115,7 @@ async fn extended(
         return Ok((Some(bytes), HashMap::new()));
     };
     let client = config.extender()?;
-    let longer = seals::extended(&client, exporter.view(), record).await?;
+    let longer = seals::extended(&client, seals, record).await?;
     Ok((Some(bytes), longer))
 }
 

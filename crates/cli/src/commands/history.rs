@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 
 /// A table's name in the trail: in PostgreSQL, `public.` need not be said.
 fn full_name(exporter: &Exporter, table: &str) -> String {
-    let genesis = exporter.view().state.genesis();
+    let genesis = exporter.genesis();
     let has = |name: &str| {
         let mut tables = genesis.iter().flat_map(|genesis| &genesis.tables);
         tables.any(|table| table.name == name)
@@ -80,8 +80,6 @@ fn full_name(exporter: &Exporter, table: &str) -> String {
 /// where no record has the text.
 fn key_cells(exporter: &Exporter, table: &str, words: &[String]) -> Result<Vec<Vec<u8>>, Failure> {
     let known = exporter
-        .view()
-        .state
         .genesis()
         .map(|g| g.tables.clone())
         .unwrap_or_default();
@@ -99,15 +97,9 @@ fn key_cells(exporter: &Exporter, table: &str, words: &[String]) -> Result<Vec<V
         .iter()
         .map(|w| w.parse().ok().map(|n| bytes(&sqlite::integer(n))))
         .collect();
-    let has = |cells: &[Vec<u8>]| {
-        let key = pitser_evidence::commit::record_key(
-            &exporter.keys().table(table),
-            cells.iter().map(Vec::as_slice),
-        );
-        exporter.view().state.record(table, &key).is_some()
-    };
+    let has_text = exporter.has_record(table, &as_text).map_err(unreadable)?;
     Ok(match as_numbers {
-        Some(numbers) if !has(&as_text) => numbers,
+        Some(numbers) if !has_text => numbers,
         _ => as_text,
     })
 }

@@ -10,6 +10,7 @@ pub(crate) mod history;
 pub(crate) mod inspect;
 pub(crate) mod log;
 pub(crate) mod manual;
+pub(crate) mod rebuild;
 pub(crate) mod sign;
 pub(crate) mod trail;
 pub(crate) mod verify;

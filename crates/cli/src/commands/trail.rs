@@ -1,6 +1,7 @@
 //! `pitser trail`: recompute a whole trail and name the first thing that is wrong;
-//! move what is closed to an archive.
+//! move what is closed to an archive; make map and index anew.
 
+use super::rebuild;
 use crate::config::Config;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{Form, Judgement, State, Step, Verdict};
@@ -24,6 +25,8 @@ enum Command {
     Verify(Verify),
     /// Move closed segments, compressed, to the store that `[archive]` of the configuration names
     Archive(ArchiveArgs),
+    /// Make the map and the index anew from the lines; no guardian may be running
+    Rebuild(rebuild::Args),
 }
 
 /// Which trail.
@@ -74,6 +77,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     match &args.command {
         Command::Verify(args) => verify(args),
         Command::Archive(args) => archive(args),
+        Command::Rebuild(args) => rebuild::run(args),
     }
 }
 

@@ -363,7 +363,8 @@ impl Demo {
         );
 
         let mut exporter = Exporter::open_at_head(layout).map_err(Failure::service)?;
-        let seals = extended(&self.client, &exporter, &self.authority, &codes).await?;
+        let seals = exporter.seals(patient).map_err(Failure::service)?;
+        let seals = extended(&self.client, seals, &self.authority, &codes).await?;
         let evidence = exporter
             .evidence(
                 patient,
@@ -529,10 +530,10 @@ async fn start_web(
     }
 }
 
-/// Every seal of the trail, extended to the newest publication.
+/// Seals, extended to the newest publication.
 async fn extended(
     client: &Client,
-    exporter: &Exporter,
+    seals: Vec<(u64, Vec<u8>)>,
     authority: &AuthorityHandle,
     codes: &[PublicationData],
 ) -> Result<HashMap<u64, Vec<u8>>, Failure> {
@@ -542,7 +543,7 @@ async fn extended(
     let Some(record) = codes.first().and_then(|code| file.at_time(code.time)) else {
         return Ok(HashMap::new());
     };
-    crate::seals::extended(client, exporter.view(), record).await
+    crate::seals::extended(client, seals, record).await
 }
 
 /// The configuration with which other commands find what the demo made.

@@ -327,9 +327,11 @@ impl World {
         self.contents.insert(seq, event.content);
         meddle(&mut line);
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
-            line.prev = self.state.prev(table, key);
+            line.prev = self.state.prev(table, key).unwrap();
         }
-        line.patient_prev = line.patient.and_then(|p| self.state.patient_prev(&p));
+        line.patient_prev = line
+            .patient
+            .and_then(|p| self.state.patient_prev(&p).unwrap());
         self.push(line);
     }
 
@@ -342,7 +344,7 @@ impl World {
     fn close(&mut self, at_s: u64, sealed: u64) {
         let seq = self.lines.len() as u64;
         let (block, first) = (self.blocks.len() as u64, self.open as u64);
-        let map = Digest(Imprint::new(Algorithm::Sha256, &self.state.root()).unwrap());
+        let map = Digest(Imprint::new(Algorithm::Sha256, &self.state.root().unwrap()).unwrap());
         let mut line = Line::new(Op::Checkpoint, seq, instant(at_s), "guardian", "841");
         line.checkpoint = Some(Box::new(Checkpoint {
             block,
@@ -530,8 +532,12 @@ impl World {
 
     pub(crate) fn map_entry(&mut self, patient: &Patient) -> MapEntry {
         MapEntry {
-            leaf: self.state.patient(patient).map(|leaf| Blob(leaf.encode())),
-            path: self.state.prove_patient(patient),
+            leaf: self
+                .state
+                .patient(patient)
+                .unwrap()
+                .map(|leaf| Blob(leaf.encode())),
+            path: self.state.prove_patient(patient).unwrap(),
         }
     }
 

@@ -5,6 +5,7 @@ mod sqlite;
 
 use crate::Clock;
 use crate::actors::{ActorError, Actors};
+use crate::collected::Collected;
 use crate::config::{Kind, Source, Tuning};
 use crate::patients::{PathError, Patients};
 use crate::runtime::StartError;
@@ -12,9 +13,8 @@ use pitser_capture::postgres::{Name, PgError};
 use pitser_capture::sqlite::SqliteError;
 use pitser_capture::{Identity, Position, Shape, Source as Database, SourceError};
 use pitser_evidence::codec::Digest;
-use pitser_evidence::line::{Genesis, Line, Timestamp};
-use pitser_trail::read::{Place, read_line};
-use pitser_trail::{GenesisDraft, Layout, TableDraft, Trail, TrailError};
+use pitser_evidence::line::{Genesis, Timestamp};
+use pitser_trail::{GenesisDraft, Layout, TableDraft, Trail, TrailError, read};
 
 /// Why a source cannot be prepared or opened.
 #[derive(Debug, thiserror::Error)]
@@ -199,9 +199,6 @@ pub(crate) fn check_identity(found: &Identity, genesis: &Genesis) -> Result<(), 
     }
 }
 
-/// Bytes of a line at most, with its line feed (spec 30 §3).
-const LONGEST_LINE: u32 = (1 << 20) + 1;
-
 /// A trail that was begun before: held until the end, unless a running guardian
 /// holds it.
 struct Begun {
@@ -212,29 +209,17 @@ struct Begun {
 
 impl Begun {
     fn open(layout: Layout) -> Result<Self, InitError> {
-        match Trail::open(layout.clone(), |(), _| {}) {
-            Ok((trail, (), _)) => Ok(Self {
+        match Trail::open::<Collected>(layout.clone()) {
+            Ok((trail, _, _)) => Ok(Self {
                 genesis: trail.genesis().clone(),
                 hash: trail.genesis_hash(),
                 held: Some(trail),
             }),
             Err(TrailError::Locked(path)) => {
-                let size = std::fs::metadata(layout.segment(0)).map_or(0, |file| file.len());
-                let place = Place {
-                    segment: 0,
-                    len: u32::try_from(size).unwrap_or(u32::MAX).min(LONGEST_LINE),
-                    offset: 0,
-                };
-                let bytes = read_line(&layout, place).map_err(TrailError::from)?;
-                let first = bytes
-                    .split(|byte| *byte == b'\n')
-                    .next()
-                    .unwrap_or_default();
-                let line = Line::decode(first).map_err(TrailError::from)?;
-                let genesis = line.genesis.ok_or(TrailError::Locked(path))?;
+                let (line, hash) = read::genesis(&layout).map_err(TrailError::from)?;
                 Ok(Self {
-                    genesis: *genesis,
-                    hash: Digest::of(&[first]),
+                    genesis: *line.genesis.ok_or(TrailError::Locked(path))?,
+                    hash,
                     held: None,
                 })
             }
@@ -310,5 +295,8 @@ fn begin(
     };
     let layout = tuning.layout(source);
     pitser_trail::disk::private_dir(layout.dir()).map_err(TrailError::from)?;
-    Ok(Trail::create(layout, &tuning.origin(source), &draft)?)
+    let origin = tuning.origin(source);
+    Ok(Trail::create_gathering::<Collected>(
+        layout, &origin, &draft,
+    )?)
 }

@@ -1,6 +1,7 @@
 //! Preparing an SQLite database.
 
 use super::{Beginning, InitError, Plan, begin, check_identity, check_rules, is_new, no_tables};
+use crate::collected::Collected;
 use crate::config::{Source, Tuning, is_wanted};
 use pitser_capture::Source as Database;
 use pitser_capture::sqlite::{SqliteSource, TableSpec, table_names};
@@ -37,7 +38,7 @@ pub(super) fn install(source: &Source, tuning: &Tuning, now: u64) -> Result<Plan
         };
         begin(source, tuning, database.shapes(), &patients, beginning)?
     } else {
-        let (trail, (), _) = Trail::open(tuning.layout(source), |(), _| {})?;
+        let (trail, _, _) = Trail::open::<Collected>(tuning.layout(source))?;
         check_identity(&identity, trail.genesis())?;
         trail
     };

@@ -10,7 +10,7 @@ use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Op, Timestamp};
 use pitser_ksi::hash::Imprint;
 use pitser_monitor::{Finding, key_cells};
-use pitser_trail::Draft;
+use pitser_trail::{Draft, TrailError};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -194,8 +194,9 @@ impl Session {
         at: &Timestamp,
     ) -> Result<bool, Ended> {
         let record = self.trail.record_key(Some(table), &key_cells(key));
-        let known = self.trail.state().record(table, &record);
-        let known = known.is_some_and(|record| record.leaf.row.is_some());
+        let known = self.trail.state().record_leaf(table, &record);
+        let known = known.map_err(TrailError::from)?;
+        let known = known.is_some_and(|leaf| leaf.row.is_some());
         if known || self.gone.contains(&(table.to_owned(), record)) {
             return Ok(false);
         }

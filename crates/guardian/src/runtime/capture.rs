@@ -4,7 +4,7 @@ use super::{BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, 
 use crate::actors::Judged;
 use crate::translate::{self, About, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
-use pitser_capture::fhir;
+use pitser_capture::fhir::{self, Patient as FhirPatient};
 use pitser_capture::{Cell, Key, Position};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
@@ -12,6 +12,7 @@ use pitser_evidence::commit::commit_row;
 use pitser_evidence::line::{Gap, Op};
 use pitser_monitor::{Expected, Finding, Sealed, expected, key_cells, key_of};
 use pitser_trail::{Body, Draft, PatientId, TrailError};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Lines of one truncation that are one event.
@@ -115,7 +116,7 @@ impl Session {
         while let Some(mut change) = changes.next() {
             let pos = change.pos;
             if self.is_keyless(&change.table) {
-                self.number(&mut change);
+                self.number(&mut change)?;
             }
             // A row under a new key, without the large values that it took along.
             let is_half = changes.peek().is_some_and(|next| moves(&change, next));
@@ -144,19 +145,23 @@ impl Session {
 
     /// Tells equal rows apart: a new one takes the first number that is free, a
     /// deleted one the last that is not.
-    fn number(&self, change: &mut Change) {
-        let is_there = |nth: u64| {
+    fn number(&self, change: &mut Change) -> Result<(), TrailError> {
+        let is_there = |nth: u64| -> Result<bool, TrailError> {
             let key = key_cells(&change.key.copy(nth));
             let record = self.trail.record_key(Some(&change.table), &key);
-            let known = self.trail.state().record(&change.table, &record);
-            known.is_some_and(|record| record.leaf.row.is_some())
+            let known = self.trail.state().record_leaf(&change.table, &record)?;
+            Ok(known.is_some_and(|leaf| leaf.row.is_some()))
         };
-        let there = (1..).take_while(|nth| is_there(*nth)).count() as u64;
+        let mut there = 0;
+        while is_there(there + 1)? {
+            there += 1;
+        }
         let nth = match change.op {
             Changed::Create | Changed::Baseline => there + 1,
             _ => there.max(1),
         };
         change.key = change.key.copy(nth);
+        Ok(())
     }
 
     /// Writes one change. `left` is the version that the same row had under the
@@ -227,11 +232,10 @@ impl Session {
     /// in the list of its own patient.
     fn truncate(&mut self, worker: &mut Worker, change: &Change) -> Result<(), Ended> {
         let Judged { actor, doubt } = self.actors.judge(change, None, &self.open.witness);
-        let records = self.trail.state().records(&change.table);
-        let gone: Vec<Bytes32> = records
-            .filter(|(_, known)| known.leaf.row.is_some())
-            .map(|(record, _)| *record)
-            .collect();
+        let records = self.trail.state().records(&change.table, |record, leaf| {
+            leaf.row.is_some().then_some(*record)
+        });
+        let gone: Vec<Bytes32> = records.map_err(TrailError::from)?;
         let first = self.trail.state().next_seq();
         let mut left = gone.len();
         for part in gone.chunks(TRUNCATED) {
@@ -467,7 +471,7 @@ impl Session {
             lines,
             profile_violations: event.profile_violations.clone(),
         };
-        if self.messages.contains(&id) {
+        if self.trail.has_message(&id)? {
             return Ok(Ok(receipt(true, 0)));
         }
         let mut records = Vec::new();
@@ -482,14 +486,24 @@ impl Session {
             now: self.now(worker),
         };
         let trail = &self.trail;
-        let is_patient = |id: &str| trail.state().patient(&trail.keys().pseudonym(id)).is_some();
+        let mut known = HashSet::new();
+        for patient in &event.patients {
+            if let FhirPatient::Id { id, .. } = patient
+                && trail
+                    .state()
+                    .patient(&trail.keys().pseudonym(id))?
+                    .is_some()
+            {
+                known.insert(id.as_str());
+            }
+        }
+        let is_patient = |id: &str| known.contains(id);
         let many = worker.parts.tuning.many_patients;
         let drafts = translate::audit_event(&message, many, records, is_patient);
         let lines = drafts.len();
         self.events += lines as u64;
         self.trail.append(drafts)?;
         self.trail.commit()?;
-        self.messages.insert(id.clone());
         self.open_times.push((worker.parts.clock)());
         self.show(worker);
         Ok(Ok(receipt(false, lines)))

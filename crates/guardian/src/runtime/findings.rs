@@ -67,7 +67,7 @@ impl Session {
         table: &str,
         record: &Bytes32,
     ) -> Result<Option<String>, TrailError> {
-        let known = self.trail.state().record(table, record);
+        let known = self.trail.state().record(table, record)?;
         match known.and_then(|record| record.patient) {
             Some(patient @ Patient::Pseudonym(_)) => {
                 let identifier = self.trail.vault().identifier(&patient.to_string())?;

@@ -15,6 +15,7 @@ mod word;
 
 use crate::Clock;
 use crate::actors::Actors;
+use crate::collected::Collected;
 use crate::config::{Source, Tuning};
 use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
@@ -30,7 +31,6 @@ use pitser_client::Client;
 use pitser_client::fleet::Fleet;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
-use pitser_evidence::line::{Line, Op};
 use pitser_monitor::{Expected, Incidents, Look, Touched};
 use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
@@ -40,7 +40,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use transaction::{Transaction, Written};
+use transaction::Transaction;
+pub(crate) use transaction::Written;
 
 /// How often the database is asked whether anything was committed.
 const POLL: Duration = Duration::from_millis(20);
@@ -524,61 +525,6 @@ impl<E: Into<StartError>> From<E> for Ended {
     }
 }
 
-/// What every line of the trail is asked for when it is opened.
-#[derive(Default)]
-struct Collected {
-    position: Option<Position>,
-    genesis_position: Option<Position>,
-    /// Tables whose rows all have their line.
-    live: HashSet<String>,
-    events: u64,
-    messages: HashSet<String>,
-    findings: Vec<Line>,
-    fingerprint: Option<Digest>,
-    /// Tables that the trail was begun with.
-    first: Vec<String>,
-    /// Records that were deleted before their table's baseline was complete.
-    gone: HashSet<(String, Bytes32)>,
-    /// What there is of the last transaction.
-    written: Written,
-}
-
-impl Collected {
-    fn line(&mut self, line: &Line) {
-        match line.op {
-            Op::Read => {
-                self.messages.insert(line.pos.clone());
-            }
-            Op::Genesis => {
-                self.genesis_position = line.pos.parse().ok();
-                let tables = line.genesis.iter().flat_map(|genesis| &genesis.tables);
-                self.first = tables.map(|table| table.name.clone()).collect();
-            }
-            Op::Live => match &line.table {
-                Some(table) => drop(self.live.insert(table.clone())),
-                None => self.live.extend(std::mem::take(&mut self.first)),
-            },
-            Op::Finding => self.findings.push(line.clone()),
-            Op::Ddl => self.fingerprint = line.ddl.as_ref().map(|d| d.after),
-            Op::Delete => {
-                if let (Some(table), Some(record)) = (&line.table, line.key)
-                    && !self.live.contains(table)
-                {
-                    self.gone.insert((table.clone(), record));
-                }
-            }
-            _ => {}
-        }
-        if line.op != Op::Read
-            && let Ok(position) = line.pos.parse()
-        {
-            self.written.note(line, position);
-            self.position = Some(position);
-        }
-        self.events += u64::from(!matches!(line.op, Op::Checkpoint | Op::Genesis | Op::Live));
-    }
-}
-
 /// One stretch of guarding between two failures.
 struct Session {
     source: Box<dyn Database>,
@@ -588,7 +534,6 @@ struct Session {
     mapping: Digest,
     fingerprint: Vec<u8>,
     incidents: Incidents,
-    messages: HashSet<String>,
     /// Everything up to here is in the trail, though perhaps not durable.
     position: Position,
     /// The newest position that is durable, in a checkpoint line or its own file.

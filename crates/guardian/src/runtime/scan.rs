@@ -115,7 +115,7 @@ impl Session {
         };
         let rows = look.rows;
         let mut findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched)?;
-        findings.extend(self.out_of_reach());
+        findings.extend(self.out_of_reach()?);
         for finding in &findings {
             self.finding(worker, finding.clone())?;
         }

@@ -28,7 +28,7 @@ impl Session {
         // Whoever stands by reads and writes nothing before the other one ends.
         source.free()?;
         let layout = parts.tuning.layout(&parts.source);
-        let (mut trail, collected, recovery) = Trail::open(layout, Collected::line)?;
+        let (mut trail, collected, recovery) = Trail::open::<Collected>(layout)?;
         if recovery != pitser_trail::Recovery::default() {
             tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
         }
@@ -49,7 +49,6 @@ impl Session {
             more: false,
             heads: Heads::default(),
             incidents: super::findings::incidents(&mut trail, &collected.findings)?,
-            messages: collected.messages,
             position,
             kept: position,
             unbaselined: Vec::new(),
@@ -117,14 +116,14 @@ impl Session {
             .filter(|table| self.patients.is_target(table) || self.actors.is_lookup(table))
             .collect();
         for table in targets {
-            let records = self.trail.state().records(&table);
-            let known: Vec<Bytes32> = records
-                .filter(|(_, known)| known.leaf.row.is_some())
-                .map(|(record, _)| *record)
-                .collect();
+            let records = self
+                .trail
+                .state()
+                .records(&table, |record, leaf| leaf.row.is_some().then_some(*record));
+            let known: Vec<Bytes32> = records.map_err(TrailError::from)?;
             for record in known {
                 let sealed = Sealed::of(&mut self.trail, &table, &record);
-                let content = sealed.map_err(TrailError::from)?.map(|s| s.content);
+                let content = sealed?.map(|s| s.content);
                 let owner = self.known_patient(&table, &record)?;
                 let Some(content) = content else { continue };
                 if let Some([cell]) = content.key.as_deref() {

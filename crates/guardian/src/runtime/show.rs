@@ -30,7 +30,7 @@ impl Session {
             s.lines = self.trail.state().next_seq();
             s.blocks = self.trail.blocks();
             s.unsealed = unsealed;
-            s.patients = self.trail.state().patients() as u64;
+            s.patients = self.trail.state().patients();
             s.genesis = self.trail.genesis_hash().to_string();
             s.seal_latency_ms = latency(&self.latencies);
             s.recent = self.recent.iter().cloned().collect();

@@ -8,7 +8,9 @@ use crate::init::InitError;
 use crate::patients::Patients;
 use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
+use pitser_evidence::map::Leaf;
 use pitser_monitor::Finding;
+use pitser_trail::TrailError;
 
 impl Session {
     /// Goes by the tables as they are now: those that are guarded since get the
@@ -99,24 +101,24 @@ impl Session {
 
     /// Records of tables that are not guarded any more: dropped, renamed, or taken
     /// out of the publication. Nothing says what became of them.
-    pub(super) fn out_of_reach(&self) -> Vec<Finding> {
+    pub(super) fn out_of_reach(&self) -> Result<Vec<Finding>, TrailError> {
         let shapes = self.source.shapes();
         let is_guarded = |table: &&String| shapes.iter().any(|shape| shape.name == **table);
         let mut gone: Vec<&String> = self.live.iter().filter(|t| !is_guarded(t)).collect();
         gone.sort_unstable();
-        gone.into_iter()
-            .filter_map(|table| {
-                let records = self.trail.state().records(table);
-                let left = records.filter(|(_, known)| known.leaf.row.is_some()).count();
-                let text = format!(
-                    "table {table} is not guarded any more (dropped, renamed, or taken out of the publication), and \
-                     nothing says what became of its {left} rows"
-                );
-                (left > 0).then(|| Finding {
-                    table: Some(table.clone()),
-                    ..Finding::general(Code::RowMissing, text)
-                })
-            })
-            .collect()
+        let mut findings = Vec::new();
+        for table in gone {
+            let is_left = |_: &_, leaf: &Leaf| leaf.row.is_some().then_some(());
+            let left = self.trail.state().records(table, is_left)?.len();
+            let text = format!(
+                "table {table} is not guarded any more (dropped, renamed, or taken out of the publication), and \
+                 nothing says what became of its {left} rows"
+            );
+            findings.extend((left > 0).then(|| Finding {
+                table: Some(table.clone()),
+                ..Finding::general(Code::RowMissing, text)
+            }));
+        }
+        Ok(findings)
     }
 }

@@ -12,6 +12,7 @@ use pitser_capture::event::{Change, Op as Changed};
 use pitser_evidence::line::{Line, Op};
 use pitser_monitor::Finding;
 use pitser_trail::PatientId;
+use serde::{Deserialize, Serialize};
 
 /// Changes that are looked at together before they are written: who wrote the
 /// first of them, a later one may say.
@@ -122,8 +123,9 @@ impl Transaction {
 /// The lines that the trail has of the transaction at its end. Its end may not
 /// have been reached: its changes come again then, and what may be wrong with
 /// those that have their lines follows from both.
-#[derive(Default)]
-pub(super) struct Written {
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Written {
     /// Where its commit record begins.
     lsn: u64,
     /// Lists of changed columns that its lines have.
@@ -136,7 +138,7 @@ pub(super) struct Written {
 
 impl Written {
     /// Notes a line; those of transactions before it are forgotten.
-    pub(super) fn note(&mut self, line: &Line, pos: Position) {
+    pub(crate) fn note(&mut self, line: &Line, pos: Position) {
         let Position::Log { lsn, nth } = pos else {
             return;
         };

@@ -437,13 +437,13 @@ async fn export(
     let record = file.latest().unwrap();
     let mut exporter = Exporter::open_at_head(layout).unwrap();
     let mut extended = std::collections::HashMap::new();
-    for block in &exporter.view().blocks {
-        let seal = pitser_ksi::Signature::decode(block.seal.as_ref().unwrap()).unwrap();
+    for (block, seal) in exporter.seals(patient).unwrap() {
+        let seal = pitser_ksi::Signature::decode(&seal).unwrap();
         let longer = client
             .extend(&seal, Some(record.data.time), Some(record))
             .await
             .unwrap();
-        extended.insert(block.leaf.block, longer.encode());
+        extended.insert(block, longer.encode());
     }
     exporter
         .evidence(

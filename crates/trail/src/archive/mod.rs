@@ -43,27 +43,25 @@ pub(crate) use shelf::Shelf;
 
 /// The lines of an archived segment; `None` if it is none.
 pub(crate) fn lines(layout: &Layout, number: u32) -> Result<Option<Arc<Vec<u8>>>, ReadError> {
-    let path = layout.receipt(number);
-    let Some(receipt) = shelf::receipt(&path, number)? else {
-        return Ok(None);
-    };
-    let shelf = layout.shelf().ok_or(ReadError::Elsewhere(path.clone()))?;
-    shelf.fetch(&receipt.lines, &path).map(Some)
+    kept(layout, number, |receipt| &receipt.lines)
 }
 
-/// Lines and signatures of an archived segment; `None` if it is none.
-#[allow(clippy::type_complexity, reason = "two files")]
-pub(crate) fn segment(
+/// The signatures of an archived segment's blocks; `None` if it is none.
+pub(crate) fn signatures(layout: &Layout, number: u32) -> Result<Option<Arc<Vec<u8>>>, ReadError> {
+    kept(layout, number, |receipt| &receipt.signatures)
+}
+
+fn kept(
     layout: &Layout,
     number: u32,
-) -> Result<Option<(Arc<Vec<u8>>, Arc<Vec<u8>>)>, ReadError> {
+    which: fn(&Receipt) -> &Kept,
+) -> Result<Option<Arc<Vec<u8>>>, ReadError> {
     let path = layout.receipt(number);
     let Some(receipt) = shelf::receipt(&path, number)? else {
         return Ok(None);
     };
     let shelf = layout.shelf().ok_or(ReadError::Elsewhere(path.clone()))?;
-    let signatures = shelf.fetch(&receipt.signatures, &path)?;
-    Ok(Some((shelf.fetch(&receipt.lines, &path)?, signatures)))
+    shelf.fetch(which(&receipt), &path).map(Some)
 }
 
 /// Where objects are kept: a folder on another disk, or a store elsewhere.

@@ -1,0 +1,413 @@
+//! Where blocks and lines are in the segments, without reading those.
+//!
+//! ```text
+//! lines    segment:24 bits ‖ offset:40 bits, of every 64th line from line 0 on
+//! blocks   first seq:8 ‖ count:8 ‖ segment:4 ‖ level:1 ‖ root ‖ map ‖ last leaf ‖ crc:4
+//!          hashes: length:1 ‖ imprint, zeros up to 65 bytes
+//! ```
+//! Both are derived, and durable with the map's commits (`map/`). What is
+//! found by them is checked where it is used: a line says its own `seq`.
+
+use crate::archive;
+use crate::disk::At;
+use crate::layout::Layout;
+use crate::map::{BLOCKS, Damage, Folder, Grows, LINES, MapError, OsFolder};
+use pitser_evidence::block::LogLeaf;
+use pitser_evidence::codec::Digest;
+use pitser_evidence::line::Line;
+use pitser_ksi::hash::Imprint;
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+/// One line of so many has its place noted.
+const STRIDE: u64 = 64;
+const PLACE: u64 = 8;
+const HASH: usize = 1 + Imprint::MAX_LEN;
+const ENTRY: usize = 8 + 8 + 4 + 1 + 3 * HASH + 4;
+
+/// Places of lines and blocks, from the genesis on.
+#[derive(Debug, Default)]
+pub struct Index {
+    lines: Records,
+    blocks: Records,
+}
+
+/// A block's entry in the log, and where its lines are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockEntry {
+    /// The entry, without the origin, which is the genesis line's.
+    pub leaf: LogLeaf,
+    /// The segment.
+    pub segment: u32,
+    /// The last leaf of its hash tree, which the next block continues.
+    pub last_leaf: Imprint,
+}
+
+impl Index {
+    /// That of a commit over `blocks` blocks, before line `next_seq`: to go on
+    /// writing, or to read.
+    ///
+    /// # Errors
+    /// [`MapError`] if it is not there.
+    pub(crate) fn open(
+        folder: &OsFolder,
+        blocks: u64,
+        next_seq: u64,
+        write: bool,
+    ) -> Result<Self, MapError> {
+        let lines = next_seq.div_ceil(STRIDE) * PLACE;
+        Ok(Self {
+            lines: Records::open(folder, LINES, lines, write)?,
+            blocks: Records::open(folder, BLOCKS, blocks * ENTRY as u64, write)?,
+        })
+    }
+
+    /// One that is written to new files.
+    pub(crate) fn begin(folder: &OsFolder) -> Result<Self, MapError> {
+        Self::open(folder, 0, 0, true)
+    }
+
+    /// Makes it durable.
+    pub(crate) fn sync(&mut self, folder: &OsFolder) -> Result<(), MapError> {
+        self.lines.sync(folder, LINES)?;
+        self.blocks.sync(folder, BLOCKS)
+    }
+
+    /// Notes where the next line, `seq`, is.
+    pub(crate) fn push_line(&mut self, seq: u64, segment: u32, offset: u64) {
+        if seq.is_multiple_of(STRIDE) {
+            let place = u64::from(segment) << 40 | offset;
+            self.lines.gathered.extend(place.to_be_bytes());
+        }
+    }
+
+    /// Notes a block, whose lines were noted.
+    pub(crate) fn push_block(&mut self, entry: &BlockEntry) {
+        let start = self.blocks.gathered.len();
+        let out = &mut self.blocks.gathered;
+        out.extend(entry.leaf.first_seq.to_be_bytes());
+        out.extend(entry.leaf.count.to_be_bytes());
+        out.extend(entry.segment.to_be_bytes());
+        out.push(entry.leaf.level);
+        for hash in [entry.leaf.root.0, entry.leaf.map.0, entry.last_leaf] {
+            let mut padded = [0; HASH];
+            let bytes = hash.as_bytes();
+            padded[0] = u8::try_from(bytes.len()).expect("an imprint has at most 65 bytes");
+            padded[1..=bytes.len()].copy_from_slice(bytes);
+            out.extend(padded);
+        }
+        let crc = crc32fast::hash(&out[start..]);
+        out.extend(crc.to_be_bytes());
+    }
+
+    /// Whether something was read that is not what was written.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.lines.is_damaged.get() || self.blocks.is_damaged.get()
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> u64 {
+        self.blocks.len() / ENTRY as u64
+    }
+
+    /// The block of a number, with `origin` filled in.
+    ///
+    /// # Errors
+    /// [`MapError`] if it cannot be read.
+    pub fn block(&self, block: u64, origin: &str) -> Result<Option<BlockEntry>, MapError> {
+        if block >= self.blocks() {
+            return Ok(None);
+        }
+        let mut bytes = [0; ENTRY];
+        self.blocks.read(&mut bytes, block * ENTRY as u64)?;
+        decode(&bytes, block, origin)
+            .map(Some)
+            .ok_or_else(|| self.blocks.damaged(Damage::Altered))
+    }
+
+    /// The block with line `seq`, if it is in one.
+    ///
+    /// # Errors
+    /// [`MapError`] if the index cannot be read.
+    pub fn block_of(&self, seq: u64, origin: &str) -> Result<Option<BlockEntry>, MapError> {
+        let after = self.partition(|entry| entry.leaf.first_seq <= seq)?;
+        let Some(block) = after.checked_sub(1) else {
+            return Ok(None);
+        };
+        let entry = self.block(block, origin)?;
+        Ok(entry.filter(|entry| seq - entry.leaf.first_seq < entry.leaf.count))
+    }
+
+    /// Number of the first block whose lines are in `segment` or after it.
+    ///
+    /// # Errors
+    /// [`MapError`] if the index cannot be read.
+    pub fn first_of(&self, segment: u32) -> Result<u64, MapError> {
+        self.partition(|entry| entry.segment < segment)
+    }
+
+    /// How many blocks at the beginning are `before` something.
+    fn partition(&self, before: impl Fn(&BlockEntry) -> bool) -> Result<u64, MapError> {
+        let (mut low, mut high) = (0, self.blocks());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.block(middle, "")? {
+                Some(entry) if before(&entry) => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// The bytes of line `seq`, without its line feed. `None` if it is not on disk.
+    ///
+    /// # Errors
+    /// [`MapError::Damaged`] if another line stands where the index says.
+    pub fn line(&self, layout: &Layout, seq: u64) -> Result<Option<Vec<u8>>, MapError> {
+        let Some(mut bytes) = self.lines(layout, seq, 1)? else {
+            return Ok(None);
+        };
+        bytes.pop();
+        match Line::decode(&bytes).is_ok_and(|line| line.seq == seq) {
+            true => Ok(Some(bytes)),
+            false => Err(self.lines.damaged(Damage::Altered)),
+        }
+    }
+
+    /// The bytes of `count` lines of one segment from `seq` on, each with its
+    /// line feed. `None` if they are not on disk.
+    ///
+    /// # Errors
+    /// [`MapError`] if they cannot be read.
+    pub fn lines(
+        &self,
+        layout: &Layout,
+        seq: u64,
+        count: u64,
+    ) -> Result<Option<Vec<u8>>, MapError> {
+        let group = seq / STRIDE;
+        if (group + 1) * PLACE > self.lines.len() {
+            return Ok(None);
+        }
+        let mut place = [0; PLACE as usize];
+        self.lines.read(&mut place, group * PLACE)?;
+        let place = u64::from_be_bytes(place);
+        let (mut segment, mut offset) = ((place >> 40) as u32, place & ((1 << 40) - 1));
+        let mut wanted = Wanted {
+            skip: seq % STRIDE,
+            take: count,
+            taken: Vec::new(),
+        };
+        while wanted.read(layout, segment, offset)? {
+            if wanted.take == 0 {
+                return Ok(Some(wanted.taken));
+            }
+            (segment, offset) = (segment + 1, 0);
+        }
+        Ok(None)
+    }
+}
+
+/// Lines to be read: after so many others, so many.
+struct Wanted {
+    skip: u64,
+    take: u64,
+    taken: Vec<u8>,
+}
+
+impl Wanted {
+    /// Reads a segment from `offset` on, until there is enough. `false` if
+    /// there is no such segment.
+    fn read(&mut self, layout: &Layout, segment: u32, offset: u64) -> Result<bool, MapError> {
+        let path = layout.segment(segment);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let Some(lines) = archive::lines(layout, segment)? else {
+                    return Ok(false);
+                };
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                self.take(lines.get(start..).unwrap_or_default());
+                return Ok(true);
+            }
+            file => file.at(&path, "cannot open")?,
+        };
+        let mut at = offset;
+        let mut part = vec![0; 1 << 16];
+        loop {
+            let read = FileExt::read_at(&file, &mut part, at).at(&path, "cannot read")?;
+            at += read as u64;
+            if read == 0 || self.take(&part[..read]) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Takes what is wanted out of the next bytes; `true` if there is enough.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let left = match self.skip {
+                0 => {
+                    self.taken.extend_from_slice(piece);
+                    &mut self.take
+                }
+                _ => &mut self.skip,
+            };
+            if piece.last() == Some(&b'\n') {
+                *left -= 1;
+                if self.take == 0 {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+}
+
+fn decode(bytes: &[u8; ENTRY], block: u64, origin: &str) -> Option<BlockEntry> {
+    let (body, crc) = bytes.split_at(ENTRY - 4);
+    if crc32fast::hash(body).to_be_bytes() != crc {
+        return None;
+    }
+    let mut rest = body;
+    let first_seq = u64::from_be_bytes(take(&mut rest)?);
+    let count = u64::from_be_bytes(take(&mut rest)?);
+    let segment = u32::from_be_bytes(take(&mut rest)?);
+    let [level] = take(&mut rest)?;
+    let mut hash = || {
+        let padded: [u8; HASH] = take(&mut rest)?;
+        let (len, bytes) = padded.split_first()?;
+        Imprint::from_bytes(bytes.get(..usize::from(*len))?).ok()
+    };
+    let (root, map, last_leaf) = (hash()?, hash()?, hash()?);
+    Some(BlockEntry {
+        leaf: LogLeaf {
+            origin: origin.to_owned(),
+            block,
+            first_seq,
+            count,
+            root: Digest(root),
+            level,
+            map: Digest(map),
+        },
+        segment,
+        last_leaf,
+    })
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk::<N>()?;
+    *rest = tail;
+    Some(*head)
+}
+
+/// Bytes in a file, and those that are not in it yet.
+#[derive(Debug, Default)]
+struct Records {
+    file: Option<File>,
+    path: std::path::PathBuf,
+    written: u64,
+    gathered: Vec<u8>,
+    is_damaged: Cell<bool>,
+}
+
+impl Records {
+    fn open(folder: &OsFolder, name: &str, len: u64, write: bool) -> Result<Self, MapError> {
+        let path = folder.path().join(name);
+        let mut this = Self {
+            file: None,
+            path,
+            written: len,
+            gathered: Vec::new(),
+            is_damaged: Cell::new(false),
+        };
+        let opened = match write {
+            true => folder.reopen(name, len).map(Some),
+            false => folder.open(name),
+        };
+        this.file = match opened {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(this.damaged(Damage::Short));
+            }
+            opened => opened.at(&this.path, "cannot open")?,
+        };
+        match &this.file {
+            Some(file) if file.len().at(&this.path, "cannot look at")? < len => {
+                Err(this.damaged(Damage::Short))
+            }
+            None if len > 0 => Err(this.damaged(Damage::Missing)),
+            _ => Ok(this),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.written + self.gathered.len() as u64
+    }
+
+    fn read(&self, bytes: &mut [u8], at: u64) -> Result<(), MapError> {
+        if let Some(start) = at.checked_sub(self.written) {
+            let start = usize::try_from(start).unwrap_or(usize::MAX);
+            let there = self.gathered.get(start..).unwrap_or_default();
+            let there = there.get(..bytes.len());
+            bytes.copy_from_slice(there.ok_or_else(|| self.damaged(Damage::Short))?);
+            return Ok(());
+        }
+        let file = self.file.as_ref();
+        let file = file.ok_or_else(|| self.damaged(Damage::Missing))?;
+        Ok(file
+            .read_exact_at(bytes, at)
+            .at(&self.path, "cannot read")?)
+    }
+
+    fn sync(&mut self, folder: &OsFolder, name: &str) -> Result<(), MapError> {
+        if self.file.is_none() {
+            let opened = folder.reopen(name, self.written);
+            self.file = Some(opened.at(&self.path, "cannot open")?);
+        }
+        if let Some(file) = &mut self.file {
+            file.append(&self.gathered).at(&self.path, "cannot write")?;
+            file.sync_data().at(&self.path, "cannot make durable")?;
+        }
+        self.written += self.gathered.len() as u64;
+        self.gathered.clear();
+        Ok(())
+    }
+
+    fn damaged(&self, damage: Damage) -> MapError {
+        self.is_damaged.set(true);
+        MapError::Damaged {
+            path: self.path.clone(),
+            damage,
+        }
+    }
+}
+
+/// The log's entries of all blocks, in order.
+///
+/// # Errors
+/// [`MapError`] if the index cannot be read.
+pub(crate) fn log_of(
+    index: &Index,
+    origin: &str,
+) -> Result<pitser_tlog::merkle::LogTree, MapError> {
+    let mut bytes = Vec::new();
+    if let Some(file) = &index.blocks.file {
+        let file = file.try_clone().at(&index.blocks.path, "cannot read")?;
+        let mut whole = file.take(index.blocks.written);
+        io::Seek::seek(whole.get_mut(), io::SeekFrom::Start(0))
+            .at(&index.blocks.path, "cannot read")?;
+        whole
+            .read_to_end(&mut bytes)
+            .at(&index.blocks.path, "cannot read")?;
+    }
+    bytes.extend(&index.blocks.gathered);
+    let (entries, _) = bytes.as_chunks::<ENTRY>();
+    let mut log = pitser_tlog::merkle::LogTree::new();
+    for (block, entry) in (0..).zip(entries) {
+        let entry = decode(entry, block, origin);
+        let entry = entry.ok_or_else(|| index.blocks.damaged(Damage::Altered))?;
+        log.push(pitser_tlog::merkle::leaf_hash(&entry.leaf.encode()));
+    }
+    Ok(log)
+}

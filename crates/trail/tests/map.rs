@@ -1,0 +1,342 @@
+//! The map beside the trail: opened at any commit, lagging, damaged or gone, it
+//! is what the segments say.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
+
+use pitser_evidence::codec::Digest;
+use pitser_evidence::line::{Line, Op, Timestamp};
+use pitser_evidence::map::patient_map_key;
+use pitser_trail::export::{ExportError, Exporter};
+use pitser_trail::{
+    Draft, Gather, GenesisDraft, Layout, PatientId, Row, SegmentLimits, TableDraft, Trail,
+    TrailError, read,
+};
+use std::path::Path;
+
+/// Numbers of all lines, in order: nothing is shown twice or left out.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Seen(Vec<u64>);
+
+impl Gather for Seen {
+    const FORM: &'static str = "seen 1";
+
+    fn line(&mut self, line: &Line) {
+        self.0.push(line.seq);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|seq| seq.to_be_bytes()).collect()
+    }
+
+    fn load(bytes: &[u8]) -> Option<Self> {
+        let (whole, []) = bytes.as_chunks::<8>() else {
+            return None;
+        };
+        Some(Self(whole.iter().map(|b| u64::from_be_bytes(*b)).collect()))
+    }
+}
+
+fn at(second: u64) -> Timestamp {
+    Timestamp::from_micros((1_773_480_413 + second) * 1_000_000).unwrap()
+}
+
+fn create(dir: &Path) -> Trail {
+    let table = TableDraft {
+        name: "observation".into(),
+        columns: vec!["id".into(), "value".into()],
+        key: vec!["id".into()],
+        patient: "patient".into(),
+    };
+    let genesis = GenesisDraft {
+        at: at(0),
+        system: "5e55".into(),
+        timeline: 1,
+        pos: "0".into(),
+        source: "ehr".into(),
+        tables: vec![table],
+        uncovered: vec![],
+    };
+    let origin = "test.example/hospital";
+    let mut trail = Trail::create_gathering::<Seen>(Layout::new(dir), origin, &genesis).unwrap();
+    trail.set_map_commit_lines(0);
+    trail
+}
+
+fn open(dir: &Path) -> Result<(Trail, Seen), TrailError> {
+    let (mut trail, seen, _) = Trail::open::<Seen>(Layout::new(dir))?;
+    trail.set_map_commit_lines(0);
+    Ok((trail, seen))
+}
+
+fn change(n: u64) -> Draft {
+    let id = format!("t{}", n % 90).into_bytes();
+    Draft {
+        table: Some("observation".into()),
+        key: Some(vec![id.clone()]),
+        patient: Some(PatientId::Id(format!("pt-{}", n % 7))),
+        row: Some(Row {
+            names: ["id".to_owned(), "value".to_owned()].into(),
+            values: vec![Some(id.into()), Some(n.to_be_bytes()[..].into())],
+        }),
+        ..Draft::new(Op::Update, at(n), "ehr", n.to_string())
+    }
+}
+
+fn message(n: u64) -> Draft {
+    Draft {
+        patient: Some(PatientId::Many),
+        ..Draft::new(Op::Read, at(n), "ehr", &format!("message-{n}"))
+    }
+}
+
+/// One block of `lines` changes and a message.
+fn block(trail: &mut Trail, n: u64, lines: u64) {
+    for line in 0..lines {
+        trail.append(vec![change(n * 1000 + line)]).unwrap();
+    }
+    trail.append(vec![message(n)]).unwrap();
+    trail.commit().unwrap();
+    let mapping = Digest::of(&[b"mapping"]);
+    trail
+        .close_block(at(n), &n.to_string(), mapping, "It is time.")
+        .unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+/// A trail that was opened is what the segments say, and goes on.
+fn is_what_the_segments_say(dir: &Path, context: &str) {
+    let view = read(&Layout::new(dir), None, |_, _| {}).unwrap();
+    let mut expected = view.state;
+    let (mut trail, seen) = open(dir).unwrap_or_else(|e| panic!("{context}: {e}"));
+    let lines = trail.state().next_seq();
+    assert_eq!(lines, expected.next_seq(), "{context}");
+    assert_eq!(seen.0, (0..lines).collect::<Vec<_>>(), "{context}");
+    assert_eq!(trail.blocks(), view.log.size(), "{context}");
+    assert_eq!(trail.log().root(), view.log.root(), "{context}");
+    assert_eq!(trail.genesis_hash(), view.genesis_hash, "{context}");
+    let waiting: Vec<_> = trail.unsealed().map(|b| b.block).collect();
+    assert_eq!(
+        waiting,
+        (0..trail.blocks()).collect::<Vec<_>>(),
+        "{context}"
+    );
+    for seq in 0..lines {
+        assert_eq!(trail.line(seq).unwrap().unwrap().seq, seq, "{context}");
+    }
+    assert!(trail.has_message("message-1").unwrap(), "{context}");
+    assert!(!trail.has_message("message-0").unwrap(), "{context}");
+    for n in 0..7 {
+        let patient = trail.keys().pseudonym(&format!("pt-{n}"));
+        assert_eq!(
+            trail.state().patient(&patient).unwrap(),
+            expected.patient(&patient).unwrap(),
+            "{context}"
+        );
+    }
+    block(&mut trail, 900, 3);
+    let root = read(&Layout::new(dir), None, |_, _| {})
+        .unwrap()
+        .state
+        .root();
+    drop(trail);
+    let (trail, _) = open(dir).unwrap();
+    assert_eq!(trail.state().next_seq(), lines + 5, "{context}");
+    drop(trail);
+    expected = read(&Layout::new(dir), None, |_, _| {}).unwrap().state;
+    assert_eq!(expected.root(), root, "{context}");
+}
+
+/// Five blocks in three segments, each with a commit, and lines after them.
+fn history(dir: &Path) {
+    let mut trail = create(dir);
+    for n in 1..=5 {
+        trail.set_segment_limits(SegmentLimits {
+            bytes: if n % 2 == 0 { 1 } else { 1 << 20 },
+            ..SegmentLimits::default()
+        });
+        block(&mut trail, n, 20 * n);
+    }
+    trail.append(vec![change(7000)]).unwrap();
+    trail.commit().unwrap();
+}
+
+#[test]
+fn a_trail_opens_from_each_of_its_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    // The map as it was after each block, under the trail as it is.
+    let mut trail = create(dir.path());
+    let mut maps = Vec::new();
+    for n in 1..=5 {
+        trail.set_segment_limits(SegmentLimits {
+            bytes: if n % 2 == 0 { 1 } else { 1 << 20 },
+            ..SegmentLimits::default()
+        });
+        block(&mut trail, n, 20 * n);
+        let map = tempfile::tempdir().unwrap();
+        copy(&Layout::new(dir.path()).map(), map.path());
+        maps.push(map);
+    }
+    trail.append(vec![change(7000)]).unwrap();
+    trail.commit().unwrap();
+    drop(trail);
+    for (n, map) in maps.iter().enumerate() {
+        let copied = tempfile::tempdir().unwrap();
+        copy(dir.path(), copied.path());
+        let layout = Layout::new(copied.path());
+        std::fs::remove_dir_all(layout.map()).unwrap();
+        copy(map.path(), &layout.map());
+        is_what_the_segments_say(copied.path(), &format!("commit {n}"));
+    }
+}
+
+#[test]
+fn a_map_that_is_damaged_or_gone_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    history(dir.path());
+    let names: Vec<_> = std::fs::read_dir(Layout::new(dir.path()).map())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(names.len() >= 6, "{names:?}");
+    type Damage = (&'static str, fn(&Path));
+    let damages: [Damage; 4] = [
+        ("removed", |path| std::fs::remove_file(path).unwrap()),
+        ("emptied", |path| std::fs::write(path, b"").unwrap()),
+        ("halved", |path| {
+            let bytes = std::fs::read(path).unwrap();
+            std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("altered", |path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            for byte in bytes.iter_mut().skip(3).step_by(40) {
+                *byte ^= 1;
+            }
+            std::fs::write(path, bytes).unwrap();
+        }),
+    ];
+    for name in names {
+        for (what, damage) in damages {
+            let copied = tempfile::tempdir().unwrap();
+            copy(dir.path(), copied.path());
+            damage(&Layout::new(copied.path()).map().join(&name));
+            let context = format!("{name:?} {what}");
+            // What is only noticed when it is used ends the trail's use, once.
+            let used = open(copied.path()).and_then(|(mut trail, _)| {
+                for n in 0..95 {
+                    trail.append(vec![change(n)])?;
+                }
+                trail.line(3).map(drop)
+            });
+            if let Err(error) = used {
+                assert!(
+                    error.to_string().contains("made anew"),
+                    "{context}: {error}"
+                );
+            }
+            is_what_the_segments_say(copied.path(), &context);
+        }
+    }
+}
+
+#[test]
+fn the_map_of_another_trail_is_not_believed() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    history(dir.path());
+    history(other.path());
+    let (layout, others) = (Layout::new(dir.path()), Layout::new(other.path()));
+    std::fs::remove_dir_all(layout.map()).unwrap();
+    copy(&others.map(), &layout.map());
+    is_what_the_segments_say(dir.path(), "another trail's map");
+}
+
+#[test]
+fn what_one_gathers_another_gathers_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    history(dir.path());
+    // Whoever wants nothing neither needs nor spoils what is kept.
+    let (mut trail, (), _) = Trail::open::<()>(Layout::new(dir.path())).unwrap();
+    trail.set_map_commit_lines(0);
+    block(&mut trail, 6, 4);
+    drop(trail);
+    is_what_the_segments_say(dir.path(), "after one who gathers nothing");
+}
+
+#[test]
+fn rebuilding_gives_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    history(dir.path());
+    let mut told = Vec::new();
+    let layout = Layout::new(dir.path());
+    let (trail, seen, _) = Trail::rebuild::<Seen>(layout.clone(), &mut |n| told.push(n)).unwrap();
+    assert_eq!(told, [0]);
+    assert_eq!(seen.0.len() as u64, trail.state().next_seq());
+    assert!(matches!(
+        Trail::rebuild::<Seen>(layout, &mut |_| {}),
+        Err(TrailError::Locked(_))
+    ));
+    drop(trail);
+    is_what_the_segments_say(dir.path(), "rebuilt");
+}
+
+#[test]
+fn proofs_are_had_at_every_sealed_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    let layout = Layout::new(dir.path());
+    for n in 1..=6 {
+        block(&mut trail, n, 10);
+        // A witness has seen all but the newest block.
+        if n == 4 {
+            let head = trail.sign_head();
+            trail.store_head(&head).unwrap();
+        }
+    }
+    trail.append(vec![change(7000)]).unwrap();
+    trail.commit().unwrap();
+    let view = read(&layout, None, |_, _| {}).unwrap();
+    for blocks in 1..=6 {
+        let mut exporter = Exporter::open_at(layout.clone(), blocks).unwrap();
+        let last = exporter.last_block().unwrap();
+        assert_eq!(last.leaf, view.blocks[blocks as usize - 1].leaf);
+        let root: [u8; 32] = last.leaf.map.0.digest().try_into().unwrap();
+        for identifier in ["pt-1", "nobody"] {
+            let entry = exporter.prove_patient(identifier).unwrap();
+            let key = patient_map_key(&trail.keys().pseudonym(identifier));
+            let leaf = entry.leaf.as_ref().map(|leaf| leaf.0.as_slice());
+            assert_eq!(leaf.is_some(), identifier == "pt-1");
+            assert!(
+                entry.path.shows(&root, &key, leaf),
+                "{identifier} at {blocks}"
+            );
+        }
+    }
+    assert!(matches!(
+        Exporter::open_at(layout.clone(), 7),
+        Err(ExportError::NoHead)
+    ));
+    // Beside the writer, with lines that are not in a block yet.
+    let mut exporter = Exporter::open(layout.clone()).unwrap();
+    let list = exporter.patient_history("pt-0").unwrap();
+    let expected = view.state.patient(&trail.keys().pseudonym("pt-0")).unwrap();
+    assert_eq!(list.len() as u64, expected.unwrap().count);
+    assert_eq!(list.last().unwrap().block, None);
+    // The same without the map.
+    std::fs::remove_dir_all(layout.map()).unwrap();
+    let mut exporter = Exporter::open(layout).unwrap();
+    let again = exporter.patient_history("pt-0").unwrap();
+    let seqs = |list: &[pitser_trail::export::Entry]| -> Vec<u64> {
+        list.iter().map(|entry| entry.line.seq).collect()
+    };
+    assert_eq!(seqs(&again), seqs(&list));
+}
