@@ -1,21 +1,21 @@
 //! The single writer of a trail.
 
+mod append;
+
 use crate::disk::{self, AppendFile, DiskError};
-use crate::draft::{Body, Draft, DraftActor, PatientId};
+use crate::draft::PatientId;
 use crate::gather::{Gather, Gathers};
 use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
 use crate::map::{Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
 use crate::read::{self, Follow, Place, ReadError, Start, View, part_magics};
-use crate::vault::{Content, Marks, Vault, VaultError, mark};
+use crate::vault::{Vault, VaultError};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
-use pitser_evidence::commit::{
-    Key, LineNonce, commit_person, commit_raw, commit_row, commit_table_key, record_key,
-};
+use pitser_evidence::commit::{Key, LineNonce, Rows, commit_table_key, record_key};
 use pitser_evidence::line::{
-    Actor, Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis, Timestamp,
+    Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis, Timestamp,
 };
 use pitser_evidence::state::{ApplyError, State, StateError};
 use pitser_ksi::hash::{Algorithm, Imprint};
@@ -25,7 +25,6 @@ use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::sync::Arc;
 
 /// Lines in a block before it must be closed: 2^15 - 1 lines and the close
 /// metarecord make a tree that is signed at level 16.
@@ -182,6 +181,7 @@ pub struct Trail {
     layout: Layout,
     keys: Keys,
     vault: Vault,
+    rows: Rows,
     state: State<DiskMap>,
     store: Store<OsFolder>,
     index: Index,
@@ -380,6 +380,7 @@ impl Trail {
         let mut trail = Self {
             keys,
             vault,
+            rows: Rows::default(),
             genesis_line,
             genesis_hash: view.genesis_hash,
             log: view.log,
@@ -483,108 +484,6 @@ impl Trail {
     /// Number of lines in the open block.
     pub fn open_lines(&self) -> usize {
         self.open.len()
-    }
-
-    /// Adds the lines of one event and gives the `seq` of the first.
-    ///
-    /// They are durable, all or none, once [`Trail::commit`] returns.
-    ///
-    /// # Errors
-    /// Any error poisons the trail.
-    pub fn append(&mut self, event: Vec<Draft>) -> Result<u64, TrailError> {
-        self.usable()?;
-        let first = self.state.next_seq();
-        self.checked(|trail| {
-            let last = event.len().saturating_sub(1);
-            for (index, draft) in event.into_iter().enumerate() {
-                trail.append_one(draft, first, index < last)?;
-            }
-            Ok(first)
-        })
-    }
-
-    fn append_one(&mut self, mut draft: Draft, event: u64, more: bool) -> Result<(), TrailError> {
-        let seq = self.state.next_seq();
-        let mut line = Line::new(draft.op, seq, draft.at, draft.source, draft.pos);
-        line.event = event;
-        line.more = more.then_some(true);
-        line.tx = draft.tx;
-        line.table = draft.table;
-        line.purpose = draft.purpose;
-        line.columns = draft.columns;
-        line.patient = draft.patient.as_ref().map(|p| self.patient(p));
-        line.key = draft
-            .key
-            .as_ref()
-            .map(|cells| self.record_key(line.table.as_deref(), cells));
-        match draft.body {
-            Body::None => {}
-            Body::Finding(finding) => line.finding = Some(finding),
-            Body::Gap(gap) => line.gap = Some(gap),
-            Body::Ddl(ddl) => line.ddl = Some(ddl),
-        }
-        let person = draft.actor.as_mut().and_then(|actor| actor.person.take());
-        line.actor = draft.actor.map(actor_of);
-        let clear = Content {
-            key: draft.key,
-            person,
-            raw: draft.raw,
-            marks: None,
-            row: draft.row,
-        };
-        self.keep(clear, draft.image, draft.patient.as_ref(), &mut line)?;
-        if let (Some(table), Some(key)) = (&line.table, &line.key) {
-            line.prev = self.state.prev(table, key)?;
-        }
-        if let Some(patient) = &line.patient {
-            line.patient_prev = self.state.patient_prev(patient)?;
-        }
-        self.push(&line)
-    }
-
-    /// Puts what the line commits to into the vault, and the commitments into the
-    /// line. Without `image` the row itself is not kept.
-    fn keep(
-        &mut self,
-        mut content: Content,
-        image: bool,
-        patient: Option<&PatientId>,
-        line: &mut Line,
-    ) -> Result<(), TrailError> {
-        if content.is_empty() {
-            return Ok(());
-        }
-        let compartment = match (patient, line.patient) {
-            (Some(PatientId::Id(id)), Some(pseudonym)) => {
-                let id = Some(id.as_str());
-                self.vault.compartment_or_new(&pseudonym.to_string(), id)?
-            }
-            (_, Some(pseudo)) => self.vault.compartment_or_new(&pseudo.to_string(), None)?,
-            (_, None) => {
-                let table = line.table.as_deref().unwrap_or_default();
-                self.vault
-                    .compartment_or_new(&format!("table:{table}"), None)?
-            }
-        };
-        let nonce = self.nonce(compartment.key(), line.seq);
-        if let Some(row) = &content.row {
-            let (leaves, root) = commit_row(&nonce, row.iter());
-            line.row = Some(root);
-            if !image {
-                content.marks = Some(Marks {
-                    names: Arc::clone(&row.names),
-                    marks: leaves.iter().map(mark).collect(),
-                });
-                content.row = None;
-            }
-        }
-        if let (Some(actor), Some(person)) = (&mut line.actor, &content.person) {
-            actor.person = Some(commit_person(&nonce.person(), person));
-        }
-        let raw = content.raw.as_ref();
-        line.raw = raw.map(|raw| commit_raw(&nonce.raw(), raw));
-        self.vault.put(line.seq, &compartment, &content)?;
-        Ok(())
     }
 
     /// The nonce that opens line `seq` under `key`.
@@ -931,16 +830,6 @@ fn tables_of(keys: &Keys, drafts: &[TableDraft]) -> Vec<TableGenesis> {
         .collect();
     tables.sort_by(|a, b| a.name.cmp(&b.name));
     tables
-}
-
-fn actor_of(actor: DraftActor) -> Actor {
-    Actor {
-        app: actor.app,
-        binding: actor.binding,
-        client: actor.client,
-        person: None,
-        role: actor.role,
-    }
 }
 
 fn build_block(

@@ -148,6 +148,7 @@ impl Session {
         for (key, row) in rows {
             written += u64::from(self.baseline_row(worker, table, &key, row, at)?);
         }
+        self.flush()?;
         self.trail.commit()?;
         if self.trail.open_lines() >= BLOCK_LINES {
             self.close(worker)?;
@@ -194,6 +195,9 @@ impl Session {
         at: &Timestamp,
     ) -> Result<bool, Ended> {
         let record = self.trail.record_key(Some(table), &key_cells(key));
+        if self.queue.is_about(&record) {
+            self.flush()?;
+        }
         let known = self.trail.state().record_leaf(table, &record);
         let known = known.map_err(TrailError::from)?;
         let known = known.is_some_and(|leaf| leaf.row.is_some());
@@ -210,7 +214,7 @@ impl Session {
             &worker.parts.source.name,
             self.position,
         );
-        self.append(vec![draft])?;
+        self.queue(vec![draft], table, record)?;
         Ok(true)
     }
 }

@@ -116,25 +116,34 @@ impl Session {
         while let Some(mut change) = changes.next() {
             let pos = change.pos;
             if self.is_keyless(&change.table) {
+                self.flush()?;
                 self.number(&mut change)?;
+            }
+            let record = self.record_of(&change);
+            if self.queue.is_about(&record) {
+                self.flush()?;
             }
             // A row under a new key, without the large values that it took along.
             let is_half = changes.peek().is_some_and(|next| moves(&change, next));
             let leaving = match is_half {
-                true => self.sealed(&change)?,
+                true => self.sealed(&change.table, &record)?,
                 false => None,
             };
             match change.op {
-                Changed::Truncate => self.truncate(worker, &change)?,
-                _ => self.change(worker, change, left.take())?,
+                Changed::Truncate => {
+                    self.flush()?;
+                    self.truncate(worker, &change)?;
+                }
+                _ => self.change(worker, change, record, left.take())?,
             }
             left = leaving;
             self.position = pos;
-            if self.trail.open_lines() >= BLOCK_LINES {
+            if self.trail.open_lines() + self.queue.lines() >= BLOCK_LINES {
+                self.flush()?;
                 self.close(worker)?;
             }
         }
-        Ok(())
+        self.flush()
     }
 
     /// Whether rows of this table may be equal.
@@ -170,13 +179,14 @@ impl Session {
         &mut self,
         worker: &Worker,
         mut change: Change,
+        record: Bytes32,
         left: Option<Sealed>,
     ) -> Result<(), Ended> {
-        self.compare_old(worker, &change)?;
+        self.compare_old(worker, &change, &record)?;
         let sealed = match change.op {
             // The row that an update replaces, where the engine does not send it.
             Changed::Update if change.old.is_none() || !change.unsent.is_empty() => {
-                self.sealed(&change)?
+                self.sealed(&change.table, &record)?
             }
             _ => None,
         };
@@ -194,7 +204,7 @@ impl Session {
             row.map_or_else(Default::default, |row| Arc::clone(&row.columns))
         };
         let about = About {
-            whose: self.whose(&change)?,
+            whose: self.whose(&change, &record)?,
             actor,
             columns: changed.map_or_else(all, Into::into),
             image: self.keeps_image(worker, &change.table),
@@ -204,7 +214,7 @@ impl Session {
             Some(doubt) if !self.open.is_doubted(&change.table, &doubt) => {
                 let finding = Finding {
                     table: Some(change.table.clone()),
-                    record: Some(self.record_of(&change)),
+                    record: Some(record),
                     key: Some(change.key.clone()),
                     columns: about.columns.to_vec(),
                     ..Finding::general(doubt.code, String::new())
@@ -213,19 +223,20 @@ impl Session {
             }
             _ => None,
         };
+        let table = change.table.clone();
         let drafts = translate::change(change, &worker.parts.source.name, about, &self.now(worker));
         let Some(line) = drafts.last() else {
             return Ok(());
         };
         self.open_times.push(line.at.micros());
         let patient = suspect.as_ref().and(line.patient.clone());
-        self.append(drafts)?;
         // What may be wrong with the change; it is told when its transaction ends.
         if let Some((doubt, mut finding)) = suspect {
-            finding.about = Some(self.trail.state().next_seq() - 1);
+            let before = self.trail.state().next_seq() + self.queue.lines() as u64;
+            finding.about = Some(before + drafts.len() as u64 - 1);
             self.open.suspect(doubt, finding, patient);
         }
-        Ok(())
+        self.queue(drafts, &table, record)
     }
 
     /// All rows of a table are gone at once: a line for each, since each stands
@@ -278,8 +289,7 @@ impl Session {
         actor: Option<pitser_capture::Actor>,
         pos: Position,
     ) -> Result<Option<Draft>, Ended> {
-        let sealed =
-            Sealed::of(&mut self.trail, &change.table, record).map_err(TrailError::from)?;
+        let sealed = Sealed::of(&mut self.trail, &change.table, record)?;
         let Some(key) = sealed.and_then(|sealed| sealed.content.key) else {
             return Ok(None);
         };
@@ -323,12 +333,11 @@ impl Session {
     }
 
     /// Whose record a change is about: by the trail before, by the row after.
-    fn whose(&mut self, change: &Change) -> Result<Whose, TrailError> {
-        let record = self.record_of(change);
+    fn whose(&mut self, change: &Change, record: &Bytes32) -> Result<Whose, TrailError> {
         let row = change.new.as_ref().or(change.old.as_ref());
         Ok(Whose {
             after: row.and_then(|row| self.patients.of(&change.table, row)),
-            before: self.known_patient(&change.table, &record)?,
+            before: self.known_patient(&change.table, record)?,
         })
     }
 
@@ -338,29 +347,34 @@ impl Session {
     }
 
     /// The version of a record that was sealed before a change.
-    fn sealed(&mut self, change: &Change) -> Result<Option<Sealed>, TrailError> {
-        let record = self.record_of(change);
-        Ok(Sealed::of(&mut self.trail, &change.table, &record)?)
+    fn sealed(&mut self, table: &str, record: &Bytes32) -> Result<Option<Sealed>, TrailError> {
+        Sealed::of(&mut self.trail, table, record)
     }
 
     /// The columns that an update changed, where that is known.
     fn changed(&mut self, change: &Change) -> Result<Option<Vec<String>>, TrailError> {
         let sealed = match change.old {
             Some(_) => None,
-            None => self.sealed(change)?,
+            None => {
+                let record = self.record_of(change);
+                self.sealed(&change.table, &record)?
+            }
         };
         Ok(changed_from(change, sealed.as_ref()))
     }
 
     /// The row that a change replaces must be the one that was sealed last:
     /// an edit past the engine cannot be hidden by a later update.
-    fn compare_old(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
+    fn compare_old(
+        &mut self,
+        worker: &Worker,
+        change: &Change,
+        record: &Bytes32,
+    ) -> Result<(), Ended> {
         let Some(old) = &change.old else {
             return Ok(());
         };
-        let record = self.record_of(change);
-        let expected =
-            expected(&mut self.trail, &change.table, &record).map_err(TrailError::from)?;
+        let expected = expected(&mut self.trail, &change.table, record)?;
         let Expected::Row { nonce, row } = expected else {
             return Ok(());
         };
@@ -368,7 +382,7 @@ impl Session {
         if commit_row(&nonce, cells).1 == row {
             return Ok(());
         }
-        let sealed = self.sealed(change)?;
+        let sealed = self.sealed(&change.table, record)?;
         let columns = match &sealed {
             None => Vec::new(),
             Some(sealed) => match sealed.altered(old) {
@@ -379,7 +393,7 @@ impl Session {
         let finding = Finding {
             code: Code::RowDiffers,
             table: Some(change.table.clone()),
-            record: Some(record),
+            record: Some(*record),
             key: Some(change.key.clone()),
             columns,
             about: sealed.map(|sealed| sealed.seq),
@@ -431,27 +445,6 @@ impl Session {
     fn unreadable(&mut self, worker: &Worker, pos: Position, why: &str) -> Result<(), Ended> {
         let about = self.gap(worker, self.position, pos)?;
         self.missing(worker, about, format!("a change cannot be read: {why}"))
-    }
-
-    pub(super) fn append(&mut self, drafts: Vec<Draft>) -> Result<u64, Ended> {
-        self.events += drafts.len() as u64;
-        for draft in drafts.iter().filter(|d| d.op == Op::Delete) {
-            if let (Some(table), Some(key)) = (&draft.table, &draft.key)
-                && !self.live.contains(table)
-            {
-                let record = self.trail.record_key(Some(table), key);
-                self.gone.insert((table.clone(), record));
-            }
-        }
-        if let Some(pass) = &mut self.scanning {
-            for draft in drafts.iter().filter(|d| d.op.needs_key()) {
-                if let (Some(table), Some(key)) = (&draft.table, &draft.key) {
-                    pass.touched
-                        .insert(table, self.trail.record_key(Some(table), key));
-                }
-            }
-        }
-        Ok(self.trail.append(drafts)?)
     }
 
     pub(super) fn submit(

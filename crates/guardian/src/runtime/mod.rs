@@ -6,6 +6,7 @@ mod capture;
 mod findings;
 mod fleet;
 mod heads;
+mod queue;
 mod scan;
 mod session;
 mod show;
@@ -36,6 +37,7 @@ use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
+use queue::Queue;
 use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -529,6 +531,8 @@ impl<E: Into<StartError>> From<E> for Ended {
 struct Session {
     source: Box<dyn Database>,
     trail: Trail,
+    /// Changes that are written with the next ones.
+    queue: Queue,
     patients: Patients,
     actors: Actors,
     mapping: Digest,
