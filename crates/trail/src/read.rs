@@ -181,20 +181,20 @@ pub fn read_line(layout: &Layout, place: Place) -> Result<Vec<u8>, ReadError> {
 /// # Errors
 /// [`ReadError`].
 pub fn genesis(layout: &Layout) -> Result<(Line, Digest), ReadError> {
-    let segment = match archive::lines(layout, 0)? {
-        Some(lines) => lines,
-        None => {
-            let path = layout.segment(0);
-            let file = std::fs::File::open(&path).at(&path, "cannot open")?;
+    let path = layout.segment(0);
+    let segment = match std::fs::File::open(&path) {
+        Ok(file) => {
             let mut start = Vec::new();
-            let longest = MAX_LINE as u64 + 1;
-            std::io::Read::read_to_end(&mut std::io::Read::take(file, longest), &mut start)
-                .at(&path, "cannot read")?;
-            start.into()
+            let mut file = std::io::Read::take(file, MAX_LINE as u64 + 1);
+            std::io::Read::read_to_end(&mut file, &mut start).at(&path, "cannot read")?;
+            Arc::new(start)
         }
+        Err(e) => archive::lines(layout, 0)?
+            .ok_or(e)
+            .at(&path, "cannot open")?,
     };
     let bytes = segment.split(|&b| b == b'\n').next().unwrap_or_default();
-    let wrong = |text: String| damage(Code::LineAltered, &layout.segment(0), Some(0), text);
+    let wrong = |text: String| damage(Code::LineAltered, &path, Some(0), text);
     let line = Line::decode(bytes).map_err(|e| wrong(e.to_string()))?;
     if line.op != Op::Genesis {
         return Err(wrong("it is no genesis".into()).into());

@@ -153,7 +153,7 @@ pub struct Trail {
     _lock: File,
     files: SegmentFiles,
     limits: SegmentLimits,
-    /// When the open segment's first line is from; `None` while it has none.
+    /// When the open segment's first block was closed; `None` before that.
     segment_began: Option<Timestamp>,
     /// Encoded lines that are not on disk yet.
     buffer: Vec<u8>,
@@ -174,7 +174,8 @@ pub struct Trail {
 pub struct SegmentLimits {
     /// It has so many bytes of lines.
     pub bytes: u64,
-    /// Its first line is so many seconds old, by the lines' own times.
+    /// Its first block was closed so many seconds ago. (Lines may tell of older things:
+    /// a source that is caught up with.)
     pub age_s: u64,
 }
 
@@ -273,6 +274,7 @@ impl Trail {
             .ok()
             .map(|note| Digest::of(&[&note]));
         let (unsealed, last_seal) = seals_of(&view);
+        let first_checkpoint = first_checkpoint(&view);
         let mut trail = Self {
             keys,
             vault,
@@ -295,9 +297,9 @@ impl Trail {
             layout,
         };
         trail.reopen_closing()?;
-        let number = trail.files.number;
-        let first = trail.places.partition_point(|p| p.segment < number);
-        trail.segment_began = trail.line(first as u64)?.map(|line| line.at);
+        if let Some(checkpoint) = first_checkpoint {
+            trail.segment_began = trail.line(checkpoint)?.map(|line| line.at);
+        }
         Ok((trail, collected, recovery))
     }
 
@@ -490,7 +492,6 @@ impl Trail {
         }
         let hash = Line::hash(&bytes);
         self.state.apply(line, hash)?;
-        self.segment_began.get_or_insert_with(|| line.at.clone());
         self.open.push(hash.0);
         self.places.push(Place {
             segment: self.files.number,
@@ -541,6 +542,7 @@ impl Trail {
             trail.push(&line)?;
             trail.commit()?;
             let summary = trail.write_block(block, reason)?;
+            trail.segment_began.get_or_insert_with(|| at.clone());
             if trail.segment_is_due(&at) {
                 trail.next_segment()?;
             }
@@ -822,6 +824,14 @@ fn seals_of(view: &View) -> (VecDeque<BlockSummary>, Option<SealRef>) {
         }
     }
     (unsealed, last)
+}
+
+/// The `seq` of the line that ends the first block of the last segment.
+fn first_checkpoint(view: &View) -> Option<u64> {
+    let first = view.places.partition_point(|p| p.segment < view.segment) as u64;
+    let at = view.blocks.partition_point(|b| b.leaf.first_seq < first);
+    let leaf = &view.blocks.get(at)?.leaf;
+    Some(leaf.first_seq + leaf.count - 1)
 }
 
 /// Brings the last segment's files to a whole number of items.
