@@ -79,7 +79,7 @@ enum Command {
     History(history::Args),
     /// What an outsider can verify
     Evidence(evidence::Args),
-    /// The trail itself: recompute everything
+    /// The trail itself: recompute everything, move closed files to an archive
     Trail(trail::Args),
     /// Cosign the heads of others' logs, so that nobody can rewrite them unseen
     #[command(subcommand)]

@@ -191,11 +191,14 @@ mod over_s3 {
         options.roots = Roots::read(&ca).unwrap();
         let store = Store::open("s3://bucket/tls", &options).unwrap();
         let error = store.get("a/b.tile", 3).await.unwrap_err();
-        assert!(error.to_string().contains("issued by nobody"), "{error}");
+        assert!(
+            error.to_string().contains("somebody stands between"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
-    async fn a_wrong_key_is_refused_and_the_bucket_named_if_it_is_not_there() {
+    async fn a_wrong_key_is_refused() {
         let Some(server) = S3Server::start() else {
             return;
         };
@@ -210,15 +213,6 @@ mod over_s3 {
             assert!(!text.contains("hush") && !text.contains(KEY_ID), "{text}");
         }
         assert!(!server.file("of").exists());
-
-        let options = options(server.address(), SECRET);
-        let other = Store::open("s3://other/x", &options).unwrap();
-        let error = other.put("x", Bytes::new()).await.unwrap_err();
-        assert!(error.to_string().contains("NoSuchBucket"), "{error}");
-        assert!(matches!(
-            other.get("x", 1).await.unwrap_err(),
-            StoreError::Failed { .. }
-        ));
     }
 
     /// Carries bytes to a server until it has answered once, and cuts the line.
@@ -312,6 +306,24 @@ mod over_s3 {
             text.contains("AccessDenied") && !text.contains("hush"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_is_not_there_is_no_missing_object() {
+        let store = liar(
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 39\r\n\r\n\
+              <Error><Code>NoSuchBucket</Code></Error>",
+        )
+        .await;
+        let error = store.get("x", 1).await.unwrap_err();
+        assert!(error.to_string().contains("make the bucket"), "{error}");
+        let store = liar(
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 37\r\n\r\n\
+              <Error><Code>NoSuchKey</Code></Error>",
+        )
+        .await;
+        let error = store.get("x", 1).await.unwrap_err();
+        assert!(matches!(error, StoreError::Missing { .. }), "{error:?}");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The store that a trail's archived segments are on, for a trail that opens no socket.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use pitser_client::store::{S3Options, Store, StoreError};
 use pitser_trail::archive::{Archive, ArchiveError};
@@ -12,7 +12,8 @@ use tokio::runtime::{Builder, Runtime};
 pub struct StoreArchive {
     url: String,
     s3: S3Options,
-    opened: OnceLock<Result<Opened, String>>,
+    /// Locked to look at it or to open it.
+    opened: Mutex<Option<Arc<Opened>>>,
 }
 
 struct Opened {
@@ -27,7 +28,7 @@ impl StoreArchive {
         Arc::new(Self {
             url: url.into(),
             s3,
-            opened: OnceLock::new(),
+            opened: Mutex::default(),
         })
     }
 
@@ -37,9 +38,7 @@ impl StoreArchive {
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let opened = self.opened.get_or_init(|| open(&self.url, &self.s3));
-        let opened = opened.as_ref();
-        let opened = opened.map_err(|text| ArchiveError::Failed(text.clone()))?;
+        let opened = self.opened().map_err(ArchiveError::Failed)?;
         let ended = || ArchiveError::Failed(format!("{}: the program ends", self.url));
         let runtime = opened.runtime.as_ref().ok_or_else(ended)?;
         let (tell, told) = mpsc::channel();
@@ -53,19 +52,24 @@ impl StoreArchive {
             _ => ArchiveError::Failed(e.to_string()),
         })
     }
-}
 
-fn open(url: &str, s3: &S3Options) -> Result<Opened, String> {
-    let store = Store::open(url, s3).map_err(|e| e.to_string())?;
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("archive")
-        .enable_all()
-        .build();
-    Ok(Opened {
-        store,
-        runtime: Some(runtime.map_err(|e| e.to_string())?),
-    })
+    /// What could not be opened, as a folder that was not mounted, is tried again.
+    fn opened(&self) -> Result<Arc<Opened>, String> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = &*opened {
+            return Ok(Arc::clone(opened));
+        }
+        let store = Store::open(&self.url, &self.s3).map_err(|e| e.to_string())?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("archive")
+            .enable_all()
+            .build();
+        let runtime = Some(runtime.map_err(|e| e.to_string())?);
+        Ok(Arc::clone(
+            opened.insert(Arc::new(Opened { store, runtime })),
+        ))
+    }
 }
 
 impl Archive for StoreArchive {

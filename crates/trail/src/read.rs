@@ -271,32 +271,25 @@ pub(crate) fn read_on<P: Pages<Error: Into<MapError>>>(
 /// # Errors
 /// [`ReadError`].
 pub fn genesis(layout: &Layout) -> Result<(Line, Digest), ReadError> {
-    let bytes = first_line(layout, 0)?;
-    let wrong = |text: String| damage(Code::LineAltered, &layout.segment(0), Some(0), text);
-    let line = Line::decode(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let path = layout.segment(0);
+    let segment = match std::fs::File::open(&path) {
+        Ok(file) => {
+            let mut start = Vec::new();
+            let mut file = std::io::Read::take(file, MAX_LINE as u64 + 1);
+            std::io::Read::read_to_end(&mut file, &mut start).at(&path, "cannot read")?;
+            Arc::new(start)
+        }
+        Err(e) => archive::lines(layout, 0)?
+            .ok_or(e)
+            .at(&path, "cannot open")?,
+    };
+    let bytes = segment.split(|&b| b == b'\n').next().unwrap_or_default();
+    let wrong = |text: String| damage(Code::LineAltered, &path, Some(0), text);
+    let line = Line::decode(bytes).map_err(|e| wrong(e.to_string()))?;
     if line.op != Op::Genesis {
         return Err(wrong("it is no genesis".into()).into());
     }
-    Ok((line, Line::hash(&bytes)))
-}
-
-/// The bytes of a segment's first line, without its line feed; empty if it has none.
-pub(crate) fn first_line(layout: &Layout, number: u32) -> Result<Vec<u8>, ReadError> {
-    let segment = match archive::lines(layout, number)? {
-        Some(lines) => lines,
-        None => {
-            let path = layout.segment(number);
-            let file = std::fs::File::open(&path).at(&path, "cannot open")?;
-            let mut start = Vec::new();
-            let longest = MAX_LINE as u64 + 1;
-            std::io::Read::read_to_end(&mut std::io::Read::take(file, longest), &mut start)
-                .at(&path, "cannot read")?;
-            start.into()
-        }
-    };
-    let first = segment.split_inclusive(|&b| b == b'\n').next();
-    let line = first.and_then(|line| line.strip_suffix(b"\n"));
-    Ok(line.unwrap_or_default().to_vec())
+    Ok((line, Line::hash(bytes)))
 }
 
 fn damage(code: Code, path: &Path, line: Option<u64>, text: impl Into<String>) -> Damage {

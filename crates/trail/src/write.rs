@@ -197,7 +197,7 @@ pub struct Trail {
     _lock: File,
     files: SegmentFiles,
     limits: SegmentLimits,
-    /// When the open segment's first line is from; `None` while it has none.
+    /// When the open segment's first block was closed; `None` before that.
     segment_began: Option<Timestamp>,
     commit_lines: u64,
     /// Encoded lines that are not on disk yet.
@@ -218,7 +218,8 @@ pub struct Trail {
 pub struct SegmentLimits {
     /// It has so many bytes of lines.
     pub bytes: u64,
-    /// Its first line is so many seconds old, by the lines' own times.
+    /// Its first block was closed so many seconds ago. (Lines may tell of older things:
+    /// a source that is caught up with.)
     pub age_s: u64,
 }
 
@@ -409,8 +410,11 @@ impl Trail {
             .store
             .covers(trail.state.storage_mut(), covered.unwrap_or(0));
         trail.reopen_closing()?;
-        let first = read::first_line(&trail.layout, trail.files.number)?;
-        trail.segment_began = Line::decode(&first).ok().map(|line| line.at);
+        let first = trail.index.first_of(trail.files.number)?;
+        if let Some(block) = trail.index.block(first, "")? {
+            let checkpoint = block.leaf.first_seq + block.leaf.count - 1;
+            trail.segment_began = trail.line(checkpoint)?.map(|line| line.at);
+        }
         Ok((trail, gathered, recovery))
     }
 
@@ -519,7 +523,6 @@ impl Trail {
         }
         let hash = Line::hash(&bytes);
         self.state.apply(line, hash)?;
-        self.segment_began.get_or_insert_with(|| line.at.clone());
         read::note_message(&mut self.state, line)?;
         self.gathered.line(line);
         self.open.push(hash.0);
@@ -571,6 +574,7 @@ impl Trail {
             let last_line = *trail.open.last().expect("just pushed");
             trail.commit()?;
             let summary = trail.write_block(block, reason)?;
+            trail.segment_began.get_or_insert_with(|| at.clone());
             if trail.segment_is_due(&at) {
                 trail.next_segment()?;
             }

@@ -401,7 +401,8 @@ fn what_was_altered_after_sealing_is_named() {
     });
 }
 
-/// A segment's age counts from its first line, also of a writer that was opened since.
+/// A segment's age counts from its first block, also of a writer that was opened since;
+/// what its lines tell of may be older than that.
 #[test]
 fn a_segment_is_closed_when_it_is_old() {
     let dir = tempfile::tempdir().unwrap();
@@ -413,21 +414,21 @@ fn a_segment_is_closed_when_it_is_old() {
             .close_block(at(second), "4", mapping, "Block closed.")
             .unwrap()
     };
-    drop(create(dir.path()));
-    let (mut trail, _) = reopen(dir.path()).unwrap();
-    block(&mut trail, day - 1);
+    let mut trail = create(dir.path());
+    block(&mut trail, 3 * day);
+    block(&mut trail, 4 * day - 1);
     assert_eq!(segments(dir.path()), 1);
     drop(trail);
     let (mut trail, _) = reopen(dir.path()).unwrap();
-    block(&mut trail, day);
+    block(&mut trail, 4 * day);
     assert_eq!(segments(dir.path()), 2);
     // The next one is young, and a clock that goes back makes none old.
     drop(trail);
     let (mut trail, _) = reopen(dir.path()).unwrap();
-    block(&mut trail, day + 5);
+    block(&mut trail, 4 * day + 5);
     block(&mut trail, 3);
     assert_eq!(segments(dir.path()), 2);
-    block(&mut trail, 2 * day + 5);
+    block(&mut trail, 5 * day + 5);
     assert_eq!(segments(dir.path()), 3);
     drop(trail);
     read(&Layout::new(dir.path()), None, |_, _| {}).unwrap();

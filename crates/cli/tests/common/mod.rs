@@ -23,6 +23,13 @@ pub(crate) fn pitser(dir: &Path) -> Command {
         "NO_COLOR",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
     ] {
         command.env_remove(name);
     }

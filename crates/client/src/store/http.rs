@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
+use hyper::http::HeaderValue;
 use hyper::http::uri::Authority;
 use hyper::{Response, StatusCode, Uri, header};
 use object_store::ClientOptions;
@@ -35,6 +36,8 @@ pub(super) struct Server(Arc<Shared>);
 struct Shared {
     /// As it stands in addresses.
     authority: Authority,
+    /// The same without the port that goes without saying.
+    host: HeaderValue,
     /// `host:port`.
     address: String,
     /// For HTTPS alone.
@@ -49,19 +52,23 @@ impl Server {
     /// `None` if `authority` is not `host` or `host:port`.
     pub(super) fn new(is_secure: bool, authority: &str, roots: Roots) -> Option<Self> {
         let authority: Authority = authority.parse().ok()?;
+        let usual = if is_secure { 443 } else { 80 };
         let port = match authority.port() {
             Some(port) => port.as_u16(),
-            None if authority.as_str() == authority.host() => match is_secure {
-                true => 443,
-                false => 80,
-            },
+            None if authority.as_str() == authority.host() => usual,
             None => return None,
         };
+        let host = match port == usual {
+            true => authority.host(),
+            false => authority.as_str(),
+        };
+        let host = HeaderValue::from_str(&host.to_ascii_lowercase()).ok()?;
         let bare = authority.host().trim_matches(['[', ']']).to_owned();
         Some(Self(Arc::new(Shared {
             address: format!("{}:{port}", authority.host()),
             tls: is_secure.then(|| Tls::new(&bare, roots)),
             authority,
+            host,
             idle: Mutex::default(),
         })))
     }
@@ -102,8 +109,10 @@ impl Shared {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let target = request.uri().path_and_query().cloned();
         *request.uri_mut() = target.map_or_else(Uri::default, Uri::from);
-        let agent = header::HeaderValue::from_static(USER_AGENT);
-        request.headers_mut().insert(header::USER_AGENT, agent);
+        let headers = request.headers_mut();
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        // As it was signed.
+        headers.insert(header::HOST, self.host.clone());
         let mut connection = match self.take_idle() {
             Some(connection) => connection,
             None => self.connect().await?,

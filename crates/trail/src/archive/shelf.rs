@@ -5,7 +5,6 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use pitser_evidence::codec::Digest;
 use pitser_evidence::finding::Code;
@@ -115,8 +114,7 @@ impl Shelf {
             let path = entry.at(&self.cache, "cannot list")?.path();
             // Another reader may have removed it.
             if let Ok(found) = fs::metadata(&path) {
-                let since = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                files.push((since, path, found.len()));
+                files.push((found.modified().ok(), path, found.len()));
             }
         }
         files.sort();

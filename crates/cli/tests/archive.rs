@@ -1,0 +1,300 @@
+//! `pitser trail archive` as an operator runs it: beside a running guardian, to a folder
+//! and to a bucket, killed in between; histories, evidence and `trail verify` afterwards.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+mod common;
+#[cfg(feature = "s3")]
+#[allow(dead_code, reason = "each test program uses its part")]
+#[path = "../../client/tests/common/s3.rs"]
+mod s3;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use common::{Dev, Process, Said, run};
+use pitser_trail::Layout;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A hospital whose trail gets a segment for each block.
+struct Hospital {
+    dir: TempDir,
+    _authority: Dev,
+}
+
+impl Hospital {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let authority = Dev::start(dir.path(), 3600);
+        let config = format!(
+            "[authority]\naggregator = \"{}\"\n\
+             [guard]\norganisation = \"hospital.example\"\ndata = \"guard\"\n\
+             listen = \"127.0.0.1:0\"\nsegment_s = 0\nheartbeat_s = 1\nwitness_every_s = 1\n\
+             [[source]]\nname = \"h\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\n\
+             tables = [\"*\"]\n[source.patient]\nentry = \"patient\"\n",
+            authority.service
+        );
+        fs::write(dir.path().join("pitser.toml"), config).unwrap();
+        let this = Self {
+            dir,
+            _authority: authority,
+        };
+        this.sql(
+            "CREATE TABLE entry (id INTEGER PRIMARY KEY, patient TEXT, note TEXT);
+             INSERT INTO entry VALUES (1, 'pt-1', 'a')",
+        );
+        this.run("guard init").exits(0);
+        this
+    }
+
+    fn run(&self, args: &str) -> Said {
+        run(self.dir.path(), args)
+    }
+
+    fn sql(&self, text: &str) {
+        let db = rusqlite::Connection::open(self.dir.path().join("hospital.db")).unwrap();
+        db.busy_timeout(Duration::from_secs(20)).unwrap();
+        db.execute_batch(text).unwrap();
+    }
+
+    fn configure(&self, more: &str) {
+        let path = self.dir.path().join("pitser.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let (text, _) = text.split_once("[archive]").unwrap_or((&text, ""));
+        fs::write(&path, text.to_owned() + more).unwrap();
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::new(self.dir.path().join("guard/h"))
+    }
+
+    fn guard(&self) -> Process {
+        let (guardian, line) = Process::start(self.dir.path(), "guard run");
+        assert!(line.starts_with("guarding"), "{line}");
+        guardian
+    }
+
+    /// Changes a row until so many segments are closed and sealed.
+    fn until_closed(&self, segments: u32) {
+        let began = Instant::now();
+        let mut note = 0;
+        let is_closed = |number| self.layout().logsig(number).exists();
+        while !is_closed(segments - 1) {
+            note += 1;
+            self.sql(&format!("UPDATE entry SET note = 'n{note}'"));
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "no segment is closed"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Everything that is told of the trail, but for what changes with each telling.
+    fn told(&self) -> [Value; 3] {
+        let verified = consistent(self.run("trail verify --json")).json();
+        // Nobody said who changed the row: there are findings.
+        let history = self.run("history --patient pt-1 --json").exits(1).json();
+        let export = "evidence export --patient pt-1 -o e.pitser --force";
+        self.run(export).exits(0);
+        let evidence = fs::read(self.dir.path().join("e.pitser")).unwrap();
+        [
+            verified,
+            history,
+            serde_json::from_slice(&evidence).unwrap(),
+        ]
+    }
+
+    /// Archives it to what is configured, and uses it from there.
+    fn is_used_from_its_archive(&self) {
+        let guardian = self.guard();
+        self.until_closed(4);
+        guardian.stop();
+        let before = self.told();
+        let moved = self.run("trail archive --json").exits(0).json();
+        assert!(moved["segments"].as_u64().unwrap() >= 3, "{moved}");
+        assert!(moved["freed_bytes"].as_u64().unwrap() > 0, "{moved}");
+        assert!(!self.layout().segment(0).exists());
+        assert_eq!(self.told(), before);
+        fs::remove_dir_all(self.layout().dir().join("archive-cache")).unwrap();
+        assert_eq!(self.told(), before);
+
+        // Beside a guardian that goes on.
+        let guardian = self.guard();
+        let next = self.layout().segment_numbers().unwrap().last().unwrap() + 3;
+        self.until_closed(next);
+        self.run("trail archive --keep 0").exits(0).says("segments");
+        assert!(!self.layout().segment(next - 2).exists());
+        self.until_closed(next + 2);
+        guardian.stop();
+        let history = |told: &[Value; 3]| told[1]["lines"].as_array().unwrap().len();
+        assert!(history(&self.told()) > history(&before));
+    }
+}
+
+/// Nothing contradicts the trail; its last lines may wait for their seal.
+#[track_caller]
+fn consistent(said: Said) -> Said {
+    assert!(matches!(said.code, 0 | 2), "{said:?}");
+    said
+}
+
+#[test]
+fn a_folder() {
+    let hospital = Hospital::new();
+    hospital
+        .run("trail archive")
+        .exits(3)
+        .says("no archive is configured");
+    let folder: PathBuf = hospital.dir.path().join("archive");
+    hospital.configure(&format!(
+        "[archive]\nstore = \"file://{}\"\n",
+        folder.display()
+    ));
+    // It is not there: who needs it not does not mind, and who does is told.
+    consistent(hospital.run("trail verify"));
+    let guardian = hospital.guard();
+    hospital.until_closed(2);
+    guardian.stop();
+    hospital
+        .run("trail archive --keep 0")
+        .exits(4)
+        .says("archive");
+    fs::create_dir(&folder).unwrap();
+    hospital.is_used_from_its_archive();
+    // Somebody alters what lies there.
+    let objects = common::files(&folder);
+    let lines = objects
+        .iter()
+        .find(|path| path.ends_with("000001.jsonl.zst"));
+    let mut bytes = fs::read(lines.unwrap()).unwrap();
+    bytes[20] ^= 1;
+    fs::write(lines.unwrap(), bytes).unwrap();
+    fs::remove_dir_all(hospital.layout().dir().join("archive-cache")).unwrap();
+    hospital
+        .run("trail verify")
+        .exits(1)
+        .says("is not what was archived");
+    hospital
+        .run("trail verify guard/h")
+        .exits(3)
+        .says("this segment is in an archive");
+}
+
+#[cfg(not(feature = "s3"))]
+#[test]
+fn without_the_feature_a_bucket_is_said_to_take_it() {
+    let hospital = Hospital::new();
+    hospital.configure("[archive]\nstore = \"s3://bucket/trails\"\n");
+    let guardian = hospital.guard();
+    hospital.until_closed(2);
+    guardian.stop();
+    hospital
+        .run("trail archive --keep 0")
+        .exits(4)
+        .says("--features s3");
+}
+
+#[cfg(feature = "s3")]
+mod bucket {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Stdio;
+
+    use super::common::pitser;
+    use super::s3::{KEY_ID, S3Server, SECRET};
+    use super::*;
+
+    fn credentials(hospital: &Hospital, secret: &str) {
+        let path = hospital.dir.path().join("credentials");
+        let text = format!("aws_access_key_id = {KEY_ID}\naws_secret_access_key = {secret}\n");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn configure(hospital: &Hospital, server: &S3Server) {
+        hospital.configure(&format!(
+            "[archive]\nstore = \"s3://bucket/trails\"\n[archive.s3]\n\
+             endpoint = \"http://{}\"\ncredentials_file = \"credentials\"\n",
+            server.address()
+        ));
+        credentials(hospital, SECRET);
+    }
+
+    #[test]
+    fn a_bucket() {
+        let Some(server) = S3Server::start() else {
+            return;
+        };
+        let hospital = Hospital::new();
+        configure(&hospital, &server);
+        hospital.is_used_from_its_archive();
+        assert!(server.file("trails/hospital.example/h").exists());
+
+        // Nothing tells the secret, to whomever.
+        fs::remove_dir_all(hospital.layout().dir().join("archive-cache")).unwrap();
+        credentials(&hospital, "hush-not-the-one");
+        let said = hospital
+            .run("trail verify")
+            .exits(4)
+            .says("SignatureDoesNotMatch");
+        assert!(!said.err.contains("hush"), "{said:?}");
+        let path = hospital.dir.path().join("credentials");
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let said = hospital.run("trail verify").exits(3).says("chmod 600");
+        assert!(!said.err.contains("hush"), "{said:?}");
+
+        // The usual variables do as well.
+        hospital.configure("[archive]\nstore = \"s3://bucket/trails\"\n");
+        hospital
+            .run("trail verify")
+            .exits(4)
+            .says("AWS_ACCESS_KEY_ID");
+        let verified = pitser(hospital.dir.path())
+            .args(["trail", "verify"])
+            .env("AWS_ACCESS_KEY_ID", KEY_ID)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET)
+            .env("AWS_ENDPOINT_URL", format!("http://{}", server.address()))
+            .output()
+            .unwrap();
+        consistent(verified.into());
+    }
+
+    #[test]
+    fn killed_while_the_bucket_hangs_the_next_run_ends_it() {
+        let Some(server) = S3Server::start() else {
+            return;
+        };
+        let hospital = Hospital::new();
+        configure(&hospital, &server);
+        let guardian = hospital.guard();
+        hospital.until_closed(3);
+        guardian.stop();
+        let before = hospital.told();
+        server.hang(true);
+        let archiving = pitser(hospital.dir.path())
+            .args(["trail", "archive", "--keep", "0"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let archiving = Process(archiving);
+        let lock = hospital.layout().dir().join("archive.lock");
+        let began = Instant::now();
+        while !lock.exists() {
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "it does not begin"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        archiving.kill();
+        assert!(hospital.layout().segment(0).exists());
+        assert_eq!(hospital.told(), before);
+        server.hang(false);
+        hospital.run("trail archive --keep 0").exits(0);
+        assert!(!hospital.layout().segment(0).exists());
+        assert_eq!(hospital.told(), before);
+    }
+}
