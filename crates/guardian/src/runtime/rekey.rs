@@ -2,8 +2,10 @@
 //!
 //! A record is named by its key, so that another key makes another record of each
 //! row. A row that opens the commitment under its old key gets a `delete` line
-//! there and a `baseline` line under the new one, in one event. Whatever does not
-//! is left to the scan: missing under the old key, never sealed under the new one.
+//! there, unless that is another row's key now, and a `baseline` line under the new
+//! one, in one event. Whatever does not is left to the scan: missing under the old
+//! key, never sealed under the new one. So are, after a crash in the middle, rows
+//! whose old key had become another row's by then.
 
 use super::{BASELINE_CHUNK, BLOCK_LINES, Ended, Session, Worker};
 use crate::translate;
@@ -14,7 +16,7 @@ use pitser_evidence::commit::commit_row;
 use pitser_evidence::line::{Op, Timestamp};
 use pitser_monitor::{Expected, Sealed, expected, key_cells};
 use pitser_trail::{Draft, PatientId, TrailError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -24,6 +26,21 @@ const FILE: &str = "rekey.json";
 
 /// Columns of former keys, by table.
 pub(super) type Rekeyed = BTreeMap<String, Vec<String>>;
+
+/// The records of a table by its new key.
+#[derive(Default)]
+struct Named {
+    /// All of them.
+    now: HashSet<Bytes32>,
+    /// Those whose row is not as it was sealed.
+    unfit: HashSet<Bytes32>,
+}
+
+/// The key that a row had, if it still has the columns.
+fn former(columns: &[String], row: &Row) -> Option<Key> {
+    let cells = columns.iter().map(|column| row.get(column).cloned());
+    cells.collect::<Option<Vec<Cell>>>().map(Key::new)
+}
 
 impl Session {
     /// Remembers which tables have another key than in `before`.
@@ -66,31 +83,26 @@ impl Session {
     ) -> Result<(), Ended> {
         let at: Timestamp = snapshot.at().parse().unwrap_or_else(|_| self.now(worker));
         for (table, key) in self.rekeyed.clone() {
-            let mut failed = None;
-            let mut changed = Vec::new();
-            let mut each = |rows: Rows| {
-                let carried = self.carry_rows(worker, (&table, &key), rows, &at, &mut changed);
-                match carried {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(ended) => {
-                        failed = Some(ended);
-                        ControlFlow::Break(())
-                    }
+            // All are compared before one is written: what was one row's key may be
+            // another's now.
+            let mut named = Named::default();
+            self.each(snapshot, &table, |session, rows| {
+                for (now, row) in rows {
+                    session.compare_named(&table, (former(&key, &row), now), &row, &mut named)?;
                 }
-            };
-            snapshot.scan(&table, BASELINE_CHUNK, &mut each)?;
-            if let Some(ended) = failed {
-                return Err(ended);
-            }
-            // Rows that were written since have their lines; last, for by now what
-            // was one record's key may be part of several rows.
-            for old in changed {
-                if self.is_standing(&table, &old) {
-                    let gone = self.gone_from(worker, &table, &old, &at)?;
-                    self.append(vec![gone])?;
+                session.attend(worker)
+            })?;
+            self.each(snapshot, &table, |session, rows| {
+                for (now, row) in rows {
+                    let keys = (former(&key, &row), now);
+                    session.carry_row(worker, &table, keys, &row, &at, &named)?;
                 }
-            }
-            self.trail.commit()?;
+                session.trail.commit()?;
+                if session.trail.open_lines() >= BLOCK_LINES {
+                    session.close(worker)?;
+                }
+                session.attend(worker)
+            })?;
         }
         self.rekeyed.clear();
         // It may never have been written.
@@ -99,43 +111,86 @@ impl Session {
         Ok(())
     }
 
-    fn carry_rows(
+    /// Reads a table's rows.
+    fn each(
         &mut self,
-        worker: &mut Worker,
-        (table, old_key): (&str, &[String]),
-        rows: Rows,
-        at: &Timestamp,
-        changed: &mut Vec<Key>,
+        snapshot: &mut dyn Snapshot,
+        table: &str,
+        mut take: impl FnMut(&mut Self, Rows) -> Result<(), Ended>,
     ) -> Result<(), Ended> {
-        for (key, row) in rows {
-            let cells = old_key.iter().map(|column| row.get(column).cloned());
-            let Some(old) = cells.collect::<Option<Vec<Cell>>>().map(Key::new) else {
+        let mut failed = None;
+        snapshot.scan(table, BASELINE_CHUNK, &mut |rows| match take(self, rows) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(ended) => {
+                failed = Some(ended);
+                ControlFlow::Break(())
+            }
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn compare_named(
+        &mut self,
+        table: &str,
+        (was, now): (Option<Key>, Key),
+        row: &Row,
+        named: &mut Named,
+    ) -> Result<(), Ended> {
+        let record = self.record_under(table, &now);
+        // Under the new key, if it was written since, or by a guardian that was killed.
+        let fits = self.is_sealed_as(table, &now, row)?
+            || match &was {
+                Some(was) => self.is_sealed_as(table, was, row)?,
                 // A column of the old key is gone: nothing leads to the old record.
-                continue;
+                None => false,
             };
-            if self.is_standing(table, &key) {
-                changed.push(old);
-                continue;
-            }
-            if self.is_sealed_as(table, &old, &row)? {
-                let gone = self.gone_from(worker, table, &old, at)?;
-                let begun = translate::baseline(
-                    (table, &key, &row),
-                    self.patients.of(table, &row),
-                    self.keeps_image(worker, table),
-                    at,
-                    &worker.parts.source.name,
-                    self.position,
-                );
-                self.append(vec![gone, begun])?;
-                self.learn(table, &key, Some(&row));
-            }
+        if !fits {
+            named.unfit.insert(record);
         }
-        self.trail.commit()?;
-        if self.trail.open_lines() >= BLOCK_LINES {
-            self.close(worker)?;
+        named.now.insert(record);
+        Ok(())
+    }
+
+    fn carry_row(
+        &mut self,
+        worker: &Worker,
+        table: &str,
+        (was, now): (Option<Key>, Key),
+        row: &Row,
+        at: &Timestamp,
+        named: &Named,
+    ) -> Result<(), Ended> {
+        let record = self.record_under(table, &now);
+        if named.unfit.contains(&record) {
+            return Ok(());
         }
-        self.attend(worker)
+        let mut event = Vec::new();
+        if let Some(was) = &was
+            && !named.now.contains(&self.record_under(table, was))
+            && self.is_standing(table, was)
+        {
+            event.push(self.gone_from(worker, table, was, at)?);
+        }
+        if !self.is_sealed_as(table, &now, row)? {
+            // Another row's until now.
+            if self.is_standing(table, &now) {
+                event.push(self.gone_from(worker, table, &now, at)?);
+            }
+            self.learn(table, &now, Some(row));
+            let patient = self.patients.of(table, row);
+            event.push(translate::baseline(
+                (table, &now, row),
+                patient,
+                self.keeps_image(worker, table),
+                at,
+                &worker.parts.source.name,
+                self.position,
+            ));
+        }
+        if !event.is_empty() {
+            self.append(event)?;
+        }
+        Ok(())
     }
 
     fn record_under(&self, table: &str, key: &Key) -> Bytes32 {
