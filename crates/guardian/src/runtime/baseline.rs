@@ -157,6 +157,13 @@ impl Session {
         if self.trail.open_lines() >= BLOCK_LINES {
             self.close(worker)?;
         }
+        self.meanwhile(worker)?;
+        Ok(written)
+    }
+
+    /// Does what cannot wait while all rows of a table are read, and tells the
+    /// source each second that we are still here.
+    pub(super) fn meanwhile(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.attend(worker)?;
         let now = (worker.parts.clock)();
         if now >= self.next.fingerprint {
@@ -165,12 +172,12 @@ impl Session {
             self.acknowledge()?;
         }
         self.show(worker);
-        Ok(written)
+        Ok(())
     }
 
     /// Does what cannot wait for the last row of the baseline. Nothing is taken
     /// from the source meanwhile.
-    pub(super) fn attend(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    fn attend(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         while let Ok(command) = worker.inbox.try_recv() {
             match command {
                 Command::Stop { reply, .. } => {

@@ -82,7 +82,11 @@ impl Session {
         snapshot: &mut dyn Snapshot,
     ) -> Result<(), Ended> {
         let at: Timestamp = snapshot.at().parse().unwrap_or_else(|_| self.now(worker));
-        for (table, key) in self.rekeyed.clone() {
+        let shapes = self.source.shapes();
+        let mut rekeyed = self.rekeyed.clone();
+        // One that was dropped meanwhile has no rows to carry.
+        rekeyed.retain(|table, _| shapes.iter().any(|shape| shape.name == *table));
+        for (table, key) in rekeyed {
             // All are compared before one is written: what was one row's key may be
             // another's now.
             let mut named = Named::default();
@@ -90,7 +94,7 @@ impl Session {
                 for (now, row) in rows {
                     session.compare_named(&table, (former(&key, &row), now), &row, &mut named)?;
                 }
-                session.attend(worker)
+                session.meanwhile(worker)
             })?;
             self.each(snapshot, &table, |session, rows| {
                 for (now, row) in rows {
@@ -101,7 +105,7 @@ impl Session {
                 if session.trail.open_lines() >= BLOCK_LINES {
                     session.close(worker)?;
                 }
-                session.attend(worker)
+                session.meanwhile(worker)
             })?;
         }
         self.rekeyed.clear();
@@ -204,14 +208,13 @@ impl Session {
         known.is_some_and(|known| known.leaf.row.is_some())
     }
 
-    /// Whether the row is the one that was sealed under this key, or its key was
-    /// destroyed and nothing can be compared any more.
+    /// Whether the row is the one that was sealed under this key.
     fn is_sealed_as(&mut self, table: &str, key: &Key, row: &Row) -> Result<bool, Ended> {
         let record = self.record_under(table, key);
         let sealed = expected(&mut self.trail, table, &record).map_err(TrailError::from)?;
         let (nonce, commitment) = match sealed {
-            Expected::Unknown => return Ok(false),
-            Expected::Erased => return Ok(true),
+            // What cannot be compared is not carried along.
+            Expected::Unknown | Expected::Erased => return Ok(false),
             Expected::Row { nonce, row } => (nonce, row),
         };
         let cells = row.iter().map(|(name, cell)| (name, cell.expose()));
