@@ -93,6 +93,12 @@ const PLAIN: &[Plain] = &[
         &|s| number(s.rows_verified),
     ),
     (
+        "pitser_log_kept_bytes",
+        "gauge",
+        "Log that the database keeps until it is captured.",
+        &|s| s.log_kept_bytes.and_then(number),
+    ),
+    (
         "pitser_sealed_timestamp_seconds",
         "gauge",
         "Time of the newest seal.",

@@ -23,7 +23,7 @@ fn hospital() -> Option<World> {
 }
 
 /// Of all lines of the trail.
-fn bytes(world: &World) -> u64 {
+pub(crate) fn bytes(world: &World) -> u64 {
     let files = std::fs::read_dir(world.layout().segments()).unwrap();
     let files = files.map(|file| file.unwrap().path());
     let lines = files.filter(|path| path.extension().is_some_and(|end| end == "jsonl"));

@@ -1,7 +1,9 @@
 //! Tables that come, change and go while they are guarded.
 
+use pitser_evidence::line::Op;
 use serde_json::Value;
 
+use crate::long::bytes;
 use crate::tamper::unseen;
 use crate::world::World;
 
@@ -145,6 +147,133 @@ fn columns_that_come_change_and_go_between_changes_of_rows() {
     assert_eq!(wrong(&world), ["ROW-01 public.visit 7"]);
     world.stop_guardian();
     world.run("trail verify").exits(0);
+}
+
+/// Gives the table another key, between and beside changes of rows, one of which
+/// was made past capture.
+fn rekeyed(identity: &str) {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        &format!("ALTER TABLE visit REPLICA IDENTITY {identity}"),
+    );
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 9",
+    );
+    world.psql("postgres", "UPDATE visit SET note = 'before' WHERE id = 5");
+    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n)",
+    );
+    world.psql(
+        "postgres",
+        "UPDATE visit SET note = 'at once' WHERE n = 1007; INSERT INTO visit VALUES (8, 2000, 'like another')",
+    );
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    world.settle();
+    // What was sealed goes on; what was forged is found under both keys.
+    let forged = ["ROW-03 public.visit 1009", "ROW-02 public.visit 9"];
+    assert_eq!(wrong(&world), forged);
+    world.psql(
+        "postgres",
+        "UPDATE visit SET note = 'after' WHERE n = 1006; DELETE FROM visit WHERE n = 1005",
+    );
+    world.settle();
+    assert_eq!(wrong(&world), forged);
+    let ops = |world: &World, key: u32| {
+        let said = world
+            .run(&format!("history public.visit {key} --json"))
+            .json();
+        let lines = said["lines"].as_array().unwrap().iter();
+        let ops = lines.map(|e| e["line"]["op"].as_str().unwrap().to_owned());
+        ops.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(ops(&world, 1006), "baseline update");
+    assert_eq!(ops(&world, 1007), "update");
+    assert_eq!(ops(&world, 5), "baseline update delete");
+    assert_eq!(ops(&world, 7), "baseline delete");
+    world.kill_guardian();
+    world.guard();
+    assert_eq!(wrong(&world), forged);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn another_primary_key() {
+    rekeyed("DEFAULT");
+}
+
+#[test]
+fn another_primary_key_under_full_identity() {
+    rekeyed("FULL");
+}
+
+#[test]
+fn keys_that_change_places() {
+    let Some(mut world) = world() else { return };
+    world.psql("postgres", "UPDATE visit SET n = 51 - id");
+    world.settle();
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 9",
+    );
+    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n)",
+    );
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    world.settle();
+    // Row 9 is number 42 now, which another row was.
+    assert_eq!(wrong(&world), ["ROW-01 public.visit 42"]);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn killed_while_records_go_on_under_another_key() {
+    const ROWS: usize = 20_000;
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        &format!(
+            "INSERT INTO visit SELECT n, 100000 + n, 'more' FROM generate_series(2001, 2000 + {ROWS}) n"
+        ),
+    );
+    world.settle();
+    let before = bytes(&world);
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n)",
+    );
+    world.eventually("carries", |world| bytes(world) > before + 1_000_000);
+    world.kill_guardian();
+    assert!(world.layout().dir().join("rekey.json").exists(), "too late");
+    world.psql(
+        "postgres",
+        "UPDATE visit SET note = 'meanwhile' WHERE id = 22000",
+    );
+    world.guard();
+    assert_eq!(wrong(&world), Vec::<String>::new());
+    world.stop_guardian();
+    assert!(!world.layout().dir().join("rekey.json").exists());
+    world.run("trail verify").exits(0);
+    let baselines = world
+        .lines()
+        .iter()
+        .filter(|line| line.op == Op::Baseline)
+        .count();
+    // At first fifty, then all but the one that was changed.
+    assert_eq!(baselines, 50 + 50 + ROWS - 1);
 }
 
 #[test]

@@ -38,3 +38,28 @@ fn soak() {
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
+
+/// `BACKFILL_ROWS=10000000 cargo test -p pitser --test postgres -- --ignored backfill --nocapture`
+#[test]
+#[ignore = "measures; takes as long as BACKFILL_ROWS says"]
+fn backfill() {
+    let rows = std::env::var("BACKFILL_ROWS").unwrap_or_else(|_| "100000".into());
+    let Some(world) = World::new("bank") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        &format!(
+            "CREATE TABLE entry (id int PRIMARY KEY, a int, b int, c text, d text, e timestamptz, f numeric, g text, h int, i text);
+             INSERT INTO entry SELECT n, n, n, md5(n::text), md5(n::text), now(), n, repeat('x', 150), n, 'y' FROM generate_series(1, {rows}) n"
+        ),
+    );
+    world.configure("scan_every_s = 0", "tables = [\"public.entry\"]\n");
+    let began = std::time::Instant::now();
+    world
+        .run("guard init")
+        .exits(0)
+        .says(&format!("baseline {rows} rows"));
+    println!("{rows} rows in {:.1?}", began.elapsed());
+    world.run("trail verify").exits(2);
+}

@@ -34,10 +34,10 @@ impl Copies {
 
 impl Session {
     /// Writes the rows that were there when guarding began, unless that is done:
-    /// of all tables, or of those that were guarded later. After a crash it goes
-    /// on where it was.
+    /// of all tables, or of those that were guarded later or have another key now.
+    /// After a crash it goes on where it was.
     pub(super) fn baseline(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        if self.unbaselined.is_empty() {
+        if self.unbaselined.is_empty() && self.rekeyed.is_empty() {
             return Ok(());
         }
         let mut snapshot = self.source.snapshot()?()?;
@@ -50,7 +50,12 @@ impl Session {
                 self.regular(worker)?;
             }
         }
-        self.baseline_of(worker, &mut *snapshot, &mut |_| {})?;
+        if !self.rekeyed.is_empty() {
+            self.carry(worker, &mut *snapshot)?;
+        }
+        if !self.unbaselined.is_empty() {
+            self.baseline_of(worker, &mut *snapshot, &mut |_| {})?;
+        }
         self.resume_postponed(worker);
         Ok(())
     }
@@ -153,6 +158,13 @@ impl Session {
         if self.trail.open_lines() >= BLOCK_LINES {
             self.close(worker)?;
         }
+        self.meanwhile(worker)?;
+        Ok(written)
+    }
+
+    /// Does what cannot wait while all rows of a table are read, and tells the
+    /// source each second that we are still here.
+    pub(super) fn meanwhile(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.attend(worker)?;
         let now = (worker.parts.clock)();
         if now >= self.next.fingerprint {
@@ -161,7 +173,7 @@ impl Session {
             self.acknowledge()?;
         }
         self.show(worker);
-        Ok(written)
+        Ok(())
     }
 
     /// Does what cannot wait for the last row of the baseline. Nothing is taken

@@ -81,8 +81,7 @@ impl Session {
         if self.is_written(change.pos) {
             return self.recall(&change);
         }
-        let before = self.open.changes.first().map(|before| before.tx);
-        if before.is_some_and(|before| before != change.tx) {
+        if !self.open.is(change.tx) {
             self.end_transaction(worker)?;
         }
         if self.open.keep(change) {

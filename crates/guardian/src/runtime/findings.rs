@@ -1,6 +1,7 @@
 //! What is wrong: findings into the trail, and the schema that capture relies on.
 
 use super::{Ended, Session, StartError, Worker};
+use pitser_capture::Drift;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient};
@@ -128,7 +129,7 @@ impl Session {
         };
         let about = self.append(vec![draft])?;
         self.scan_due |= !drifts.is_empty();
-        for drift in drifts {
+        for drift in together(drifts) {
             let Some(code) = drift_code(drift.code) else {
                 continue;
             };
@@ -170,6 +171,22 @@ pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, 
         incidents.written(&finding, line.seq);
     }
     Ok(incidents)
+}
+
+/// One drift for all of a look that are of one code and table: they are one event.
+fn together(drifts: Vec<Drift>) -> Vec<Drift> {
+    let mut together: Vec<Drift> = Vec::new();
+    for drift in drifts {
+        let same = |known: &&mut Drift| (known.code, &known.table) == (drift.code, &drift.table);
+        match together.iter_mut().find(same) {
+            Some(known) => {
+                known.text.push_str(". Also: ");
+                known.text.push_str(&drift.text);
+            }
+            None => together.push(drift),
+        }
+    }
+    together
 }
 
 /// The finding that a drift is; `None` if only a scan can tell.

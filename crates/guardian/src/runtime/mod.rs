@@ -7,6 +7,7 @@ mod findings;
 mod fleet;
 mod heads;
 mod queue;
+mod rekey;
 mod scan;
 mod session;
 mod show;
@@ -38,6 +39,7 @@ use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
 use queue::Queue;
+use rekey::Rekeyed;
 use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -559,6 +561,8 @@ struct Session {
     is_in_danger: bool,
     /// Tables whose rows all have their line, or had while they were guarded.
     live: HashSet<String>,
+    /// Tables whose records are yet to go on under another key.
+    rekeyed: Rekeyed,
     /// Tables that the configuration names and nobody guards, and that were told.
     unguarded: HashSet<String>,
     events: u64,

@@ -1,5 +1,6 @@
 //! One stretch of guarding between two failures: opening, waiting, deciding what is due.
 
+use super::rekey::Rekeyed;
 use super::transaction::Transaction;
 use super::{
     BLOCK_LINES, Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session,
@@ -59,6 +60,7 @@ impl Session {
             is_consulting: false,
             is_in_danger: false,
             live: collected.live,
+            rekeyed: Rekeyed::new(),
             unguarded: HashSet::new(),
             events: collected.events,
             open: Transaction::after(collected.written),
@@ -94,6 +96,7 @@ impl Session {
         session.next.close = session.close_time(&worker.parts.tuning, now);
         session.next.scan = session.scan_time(&worker.parts.tuning, now);
         session.unbaselined = session.lacking();
+        session.rekeyed = session.remembered_keys();
         session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
         for block in session.trail.unsealed() {
@@ -254,6 +257,7 @@ impl Session {
         // Rows that have no line yet are not unknown ones.
         if self.scanning.is_none()
             && self.unbaselined.is_empty()
+            && self.rekeyed.is_empty()
             && (self.scan_due || now >= self.next.scan || !self.scan_replies.is_empty())
         {
             self.scan_due = false;

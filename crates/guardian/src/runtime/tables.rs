@@ -16,9 +16,11 @@ impl Session {
     /// Goes by the tables as they are now: those that are guarded since get the
     /// lines of the rows that were there.
     pub(super) fn reshape(&mut self, worker: &Worker) -> Result<(), Ended> {
+        let before = self.source.shapes().to_vec();
         if !self.source.refresh()? {
             return Ok(());
         }
+        self.note_keys(&before)?;
         let (source, shapes) = (&worker.parts.source, self.source.shapes());
         let rules = Patients::new(source, shapes).map_err(InitError::from);
         let rules = rules.and_then(|patients| Ok((patients, Actors::new(source, shapes)?)));

@@ -23,8 +23,10 @@ const BYTES: usize = 8 << 20;
 /// The transaction whose changes are coming.
 #[derive(Default)]
 pub(super) struct Transaction {
+    /// Its number, once a change of it was kept.
+    tx: Option<u64>,
     /// Its changes that are not in the trail yet.
-    pub(super) changes: Vec<Change>,
+    changes: Vec<Change>,
     /// How large their values are.
     bytes: usize,
     /// What its changes say together.
@@ -53,14 +55,21 @@ impl Transaction {
         }
     }
 
+    /// Whether a change of transaction `tx` can be of this one.
+    pub(super) fn is(&self, tx: u64) -> bool {
+        self.tx.is_none_or(|open| open == tx)
+    }
+
     /// Keeps a change; `true` if no more should be kept before some are written.
     pub(super) fn keep(&mut self, change: Change) -> bool {
+        self.tx = Some(change.tx);
         self.bytes += change.size();
         // The two halves of a changed key stay together.
         let is_halved = change.op == Changed::Delete;
         self.changes.push(change);
-        let is_full = self.changes.len() >= CHANGES || self.bytes >= BYTES;
-        is_full && (!is_halved || self.changes.len() >= 2 * CHANGES)
+        let are_more_than =
+            |times: usize| self.changes.len() >= times * CHANGES || self.bytes >= times * BYTES;
+        are_more_than(if is_halved { 2 } else { 1 })
     }
 
     /// The changes that were kept, to be written.
@@ -107,6 +116,7 @@ impl Transaction {
             }
         }
         self.written = Written::default();
+        self.tx = None;
         let told = wrong.into_iter().map(|mut suspect| {
             if suspect.rows > 1 {
                 suspect.finding.text += &format!(
