@@ -289,9 +289,13 @@ impl<F: Folder> DiskPages<F> {
         let leaves = self.files.get(&number);
         let leaves = leaves.ok_or_else(|| self.damage(&name(), Damage::Missing))?;
         bytes.resize(CRC + length, 0);
-        let gathered_from = leaves.len - self.gathered.len() as u64;
-        if self.writing == Some(number) && offset >= gathered_from {
-            let start = (offset - gathered_from) as usize;
+        // Where the bytes begin that are not in the file yet.
+        let in_file = match self.writing == Some(number) {
+            true => leaves.len - self.gathered.len() as u64,
+            false => leaves.len,
+        };
+        if let Some(start) = offset.checked_sub(in_file) {
+            let start = start as usize;
             let there = self.gathered.get(start..start + CRC + length);
             bytes.copy_from_slice(there.ok_or_else(|| self.damage(&name(), Damage::Short))?);
         } else {
