@@ -50,11 +50,14 @@ fn record(n: u8) -> Bytes32 {
     Bytes32([n; 32])
 }
 
+/// A record's leaf, whose it is, and whose its row is.
+type Known = (Leaf, Option<Patient>, Option<Patient>);
+
 #[derive(Default)]
 struct Model {
     map: SparseMap,
     values: BTreeMap<MapKey, Vec<u8>>,
-    records: BTreeMap<(u8, u8), (Leaf, Option<Patient>, Option<Patient>)>,
+    records: BTreeMap<(u8, u8), Known>,
     patients: BTreeMap<u8, Leaf>,
     marks: Vec<u8>,
 }

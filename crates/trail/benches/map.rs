@@ -277,7 +277,7 @@ fn patients(leaves: u64) -> u64 {
 fn a_record(random: &mut u64, leaves: u64) -> u64 {
     loop {
         let n = next(random) % leaves;
-        if n % 11 != 0 {
+        if !n.is_multiple_of(11) {
             return n;
         }
     }

@@ -991,7 +991,7 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
         if line.seq == 0 {
             self.genesis = bytes;
         }
-        if line.seq % PROGRESS_LINES == 0 {
+        if line.seq.is_multiple_of(PROGRESS_LINES) {
             (self.progress)(line.seq);
         }
     }

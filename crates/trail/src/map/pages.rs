@@ -129,7 +129,7 @@ impl<F: Folder> DiskPages<F> {
                 let file = self.folder.open(&name);
                 let file = file.at(&self.folder.path().join(&name), "cannot open")?;
                 let file = file.ok_or_else(|| self.damage(&name, Damage::Missing))?;
-                let len = file.len();
+                let len = file.length();
                 let len = len.at(&self.folder.path().join(&name), "cannot look at")?;
                 let leaves = Leaves { file, len, live: 0 };
                 self.files.entry(number).or_insert(leaves)
@@ -161,7 +161,7 @@ impl<F: Folder> DiskPages<F> {
             false => {
                 let file = self.folder.open(PATIENTS).at(&path, "cannot open")?;
                 let file = file.ok_or_else(|| self.damage(PATIENTS, Damage::Missing))?;
-                if file.len().at(&path, "cannot look at")? < len {
+                if file.length().at(&path, "cannot look at")? < len {
                     return Err(self.damage(PATIENTS, Damage::Short));
                 }
                 Some(file)
