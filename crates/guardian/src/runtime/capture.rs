@@ -317,8 +317,7 @@ impl Session {
         actor: Option<pitser_capture::Actor>,
         pos: Position,
     ) -> Result<Option<Draft>, Ended> {
-        let sealed =
-            Sealed::of(&mut self.trail, &change.table, record).map_err(TrailError::from)?;
+        let sealed = Sealed::of(&mut self.trail, &change.table, record)?;
         let Some(key) = sealed.and_then(|sealed| sealed.content.key) else {
             return Ok(None);
         };
@@ -379,7 +378,7 @@ impl Session {
     /// The version of a record that was sealed before a change.
     fn sealed(&mut self, change: &Change) -> Result<Option<Sealed>, TrailError> {
         let record = self.record_of(change);
-        Ok(Sealed::of(&mut self.trail, &change.table, &record)?)
+        Sealed::of(&mut self.trail, &change.table, &record)
     }
 
     /// The columns that an update changed, where that is known.
@@ -398,8 +397,7 @@ impl Session {
             return Ok(());
         };
         let record = self.record_of(change);
-        let expected =
-            expected(&mut self.trail, &change.table, &record).map_err(TrailError::from)?;
+        let expected = expected(&mut self.trail, &change.table, &record)?;
         let Expected::Row { nonce, row } = expected else {
             return Ok(());
         };

@@ -307,10 +307,7 @@ impl Session {
                 if self.scanning.as_ref().is_some_and(|p| p.number == pass) {
                     let mut expected = Vec::with_capacity(records.len());
                     for record in &records {
-                        expected.push(
-                            pitser_monitor::expected(&mut self.trail, &table, record)
-                                .map_err(TrailError::from)?,
-                        );
+                        expected.push(pitser_monitor::expected(&mut self.trail, &table, record)?);
                     }
                     // A pass that was given up does not wait for the answer.
                     let _ = reply.send(expected);
