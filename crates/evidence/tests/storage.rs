@@ -50,11 +50,14 @@ fn record(n: u8) -> Bytes32 {
     Bytes32([n; 32])
 }
 
+/// A record's leaf, whose it is, and whose its row is.
+type Known = (Leaf, Option<Patient>, Option<Patient>);
+
 #[derive(Default)]
 struct Model {
     map: SparseMap,
     values: BTreeMap<MapKey, Vec<u8>>,
-    records: BTreeMap<(u8, u8), (Leaf, Option<Patient>, Option<Patient>)>,
+    records: BTreeMap<(u8, u8), Known>,
     patients: BTreeMap<u8, Leaf>,
     marks: Vec<u8>,
 }
@@ -145,7 +148,9 @@ fn agree(tree: &mut Tree<Memory>, model: &mut Model) {
     assert_eq!(tree.patients(), model.patients.len() as u64);
     for (table, name) in (0..).zip(TABLES) {
         let mut shown = BTreeMap::new();
-        let mut visit = |key: &Bytes32, leaf: &Leaf| drop(shown.insert(key.0[0], *leaf));
+        let mut visit = |key: &Bytes32, leaf: &Leaf| {
+            shown.insert(key.0[0], *leaf);
+        };
         tree.records(name, &mut visit).unwrap();
         let of_table = model.records.range((table, 0)..=(table, u8::MAX));
         let expected: BTreeMap<_, _> = of_table

@@ -151,9 +151,9 @@ fn nodes(leaves: u64) {
         None,
     );
     let mut random = 1;
-    let mut taken = Vec::new();
+    let (mut taken, mut cpu) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let begun = Instant::now();
+        let (begun, cpu_before) = (Instant::now(), cpu_us());
         for n in 0..UPDATES {
             let seq = leaves + round * UPDATES + n;
             let (key, leaf) = match n % 2 {
@@ -170,8 +170,13 @@ fn nodes(leaves: u64) {
         }
         map.root();
         taken.push(begun.elapsed());
+        cpu.push(Duration::from_micros(cpu_us() - cpu_before));
     }
-    println!("  100,000 updates and the root {}", median(&mut taken));
+    println!(
+        "  100,000 updates and the root {}; CPU {}",
+        median(&mut taken),
+        median(&mut cpu)
+    );
     println!(
         "  resident {} MB, without the leaves themselves",
         resident_mb()
@@ -202,9 +207,9 @@ fn updates<P: pitser_evidence::store::Pages>(
     mut after: impl FnMut(&mut Tree<P>, u64),
 ) -> String {
     let mut random = 1;
-    let (mut taken, mut rooting) = (Vec::new(), Vec::new());
+    let (mut taken, mut rooting, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let begun = Instant::now();
+        let (begun, cpu_before) = (Instant::now(), cpu_us());
         for n in 0..UPDATES {
             let seq = leaves + round * UPDATES + n;
             if n % 2 == 0 {
@@ -226,12 +231,14 @@ fn updates<P: pitser_evidence::store::Pages>(
         assert!(tree.root().is_ok());
         rooting.push(rooted.elapsed());
         taken.push(begun.elapsed());
+        cpu.push(Duration::from_micros(cpu_us() - cpu_before));
         after(tree, round);
     }
     format!(
-        "100,000 updates and the root {}, of which the root {}",
+        "100,000 updates and the root {}, of which the root {}; CPU {}",
         median(&mut taken),
-        median(&mut rooting)
+        median(&mut rooting),
+        median(&mut cpu)
     )
 }
 
@@ -270,7 +277,7 @@ fn patients(leaves: u64) -> u64 {
 fn a_record(random: &mut u64, leaves: u64) -> u64 {
     loop {
         let n = next(random) % leaves;
-        if n % 11 != 0 {
+        if !n.is_multiple_of(11) {
             return n;
         }
     }

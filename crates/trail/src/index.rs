@@ -333,7 +333,7 @@ impl Records {
             opened => opened.at(&this.path, "cannot open")?,
         };
         match &this.file {
-            Some(file) if file.len().at(&this.path, "cannot look at")? < len => {
+            Some(file) if file.length().at(&this.path, "cannot look at")? < len => {
                 Err(this.damaged(Damage::Short))
             }
             None if len > 0 => Err(this.damaged(Damage::Missing)),

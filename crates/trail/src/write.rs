@@ -192,6 +192,9 @@ pub struct Trail {
     /// Line after the map's newest commit, unless none is to be made; when it
     /// was made, or could have been, in microseconds of checkpoints' time.
     committed: (Option<u64>, Option<u64>),
+    /// A commit that is to be made before the next line: its block's last line
+    /// and the time. Not with the block itself, whose seal would wait for it.
+    commit_due: Option<(Digest, u64)>,
     log: LogTree,
     /// Held until the trail is dropped.
     _lock: File,
@@ -255,9 +258,17 @@ impl SegmentFiles {
     }
 }
 
-/// What was damaged is not opened again.
+/// After an orderly end there is nothing to replay; what was damaged is not
+/// opened again.
 impl Drop for Trail {
     fn drop(&mut self) {
+        self.commit_lines = 0;
+        if !self.poisoned
+            && self.buffer.is_empty()
+            && let Err(error) = self.commit_map()
+        {
+            tracing::warn!(%error, "the map could not be made durable; the next start replays more");
+        }
         if self.state.storage().pages().is_damaged() || self.index.is_damaged() {
             tracing::warn!("the map is made anew from the segments at the next start");
             forget_map(&self.layout);
@@ -398,6 +409,7 @@ impl Trail {
             index: view.index,
             gathered: kept,
             committed: (committed, None),
+            commit_due: None,
             unsealed: view.seals.waiting.iter().map(summary).collect(),
             closing: VecDeque::new(),
             last_seal: view.seals.last,
@@ -567,6 +579,7 @@ impl Trail {
     ) -> Result<BlockSummary, TrailError> {
         self.usable()?;
         self.checked(|trail| {
+            trail.commit_map()?;
             let block = trail.blocks();
             let at_us = at.micros();
             let line = trail.checkpoint_line(at.clone(), pos, mapping, block)?;
@@ -578,15 +591,16 @@ impl Trail {
             if trail.segment_is_due(&at) {
                 trail.next_segment()?;
             }
-            trail.commit_map(at_us, Digest(last_line))?;
+            trail.commit_due = Some((Digest(last_line), at_us));
             Ok(summary)
         })
     }
 
-    /// Makes the map durable as of the block that was just closed, if enough
-    /// came since it last was.
-    fn commit_map(&mut self, at_us: u64, last_line: Digest) -> Result<(), TrailError> {
-        let Some(committed) = self.committed.0 else {
+    /// Makes the map durable as of the newest block, after which nothing was
+    /// written yet, if enough came since it last was.
+    fn commit_map(&mut self) -> Result<(), TrailError> {
+        let due = self.commit_due.take();
+        let (Some((last_line, at_us)), Some(committed)) = (due, self.committed.0) else {
             return Ok(());
         };
         let lines = self.state.next_seq() - committed;
@@ -895,7 +909,7 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
         if line.seq == 0 {
             self.genesis = bytes;
         }
-        if line.seq % PROGRESS_LINES == 0 {
+        if line.seq.is_multiple_of(PROGRESS_LINES) {
             (self.progress)(line.seq);
         }
     }

@@ -340,3 +340,66 @@ fn proofs_are_had_at_every_sealed_head() {
     };
     assert_eq!(seqs(&again), seqs(&list));
 }
+
+/// The system went down: a commit was durable, lines that it has were not.
+#[test]
+fn a_commit_that_the_segments_do_not_reach_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    for n in 1..=3 {
+        block(&mut trail, n, 10);
+    }
+    let layout = Layout::new(dir.path());
+    let earlier = tempfile::tempdir().unwrap();
+    copy(&layout.segments(), earlier.path());
+    for n in 4..=5 {
+        block(&mut trail, n, 10);
+    }
+    drop(trail);
+    std::fs::remove_dir_all(layout.segments()).unwrap();
+    copy(earlier.path(), &layout.segments());
+    is_what_the_segments_say(dir.path(), "segments of an earlier moment");
+}
+
+#[test]
+fn readers_beside_the_writer_see_whole_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    block(&mut trail, 1, 5);
+    let head = trail.sign_head();
+    trail.store_head(&head).unwrap();
+    let layout = Layout::new(dir.path());
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let over = std::sync::atomic::Ordering::SeqCst;
+    let read = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut read = 0u64;
+            while !is_over.load(over) || read == 0 {
+                let mut exporter = Exporter::open(layout.clone()).unwrap();
+                for patient in 0..7 {
+                    let entry = exporter.prove_patient(&format!("pt-{patient}")).unwrap();
+                    let Some(leaf) = entry.leaf else { continue };
+                    let leaf = pitser_evidence::map::Leaf::decode(&leaf.0).unwrap();
+                    let list = exporter.patient_history(&format!("pt-{patient}")).unwrap();
+                    assert_eq!(list.len() as u64, leaf.count);
+                }
+                read += 1;
+            }
+            read
+        });
+        for n in 2..=40 {
+            trail.set_segment_limits(SegmentLimits {
+                bytes: if n % 9 == 0 { 1 } else { 1 << 20 },
+                ..SegmentLimits::default()
+            });
+            block(&mut trail, n, 30);
+            let head = trail.sign_head();
+            trail.store_head(&head).unwrap();
+        }
+        is_over.store(true, over);
+        reader.join().unwrap()
+    });
+    assert!(read > 0);
+    drop(trail);
+    is_what_the_segments_say(dir.path(), "after readers");
+}

@@ -273,8 +273,11 @@ impl<P: Pages> Tree<P> {
             self.buffered -= slot.bytes.capacity();
             self.nodes.at_mut(slot.node).set(Link::Kept(extent));
             self.changed.push((slot.node, slot.prefix));
-            slot.bytes.clear();
-            self.spare.push(slot.bytes);
+            // Splitting makes more of them than are ever needed at a time.
+            if self.spare.len() < self.limits.buffered / SPARE_PART {
+                slot.bytes.clear();
+                self.spare.push(slot.bytes);
+            }
         }
         Ok(())
     }
@@ -756,6 +759,8 @@ impl<P: Pages> Storage for Tree<P> {
 }
 
 const ROOT: u32 = 0;
+/// One buffer is kept to be used again for so many bytes that may be buffered.
+const SPARE_PART: usize = 8192;
 /// For one more entry, in bytes.
 const ROOM: usize = 128;
 /// Bits of a link below its kind.

@@ -92,6 +92,12 @@ struct Retired {
     name: String,
 }
 
+/// A map that was opened to go on, what writes its commits, and the newest one.
+pub type Opened<F> = (Tree<DiskPages<F>>, Store<F>, Commit);
+
+/// A map that was read, and its commit.
+pub(crate) type Restored<P> = (Tree<P>, Commit);
+
 /// What a commit says, before the tree is built.
 struct Found<F: Folder> {
     pages: DiskPages<F>,
@@ -122,7 +128,7 @@ impl<F: Folder> Store<F> {
     ///
     /// # Errors
     /// [`MapError::Damaged`] if the store is not what was written.
-    pub fn open(folder: F) -> Result<Option<(Tree<DiskPages<F>>, Self, Commit)>, MapError> {
+    pub fn open(folder: F) -> Result<Option<Opened<F>>, MapError> {
         let names = names(&folder)?;
         let last = |prefix| numbers(&names, prefix).last().copied();
         let next_file = last("leaves-").map_or(0, |last| last + 1);
@@ -368,7 +374,7 @@ fn clean<F: Folder>(tree: &mut Tree<DiskPages<F>>) -> Result<(), MapError> {
 pub(crate) fn read<F: Folder>(
     folder: F,
     blocks: u64,
-) -> Result<Option<(Tree<ReadPages<F>>, Commit)>, MapError> {
+) -> Result<Option<Restored<ReadPages<F>>>, MapError> {
     let Some(mut found) = find(folder, blocks, 0)? else {
         return Ok(None);
     };
@@ -417,7 +423,7 @@ fn restore<F: Folder, P: Pages<Error = MapError>>(
     found: Found<F>,
     wrap: impl FnOnce(DiskPages<F>) -> P,
     disk: impl Fn(&mut P) -> Option<&mut DiskPages<F>>,
-) -> Result<(Tree<P>, Commit), MapError> {
+) -> Result<Restored<P>, MapError> {
     let Found {
         pages,
         record,
@@ -497,7 +503,7 @@ fn contents<F: Folder>(pages: &DiskPages<F>, name: &str) -> Result<Option<Vec<u8
     let Some(file) = pages.folder.open(name).at(&path, "cannot open")? else {
         return Ok(None);
     };
-    let len = file.len().at(&path, "cannot look at")?;
+    let len = file.length().at(&path, "cannot look at")?;
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
     file.read_at(&mut bytes, 0).at(&path, "cannot read")?;
     Ok(Some(bytes))

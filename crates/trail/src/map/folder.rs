@@ -75,7 +75,7 @@ pub trait Grows: fmt::Debug {
     ///
     /// # Errors
     /// What the system says.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// Makes the bytes durable: once `Ok`, they survive power loss.
     ///
@@ -168,7 +168,7 @@ impl Grows for File {
         self.read_exact_at(bytes, at)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

@@ -35,7 +35,7 @@ mod sim;
 mod tests;
 
 pub use beside::ReadPages;
-pub use commit::{Commit, Store};
+pub use commit::{Commit, Opened, Store};
 pub(crate) use commit::{discard, read};
 pub use folder::{Folder, Grows, OsFolder};
 pub use pages::DiskPages;

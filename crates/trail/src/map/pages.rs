@@ -129,7 +129,7 @@ impl<F: Folder> DiskPages<F> {
                 let file = self.folder.open(&name);
                 let file = file.at(&self.folder.path().join(&name), "cannot open")?;
                 let file = file.ok_or_else(|| self.damage(&name, Damage::Missing))?;
-                let len = file.len();
+                let len = file.length();
                 let len = len.at(&self.folder.path().join(&name), "cannot look at")?;
                 let leaves = Leaves { file, len, live: 0 };
                 self.files.entry(number).or_insert(leaves)
@@ -161,7 +161,7 @@ impl<F: Folder> DiskPages<F> {
             false => {
                 let file = self.folder.open(PATIENTS).at(&path, "cannot open")?;
                 let file = file.ok_or_else(|| self.damage(PATIENTS, Damage::Missing))?;
-                if file.len().at(&path, "cannot look at")? < len {
+                if file.length().at(&path, "cannot look at")? < len {
                     return Err(self.damage(PATIENTS, Damage::Short));
                 }
                 Some(file)
@@ -289,9 +289,13 @@ impl<F: Folder> DiskPages<F> {
         let leaves = self.files.get(&number);
         let leaves = leaves.ok_or_else(|| self.damage(&name(), Damage::Missing))?;
         bytes.resize(CRC + length, 0);
-        let gathered_from = leaves.len - self.gathered.len() as u64;
-        if self.writing == Some(number) && offset >= gathered_from {
-            let start = (offset - gathered_from) as usize;
+        // Where the bytes begin that are not in the file yet.
+        let in_file = match self.writing == Some(number) {
+            true => leaves.len - self.gathered.len() as u64,
+            false => leaves.len,
+        };
+        if let Some(start) = offset.checked_sub(in_file) {
+            let start = start as usize;
             let there = self.gathered.get(start..start + CRC + length);
             bytes.copy_from_slice(there.ok_or_else(|| self.damage(&name(), Damage::Short))?);
         } else {

@@ -290,7 +290,7 @@ impl Grows for SimFile {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.disk.borrow().files[&self.number].bytes.len() as u64)
     }
 

@@ -58,7 +58,7 @@ fn leaf(kind: LeafKind, seq: u64) -> Leaf {
         count: seq + 1,
         last_seq: seq,
         last_hash: Digest::of(&[&seq.to_be_bytes()]),
-        row: (kind == LeafKind::Record && seq % 4 != 0).then(|| RowRef {
+        row: (kind == LeafKind::Record && !seq.is_multiple_of(4)).then(|| RowRef {
             row: Digest::of(&[b"row", &seq.to_be_bytes()]),
             timeline: 1,
             seq,

@@ -42,6 +42,7 @@ impl Trail {
         self.usable()?;
         let first = self.state.next_seq();
         self.checked(|trail| {
+            trail.commit_map()?;
             let mut prepared = Vec::with_capacity(events.len());
             let mut seq = first;
             for event in events {
