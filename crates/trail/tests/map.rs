@@ -85,7 +85,7 @@ fn change(n: u64) -> Draft {
 fn message(n: u64) -> Draft {
     Draft {
         patient: Some(PatientId::Many),
-        ..Draft::new(Op::Read, at(n), "ehr", &format!("message-{n}"))
+        ..Draft::new(Op::Read, at(n), "ehr", format!("message-{n}"))
     }
 }
 
