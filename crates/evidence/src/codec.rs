@@ -38,7 +38,18 @@ pub enum CodecError {
 /// `serde_json` output *is* the canonical form; tests compare it with an
 /// independent canonicaliser.
 pub fn to_canonical<T: Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).expect("our types have string keys and no failing serialisers")
+    // A trail line has some 600 bytes.
+    let mut bytes = Vec::with_capacity(1024);
+    serde_json::to_writer(&mut bytes, value)
+        .expect("our types have string keys and no failing serialisers");
+    bytes
+}
+
+/// Hexadecimal digits, without an allocation.
+fn hex<'b>(bytes: &[u8], buffer: &'b mut [u8; 2 * Imprint::MAX_LEN]) -> &'b str {
+    let digits = &mut buffer[..2 * bytes.len()];
+    HEXLOWER.encode_mut(bytes, digits);
+    std::str::from_utf8(digits).expect("digits are ASCII")
 }
 
 /// Reads a canonical document.
@@ -78,7 +89,7 @@ pub struct Bytes32(pub [u8; 32]);
 
 impl fmt::Display for Bytes32 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(&self.0))
+        f.write_str(hex(&self.0, &mut [0; _]))
     }
 }
 
@@ -103,7 +114,7 @@ impl std::str::FromStr for Bytes32 {
 
 impl Serialize for Bytes32 {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        s.serialize_str(hex(&self.0, &mut [0; _]))
     }
 }
 
@@ -130,7 +141,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(self.0.as_bytes()))
+        f.write_str(hex(self.0.as_bytes(), &mut [0; _]))
     }
 }
 
@@ -154,7 +165,7 @@ impl std::str::FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        s.serialize_str(hex(self.0.as_bytes(), &mut [0; _]))
     }
 }
 

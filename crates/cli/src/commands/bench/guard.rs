@@ -262,7 +262,7 @@ impl<'b> Bench<'b> {
         }
     }
 
-    /// Milliseconds from commit to seal while changes come evenly, ten in a transaction.
+    /// Milliseconds from commit to seal while changes come evenly, fifty in a transaction.
     fn pace(&mut self, rate: u64) -> Result<Map, Failure> {
         let first = u64::from(self.args.rounds) * self.args.changes;
         let (mut done, began) = (0, Instant::now());
@@ -270,9 +270,9 @@ impl<'b> Bench<'b> {
         while done < all {
             let due = began + Duration::from_micros(done * 1_000_000 / rate);
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            let call = format!("CALL pitser_bench({}, 10, 10)", first + done);
+            let call = format!("CALL pitser_bench({}, {PACED}, {PACED})", first + done);
             query(&mut self.sql, &call)?;
-            done += 10;
+            done += PACED;
         }
         let kept = done as f64 / began.elapsed().as_secs_f64();
         let target = self.end_of_log()?;
@@ -385,6 +385,9 @@ const TABLE: &str = "
             COMMIT;
         END LOOP;
     END $$;";
+
+/// Changes in a transaction when the time to the seal is measured.
+const PACED: u64 = 50;
 
 /// Between two looks at what others do.
 const GLANCE: Duration = Duration::from_millis(50);
