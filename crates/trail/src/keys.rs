@@ -157,6 +157,11 @@ impl Keys {
         patient
     }
 
+    /// Forgets an identifier that was looked up.
+    pub(crate) fn forget(&self, identifier: &str) {
+        self.pseudonyms.borrow_mut().remove(identifier);
+    }
+
     /// The proof that a pseudonym belongs to an identifier.
     pub fn prove_pseudonym(&self, identifier: &str) -> [u8; vrf::PROOF_LEN] {
         self.vrf.prove(&patient_alpha(&self.origin, identifier)).1

@@ -3,7 +3,8 @@
 //!
 //! In scope: the files of one trail directory ([`layout`]), their single
 //! writer ([`Trail`]), the reader that recomputes everything ([`mod@read`]), keys
-//! at rest ([`keys`]), the vault ([`vault`]), evidence files ([`export`]).
+//! at rest ([`keys`]), the vault ([`vault`]), who may be erased from it ([`erasure`]),
+//! evidence files ([`export`]).
 //! Elsewhere: formats (`evidence`), sockets (signatures and cosignatures are
 //! handed in), what happened in a database (`capture`). Time is an argument.
 //!
@@ -13,6 +14,7 @@
 
 pub mod disk;
 pub mod draft;
+pub mod erasure;
 pub mod export;
 pub mod keys;
 pub mod layout;

@@ -5,14 +5,15 @@ use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
 use crate::read::{self, Place, ReadError, View, part_magics};
-use crate::vault::{Content, Marks, Vault, VaultError, mark};
+use crate::vault::{Compartment, Content, Marks, Vault, VaultError, mark};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::{
     Key, LineNonce, commit_person, commit_raw, commit_row, commit_table_key, record_key,
 };
 use pitser_evidence::line::{
-    Actor, Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis, Timestamp,
+    Actor, Checkpoint, Erasure, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis,
+    Timestamp,
 };
 use pitser_evidence::state::{State, StateError};
 use pitser_ksi::hash::{Algorithm, Imprint};
@@ -20,13 +21,16 @@ use pitser_ksi::logsig::{self, BLOCK_CLOSE_REASON, BlockBuilder, StoredHashes};
 use pitser_tlog::checkpoint::Checkpoint as Head;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 
 /// Lines in a block before it must be closed: 2^15 - 1 lines and the close
 /// metarecord make a tree that is signed at level 16.
 pub const MAX_BLOCK_LINES: usize = (1 << 15) - 2;
+
+/// The compartment of the people who decided erasures.
+const ERASURES: &str = "*erasures";
 
 /// What fixes a new trail.
 #[derive(Debug, Clone)]
@@ -84,6 +88,8 @@ pub struct Recovery {
     pub cut_event: bool,
     /// A block whose lines were there, but whose signature block was not.
     pub rebuilt_block: bool,
+    /// A patient whose line of erasure was there, and whose key was too.
+    pub finished_erasure: bool,
 }
 
 /// Why the trail cannot go on.
@@ -245,8 +251,19 @@ impl Trail {
         let keys = Keys::open(&layout)?;
         let mut vault = Vault::open(&layout.vault(), keys.master())?;
         let mut recovery = Recovery::default();
-        let (view, mut files, collected) = recover(&layout, &mut recovery, collect)?;
+        let (view, mut files, (collected, erasures)) = recover(
+            &layout,
+            &mut recovery,
+            |(collected, erasures): &mut (T, Erasures), line| {
+                collect(collected, line);
+                note_erasure(erasures, line);
+            },
+        )?;
         vault.discard_from(view.state.next_seq())?;
+        // A line that says so is durable before anything is destroyed.
+        for (patient, seq) in erasures {
+            recovery.finished_erasure |= vault.erase(&patient.to_string(), seq)?;
+        }
         // Lines that a crash left in the system's cache count from now on.
         files.lines.append(b"")?;
         let head = std::fs::read(layout.head())
@@ -356,11 +373,19 @@ impl Trail {
             .key
             .as_ref()
             .map(|cells| self.record_key(line.table.as_deref(), cells));
+        let mut deciders = None;
         match draft.body {
             Body::None => {}
             Body::Finding(finding) => line.finding = Some(finding),
             Body::Gap(gap) => line.gap = Some(gap),
             Body::Ddl(ddl) => line.ddl = Some(ddl),
+            Body::Erase {
+                basis,
+                deciders: names,
+            } => {
+                line.erase = Some(self.erasure(basis, &names, seq)?);
+                deciders = Some(names);
+            }
         }
         let person = draft.actor.as_mut().and_then(|actor| actor.person.take());
         line.actor = draft.actor.map(actor_of);
@@ -370,6 +395,7 @@ impl Trail {
             raw: draft.raw,
             marks: None,
             row: draft.row,
+            deciders,
         };
         self.keep(clear, draft.image, draft.patient.as_ref(), &mut line)?;
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
@@ -391,18 +417,7 @@ impl Trail {
         if content.is_empty() {
             return Ok(());
         }
-        let compartment = match (patient, line.patient) {
-            (Some(PatientId::Id(id)), Some(pseudonym)) => {
-                let id = Some(id.as_str());
-                self.vault.compartment_or_new(&pseudonym.to_string(), id)?
-            }
-            (_, Some(pseudo)) => self.vault.compartment_or_new(&pseudo.to_string(), None)?,
-            (_, None) => {
-                let table = line.table.as_deref().unwrap_or_default();
-                self.vault
-                    .compartment_or_new(&format!("table:{table}"), None)?
-            }
-        };
+        let compartment = self.compartment(patient, line)?;
         let nonce = self.nonce(compartment.key(), line.seq);
         if let Some(row) = &content.row {
             let (leaves, root) = commit_row(&nonce, row.iter());
@@ -422,6 +437,71 @@ impl Trail {
         line.raw = raw.map(|raw| commit_raw(&nonce.raw(), raw));
         self.vault.put(line.seq, &compartment, &content)?;
         Ok(())
+    }
+
+    /// The compartment that a line's content goes to. Who decided an erasure must be
+    /// known when the patient's own is gone.
+    fn compartment(
+        &mut self,
+        patient: Option<&PatientId>,
+        line: &Line,
+    ) -> Result<Compartment, VaultError> {
+        let (id, identifier) = match (line.patient, patient) {
+            _ if line.op == Op::Erase => (ERASURES.to_owned(), None),
+            (Some(pseudonym), Some(PatientId::Id(id))) => {
+                (pseudonym.to_string(), Some(id.as_str()))
+            }
+            (Some(pseudo), _) => (pseudo.to_string(), None),
+            (None, _) => {
+                let table = line.table.as_deref().unwrap_or_default();
+                (format!("table:{table}"), None)
+            }
+        };
+        self.vault.compartment_or_new(&id, identifier, line.seq)
+    }
+
+    /// The body of line `seq`, which erases.
+    fn erasure(
+        &mut self,
+        basis: String,
+        [first, second]: &[String; 2],
+        seq: u64,
+    ) -> Result<Erasure, VaultError> {
+        let compartment = self.vault.compartment_or_new(ERASURES, None, seq)?;
+        let nonce = self.nonce(compartment.key(), seq);
+        Ok(Erasure {
+            basis,
+            deciders: [
+                commit_person(&nonce.decider(0), first),
+                commit_person(&nonce.decider(1), second),
+            ],
+        })
+    }
+
+    /// Destroys what can be opened or confirmed about a patient: first a line that
+    /// says so, durably, then the key. Gives the line's `seq`. The decision is
+    /// [`Trail::confirm_erasure`]'s.
+    ///
+    /// # Errors
+    /// Any error poisons the trail. Where the line is durable, opening the trail
+    /// again finishes the erasure.
+    pub(crate) fn erase(
+        &mut self,
+        identifier: &str,
+        basis: String,
+        deciders: [String; 2],
+        (at, pos): (Timestamp, &str),
+    ) -> Result<u64, TrailError> {
+        let seq = self.append(vec![Draft {
+            patient: Some(PatientId::Id(identifier.to_owned())),
+            body: Body::Erase { basis, deciders },
+            ..Draft::new(Op::Erase, at, "guardian", pos)
+        }])?;
+        self.commit()?;
+        let patient = self.keys.pseudonym(identifier);
+        self.checked(|trail| Ok(trail.vault.erase(&patient.to_string(), seq)?))?;
+        self.keys.forget(identifier);
+        Ok(seq)
     }
 
     /// The nonce that opens line `seq` under `key`.
@@ -706,6 +786,15 @@ impl Trail {
         let result = work(self);
         self.poisoned |= result.is_err();
         result
+    }
+}
+
+/// Who was erased, and the newest line that says so.
+type Erasures = HashMap<Patient, u64>;
+
+fn note_erasure(erasures: &mut Erasures, line: &Line) {
+    if let (Op::Erase, Some(patient)) = (line.op, line.patient) {
+        erasures.insert(patient, line.seq);
     }
 }
 
