@@ -1,5 +1,6 @@
 //! `pitser.toml`: read strictly, with errors that name file, line and a way out.
 
+use crate::files;
 use crate::outcome::Failure;
 use crate::service;
 use crate::witnesses::{self, Hidden, Witness};
@@ -8,6 +9,7 @@ use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::config::{Kind, Source, Tuning, matches};
+use pitser_guardian::erasure::Approver;
 use pitser_witness::{HttpWitness, Peer};
 use serde::Deserialize;
 use std::fmt;
@@ -34,6 +36,9 @@ pub(crate) struct Config {
     /// Who cosigns heads.
     #[serde(rename = "witness", default)]
     witnesses: Vec<Witness>,
+    /// Who may have patients erased.
+    #[serde(rename = "approver", default)]
+    approvers: Vec<Approver>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     pub(crate) dir: PathBuf,
@@ -244,6 +249,10 @@ impl Config {
             if source.kind == Kind::Sqlite {
                 source.url = config.dir.join(&source.url).display().to_string();
             }
+            source.vault_key = match source.vault_key.take() {
+                Some(key) => Some(secret_file("vault_key", &config.dir, &key)?),
+                None => None,
+            };
         }
         Ok(config)
     }
@@ -289,6 +298,7 @@ impl Config {
         config
             .receivers()
             .and_then(|_| config.check_witnesses())
+            .and_then(|()| config.check_approvers())
             .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
     }
@@ -361,6 +371,27 @@ impl Config {
         witnesses::check(&self.witnesses, "guard.witness_quorum", quorum)
     }
 
+    /// Two approvers are two people.
+    fn check_approvers(&self) -> Result<(), String> {
+        for (at, approver) in self.approvers.iter().enumerate() {
+            let what = format!("[[approver]] {}", at + 1);
+            let before = &self.approvers[..at];
+            if approver.name.trim().is_empty() {
+                return Err(format!("{what}: name: it is empty"));
+            }
+            if before.iter().any(|other| other.name == approver.name) {
+                return Err(format!("{what}: name: another one is called so"));
+            }
+            let same = |other: &Approver| other.token_sha256 == approver.token_sha256;
+            if before.iter().any(same) {
+                return Err(format!(
+                    "{what}: token_sha256: another one has the same token"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn witness_quorum(&self) -> usize {
         witnesses::quorum(self.witnesses.len(), self.guard.witness_quorum)
     }
@@ -389,6 +420,7 @@ impl Config {
             segment_bytes_max: guard
                 .segment_mib
                 .map_or(default.segment_bytes_max, |mib| mib << 20),
+            approvers: self.approvers.clone(),
             ..default
         }
     }
@@ -408,6 +440,17 @@ impl Config {
                 "several sources are configured: name one with --source".into(),
             )),
         }
+    }
+}
+
+/// A file that holds a secret, or the one that systemd hands over.
+fn secret_file(what: &str, dir: &Path, file: &Path) -> Result<PathBuf, Failure> {
+    match file
+        .to_str()
+        .and_then(|file| file.strip_prefix("credential:"))
+    {
+        Some(name) => files::credential(what, name),
+        None => Ok(dir.join(file)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an operator decides about a guarded source.
 
+use crate::erasure::Approver;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,6 +48,9 @@ pub struct Source {
     /// PostgreSQL: whether updates and deletes carry the row that they replace.
     #[serde(default)]
     pub replica_identity: ReplicaIdentity,
+    /// The file with the vault's master key; `vault.key` in the trail's folder if absent.
+    #[serde(default)]
+    pub vault_key: Option<PathBuf>,
     /// PostgreSQL: the replication slot's name; `pitser_NAME` if absent.
     pub slot: Option<String>,
     /// PostgreSQL: the publication's name; `pitser_NAME` if absent.
@@ -77,6 +81,7 @@ impl Source {
             vault: true,
             keyless: Keyless::default(),
             replica_identity: ReplicaIdentity::default(),
+            vault_key: None,
             slot: None,
             publication: None,
             dir: PathBuf::new(),
@@ -157,6 +162,8 @@ pub struct Tuning {
     pub many_patients: usize,
     /// Segments are closed beyond this size, in bytes.
     pub segment_bytes_max: u64,
+    /// Who may have patients erased.
+    pub approvers: Vec<Approver>,
 }
 
 impl Tuning {
@@ -173,6 +180,7 @@ impl Tuning {
             seal_alarm_s: 300,
             many_patients: 10,
             segment_bytes_max: 64 << 20,
+            approvers: Vec::new(),
         }
     }
 
@@ -183,7 +191,11 @@ impl Tuning {
 
     /// Folder of a source's trail.
     pub fn layout(&self, source: &Source) -> pitser_trail::Layout {
-        pitser_trail::Layout::new(self.data.join(&source.name))
+        let layout = pitser_trail::Layout::new(self.data.join(&source.name));
+        match &source.vault_key {
+            Some(key) => layout.with_vault_key(key),
+            None => layout,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! keys.json                                      secret seeds and table keys, mode 0600
-//! vault.key                                      master key of the vault, mode 0600
+//! vault.key                                      master key of the vault, mode 0600, unless it is elsewhere
 //! vault/                                         patients' keys, identifiers, row images
 //! lock                                           held by the one writer
 //! trail/000000.jsonl                             lines of segment 0
@@ -16,57 +16,81 @@ use std::path::{Path, PathBuf};
 
 /// The directory of one trail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout(PathBuf);
+pub struct Layout {
+    dir: PathBuf,
+    vault_key: Option<PathBuf>,
+}
 
 impl Layout {
     /// The trail under `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self(dir.into())
+        Self {
+            dir: dir.into(),
+            vault_key: None,
+        }
+    }
+
+    /// The same, with the vault's master key in a file elsewhere, which the trail
+    /// reads and never writes.
+    #[must_use]
+    pub fn with_vault_key(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            vault_key: Some(path.into()),
+            ..self
+        }
+    }
+
+    /// Whether the vault's master key is somebody else's to keep.
+    pub(crate) fn has_foreign_key(&self) -> bool {
+        self.vault_key.is_some()
     }
 
     /// The directory itself.
     pub fn dir(&self) -> &Path {
-        &self.0
+        &self.dir
     }
 
     /// Secret keys.
     pub fn keys(&self) -> PathBuf {
-        self.0.join("keys.json")
+        self.dir.join("keys.json")
     }
 
     /// The vault's master key.
     pub fn vault_key(&self) -> PathBuf {
-        self.0.join("vault.key")
+        match &self.vault_key {
+            Some(path) => path.clone(),
+            None => self.dir.join("vault.key"),
+        }
     }
 
     /// The vault.
     pub fn vault(&self) -> PathBuf {
-        self.0.join("vault")
+        self.dir.join("vault")
     }
 
     /// The writer's lock.
     pub fn lock(&self) -> PathBuf {
-        self.0.join("lock")
+        self.dir.join("lock")
     }
 
     /// The newest cosigned head.
     pub fn head(&self) -> PathBuf {
-        self.0.join("head.note")
+        self.dir.join("head.note")
     }
 
     /// The newest auditor's statement.
     pub fn audit(&self) -> PathBuf {
-        self.0.join("audit.note")
+        self.dir.join("audit.note")
     }
 
     /// The newest publications file.
     pub fn publications(&self) -> PathBuf {
-        self.0.join("publications.bin")
+        self.dir.join("publications.bin")
     }
 
     /// The folder of segments.
     pub fn segments(&self) -> PathBuf {
-        self.0.join("trail")
+        self.dir.join("trail")
     }
 
     /// The lines of segment `number`.

@@ -399,14 +399,7 @@ impl Config {
         let Some(credential) = file.strip_prefix("credential:") else {
             return Ok((self.dir.join(file), false));
         };
-        let wrong = |what: &str| Failure::Input(format!("{name}: {what}"));
-        if credential.is_empty() || credential.contains('/') {
-            return Err(wrong("a credential's name is the name of a file, no path"));
-        }
-        let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-            wrong("systemd has handed over no credentials: LoadCredential= in the unit does that")
-        })?;
-        Ok((Path::new(&folder).join(credential), true))
+        Ok((files::credential(name, credential)?, true))
     }
 
     /// Everybody in the file of users.
