@@ -528,6 +528,9 @@ mod tests {
             "roles",
             "names",
             "log",
+            "vault_key",
+            "approver",
+            "token_sha256",
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }
