@@ -260,12 +260,11 @@ impl Trail {
             },
         )?;
         vault.discard_from(view.state.next_seq())?;
-        // A line that says so is durable before anything is destroyed.
+        // Lines that a crash left in the system's cache count from now on.
+        files.lines.append(b"")?;
         for (patient, seq) in erasures {
             recovery.finished_erasure |= vault.erase(&patient.to_string(), seq)?;
         }
-        // Lines that a crash left in the system's cache count from now on.
-        files.lines.append(b"")?;
         let head = std::fs::read(layout.head())
             .ok()
             .map(|note| Digest::of(&[&note]));

@@ -9,10 +9,13 @@ impl Session {
     /// the patient is forgotten with it.
     pub(super) fn erasure(
         &mut self,
-        worker: &Worker,
+        worker: &mut Worker,
         asked: &Asked,
         reply: oneshot::Sender<Result<Answer, Refused>>,
     ) -> Result<(), Ended> {
+        // What was committed before comes before: rows that were deleted for this
+        // erasure must not bring the patient back.
+        self.capture_all(worker)?;
         let (now, pos) = (self.now(worker), self.position.to_string());
         let approvers = &worker.parts.tuning.approvers;
         let (answer, failed) = answer(&mut self.trail, approvers, asked, &now, &pos);
