@@ -59,8 +59,8 @@ pub(super) struct Asking {
 }
 
 const BACKUPS: &str = "\
-Not touched: the rows in the database, and backups. Whoever has a backup of the vault and of its master key opens
-what it holds: the erasure counts from the end of the last such backup's life.
+Backups are not touched either. Whoever has one of the vault and of its master key opens what it holds: the erasure
+counts from the end of the last such backup's life.
 ";
 
 /// Runs the command.
@@ -234,7 +234,7 @@ fn describe_plan(plan: &Value) -> String {
     };
     format!(
         "patient    {}\nkey        {key}\nlines      {}, which stay and keep their proofs; what they commit to cannot be opened afterwards\n\
-         rows       {} of the patient still in the database\nhold       {hold}\n",
+         database   {} of the patient, which this does not touch\nhold       {hold}\n",
         text(&plan["patient"]),
         count("lines"),
         plural(count("live_rows"), "row"),
