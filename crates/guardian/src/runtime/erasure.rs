@@ -2,6 +2,7 @@
 
 use super::{Ended, Session, Worker};
 use crate::erasure::{Answer, Asked, Refused, answer};
+use crate::status::SourceState;
 use tokio::sync::oneshot;
 
 impl Session {
@@ -22,6 +23,9 @@ impl Session {
         let is_erased = matches!(answer, Ok(Answer::Erased(_)));
         if let Ok(Answer::Erased(erased)) = &answer {
             tracing::warn!(source = %worker.parts.source.name, line = erased.seq, "a patient was erased");
+            // Whoever has the answer can wait until the next session guards.
+            let publish = &worker.publish;
+            publish.send_modify(|status| status.state = SourceState::Starting);
         }
         let _ = reply.send(answer);
         match failed {
