@@ -13,7 +13,8 @@
 //! table key    = H("pitser/v1/table-key" 00 ‖ table 00 ‖ T)
 //! ```
 //! `K` is the random key of the patient, or of the table for rows without a
-//! patient, or that of all erasures for the people who decided one; `T` the table's HMAC key. `H` is SHA-256, HMAC is HMAC-SHA-256,
+//! patient, or that of all erasures for the people who decided one; `T` the
+//! table's HMAC key. `H` is SHA-256, HMAC is HMAC-SHA-256,
 //! integers are big-endian. Nonces are secret until a column is opened, so a
 //! value cannot be confirmed by guessing; destroying `K` closes all its rows.
 //! The names stand in the row commitment itself, since they are shown even

@@ -95,7 +95,7 @@ pub enum Ask {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// To [`Ask::Plan`].
@@ -124,6 +124,12 @@ pub enum Answer {
     Hold(Hold),
     /// To [`Ask::Holds`]: with the patients.
     Holds(Vec<(String, Hold)>),
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answer(private)")
+    }
 }
 
 /// Why it was not done.
