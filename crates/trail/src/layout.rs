@@ -4,6 +4,7 @@
 //! keys.json                                      secret seeds and table keys, mode 0600
 //! vault.key                                      master key of the vault, mode 0600, unless it is elsewhere
 //! vault/                                         patients' keys, identifiers, row images
+//! erasures                                       for each line that erases: its seq and the pseudonym
 //! lock                                           held by the one writer
 //! trail/000000.jsonl                             lines of segment 0
 //! trail/000000.jsonl.logsig.parts/blocks.dat     its blocks, while signatures are pending
@@ -66,6 +67,11 @@ impl Layout {
     /// The vault.
     pub fn vault(&self) -> PathBuf {
         self.dir.join("vault")
+    }
+
+    /// Which lines erase whom, by pseudonym.
+    pub fn erasures(&self) -> PathBuf {
+        self.dir.join("erasures")
     }
 
     /// The writer's lock.

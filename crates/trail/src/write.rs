@@ -21,7 +21,7 @@ use pitser_ksi::logsig::{self, BLOCK_CLOSE_REASON, BlockBuilder, StoredHashes};
 use pitser_tlog::checkpoint::Checkpoint as Head;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -251,20 +251,10 @@ impl Trail {
         let keys = Keys::open(&layout)?;
         let mut vault = Vault::open(&layout.vault(), keys.master())?;
         let mut recovery = Recovery::default();
-        let (view, mut files, (collected, erasures)) = recover(
-            &layout,
-            &mut recovery,
-            |(collected, erasures): &mut (T, Erasures), line| {
-                collect(collected, line);
-                note_erasure(erasures, line);
-            },
-        )?;
+        let (view, mut files, collected) = recover(&layout, &mut recovery, collect)?;
         vault.discard_from(view.state.next_seq())?;
         // Lines that a crash left in the system's cache count from now on.
         files.lines.append(b"")?;
-        for (patient, seq) in erasures {
-            recovery.finished_erasure |= vault.erase(&patient.to_string(), seq)?;
-        }
         let head = std::fs::read(layout.head())
             .ok()
             .map(|note| Digest::of(&[&note]));
@@ -290,6 +280,7 @@ impl Trail {
             layout,
         };
         trail.reopen_closing()?;
+        recovery.finished_erasure = trail.finish_erasures()?;
         Ok((trail, collected, recovery))
     }
 
@@ -491,16 +482,44 @@ impl Trail {
         deciders: [String; 2],
         (at, pos): (Timestamp, &str),
     ) -> Result<u64, TrailError> {
-        let seq = self.append(vec![Draft {
+        let patient = self.keys.pseudonym(identifier);
+        let seq = self.state.next_seq();
+        self.intend_erasure(patient, seq)?;
+        self.append(vec![Draft {
             patient: Some(PatientId::Id(identifier.to_owned())),
             body: Body::Erase { basis, deciders },
             ..Draft::new(Op::Erase, at, "guardian", pos)
         }])?;
         self.commit()?;
-        let patient = self.keys.pseudonym(identifier);
         self.checked(|trail| Ok(trail.vault.erase(&patient.to_string(), seq)?))?;
         self.keys.forget(identifier);
         Ok(seq)
+    }
+
+    /// Notes beside the trail that line `seq` is to erase a patient. Without that line
+    /// the note means nothing.
+    fn intend_erasure(&self, patient: Patient, seq: u64) -> Result<(), DiskError> {
+        let noted = std::fs::read_to_string(self.layout.erasures()).unwrap_or_default();
+        let text = format!("{noted}{seq} {patient}\n");
+        disk::replace(&self.layout.erasures(), text.as_bytes())
+    }
+
+    /// Erases whom a durable line says to be erased and the vault still knows: a crash
+    /// came between, or an older copy of the vault was put back. `true` if there was one.
+    fn finish_erasures(&mut self) -> Result<bool, TrailError> {
+        let noted = std::fs::read_to_string(self.layout.erasures()).unwrap_or_default();
+        let mut has_finished = false;
+        for (seq, patient) in noted.lines().filter_map(|note| note.split_once(' ')) {
+            let Ok(seq) = seq.parse() else { continue };
+            let line = self.line(seq)?;
+            let is_so = |line: Line| {
+                line.op == Op::Erase && line.patient.is_some_and(|p| p.to_string() == patient)
+            };
+            if line.is_some_and(is_so) {
+                has_finished |= self.vault.erase(patient, seq)?;
+            }
+        }
+        Ok(has_finished)
     }
 
     /// The nonce that opens line `seq` under `key`.
@@ -785,15 +804,6 @@ impl Trail {
         let result = work(self);
         self.poisoned |= result.is_err();
         result
-    }
-}
-
-/// Who was erased, and the newest line that says so.
-type Erasures = HashMap<Patient, u64>;
-
-fn note_erasure(erasures: &mut Erasures, line: &Line) {
-    if let (Op::Erase, Some(patient)) = (line.op, line.patient) {
-        erasures.insert(patient, line.seq);
     }
 }
 

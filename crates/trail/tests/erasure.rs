@@ -340,6 +340,25 @@ fn a_killed_erasure_is_finished_when_the_trail_is_opened() {
 }
 
 #[test]
+fn a_note_without_its_line_erases_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = populated(dir.path());
+    let patient = trail.keys().pseudonym("pt-1");
+    let (next, before) = (trail.state().next_seq(), trail.state().next_seq() - 1);
+    trail.vault().commit().unwrap();
+    drop(trail);
+    // The line never came to be, or another stands in its place.
+    let note = format!("{next} {patient}\n{before} {patient}\nrubbish\n");
+    std::fs::write(Layout::new(dir.path()).erasures(), note).unwrap();
+    let (mut trail, recovery) = reopened(dir.path());
+    assert!(!recovery.finished_erasure);
+    assert!(trail.vault().get(1).unwrap().is_some());
+    let seq = erase(&mut trail, "pt-1");
+    assert_eq!(seq, next);
+    assert!(trail.vault().get(1).unwrap().is_none());
+}
+
+#[test]
 fn who_may_be_erased_and_by_whom() {
     let dir = tempfile::tempdir().unwrap();
     let mut trail = populated(dir.path());
