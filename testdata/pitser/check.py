@@ -232,6 +232,16 @@ def evidence():
                 same(row(columns), proof["line"]["row"], "opened row")
 
 
+def erasure():
+    text = (HERE / "erase.jsonl").read_bytes()
+    line, n = json.loads(text), load("commitments.json")["line_nonce"]
+    assert canonical(line) + b"\n" == text and (line["v"], line["op"]) == (2, "erase")
+    nonce = mac(bytes([0x33] * 32), b"pitser/v1/line\0", n["origin"].encode(), b"\0", u32(n["timeline"]), u64(line["seq"]))
+    for which, name in enumerate((b"Mari Maasikas", b"Jaan Tamm")):
+        own = mac(nonce, b"decider\0", bytes([which]))
+        same(imprint(b"pitser/v1/person\0", own, name), line["erase"]["deciders"][which], "decider")
+
+
 def opened(c):
     value = c["value"].encode() if "value" in c else base64.b64decode(c["bytes"]) if "bytes" in c else None
     return unhex(c["hidden"]) if "hidden" in c else column(unhex(c["nonce"]), c["name"].encode(), value)
@@ -241,4 +251,5 @@ if __name__ == "__main__":
     commitments()
     maps()
     trail()
+    erasure()
     print("all vectors follow from the chapters")

@@ -1,5 +1,6 @@
 //! `pitser.toml`: read strictly, with errors that name file, line and a way out.
 
+use crate::files;
 use crate::outcome::Failure;
 use crate::service;
 use crate::store::{S3, s3_options};
@@ -10,6 +11,7 @@ use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::config::{Archive, Kind, Source, Tuning, matches};
+use pitser_guardian::erasure::Approver;
 use pitser_trail::SegmentLimits;
 use pitser_trail::archive::CACHE_BYTES;
 use pitser_witness::{HttpWitness, Peer};
@@ -43,6 +45,9 @@ pub(crate) struct Config {
     /// Who cosigns heads.
     #[serde(rename = "witness", default)]
     witnesses: Vec<Witness>,
+    /// Who may have patients erased.
+    #[serde(rename = "approver", default)]
+    approvers: Vec<Approver>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     pub(crate) dir: PathBuf,
@@ -276,6 +281,10 @@ impl Config {
             if source.kind == Kind::Sqlite {
                 source.url = config.dir.join(&source.url).display().to_string();
             }
+            source.vault_key = match source.vault_key.take() {
+                Some(key) => Some(secret_file("vault_key", &config.dir, &key)?),
+                None => None,
+            };
         }
         Ok(config)
     }
@@ -321,6 +330,7 @@ impl Config {
         config
             .receivers()
             .and_then(|_| config.check_witnesses())
+            .and_then(|()| config.check_approvers())
             .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
     }
@@ -393,6 +403,27 @@ impl Config {
         witnesses::check(&self.witnesses, "guard.witness_quorum", quorum)
     }
 
+    /// Two approvers are two people.
+    fn check_approvers(&self) -> Result<(), String> {
+        for (at, approver) in self.approvers.iter().enumerate() {
+            let what = format!("[[approver]] {}", at + 1);
+            let before = &self.approvers[..at];
+            if approver.name.trim().is_empty() {
+                return Err(format!("{what}: name: it is empty"));
+            }
+            if before.iter().any(|other| other.name == approver.name) {
+                return Err(format!("{what}: name: another one is called so"));
+            }
+            let same = |other: &Approver| other.token_sha256 == approver.token_sha256;
+            if before.iter().any(same) {
+                return Err(format!(
+                    "{what}: token_sha256: another one has the same token"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn witness_quorum(&self) -> usize {
         witnesses::quorum(self.witnesses.len(), self.guard.witness_quorum)
     }
@@ -425,6 +456,7 @@ impl Config {
                 age_s: guard.segment_s.unwrap_or(default.segments.age_s),
             },
             archive: self.store.clone(),
+            approvers: self.approvers.clone(),
             ..default
         }
     }
@@ -444,6 +476,17 @@ impl Config {
                 "several sources are configured: name one with --source".into(),
             )),
         }
+    }
+}
+
+/// A file that holds a secret, or the one that systemd hands over.
+fn secret_file(what: &str, dir: &Path, file: &Path) -> Result<PathBuf, Failure> {
+    match file
+        .to_str()
+        .and_then(|file| file.strip_prefix("credential:"))
+    {
+        Some(name) => files::credential(what, name),
+        None => Ok(dir.join(file)),
     }
 }
 
@@ -531,6 +574,9 @@ mod tests {
             "roles",
             "names",
             "log",
+            "vault_key",
+            "approver",
+            "token_sha256",
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }

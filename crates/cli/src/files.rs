@@ -21,6 +21,34 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// Writes a new file that its owner alone may read, durably.
+pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+    written.map_err(|e| Failure::Service(format!("{}: {e}", path.display())))
+}
+
+/// The file that systemd hands over under a name; `what` is the key of the
+/// configuration that says so.
+pub(crate) fn credential(what: &str, name: &str) -> Result<PathBuf, Failure> {
+    let wrong = |why: &str| Failure::Input(format!("{what}: {why}"));
+    if name.is_empty() || name.contains('/') {
+        return Err(wrong("a credential's name is the name of a file, no path"));
+    }
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+        wrong("systemd has handed over no credentials: LoadCredential= in the unit does that")
+    })?;
+    Ok(Path::new(&folder).join(name))
+}
+
 /// All of `path`, which must be UTF-8 text.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     String::from_utf8(read(path)?).map_err(|e| {

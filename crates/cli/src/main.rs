@@ -31,8 +31,8 @@ use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use crate::commands::{
-    authority, bench, dev, evidence, extend, guard, history, inspect, log, manual, sign, trail,
-    verify, witness,
+    authority, bench, dev, erase, evidence, extend, guard, history, hold, inspect, log, manual,
+    sign, trail, verify, witness,
 };
 use crate::outcome::Outcome;
 
@@ -77,6 +77,10 @@ enum Command {
     Guard(guard::Args),
     /// The life of a record, or everything about a patient
     History(history::Args),
+    /// Destroy the key and the identifier of a patient, when two people decide it; all proofs stay
+    Erase(erase::Args),
+    /// Legal holds: as long as one stands, the patient is not erased
+    Hold(hold::Args),
     /// What an outsider can verify
     Evidence(evidence::Args),
     /// The trail itself: recompute everything, move closed files to an archive
@@ -115,6 +119,8 @@ impl Command {
             Self::Demo(args) => service::block_on(demo::run(args)),
             Self::Guard(args) => service::block_on(guard::run(args)),
             Self::History(args) => history::run(&args),
+            Self::Erase(args) => service::block_on(erase::run(args)),
+            Self::Hold(args) => service::block_on(hold::run(args)),
             Self::Evidence(args) => service::block_on(evidence::run(args)),
             Self::Trail(args) => trail::run(&args),
             Self::Witness(command) => witness::run(command),

@@ -4,6 +4,7 @@
 //! line nonce   = HMAC(K, "pitser/v1/line" 00 ‖ origin 00 ‖ timeline:4 ‖ seq:8)
 //! column nonce = HMAC(line nonce, "column" 00 ‖ name)
 //! other nonce  = HMAC(line nonce, "person" 00)  |  HMAC(line nonce, "raw" 00)
+//!              | HMAC(line nonce, "decider" 00 ‖ which:1)
 //! column leaf  = H(00 ‖ column nonce:32 ‖ len(name):2 ‖ name ‖ null:1 ‖ value)
 //! node         = H(01 ‖ left ‖ right)                  RFC 6962 tree shape
 //! row          = H("pitser/v1/row" 00 ‖ columns:2 ‖ (len(name):2 ‖ name) ... ‖ root)
@@ -12,7 +13,8 @@
 //! table key    = H("pitser/v1/table-key" 00 ‖ table 00 ‖ T)
 //! ```
 //! `K` is the random key of the patient, or of the table for rows without a
-//! patient; `T` the table's HMAC key. `H` is SHA-256, HMAC is HMAC-SHA-256,
+//! patient, or that of all erasures for the people who decided one; `T` the
+//! table's HMAC key. `H` is SHA-256, HMAC is HMAC-SHA-256,
 //! integers are big-endian. Nonces are secret until a column is opened, so a
 //! value cannot be confirmed by guessing; destroying `K` closes all its rows.
 //! The names stand in the row commitment itself, since they are shown even
@@ -85,6 +87,11 @@ impl LineNonce {
     /// The nonce of the person behind the actor.
     pub fn person(&self) -> Bytes32 {
         Bytes32(self.0.derive(&[b"person\0"]))
+    }
+
+    /// The nonce of the first (0) or the second (1) of those who decided an erasure.
+    pub fn decider(&self, which: u8) -> Bytes32 {
+        Bytes32(self.0.derive(&[b"decider\0", &[which]]))
     }
 
     /// The nonce of the raw message.

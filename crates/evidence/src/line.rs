@@ -12,8 +12,9 @@ use crate::finding::Code;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The version that this module writes.
-pub const VERSION: u8 = 1;
+/// The newest version of lines that this module reads and writes. A line carries the
+/// version that its [`Op`] came with: those of version 1 stay what they were.
+pub const VERSION: u8 = 2;
 
 /// Longest line read or written, in bytes without the line feed.
 pub const MAX_LINE: usize = 1 << 20;
@@ -36,6 +37,9 @@ pub struct Line {
     /// Body of [`Op::Ddl`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ddl: Option<Ddl>,
+    /// Body of [`Op::Erase`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erase: Option<Erasure>,
     /// The `seq` of the first line of this event.
     pub event: u64,
     /// Body of [`Op::Finding`].
@@ -86,7 +90,7 @@ pub struct Line {
     /// The engine's transaction number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx: Option<u64>,
-    /// Format version, 1.
+    /// Format version: that of the `op`.
     pub v: u8,
 }
 
@@ -105,6 +109,7 @@ impl Line {
             checkpoint: None,
             columns: None,
             ddl: None,
+            erase: None,
             event: seq,
             finding: None,
             gap: None,
@@ -123,7 +128,7 @@ impl Line {
             source: source.into(),
             table: None,
             tx: None,
-            v: VERSION,
+            v: op.version(),
         }
     }
 
@@ -137,7 +142,7 @@ impl Line {
                 "line longer than {MAX_LINE} bytes"
             )));
         }
-        let line: Self = from_canonical(bytes)?;
+        let line: Self = from_canonical(bytes).map_err(|error| newer(bytes).unwrap_or(error))?;
         line.check()?;
         Ok(line)
     }
@@ -165,8 +170,8 @@ impl Line {
             }
         };
         rule(
-            self.v == VERSION,
-            "line version is not 1: a newer Pitser wrote it",
+            self.v == self.op.version(),
+            "line version is not that of its op: a newer Pitser wrote it",
         )?;
         for (name, value) in self.integers() {
             bounded(name, value)?;
@@ -198,6 +203,15 @@ impl Line {
             "ddl body and op disagree",
         )?;
         rule(
+            self.erase.is_some() == (self.op == Op::Erase),
+            "erase body and op disagree",
+        )?;
+        let of_somebody = matches!(self.patient, Some(Patient::Pseudonym(_)));
+        rule(
+            self.op != Op::Erase || (of_somebody && self.table.is_none()),
+            "erase names a patient and no record",
+        )?;
+        rule(
             self.key.is_none() || self.table.is_some(),
             "key without table",
         )?;
@@ -221,8 +235,8 @@ impl Line {
         )?;
         let alone = self.event == self.seq && self.more.is_none();
         rule(
-            !self.op.is_about_the_trail() || alone,
-            "genesis and checkpoint are events of their own",
+            !(self.op.is_about_the_trail() || self.op == Op::Erase) || alone,
+            "genesis, checkpoint and erase are events of their own",
         )?;
         for prev in [self.prev, self.patient_prev].into_iter().flatten() {
             rule(prev.seq < self.seq, "prev does not point back")?;
@@ -258,6 +272,20 @@ impl Line {
     }
 }
 
+/// What to say of a line that cannot be read, if it is of a version yet unknown.
+fn newer(bytes: &[u8]) -> Option<CodecError> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u64,
+    }
+    let Version { v } = serde_json::from_slice(bytes).ok()?;
+    (v > u64::from(VERSION)).then(|| {
+        CodecError::Rule(format!(
+            "it is of version {v}, and this Pitser reads lines up to version {VERSION}: a newer Pitser wrote it"
+        ))
+    })
+}
+
 /// What a line reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -284,11 +312,21 @@ pub enum Op {
     Gap,
     /// Something is wrong.
     Finding,
+    /// The key of this patient was destroyed; since version 2.
+    Erase,
     /// Last line of a block.
     Checkpoint,
 }
 
 impl Op {
+    /// The version of lines that has it first, and that its lines carry.
+    pub fn version(self) -> u8 {
+        match self {
+            Self::Erase => 2,
+            _ => 1,
+        }
+    }
+
     /// Lines of this kind carry the commitment of the row as it now is.
     pub fn commits_row(self) -> bool {
         matches!(self, Self::Baseline | Self::Create | Self::Update)
@@ -318,6 +356,7 @@ impl Op {
             Self::Ddl => "ddl",
             Self::Gap => "gap",
             Self::Finding => "finding",
+            Self::Erase => "erase",
             Self::Checkpoint => "checkpoint",
         }
     }
@@ -406,6 +445,16 @@ pub struct TableGenesis {
     pub patient: String,
     /// Commitment to the table's HMAC key.
     pub table_key: Digest,
+}
+
+/// Body of an erasure: nothing under the patient's key so far can be opened any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Erasure {
+    /// The legal basis, in clear: nothing about the patient.
+    pub basis: String,
+    /// Commitments to the two people who decided, in the order in which they did.
+    pub deciders: [Digest; 2],
 }
 
 /// Body of a block's last line.
@@ -655,6 +704,23 @@ mod tests {
         refused(|l| *l = finding(1 << 53), "2^53");
         assert_eq!(Line::decode(&finding(4).encode()), Ok(finding(4)));
         refused(|l| *l = checkpoint(|c| c.map_seq = 1 << 53), "2^53");
+        assert_eq!(Line::decode(&erasure(|_| {}).encode()), Ok(erasure(|_| {})));
+        refused(|l| *l = erasure(|e| e.v = 1), "version");
+        refused(|l| *l = erasure(|e| e.erase = None), "erase body");
+        refused(|l| l.erase = erasure(|_| {}).erase, "erase body");
+        refused(|l| *l = erasure(|e| e.patient = None), "names a patient");
+        refused(
+            |l| *l = erasure(|e| e.patient = Some(Patient::Unknown)),
+            "names a patient",
+        );
+        refused(
+            |l| *l = erasure(|e| e.table = Some("observation".into())),
+            "no record",
+        );
+        refused(
+            |l| *l = erasure(|e| e.more = Some(true)),
+            "events of their own",
+        );
         let about_somebody = || Line {
             patient: Some(Patient::Many),
             ..checkpoint(|_| {})
@@ -681,6 +747,30 @@ mod tests {
         assert_eq!(
             Line::decode(&checkpoint(|_| {}).encode()),
             Ok(checkpoint(|_| {}))
+        );
+    }
+
+    fn erasure(change: impl FnOnce(&mut Line)) -> Line {
+        let mut line = Line::new(Op::Erase, 12, sample().at, "guardian", "841");
+        line.patient = sample().patient;
+        line.erase = Some(Erasure {
+            basis: "GDPR art. 17(1)(d)".into(),
+            deciders: [Digest::of(&[b"one"]), Digest::of(&[b"two"])],
+        });
+        change(&mut line);
+        line
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_said_to_be_that() {
+        let text = String::from_utf8(erasure(|_| {}).encode()).unwrap();
+        let newer = text
+            .replace("\"v\":2", "\"v\":3")
+            .replace("\"erase\"", "\"merge\"");
+        let error = Line::decode(newer.as_bytes()).unwrap_err().to_string();
+        assert!(
+            error.contains("version 3") && error.contains("newer Pitser"),
+            "{error}"
         );
     }
 

@@ -15,7 +15,7 @@ use pitser_evidence::commit::{
     Key, LineNonce, column_leaf, commit_person, commit_raw, commit_row, commit_table_key,
     patient_alpha, record_key,
 };
-use pitser_evidence::line::{Line, Patient};
+use pitser_evidence::line::{Erasure, Line, Op, Patient};
 use pitser_evidence::map::{
     Leaf, LeafKind, MapKey, Path, RowRef, SparseMap, patient_map_key, record_map_key,
 };
@@ -51,6 +51,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
         ("anchors.toml", world.anchors().to_toml().into_bytes()),
         ("blocks.json", pretty(blocks(&world))),
         ("commitments.json", pretty(commitments())),
+        ("erase.jsonl", [erase().encode(), b"\n".to_vec()].concat()),
         ("evidence-pt-1.json", world.evidence("pt-1").encode()),
         ("evidence-pt-3.json", world.evidence("pt-3").encode()),
         ("map.json", pretty(map(&mut world))),
@@ -97,6 +98,22 @@ fn the_published_files_are_found_intact() {
             "{name}"
         );
     }
+}
+
+/// A line of version 2, as if it followed the first fourteen of a trail.
+fn erase() -> Line {
+    let nonce = LineNonce::new(&Key::new([0x33; 32]), ORIGIN, 1, 14);
+    let at = "2026-03-14T09:26:53.589793Z".parse().unwrap();
+    let mut line = Line::new(Op::Erase, 14, at, "guardian", "841");
+    line.patient = Some(Patient::Pseudonym(Bytes32([0x44; 32])));
+    line.erase = Some(Erasure {
+        basis: "GDPR art. 17(1)(d)".into(),
+        deciders: [
+            commit_person(&nonce.decider(0), "Mari Maasikas"),
+            commit_person(&nonce.decider(1), "Jaan Tamm"),
+        ],
+    });
+    line
 }
 
 fn commitments() -> Value {

@@ -1,6 +1,7 @@
 //! What an operator decides about a guarded source.
 
 use crate::archive::StoreArchive;
+use crate::erasure::Approver;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,6 +50,9 @@ pub struct Source {
     /// PostgreSQL: whether updates and deletes carry the row that they replace.
     #[serde(default)]
     pub replica_identity: ReplicaIdentity,
+    /// The file with the vault's master key; `vault.key` in the trail's folder if absent.
+    #[serde(default)]
+    pub vault_key: Option<PathBuf>,
     /// PostgreSQL: the replication slot's name; `pitser_NAME` if absent.
     pub slot: Option<String>,
     /// PostgreSQL: the publication's name; `pitser_NAME` if absent.
@@ -79,6 +83,7 @@ impl Source {
             vault: true,
             keyless: Keyless::default(),
             replica_identity: ReplicaIdentity::default(),
+            vault_key: None,
             slot: None,
             publication: None,
             dir: PathBuf::new(),
@@ -161,6 +166,8 @@ pub struct Tuning {
     pub segments: pitser_trail::SegmentLimits,
     /// Where closed ones may have moved.
     pub archive: Option<Archive>,
+    /// Who may have patients erased.
+    pub approvers: Vec<Approver>,
 }
 
 /// Where archived segments are.
@@ -187,6 +194,7 @@ impl Tuning {
             many_patients: 10,
             segments: pitser_trail::SegmentLimits::default(),
             archive: None,
+            approvers: Vec::new(),
         }
     }
 
@@ -198,6 +206,10 @@ impl Tuning {
     /// Folder of a source's trail.
     pub fn layout(&self, source: &Source) -> pitser_trail::Layout {
         let layout = pitser_trail::Layout::new(self.data.join(&source.name));
+        let layout = match &source.vault_key {
+            Some(key) => layout.with_vault_key(key),
+            None => layout,
+        };
         match &self.archive {
             Some(archive) => layout.with_archive(archive.store.clone(), archive.cache_bytes_max),
             None => layout,

@@ -3,7 +3,9 @@
 //!
 //! In scope: one guarded source from its configuration ([`config`]) to its
 //! running [`Guardian`]; preparing a database ([`init`]); the independent
-//! replay of a whole trail ([`audit`]); the store of archived segments ([`archive`]); telling receivers of findings ([`alert`]) and the authority of the trail ([`fleet`]).
+//! replay of a whole trail ([`audit`]); the store of archived segments ([`archive`]);
+//! telling receivers of findings ([`alert`]) and the authority of the trail ([`fleet`]);
+//! who may have a patient erased ([`erasure`]).
 //! Elsewhere: reading databases (`capture`), files (`trail`), comparing rows
 //! (`monitor`), pages and APIs (`web`), clocks (`cli` hands one in).
 //!
@@ -16,6 +18,7 @@ pub mod archive;
 pub mod audit;
 mod collected;
 pub mod config;
+pub mod erasure;
 pub mod fleet;
 pub mod init;
 mod patients;

@@ -176,7 +176,7 @@ pub fn expected(trail: &mut Trail, table: &str, record: &Bytes32) -> Result<Expe
         Some(patient) => Patient::to_string(&patient),
         None => format!("table:{table}"),
     };
-    Ok(match trail.vault().key(&compartment)? {
+    Ok(match trail.vault().key(&compartment, sealed.seq)? {
         Some(key) => Expected::Row {
             nonce: LineNonce::new(&key, &trail.genesis().origin, sealed.timeline, sealed.seq),
             row: sealed.row,

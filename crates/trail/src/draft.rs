@@ -99,7 +99,7 @@ impl fmt::Debug for Row {
 }
 
 /// What some operations carry besides.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Body {
     /// Nothing.
     None,
@@ -109,6 +109,13 @@ pub enum Body {
     Gap(Gap),
     /// The schema changed.
     Ddl(Ddl),
+    /// A patient's key is to be destroyed: on what basis, and who decided.
+    Erase {
+        /// Stands in the line in clear.
+        basis: String,
+        /// Two names; they go to the vault.
+        deciders: [String; 2],
+    },
 }
 
 /// Whose record a line is about, in clear.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use zeroize::Zeroizing;
 
 /// Everything secret about one trail, the vault's master key included.
 pub struct Keys {
@@ -69,10 +70,10 @@ impl Keys {
             tables: keyed,
         };
         let json = serde_json::to_vec_pretty(&stored).expect("strings and maps with string keys");
-        disk::replace(
-            &layout.vault_key(),
-            format!("{}\n", Bytes32(random()?)).as_bytes(),
-        )?;
+        if !layout.has_foreign_key() {
+            let master = Zeroizing::new(format!("{}\n", Bytes32(random()?)));
+            disk::replace(&layout.vault_key(), master.as_bytes())?;
+        }
         disk::replace(&layout.keys(), &json)?;
         Self::open(layout)
     }
@@ -86,7 +87,8 @@ impl Keys {
         let unreadable = || KeyError::Unreadable(path.clone());
         let json = std::fs::read(&path).at(&path, "cannot read")?;
         let stored: Stored = serde_json::from_slice(&json).map_err(|_| unreadable())?;
-        let master = std::fs::read_to_string(&master_path).at(&master_path, "cannot read")?;
+        let master = std::fs::read_to_string(&master_path).map(Zeroizing::new);
+        let master = master.at(&master_path, "cannot read")?;
         let master: Bytes32 = master
             .trim_end()
             .parse()
@@ -155,6 +157,11 @@ impl Keys {
             .borrow_mut()
             .insert(identifier.to_owned(), patient);
         patient
+    }
+
+    /// Forgets an identifier that was looked up.
+    pub(crate) fn forget(&self, identifier: &str) {
+        self.pseudonyms.borrow_mut().remove(identifier);
     }
 
     /// The proof that a pseudonym belongs to an identifier.

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! keys.json                                      secret seeds and table keys, mode 0600
-//! vault.key                                      master key of the vault, mode 0600
+//! vault.key                                      master key of the vault, mode 0600, unless it is elsewhere
 //! vault/                                         patients' keys, identifiers, row images
+//! erasures                                       for each line that erases: its seq and the pseudonym
 //! lock                                           held by the one writer
 //! trail/000000.jsonl                             lines of segment 0
 //! trail/000000.jsonl.logsig.parts/blocks.dat     its blocks, while signatures are pending
@@ -25,6 +26,7 @@ use crate::archive::{Archive, Shelf};
 pub struct Layout {
     dir: PathBuf,
     shelf: Option<Arc<Shelf>>,
+    vault_key: Option<PathBuf>,
 }
 
 impl Layout {
@@ -33,6 +35,17 @@ impl Layout {
         Self {
             dir: dir.into(),
             shelf: None,
+            vault_key: None,
+        }
+    }
+
+    /// The same, with the vault's master key in a file elsewhere, which the trail
+    /// reads and never writes.
+    #[must_use]
+    pub fn with_vault_key(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            vault_key: Some(path.into()),
+            ..self
         }
     }
 
@@ -49,6 +62,11 @@ impl Layout {
 
     pub(crate) fn shelf(&self) -> Option<&Shelf> {
         self.shelf.as_deref()
+    }
+
+    /// Whether the vault's master key is somebody else's to keep.
+    pub(crate) fn has_foreign_key(&self) -> bool {
+        self.vault_key.is_some()
     }
 
     /// The directory itself.
@@ -68,12 +86,20 @@ impl Layout {
 
     /// The vault's master key.
     pub fn vault_key(&self) -> PathBuf {
-        self.dir.join("vault.key")
+        match &self.vault_key {
+            Some(path) => path.clone(),
+            None => self.dir.join("vault.key"),
+        }
     }
 
     /// The vault.
     pub fn vault(&self) -> PathBuf {
         self.dir.join("vault")
+    }
+
+    /// Which lines erase whom, by pseudonym.
+    pub fn erasures(&self) -> PathBuf {
+        self.dir.join("erasures")
     }
 
     /// The writer's lock.

@@ -3,8 +3,8 @@
 //!
 //! In scope: the files of one trail directory ([`layout`]), their single
 //! writer ([`Trail`]), the reader that recomputes everything ([`mod@read`]), keys
-//! at rest ([`keys`]), the vault ([`vault`]), evidence files ([`export`]), segments
-//! that moved to an object store ([`archive`]).
+//! at rest ([`keys`]), the vault ([`vault`]), who may be erased from it ([`erasure`]),
+//! evidence files ([`export`]), segments that moved to an object store ([`archive`]).
 //! Elsewhere: formats (`evidence`), sockets (signatures, cosignatures and the store
 //! are handed in), what happened in a database (`capture`). Time is an argument.
 //!
@@ -15,6 +15,7 @@
 pub mod archive;
 pub mod disk;
 pub mod draft;
+pub mod erasure;
 pub mod export;
 mod gather;
 pub mod index;

@@ -1,6 +1,7 @@
 //! The single writer of a trail.
 
 mod append;
+mod erase;
 
 use crate::disk::{self, AppendFile, DiskError};
 use crate::draft::PatientId;
@@ -29,6 +30,9 @@ use std::fs::File;
 /// Lines in a block before it must be closed: 2^15 - 1 lines and the close
 /// metarecord make a tree that is signed at level 16.
 pub const MAX_BLOCK_LINES: usize = (1 << 15) - 2;
+
+/// The compartment of the people who decided erasures.
+const ERASURES: &str = "*erasures";
 
 /// What fixes a new trail.
 #[derive(Debug, Clone)]
@@ -86,6 +90,8 @@ pub struct Recovery {
     pub cut_event: bool,
     /// A block whose lines were there, but whose signature block was not.
     pub rebuilt_block: bool,
+    /// A patient whose line of erasure was there, and whose key was too.
+    pub finished_erasure: bool,
 }
 
 /// A commit of the map is made after so many lines, which is about what is
@@ -427,6 +433,7 @@ impl Trail {
             let checkpoint = block.leaf.first_seq + block.leaf.count - 1;
             trail.segment_began = trail.line(checkpoint)?.map(|line| line.at);
         }
+        recovery.finished_erasure = trail.finish_erasures()?;
         Ok((trail, gathered, recovery))
     }
 

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use pitser_guardian::erasure::{Answer, Asked, Refused};
 use pitser_guardian::{BlockStatus, FindingStatus, ScanSummary, SourceState, Status, SubmitError};
 use pitser_web::{Guarded, Server, Taken, WebError};
 use tokio::sync::watch;
@@ -60,6 +61,10 @@ impl Guarded for Pretend {
 
     async fn submit(&self, _: Vec<u8>) -> Result<Taken, SubmitError> {
         Err(SubmitError::Unavailable("nothing is guarded here".into()))
+    }
+
+    async fn erasure(&self, _: Asked) -> Result<Answer, Refused> {
+        Err(Refused::Unknown)
     }
 
     async fn scan(&self) -> Result<ScanSummary, String> {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
+use pitser_guardian::erasure::{Asked, Refused};
 use pitser_guardian::{ScanSummary, SourceState};
 use serde_json::json;
 
@@ -18,6 +20,8 @@ use crate::words::state_words;
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// A scan that takes longer goes on, but is no longer waited for.
 const SCAN_ANSWER: Duration = Duration::from_secs(20);
+/// Longest question of an approver, in bytes.
+const ASKED_BYTES: usize = 16 << 10;
 
 pub(crate) async fn status<G: Guarded>(State(site): State<Arc<Site<G>>>) -> Response {
     Json(json!({ "version": VERSION, "sources": site.statuses() })).into_response()
@@ -90,6 +94,47 @@ async fn run_scan<G: Guarded>(source: &Source<G>) -> Response {
         }
         Ok(Ok(Err(why))) => unavailable(&why),
         Ok(Err(_)) => unavailable("the scan was broken off"),
+    }
+}
+
+/// An approver's question or decision. His token never goes over a network in clear,
+/// so nothing but a loopback address takes one.
+pub(crate) async fn erasure<G: Guarded>(
+    State(site): State<Arc<Site<G>>>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Response {
+    let refused =
+        |code: StatusCode, why: &str| (code, Json(json!({ "error": why }))).into_response();
+    if !site.is_local() {
+        let why = "this guardian can be reached from other machines without TLS: erasures are asked \
+                   for on a loopback address alone";
+        return refused(StatusCode::FORBIDDEN, why);
+    }
+    let Some(source) = site.source(Some(&name)) else {
+        return refused(
+            StatusCode::NOT_FOUND,
+            &format!("no source is named {name:?}"),
+        );
+    };
+    let Ok(bytes) = to_bytes(body, ASKED_BYTES).await else {
+        return refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "a question has at most 16 KiB",
+        );
+    };
+    // What serde says of it could repeat the token.
+    let Ok(asked) = serde_json::from_slice::<Asked>(&bytes) else {
+        return refused(
+            StatusCode::BAD_REQUEST,
+            "this is no question of an approver: see spec 61, 4.5",
+        );
+    };
+    match source.guardian.erasure(asked).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(error @ Refused::Unknown) => refused(StatusCode::FORBIDDEN, &error.to_string()),
+        Err(error @ Refused::Rule(_)) => refused(StatusCode::CONFLICT, &error.to_string()),
+        Err(Refused::Unavailable(why)) => unavailable(&why),
     }
 }
 

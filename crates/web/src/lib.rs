@@ -10,6 +10,7 @@
 //! | GET `/`                        | the status page                                |
 //! | GET `/api/status`, `/api/events` | all that is known, once or as it changes     |
 //! | POST `/api/scan/{source}`      | compares all live rows now                     |
+//! | POST `/api/erasure/{source}`   | an approver asks about erasures, or decides    |
 //! | GET `/health`, `/ready`        | is the process alive; are all sources guarded  |
 //! | GET `/metrics`                 | Prometheus text                                |
 //!
@@ -20,7 +21,7 @@
 //! line is on disk. A source is never shown as guarded by a guardian that is
 //! gone. This crate reads no clock: the browser computes "4 seconds ago".
 //!
-//! There is no authentication here, and the page names records in clear: listen
+//! There is no authentication here, but for the tokens of approvers, and the page names records in clear: listen
 //! on a loopback address, and put a reverse proxy with TLS and a login in front
 //! of it for anybody else. What a web page of another origin could do through a
 //! browser on this machine is refused (spec 61 §2).
@@ -45,6 +46,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use pitser_guardian::erasure::{Answer, Asked, Refused};
 use pitser_guardian::{Handle, ScanSummary, Status, SubmitError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -155,6 +157,9 @@ pub trait Guarded: Clone + Send + Sync + 'static {
 
     /// Compares all live rows with the trail.
     fn scan(&self) -> impl Future<Output = Result<ScanSummary, String>> + Send;
+
+    /// Answers an approver of erasures.
+    fn erasure(&self, asked: Asked) -> impl Future<Output = Result<Answer, Refused>> + Send;
 }
 
 /// What became of a submitted event.
@@ -188,6 +193,10 @@ impl Guarded for Handle {
     async fn scan(&self) -> Result<ScanSummary, String> {
         Handle::scan(self).await
     }
+
+    async fn erasure(&self, asked: Asked) -> Result<Answer, Refused> {
+        Handle::erasure(self, asked).await
+    }
 }
 
 async fn serve<G: Guarded>(listener: Bounded, site: Arc<Site<G>>) {
@@ -211,6 +220,7 @@ fn routes<G: Guarded>(site: Arc<Site<G>>) -> Router {
         .route("/api/status", get(api::status::<G>))
         .route("/api/events", get(events::statuses::<G>))
         .route("/api/scan/{source}", post(api::scan::<G>))
+        .route("/api/erasure/{source}", post(api::erasure::<G>))
         .route("/fhir/metadata", get(fhir::metadata))
         .route("/fhir", post(fhir::batch::<G>))
         .route("/fhir/AuditEvent", post(fhir::event::<G>))

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pitser_capture::fhir::{self, MAX_EVENT};
+use pitser_guardian::erasure::{self, Asked, Refused};
 use pitser_guardian::{FindingStatus, ScanSummary, SourceState, Status, SubmitError};
 use pitser_web::{Guarded, Server, ServerHandle, Taken, WebError};
 use serde_json::{Value, json};
@@ -54,6 +55,15 @@ impl Guarded for Recorder {
             lines: 1,
             profile_violations: event.profile_violations,
         })
+    }
+
+    async fn erasure(&self, asked: Asked) -> Result<erasure::Answer, Refused> {
+        match asked.token.as_str() {
+            "known" => Ok(erasure::Answer::Holds(Vec::new())),
+            "busy" => Err(Refused::Unavailable("disk full".into())),
+            "bound" => Err(Refused::Rule("a hold stands".into())),
+            _ => Err(Refused::Unknown),
+        }
     }
 
     async fn scan(&self) -> Result<ScanSummary, String> {
@@ -631,4 +641,28 @@ async fn sources_must_be_told_apart() {
     let (guardian, _publish) = recorder(status("ehr"), 0);
     let same = Server::start(listen, vec![guardian.clone(), guardian]);
     assert!(matches!(same, Err(WebError::SameName { name }) if name == "ehr"));
+}
+
+#[tokio::test]
+async fn approvers_are_answered_by_their_token() {
+    let served = one();
+    let ask = async |token: &str| {
+        let body = format!("{{\"token\":\"{token}\",\"ask\":{{\"holds\":{{}}}}}}");
+        served.post("/api/erasure/ehr", body).await
+    };
+    let answer = ask("known").await;
+    assert_eq!((answer.code, answer.body.as_str()), (200, "{\"holds\":[]}"));
+    for (token, code) in [("T0KEN", 403), ("bound", 409), ("busy", 503)] {
+        let answer = ask(token).await;
+        assert_eq!(answer.code, code);
+        assert!(answer.json()["error"].is_string() && !answer.body.contains("T0KEN"));
+    }
+    for body in ["", "{}", "{\"token\":\"T0KEN\",\"ask\":{\"nothing\":{}}}"] {
+        let answer = served.post("/api/erasure/ehr", body).await;
+        assert_eq!(answer.code, 400);
+        assert!(!answer.body.contains("T0KEN"));
+    }
+    let long = served.post("/api/erasure/ehr", vec![b' '; 20_000]).await;
+    assert_eq!(long.code, 413);
+    assert_eq!(served.post("/api/erasure/other", "{}").await.code, 404);
 }

@@ -11,6 +11,7 @@ use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alerts, Pace, Surroundings};
 use pitser_guardian::config::Source;
+use pitser_guardian::erasure::{Answer, Asked, Refused};
 use pitser_guardian::fleet::{RegisterError, register};
 use pitser_guardian::init::{self, InitError, Plan};
 use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
@@ -323,6 +324,10 @@ impl Guarded for Overseen {
     async fn scan(&self) -> Result<ScanSummary, String> {
         Guarded::scan(&self.handle).await
     }
+
+    async fn erasure(&self, asked: Asked) -> Result<Answer, Refused> {
+        Guarded::erasure(&self.handle, asked).await
+    }
 }
 
 fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Failure> {
@@ -575,35 +580,56 @@ fn show_finding(finding: &Value) -> String {
 
 /// Asks the running guardian's API.
 pub(super) async fn ask(config: &Config, method: &str, path: &str) -> Result<Value, Failure> {
+    let address = &config.guard.listen;
+    let Some((status, body)) = send(config, method, path, b"").await? else {
+        return Err(Failure::Service(format!(
+            "no guardian answers at {address}. Start it with `pitser guard run`, or correct guard.listen"
+        )));
+    };
+    match (status, body["error"].as_str()) {
+        (200, _) => Ok(body),
+        (_, Some(why)) => Err(Failure::Service(format!(
+            "the guardian at {address} cannot do it now: {why}"
+        ))),
+        (status, None) => Err(Failure::Service(format!(
+            "the guardian at {address} answered {status}"
+        ))),
+    }
+}
+
+/// Sends a request to the running guardian's API: the status and the JSON of its
+/// answer, or `None` if nobody listens there.
+pub(super) async fn send(
+    config: &Config,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<Option<(u16, Value)>, Failure> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = &config.guard.listen;
-    let silent = |e: std::io::Error| {
-        Failure::Service(format!(
-            "no guardian answers at {address}: {e}. Start it with `pitser guard run`, or correct guard.listen"
-        ))
+    let silent =
+        |e: std::io::Error| Failure::Service(format!("no guardian answers at {address}: {e}"));
+    let mut stream = match tokio::net::TcpStream::connect(address).await {
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(None),
+        connected => connected.map_err(silent)?,
     };
-    let mut stream = tokio::net::TcpStream::connect(address)
-        .await
-        .map_err(silent)?;
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
     );
-    stream.write_all(request.as_bytes()).await.map_err(silent)?;
+    stream.write_all(head.as_bytes()).await.map_err(silent)?;
+    stream.write_all(body).await.map_err(silent)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.map_err(silent)?;
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    if head.split(' ').nth(1) != Some("200") {
-        let told: Value = serde_json::from_str(body).unwrap_or_default();
-        return Err(Failure::Service(match told["error"].as_str() {
-            Some(why) => format!("the guardian at {address} cannot do it now: {why}"),
-            None => format!(
-                "the guardian at {address} answered {}: {}",
-                head.lines().next().unwrap_or_default(),
-                body.trim()
-            ),
-        }));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.unwrap_or(0);
+    match serde_json::from_str(body) {
+        Ok(json) => Ok(Some((status, json))),
+        Err(_) if status != 200 => Ok(Some((status, json!({ "error": body.trim() })))),
+        Err(e) => Err(Failure::Service(format!(
+            "the guardian at {address} gave no JSON: {e}"
+        ))),
     }
-    serde_json::from_str(body)
-        .map_err(|e| Failure::Service(format!("the guardian at {address} gave no JSON: {e}")))
 }

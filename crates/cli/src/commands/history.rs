@@ -134,6 +134,13 @@ fn as_text(entry: &Entry) -> String {
     if let Some(finding) = &line.finding {
         out += &format!("  {} {}", finding.code, finding.text);
     }
+    if let Some(erase) = &line.erase {
+        out += &format!("  on the basis: {}", erase.basis);
+    }
+    let deciders = entry.content.as_ref().and_then(|c| c.deciders.as_ref());
+    if let Some([first, second]) = deciders {
+        out += &format!("  decided by {first}, {second}");
+    }
     out += &format!("\n    line {} · {}\n", line.seq, proof(entry));
     clean(&out)
 }
@@ -158,6 +165,7 @@ fn proof(entry: &Entry) -> String {
 fn as_json(entry: &Entry) -> Value {
     json!({
         "line": line_json(&entry.line),
+        "deciders": entry.content.as_ref().and_then(|c| c.deciders.clone()),
         "person": entry.content.as_ref().and_then(|c| c.person.clone()),
         "row": entry.content.as_ref().and_then(|c| c.row.as_ref()).map(|row| {
             row.iter()

@@ -3,10 +3,12 @@
 pub(crate) mod authority;
 pub(crate) mod bench;
 pub(crate) mod dev;
+pub(crate) mod erase;
 pub(crate) mod evidence;
 pub(crate) mod extend;
 pub(crate) mod guard;
 pub(crate) mod history;
+pub(crate) mod hold;
 pub(crate) mod inspect;
 pub(crate) mod log;
 pub(crate) mod manual;

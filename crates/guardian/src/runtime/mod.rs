@@ -3,6 +3,7 @@
 mod baseline;
 mod blocks;
 mod capture;
+mod erasure;
 mod findings;
 mod fleet;
 mod heads;
@@ -19,6 +20,7 @@ use crate::Clock;
 use crate::actors::Actors;
 use crate::collected::Collected;
 use crate::config::{Source, Tuning};
+use crate::erasure::{Answer, Asked, Refused};
 use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
 use crate::patients::Patients;
@@ -171,6 +173,11 @@ enum Command {
     Settle {
         reply: oneshot::Sender<Result<u64, String>>,
     },
+    /// An approver asks, or decides.
+    Erasure {
+        asked: Asked,
+        reply: oneshot::Sender<Result<Answer, Refused>>,
+    },
     Seal(Outcome),
     /// A witness has answered.
     Cosigned {
@@ -254,7 +261,7 @@ impl Guardian {
         let mut session = Session::open(&mut worker)?;
         let begun = session.begin(&mut worker);
         match begun.and_then(|()| session.baseline_of(&mut worker, snapshot, progress)) {
-            Ok(()) | Err(Ended::Stopped) => Ok(()),
+            Ok(()) | Err(Ended::Stopped | Ended::Erased) => Ok(()),
             Err(Ended::Failed(error)) => Err(error),
         }
     }
@@ -319,6 +326,18 @@ impl Handle {
         self.ask(|reply| Command::Settle { reply })
             .await
             .unwrap_or_else(|| Err("the guardian has stopped".into()))
+    }
+
+    /// Answers an approver; an erasure is done, and its line durable, when it is
+    /// answered.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn erasure(&self, asked: Asked) -> Result<Answer, Refused> {
+        let stopped = || Refused::Unavailable("the guardian has stopped".into());
+        self.ask(|reply| Command::Erasure { asked, reply })
+            .await
+            .unwrap_or_else(|| Err(stopped()))
     }
 
     /// Takes what was committed so far, closes the open block and stops.
@@ -453,6 +472,7 @@ impl Worker {
                     self.publish.send_modify(|s| s.state = SourceState::Stopped);
                     return;
                 }
+                Ended::Erased => {}
                 Ended::Failed(error) => {
                     self.interrupted(&error);
                     // Whoever stands by is there at once.
@@ -500,6 +520,9 @@ impl Worker {
                 }
                 Ok(Command::Scan { reply }) => drop(reply.send(Err(trouble()))),
                 Ok(Command::Settle { reply }) => drop(reply.send(Err(trouble()))),
+                Ok(Command::Erasure { reply, .. }) => {
+                    drop(reply.send(Err(Refused::Unavailable(trouble()))))
+                }
                 Ok(Command::Cosigned { witness, .. }) => {
                     if let Some(cosigner) = self.cosigners.get_mut(witness) {
                         cosigner.forget();
@@ -520,6 +543,9 @@ impl Worker {
 
 enum Ended {
     Stopped,
+    /// Somebody was erased: what is in memory about him goes with the session, and
+    /// the next one knows what is still to be known.
+    Erased,
     Failed(StartError),
 }
 

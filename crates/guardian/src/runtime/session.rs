@@ -354,6 +354,7 @@ impl Session {
                 self.settling.push((self.trail.blocks(), reply));
                 self.settled(worker)
             }
+            Command::Erasure { asked, reply } => self.erasure(worker, &asked, reply),
             Command::Seal(outcome) => self.seal(worker, outcome),
             Command::Cosigned { witness, answer } => self.heard(worker, witness, answer),
             Command::Fleet(told) => {

@@ -3,6 +3,7 @@
 
 use super::harness::Server;
 use super::*;
+use pitser_guardian::erasure::{Answer, Approver, Ask, Asked, Refused, token_hash};
 
 const SCHEMA: &str = "
     CREATE TABLE staff (id int PRIMARY KEY, login text);
@@ -84,6 +85,91 @@ async fn from_a_hospitals_server_to_a_verified_evidence_file() {
     assert!(!text.contains("Jaan"), "only what became the patient's own");
     let report = verify(&evidence, None, second());
     assert_eq!(report.verdict, Verdict::Unconfirmed);
+    guardian.stop().await;
+    authority.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_of_an_erased_patient_is_intact_and_opens_nothing() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let mut sql = server.sql();
+    sql.query(SCHEMA).unwrap();
+    let mut site = site(&server);
+    site.tuning.approvers = ["Mari", "Jaan"]
+        .map(|name| Approver {
+            name: name.into(),
+            token_sha256: token_hash(name),
+        })
+        .into();
+    let (authority, client) = authority(&site.dir.path().join("authority")).await;
+    let genesis = install(&site).unwrap().genesis.unwrap();
+    let (guardian, witness) = site.start(Some(client.clone()));
+    guardian.settle().await.unwrap();
+    let ask = async |token: &str, ask: Ask| {
+        let asked = Asked {
+            token: token.to_owned(),
+            ask,
+        };
+        guardian.erasure(asked).await
+    };
+    let request = Ask::Request {
+        patient: "1".into(),
+        basis: "GDPR art. 17(1)(d)".into(),
+    };
+    let Ok(Answer::Requested { code, plan, .. }) = ask("Mari", request).await else {
+        panic!("not taken");
+    };
+    assert_eq!((plan.lines, plan.live_rows), (2, 2));
+    let confirm = || Ask::Confirm { code: code.clone() };
+    assert!(matches!(
+        ask("Mari", confirm()).await,
+        Err(Refused::Rule(_))
+    ));
+    assert!(matches!(
+        ask("nobody", confirm()).await,
+        Err(Refused::Unknown)
+    ));
+    assert!(matches!(
+        ask("Jaan", confirm()).await,
+        Ok(Answer::Erased(_))
+    ));
+    status_with(&guardian, "guards again", |s| {
+        s.state == SourceState::Guarding
+    })
+    .await;
+
+    // What the database still does goes on being captured and compared.
+    sql.query("UPDATE observation SET value = '150 mmHg', write_uid = 7, write_date = now() WHERE id = 10")
+        .unwrap();
+    guardian.settle().await.unwrap();
+    assert_eq!(guardian.scan().await.unwrap().findings, []);
+    assert_eq!(guardian.status().findings, []);
+    guardian.settle().await.unwrap();
+
+    let code = authority.publish().await.unwrap().code;
+    let mut texts = Vec::new();
+    for (patient, ops) in [
+        ("1", "baseline baseline erase update"),
+        ("2", "baseline baseline"),
+    ] {
+        let evidence = export(&site, &client, &authority, &witness, &genesis, patient).await;
+        let told: Vec<_> = evidence.lines.iter().map(|l| l.line.op.as_str()).collect();
+        assert_eq!(told.join(" "), ops);
+        let bytes = evidence.encode();
+        texts.push(String::from_utf8(bytes.clone()).unwrap());
+        let anchors = anchors(&authority, &genesis, &code, witness.clone());
+        let evidence = Evidence::decode(&bytes).unwrap();
+        let report = verify(&evidence, Some(&anchors), second());
+        assert_eq!(report.verdict, Verdict::Intact, "{report:#?}");
+    }
+    assert!(!texts[0].contains("Jüri") && !texts[0].contains("120 mmHg"));
+    assert!(
+        texts[0].contains("150 mmHg"),
+        "who comes back has a new key"
+    );
+    assert!(texts[1].contains("secret of Jaan"));
     guardian.stop().await;
     authority.shutdown().await.unwrap();
 }

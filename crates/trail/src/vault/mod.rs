@@ -1,21 +1,28 @@
 //! The vault: what lines commit to, encrypted, in a folder of its own.
 //!
 //! ```text
-//! keys.db      compartment  number | id (pseudonym or "table:NAME") | key wrapped under the
-//!                           master key | the patient's identifier, sealed under the key
+//! epoch-*.key  the epoch key, wrapped under the master key (see `epoch.rs`)
+//! keys.db      compartment  number | id (pseudonym or "table:NAME") | first line under it |
+//!                           key wrapped under the epoch key | the patient's identifier,
+//!                           sealed under the key
+//!              epoch        number of the epoch that all of them are wrapped under
+//!              note         kind | id | what is noted, sealed under the master key
 //!              shape        number | column names
 //! contents/    for each line: key cells, row or its marks, person, raw message, sealed
 //!              under its compartment's key (see `contents.rs`, `pack.rs`)
 //! ```
 //! Sealing is XChaCha20-Poly1305 with a random 24-byte nonce in front; the
 //! compartment's number or id and the line's number are authenticated with it.
-//! Destroying a compartment's key closes all its contents and commitments for ever.
+//! Destroying a compartment's key closes all its contents and commitments for ever:
+//! [`Vault::erase`]. Numbers of compartments are never given again, so that contents
+//! which nobody can open are never taken for those of a compartment made later.
 //!
 //! The vault and its keys are primary data: they cannot be rebuilt from the
 //! trail, and are made durable before the lines that need them.
 
 mod aead;
 mod contents;
+mod epoch;
 mod pack;
 
 use crate::disk::{self, DiskError};
@@ -23,8 +30,9 @@ use crate::draft::Row;
 use crate::recent::Recent;
 use aead::NONCE_LEN;
 use contents::{Contents, ContentsError};
+use epoch::Epoch;
 use pitser_evidence::commit::{Key, LineNonce, commit_row};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, params};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -43,6 +51,8 @@ pub struct Content {
     pub marks: Option<Marks>,
     /// The row.
     pub row: Option<Row>,
+    /// The two who decided, of an erasure.
+    pub deciders: Option<[String; 2]>,
 }
 
 /// For each column of a row, the first [`MARK_LEN`] bytes of its leaf, which show
@@ -112,6 +122,12 @@ pub enum VaultError {
     /// vault was altered.
     #[error("{}: an entry does not open with this master key: the key is another, or the vault was altered. Restore both from the same backup", .0.display())]
     Sealed(PathBuf),
+    /// The keys and the epoch key are not of the same vault, or not of the same day.
+    #[error("{}: this key does not belong to the keys.db beside it. Restore the whole vault folder from one backup", .0.display())]
+    Epoch(PathBuf),
+    /// What was erased still stands in the write-ahead log, for somebody reads it.
+    #[error("{}: what was erased cannot be wiped from its write-ahead log while another program reads it. End that program; it is tried again", .0.display())]
+    Read(PathBuf),
     /// No random numbers.
     #[error(transparent)]
     Random(#[from] crate::keys::KeyError),
@@ -152,6 +168,8 @@ impl VaultError {
 #[derive(Clone)]
 pub struct Compartment {
     number: u64,
+    /// The first line under the key: earlier ones were under another, now destroyed.
+    since: u64,
     key: Key,
 }
 
@@ -170,10 +188,12 @@ impl fmt::Debug for Compartment {
 
 /// An open vault.
 pub struct Vault {
+    folder: PathBuf,
     /// The file of keys.
     path: PathBuf,
     db: Connection,
     master: Key,
+    epoch: Epoch,
     contents: Contents,
     /// Compartments by id.
     known: Recent<String, Compartment, REMEMBERED>,
@@ -197,12 +217,17 @@ const SHAPES: usize = 64;
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS compartment (
         number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
-        wrapped BLOB NOT NULL, identifier BLOB
+        since INTEGER NOT NULL, wrapped BLOB NOT NULL, identifier BLOB
+    );
+    CREATE TABLE IF NOT EXISTS epoch (number INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS note (
+        kind TEXT NOT NULL, id TEXT NOT NULL, sealed BLOB NOT NULL, PRIMARY KEY (kind, id)
     );
     CREATE TABLE IF NOT EXISTS shape (number INTEGER PRIMARY KEY, names BLOB NOT NULL UNIQUE);";
 
 impl Vault {
-    /// Opens or creates the vault in `folder` for its one writer.
+    /// Opens or creates the vault in `folder` for its one writer, and wipes what an
+    /// erasure that was cut short has left.
     ///
     /// # Errors
     /// [`VaultError`].
@@ -212,12 +237,23 @@ impl Vault {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let vault = Self::connect(folder, contents, master, flags)?;
-        let setup = format!("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {SCHEMA}");
-        vault
-            .db
-            .execute_batch(&setup)
-            .map_err(|e| vault.failed(e))?;
+        let (path, db) = connect(folder, flags)?;
+        let setup = format!(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA secure_delete=ON; {SCHEMA}"
+        );
+        db.execute_batch(&setup).map_err(|e| store(&path, e))?;
+        let mut nonces = Nonces::default();
+        let epoch = match epoch_number(&db).map_err(|e| store(&path, e))? {
+            Some(number) => Epoch::open(folder, number, master)?,
+            None => {
+                let first = Epoch::first(folder, master, nonces.next()?)?;
+                db.execute_batch("INSERT INTO epoch VALUES (1)")
+                    .map_err(|e| store(&path, e))?;
+                first
+            }
+        };
+        let mut vault = Self::new(folder, (path, db), contents, master, epoch);
+        vault.wipe()?;
         Ok(vault)
     }
 
@@ -228,27 +264,25 @@ impl Vault {
     pub fn open_read_only(folder: &Path, master: &Key) -> Result<Self, VaultError> {
         let contents = Contents::open_read_only(&folder.join("contents"))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        Self::connect(folder, contents, master, flags)
+        let (path, db) = connect(folder, flags)?;
+        let number = epoch_number(&db).map_err(|e| store(&path, e))?;
+        let epoch = Epoch::open(folder, number.unwrap_or(1), master)?;
+        Ok(Self::new(folder, (path, db), contents, master, epoch))
     }
 
-    fn connect(
+    fn new(
         folder: &Path,
+        (path, db): (PathBuf, Connection),
         contents: Contents,
         master: &Key,
-        flags: OpenFlags,
-    ) -> Result<Self, VaultError> {
-        let path = folder.join("keys.db");
-        let failed = |source| VaultError::Store {
-            path: path.clone(),
-            source,
-        };
-        let db = Connection::open_with_flags(&path, flags).map_err(failed)?;
-        db.busy_timeout(std::time::Duration::from_secs(10))
-            .map_err(failed)?;
-        Ok(Self {
+        epoch: Epoch,
+    ) -> Self {
+        Self {
+            folder: folder.to_owned(),
             path,
             db,
             master: master.clone(),
+            epoch,
             contents,
             known: Recent::default(),
             keys: Recent::default(),
@@ -257,42 +291,85 @@ impl Vault {
             numbered: VecDeque::new(),
             nonces: Nonces::default(),
             in_transaction: false,
-        })
+        }
     }
 
-    /// The key of a compartment, if it was made and not destroyed.
+    /// The key that line `seq` of a compartment is under; `None` if there is none, or
+    /// it was destroyed since.
     ///
     /// # Errors
     /// [`VaultError`].
-    pub fn key(&mut self, id: &str) -> Result<Option<Key>, VaultError> {
-        Ok(self.compartment(id)?.map(|found| found.key))
+    pub fn key(&mut self, id: &str, seq: u64) -> Result<Option<Key>, VaultError> {
+        let found = self.compartment(id)?.filter(|found| found.since <= seq);
+        Ok(found.map(|found| found.key))
+    }
+
+    /// Whether there is a key under which more may come.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub fn has_key(&mut self, id: &str) -> Result<bool, VaultError> {
+        Ok(self.compartment(id)?.is_some())
     }
 
     fn compartment(&mut self, id: &str) -> Result<Option<Compartment>, VaultError> {
         if let Some(known) = self.known.get(id) {
             return Ok(Some(known));
         }
-        let found: Option<(u64, Vec<u8>)> = self
-            .db
-            .prepare_cached("SELECT number, wrapped FROM compartment WHERE id = ?1")
-            .and_then(|mut q| {
-                q.query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
-                    .optional()
-            })
-            .map_err(|e| self.failed(e))?;
-        let Some((number, wrapped)) = found else {
-            return Ok(None);
-        };
-        let found = Compartment {
-            number,
-            key: self.unwrap(id, wrapped)?,
-        };
-        self.known.insert(id.to_owned(), found.clone());
-        Ok(Some(found))
+        let found = self.find("id = ?1", &id)?.map(|(_, found)| found);
+        if let Some(found) = &found {
+            self.known.insert(id.to_owned(), found.clone());
+        }
+        Ok(found)
     }
 
-    /// A compartment, made now if there is none, with the identifier that it
-    /// stands for.
+    /// A compartment and its id, by what one column of it is.
+    fn find(
+        &mut self,
+        condition: &str,
+        value: &dyn ToSql,
+    ) -> Result<Option<(String, Compartment)>, VaultError> {
+        let query = format!(
+            "SELECT id, number, since, wrapped, (SELECT number FROM epoch) FROM compartment WHERE {condition}"
+        );
+        let mut gone = None;
+        loop {
+            let found: Option<(String, u64, u64, Vec<u8>, u64)> = self
+                .db
+                .prepare_cached(&query)
+                .and_then(|mut q| q.query_row([value], |row| row.try_into()).optional())
+                .map_err(|e| self.failed(e))?;
+            let Some((id, number, since, wrapped, epoch)) = found else {
+                return Ok(None);
+            };
+            if epoch != self.epoch.number {
+                // We read, and the writer has erased somebody since.
+                match Epoch::open(&self.folder, epoch, &self.master) {
+                    Ok(newer) => self.epoch = newer,
+                    // It has done so again between the two steps.
+                    Err(_) if gone != Some(epoch) => {
+                        gone = Some(epoch);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+                self.forget();
+            }
+            let key = self.unwrap(&id, wrapped)?;
+            let found = Compartment { number, since, key };
+            return Ok(Some((id, found)));
+        }
+    }
+
+    /// Forgets all that was looked up.
+    fn forget(&mut self) {
+        self.known = Recent::default();
+        self.keys = Recent::default();
+        self.identifiers = Recent::default();
+    }
+
+    /// The compartment of line `seq`, made now if there is none, with the identifier
+    /// that it stands for.
     ///
     /// # Errors
     /// [`VaultError`].
@@ -300,12 +377,13 @@ impl Vault {
         &mut self,
         id: &str,
         identifier: Option<&str>,
+        seq: u64,
     ) -> Result<Compartment, VaultError> {
         if let Some(found) = self.compartment(id)? {
             return Ok(found);
         }
         let key = Key::new(crate::keys::random()?);
-        let wrapped = seal(&self.master, self.nonces.next()?, id, key.expose());
+        let wrapped = seal(&self.epoch.key, self.nonces.next()?, id, key.expose());
         let identifier = match identifier {
             Some(text) => Some(seal(&key, self.nonces.next()?, id, text.as_bytes())),
             None => None,
@@ -313,11 +391,14 @@ impl Vault {
         self.begin()?;
         let number = self
             .db
-            .prepare_cached("INSERT INTO compartment (id, wrapped, identifier) VALUES (?1, ?2, ?3)")
-            .and_then(|mut q| q.insert(params![id, wrapped, identifier]))
+            .prepare_cached(
+                "INSERT INTO compartment (id, since, wrapped, identifier) VALUES (?1, ?2, ?3, ?4)",
+            )
+            .and_then(|mut q| q.insert(params![id, seq, wrapped, identifier]))
             .map_err(|e| self.failed(e))?;
         let made = Compartment {
             number: number.cast_unsigned(),
+            since: seq,
             key,
         };
         self.known.insert(id.to_owned(), made.clone());
@@ -332,7 +413,7 @@ impl Vault {
         if let Some(known) = self.identifiers.get(id) {
             return Ok(Some(known));
         }
-        let Some(key) = self.key(id)? else {
+        let Some(Compartment { key, .. }) = self.compartment(id)? else {
             return Ok(None);
         };
         let sealed: Option<Vec<u8>> = self
@@ -405,18 +486,9 @@ impl Vault {
         if let Some(key) = self.keys.get(&number) {
             return Ok(Some(key));
         }
-        let found: Option<(String, Vec<u8>)> = self
-            .db
-            .prepare_cached("SELECT id, wrapped FROM compartment WHERE number = ?1")
-            .and_then(|mut q| {
-                q.query_row([number], |row| Ok((row.get(0)?, row.get(1)?)))
-                    .optional()
-            })
-            .map_err(|e| self.failed(e))?;
-        let Some((id, wrapped)) = found else {
+        let Some((_, Compartment { key, .. })) = self.find("number = ?1", &number)? else {
             return Ok(None);
         };
-        let key = self.unwrap(&id, wrapped)?;
         self.keys.insert(number, key.clone());
         Ok(Some(key))
     }
@@ -488,7 +560,138 @@ impl Vault {
     /// # Errors
     /// [`VaultError`].
     pub fn discard_from(&mut self, seq: u64) -> Result<(), VaultError> {
+        // A compartment that was made for one of them is for whatever comes instead.
+        self.db
+            .execute("UPDATE compartment SET since = ?1 WHERE since > ?1", [seq])
+            .map_err(|e| self.failed(e))?;
+        self.known = Recent::default();
         Ok(self.contents.discard_from(seq)?)
+    }
+
+    /// Destroys the key and the identifier of a compartment that began before line
+    /// `seq`: what they sealed, and what their lines commit to, is closed for ever.
+    /// Gives `false` if there is no such compartment.
+    ///
+    /// A new epoch begins: all other keys are wrapped under its key, and the old one
+    /// is destroyed once nothing of what was erased stands in `keys.db` or its
+    /// write-ahead log. A crash leaves the vault as it was before, or as it is
+    /// afterwards; the next [`Vault::open`] wipes what is left.
+    ///
+    /// # Errors
+    /// [`VaultError`]; the vault must be opened again.
+    pub fn erase(&mut self, id: &str, seq: u64) -> Result<bool, VaultError> {
+        self.commit()?;
+        if self.compartment(id)?.is_none_or(|found| found.since >= seq) {
+            return Ok(false);
+        }
+        let number = self.epoch.number + 1;
+        let next = Epoch::create(&self.folder, number, &self.master, self.nonces.next()?)?;
+        self.begin()?;
+        self.db
+            .execute("DELETE FROM compartment WHERE id = ?1", [id])
+            .map_err(|e| self.failed(e))?;
+        self.wrap_again(&next.key)?;
+        self.db
+            .execute("UPDATE epoch SET number = ?1", [number])
+            .map_err(|e| self.failed(e))?;
+        self.commit()?;
+        self.epoch = next;
+        self.forget();
+        self.wipe()?;
+        Ok(true)
+    }
+
+    /// Wraps all keys under that of another epoch, a few at a time in memory.
+    fn wrap_again(&mut self, next: &Key) -> Result<(), VaultError> {
+        let mut after = 0_u64;
+        loop {
+            let some: Vec<(u64, String, Vec<u8>)> = self
+                .db
+                .prepare_cached(
+                    "SELECT number, id, wrapped FROM compartment WHERE number > ?1 ORDER BY number LIMIT 1000",
+                )
+                .and_then(|mut q| q.query_map([after], |row| row.try_into())?.collect())
+                .map_err(|e| self.failed(e))?;
+            let Some((last, ..)) = some.last() else {
+                return Ok(());
+            };
+            after = *last;
+            for (number, id, wrapped) in some {
+                let key = self.unwrap(&id, wrapped)?;
+                let wrapped = seal(next, self.nonces.next()?, &id, key.expose());
+                self.db
+                    .prepare_cached("UPDATE compartment SET wrapped = ?2 WHERE number = ?1")
+                    .and_then(|mut q| q.execute(params![number, wrapped]))
+                    .map_err(|e| self.failed(e))?;
+            }
+        }
+    }
+
+    /// Destroys the keys of all epochs but this one, those of earlier ones after
+    /// nothing is left in the write-ahead log.
+    fn wipe(&mut self) -> Result<(), VaultError> {
+        let numbers = Epoch::numbers(&self.folder)?;
+        if numbers.iter().any(|number| *number < self.epoch.number) {
+            let is_busy: bool = self
+                .db
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+                .map_err(|e| self.failed(e))?;
+            if is_busy {
+                return Err(VaultError::Read(self.path.clone()));
+            }
+        }
+        for number in numbers {
+            if number != self.epoch.number {
+                Epoch::destroy(&self.folder, number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is noted of a kind, by id.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub fn notes(&mut self, kind: &str) -> Result<Vec<(String, Vec<u8>)>, VaultError> {
+        let sealed: Vec<(String, Vec<u8>)> = self
+            .db
+            .prepare_cached("SELECT id, sealed FROM note WHERE kind = ?1 ORDER BY id")
+            .and_then(|mut q| q.query_map([kind], |row| row.try_into())?.collect())
+            .map_err(|e| self.failed(e))?;
+        let open = |(id, sealed): (String, Vec<u8>)| {
+            let clear = self.unseal(&self.master, note_label(kind, &id).as_bytes(), sealed)?;
+            Ok((id, clear))
+        };
+        sealed.into_iter().map(open).collect()
+    }
+
+    /// Notes something, in place of what was noted under this id; `None` removes it.
+    /// Durable on return.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub fn set_note(
+        &mut self,
+        kind: &str,
+        id: &str,
+        note: Option<&[u8]>,
+    ) -> Result<(), VaultError> {
+        let nonce = self.nonces.next()?;
+        self.begin()?;
+        let done = match note {
+            Some(clear) => {
+                let sealed = seal(&self.master, nonce, &note_label(kind, id), clear);
+                self.db.execute(
+                    "INSERT OR REPLACE INTO note VALUES (?1, ?2, ?3)",
+                    params![kind, id, sealed],
+                )
+            }
+            None => self
+                .db
+                .execute("DELETE FROM note WHERE kind = ?1 AND id = ?2", [kind, id]),
+        };
+        done.map_err(|e| self.failed(e))?;
+        self.commit()
     }
 
     fn begin(&mut self) -> Result<(), VaultError> {
@@ -502,7 +705,7 @@ impl Vault {
     }
 
     fn unwrap(&self, id: &str, wrapped: Vec<u8>) -> Result<Key, VaultError> {
-        let key = self.unseal(&self.master, id.as_bytes(), wrapped)?;
+        let key = self.unseal(&self.epoch.key, id.as_bytes(), wrapped)?;
         let key = key.try_into();
         key.map(Key::new)
             .map_err(|_| VaultError::Sealed(self.path.clone()))
@@ -519,10 +722,7 @@ impl Vault {
     }
 
     fn failed(&self, source: rusqlite::Error) -> VaultError {
-        VaultError::Store {
-            path: self.path.clone(),
-            source,
-        }
+        store(&self.path, source)
     }
 }
 
@@ -532,7 +732,32 @@ impl fmt::Debug for Vault {
     }
 }
 
-/// A key or an identifier, sealed, with its nonce in front.
+fn connect(folder: &Path, flags: OpenFlags) -> Result<(PathBuf, Connection), VaultError> {
+    let path = folder.join("keys.db");
+    let db = Connection::open_with_flags(&path, flags).map_err(|e| store(&path, e))?;
+    db.busy_timeout(std::time::Duration::from_secs(10))
+        .map_err(|e| store(&path, e))?;
+    Ok((path, db))
+}
+
+fn store(path: &Path, source: rusqlite::Error) -> VaultError {
+    VaultError::Store {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The epoch that the keys are wrapped under; `None` in a new vault.
+fn epoch_number(db: &Connection) -> rusqlite::Result<Option<u64>> {
+    db.query_row("SELECT number FROM epoch", [], |row| row.get(0))
+        .optional()
+}
+
+fn note_label(kind: &str, id: &str) -> String {
+    format!("{kind}\0{id}")
+}
+
+/// A key, an identifier or a note, sealed, with its nonce in front.
 fn seal(key: &Key, nonce: [u8; NONCE_LEN], id: &str, clear: &[u8]) -> Vec<u8> {
     let mut sealed = [&nonce[..], clear].concat();
     let tag = aead::seal(key, &nonce, id.as_bytes(), &mut sealed[NONCE_LEN..]);
@@ -595,7 +820,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let master = Key::new([1; 32]);
         let mut vault = Vault::open(dir.path(), &master).unwrap();
-        let abc = vault.compartment_or_new("abc", Some("pt-1")).unwrap();
+        let abc = vault.compartment_or_new("abc", Some("pt-1"), 7).unwrap();
         vault.put(7, &abc, &content()).unwrap();
         assert_eq!(vault.get(7).unwrap().unwrap().1, content());
         vault.put(8, &abc, &content()).unwrap();
@@ -607,7 +832,7 @@ mod tests {
         for vault in [&mut vault, &mut reader] {
             assert_eq!(vault.get(7).unwrap().unwrap().1, content());
             assert_eq!(vault.identifier("abc").unwrap().as_deref(), Some("pt-1"));
-            assert!(vault.key("another").unwrap().is_none());
+            assert!(vault.key("another", 7).unwrap().is_none());
         }
         vault.discard_from(8).unwrap();
         assert!(vault.get(8).unwrap().is_none());
@@ -619,11 +844,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let master = Key::new([1; 32]);
         let mut vault = Vault::open(dir.path(), &master).unwrap();
-        let abc = vault.compartment_or_new("abc", Some("pt-1")).unwrap();
+        let abc = vault.compartment_or_new("abc", Some("pt-1"), 7).unwrap();
         vault.put(7, &abc, &content()).unwrap();
         drop(vault);
         let mut vault = Vault::open(dir.path(), &master).unwrap();
-        assert!(vault.key("abc").unwrap().is_none());
+        assert!(vault.key("abc", 7).unwrap().is_none());
         assert!(vault.get(7).unwrap().is_none());
     }
 
@@ -632,8 +857,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let master = Key::new([1; 32]);
         let mut vault = Vault::open(dir.path(), &master).unwrap();
-        let abc = vault.compartment_or_new("abc", None).unwrap();
-        let other = vault.compartment_or_new("other", None).unwrap();
+        let abc = vault.compartment_or_new("abc", None, 7).unwrap();
+        let other = vault.compartment_or_new("other", None, 7).unwrap();
         vault.put(7, &abc, &content()).unwrap();
         vault.commit().unwrap();
         let path = dir.path().join("contents/000000.dat");
@@ -645,15 +870,17 @@ mod tests {
             std::fs::write(&path, &wrong).unwrap();
             assert!(matches!(vault.get(7), Err(VaultError::Sealed(_))), "{at}");
         }
-        let mut other = Vault::open(dir.path(), &Key::new([2; 32])).unwrap();
-        assert!(matches!(other.key("abc"), Err(VaultError::Sealed(_))));
+        let other = Vault::open(dir.path(), &Key::new([2; 32]));
+        assert!(matches!(other, Err(VaultError::Sealed(_))));
     }
 
     #[test]
     fn nothing_private_stands_in_the_files() {
         let dir = tempfile::tempdir().unwrap();
         let mut vault = Vault::open(dir.path(), &Key::new([1; 32])).unwrap();
-        let abc = vault.compartment_or_new("abc", Some("pt-SECRET")).unwrap();
+        let abc = vault
+            .compartment_or_new("abc", Some("pt-SECRET"), 1)
+            .unwrap();
         let secret = Content {
             person: Some("Dr SECRET".into()),
             ..Content::default()
@@ -669,5 +896,238 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A vault of some patients, each with a line: `pt-N` has line N.
+    fn populated(dir: &Path) -> Vault {
+        let mut vault = Vault::open(dir, &Key::new([1; 32])).unwrap();
+        for seq in 1..=300 {
+            let id = format!("pseudonym-{seq:03}");
+            let under = vault.compartment_or_new(&id, Some(&format!("pt-{seq}")), seq);
+            vault.put(seq, &under.unwrap(), &content()).unwrap();
+        }
+        vault.commit().unwrap();
+        vault
+    }
+
+    /// What of `pseudonym-007` stands in `keys.db`: its id, its wrapped key, and its
+    /// sealed identifier.
+    fn traces(vault: &Vault) -> Vec<Vec<u8>> {
+        let query = "SELECT id, wrapped, identifier FROM compartment WHERE id = 'pseudonym-007'";
+        let of_row = |row: &rusqlite::Row<'_>| {
+            let id: String = row.get(0)?;
+            Ok(vec![id.into_bytes(), row.get(1)?, row.get(2)?])
+        };
+        vault.db.query_row(query, [], of_row).unwrap()
+    }
+
+    fn stand(dir: &Path, traces: &[Vec<u8>]) -> bool {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                all.extend(std::fs::read(path).unwrap());
+            }
+        }
+        let stands = |trace: &Vec<u8>| all.windows(trace.len()).any(|part| part == trace);
+        traces.iter().any(stands)
+    }
+
+    #[track_caller]
+    fn is_whole(vault: &mut Vault) {
+        assert_eq!(vault.get(7).unwrap().unwrap().1, content());
+        let identifier = vault.identifier("pseudonym-007").unwrap();
+        assert_eq!(identifier.as_deref(), Some("pt-7"));
+        others_are_whole(vault);
+    }
+
+    #[track_caller]
+    fn is_erased(vault: &mut Vault) {
+        assert!(vault.get(7).unwrap().is_none());
+        assert!(vault.key("pseudonym-007", 7).unwrap().is_none());
+        assert!(vault.identifier("pseudonym-007").unwrap().is_none());
+        others_are_whole(vault);
+    }
+
+    #[track_caller]
+    fn others_are_whole(vault: &mut Vault) {
+        for seq in (1..=300).filter(|seq| *seq != 7) {
+            assert_eq!(vault.get(seq).unwrap().unwrap().1, content());
+            let id = format!("pseudonym-{seq:03}");
+            let identifier = vault.identifier(&id).unwrap().unwrap();
+            assert_eq!(*identifier, format!("pt-{seq}"));
+        }
+    }
+
+    fn epochs(dir: &Path) -> Vec<u64> {
+        Epoch::numbers(dir).unwrap()
+    }
+
+    fn reopened(dir: &Path) -> Vault {
+        Vault::open(dir, &Key::new([1; 32])).unwrap()
+    }
+
+    #[test]
+    fn of_an_erased_patient_nothing_is_left_in_the_files_or_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = populated(dir.path());
+        let mut reader = Vault::open_read_only(dir.path(), &Key::new([1; 32])).unwrap();
+        is_whole(&mut vault);
+        is_whole(&mut reader);
+        let before = (
+            traces(&vault),
+            std::fs::read(dir.path().join("epoch-000001.key")),
+        );
+        assert!(
+            stand(dir.path(), &before.0),
+            "the test looks where they are"
+        );
+
+        assert!(vault.erase("pseudonym-007", 301).unwrap());
+        assert!(
+            !vault.erase("pseudonym-007", 301).unwrap(),
+            "once is enough"
+        );
+        is_erased(&mut vault);
+        assert!(!stand(dir.path(), &before.0));
+        assert!(!stand(dir.path(), &[before.1.unwrap()[8..].to_vec()]));
+        assert_eq!(epochs(dir.path()), [2]);
+        // A reader that was there before finds the new epoch.
+        assert!(reader.key("pseudonym-301", 301).unwrap().is_none());
+        let new = vault
+            .compartment_or_new("pseudonym-301", None, 301)
+            .unwrap();
+        vault.commit().unwrap();
+        assert!(reader.key("pseudonym-301", 301).unwrap().is_some());
+        is_erased(&mut reader);
+        is_erased(&mut reopened(dir.path()));
+        assert_eq!(new.number, 301);
+    }
+
+    #[test]
+    fn who_comes_back_has_another_key_for_what_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = populated(dir.path());
+        let old = vault.key("pseudonym-007", 7).unwrap().unwrap();
+        vault.erase("pseudonym-007", 301).unwrap();
+        let again = vault
+            .compartment_or_new("pseudonym-007", Some("pt-7"), 302)
+            .unwrap();
+        vault.put(302, &again, &content()).unwrap();
+        vault.commit().unwrap();
+        assert_ne!(old.expose(), again.key().expose());
+        for mut vault in [vault, reopened(dir.path())] {
+            assert!(
+                vault.get(7).unwrap().is_none(),
+                "numbers are not given again"
+            );
+            assert!(vault.key("pseudonym-007", 7).unwrap().is_none());
+            assert!(vault.key("pseudonym-007", 302).unwrap().is_some());
+            assert_eq!(vault.get(302).unwrap().unwrap().1, content());
+            // An erasure that is finished late leaves what came after it.
+            assert!(!vault.erase("pseudonym-007", 301).unwrap());
+            others_are_whole(&mut vault);
+        }
+    }
+
+    #[test]
+    fn a_key_for_a_line_that_was_cut_off_serves_the_one_that_comes_instead() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = populated(dir.path());
+        vault.compartment_or_new("late", None, 305).unwrap();
+        vault.commit().unwrap();
+        vault.discard_from(303).unwrap();
+        assert!(vault.key("late", 302).unwrap().is_none());
+        assert!(vault.key("late", 303).unwrap().is_some());
+    }
+
+    /// Stops an erasure at each of its steps: it has not begun, or it is finished
+    /// when the vault is opened again.
+    #[test]
+    fn an_erasure_that_is_cut_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = populated(dir.path());
+        let (traces, nonce) = (traces(&vault), [9; NONCE_LEN]);
+        // With the new epoch's file, and no more.
+        let next = Epoch::create(dir.path(), 2, &vault.master, nonce).unwrap();
+        drop(vault);
+        vault = reopened(dir.path());
+        is_whole(&mut vault);
+        assert_eq!(epochs(dir.path()), [1]);
+        // Within the transaction.
+        Epoch::create(dir.path(), 2, &vault.master, nonce).unwrap();
+        vault.begin().unwrap();
+        vault
+            .db
+            .execute("DELETE FROM compartment WHERE id = 'pseudonym-007'", [])
+            .unwrap();
+        vault.wrap_again(&next.key).unwrap();
+        drop(vault);
+        vault = reopened(dir.path());
+        is_whole(&mut vault);
+        assert_eq!(epochs(dir.path()), [1]);
+        // After it: a reader keeps the log from being cut.
+        let reading = Connection::open(dir.path().join("keys.db")).unwrap();
+        reading
+            .execute_batch("BEGIN; SELECT number FROM epoch")
+            .unwrap();
+        vault.db.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let cut = vault.erase("pseudonym-007", 301);
+        assert!(matches!(cut, Err(VaultError::Read(_))), "{cut:?}");
+        assert!(stand(dir.path(), &traces));
+        assert_eq!(epochs(dir.path()), [1, 2]);
+        drop(reading);
+        std::mem::forget(vault);
+        vault = reopened(dir.path());
+        is_erased(&mut vault);
+        assert!(!stand(dir.path(), &traces));
+        assert_eq!(epochs(dir.path()), [2]);
+        // With the old epoch's file overwritten, and still there.
+        std::fs::write(dir.path().join("epoch-000001.key"), [0; 80]).unwrap();
+        drop(vault);
+        is_erased(&mut reopened(dir.path()));
+        assert_eq!(epochs(dir.path()), [2]);
+    }
+
+    #[test]
+    fn neither_file_of_keys_opens_anything_without_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = populated(dir.path());
+        let (keys, old) = (dir.path().join("keys.db"), dir.path().join("old.db"));
+        drop(vault);
+        std::fs::copy(&keys, &old).unwrap();
+        vault = reopened(dir.path());
+        vault.erase("pseudonym-007", 301).unwrap();
+        drop(vault);
+        // A backup of `keys.db` alone, put back: the epoch of its keys is gone.
+        std::fs::rename(old, &keys).unwrap();
+        let opened = Vault::open(dir.path(), &Key::new([1; 32]));
+        assert!(matches!(opened, Err(VaultError::Epoch(_))), "{opened:?}");
+        // It is gone: nothing is begun anew over an epoch that went before.
+        std::fs::remove_file(keys).unwrap();
+        let opened = Vault::open(dir.path(), &Key::new([1; 32]));
+        assert!(matches!(opened, Err(VaultError::Epoch(_))), "{opened:?}");
+        assert_eq!(epochs(dir.path()), [2]);
+    }
+
+    #[test]
+    fn notes_are_sealed_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = Vault::open(dir.path(), &Key::new([1; 32])).unwrap();
+        vault
+            .set_note("hold", "a", Some(b"a SECRET reason"))
+            .unwrap();
+        vault.set_note("hold", "b", Some(b"old")).unwrap();
+        vault.set_note("hold", "b", Some(b"new")).unwrap();
+        vault.set_note("request", "a", Some(b"else")).unwrap();
+        vault.set_note("hold", "a", None).unwrap();
+        let noted = vault.notes("hold").unwrap();
+        assert_eq!(noted, [("b".to_owned(), b"new".to_vec())]);
+        assert!(!stand(dir.path(), &[b"SECRET".to_vec()]));
+        vault
+            .db
+            .execute("UPDATE note SET id = 'c' WHERE id = 'b'", [])
+            .unwrap();
+        assert!(matches!(vault.notes("hold"), Err(VaultError::Sealed(_))));
     }
 }

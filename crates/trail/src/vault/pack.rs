@@ -7,6 +7,7 @@
 //! raw      length ‖ bytes                                       bit 2
 //! marks    shape ‖ each column's mark:8                         bit 3
 //! row      shape ‖ each column: 00 for NULL, or length + 1 ‖ bytes   bit 4
+//! deciders two times length ‖ bytes                             bit 5
 //! ```
 //! Numbers are LEB128, of at most ten bytes. A *shape* is a list of column names,
 //! which the vault numbers and keeps once.
@@ -21,6 +22,7 @@ const PERSON: u8 = 1 << 1;
 const RAW: u8 = 1 << 2;
 const MARKS: u8 = 1 << 3;
 const ROW: u8 = 1 << 4;
+const DECIDERS: u8 = 1 << 5;
 
 /// Appends a content whose columns are those of `shape`.
 pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
@@ -30,13 +32,15 @@ pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
         raw,
         marks,
         row,
+        deciders,
     } = content;
     let field = |is_there: bool, bit: u8| if is_there { bit } else { 0 };
     let fields = field(key.is_some(), KEY)
         | field(person.is_some(), PERSON)
         | field(raw.is_some(), RAW)
         | field(marks.is_some(), MARKS)
-        | field(row.is_some(), ROW);
+        | field(row.is_some(), ROW)
+        | field(deciders.is_some(), DECIDERS);
     out.extend([VERSION, fields]);
     if let Some(cells) = key {
         number(cells.len() as u64, out);
@@ -65,6 +69,9 @@ pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
                 }
             }
         }
+    }
+    for name in deciders.iter().flatten() {
+        bytes(name.as_bytes(), out);
     }
 }
 
@@ -107,6 +114,10 @@ pub(super) fn unpack(
         };
         let values = names.iter().map(value).collect::<Option<_>>()?;
         content.row = Some(Row { names, values });
+    }
+    if has(DECIDERS) {
+        let mut name = || String::from_utf8(reader.bytes()?.to_vec()).ok();
+        content.deciders = Some([name()?, name()?]);
     }
     reader.0.is_empty().then_some(content)
 }
@@ -190,6 +201,10 @@ mod tests {
                     names: names(),
                     values: vec![Some(Box::default()), None],
                 }),
+                ..Content::default()
+            },
+            Content {
+                deciders: Some(["Mari Maasikas".into(), "Jaan Tamm".into()]),
                 ..Content::default()
             },
             Content {

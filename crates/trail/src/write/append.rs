@@ -5,11 +5,11 @@
 //! time: all nonces are known before the first line is written, since they depend on
 //! the lines' numbers alone.
 
-use super::{Trail, TrailError};
+use super::{ERASURES, Trail, TrailError};
 use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::vault::{Compartment, Content, Marks, mark};
 use pitser_evidence::commit::{Committed, LineNonce, commit_person, commit_raw};
-use pitser_evidence::line::{Actor, Line};
+use pitser_evidence::line::{Actor, Line, Op};
 use std::sync::Arc;
 
 /// A line that lacks what follows from the lines before it, and from its row.
@@ -81,11 +81,19 @@ impl Trail {
             .key
             .as_ref()
             .map(|cells| self.record_key(line.table.as_deref(), cells));
+        let mut deciders = None;
         match draft.body {
             Body::None => {}
             Body::Finding(finding) => line.finding = Some(finding),
             Body::Gap(gap) => line.gap = Some(gap),
             Body::Ddl(ddl) => line.ddl = Some(ddl),
+            Body::Erase {
+                basis,
+                deciders: names,
+            } => {
+                line.erase = Some(self.erasure(basis, &names, seq)?);
+                deciders = Some(names);
+            }
         }
         let person = draft.actor.as_mut().and_then(|actor| actor.person.take());
         line.actor = draft.actor.map(actor_of);
@@ -95,6 +103,7 @@ impl Trail {
             raw: draft.raw,
             marks: None,
             row: draft.row,
+            deciders,
         };
         let mut opened = None;
         if !content.is_empty() {
@@ -110,21 +119,25 @@ impl Trail {
         })
     }
 
-    /// Whose key a line's content is under: its patient's, or its table's.
+    /// Whose key a line's content is under: its patient's, or its table's. Who decided
+    /// an erasure must be known when the patient's own is gone.
     fn compartment(
         &mut self,
         patient: Option<&PatientId>,
         line: &Line,
     ) -> Result<Compartment, TrailError> {
-        let identifier = match patient {
-            Some(PatientId::Id(identifier)) => Some(identifier.as_str()),
-            _ => None,
+        let (id, identifier) = match (line.patient, patient) {
+            _ if line.op == Op::Erase => (ERASURES.to_owned(), None),
+            (Some(pseudonym), Some(PatientId::Id(id))) => {
+                (pseudonym.to_string(), Some(id.as_str()))
+            }
+            (Some(pseudo), _) => (pseudo.to_string(), None),
+            (None, _) => {
+                let table = line.table.as_deref().unwrap_or_default();
+                (format!("table:{table}"), None)
+            }
         };
-        let id = match line.patient {
-            Some(patient) => patient.to_string(),
-            None => format!("table:{}", line.table.as_deref().unwrap_or_default()),
-        };
-        Ok(self.vault.compartment_or_new(&id, identifier)?)
+        Ok(self.vault.compartment_or_new(&id, identifier, line.seq)?)
     }
 
     /// Commitments to the rows of these lines, of those that have one.

@@ -50,6 +50,15 @@ pub(crate) fn line(line: &Line) -> Map {
             }),
         )
         .maybe(
+            "erase",
+            line.erase.as_ref().map(|erase| {
+                let [first, second] = &erase.deciders;
+                Map::new()
+                    .with("basis", &erase.basis)
+                    .with("deciders", format!("committed, {first}, {second}"))
+            }),
+        )
+        .maybe(
             "genesis",
             line.genesis.as_ref().map(|genesis| {
                 let tables = genesis.tables.iter().map(|table| {

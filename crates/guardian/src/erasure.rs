@@ -1,0 +1,236 @@
+//! Who may have a patient erased, and what they ask (docs/erasure.md, spec 61 §4.5).
+//!
+//! Each approver has a secret token; the configuration knows its SHA-256. Two tokens
+//! are two people, as far as each keeps his own to himself. The same questions are
+//! answered by a running guardian and, while none runs, on the trail's folder.
+
+use crate::collected::Collected;
+use pitser_evidence::codec::{Bytes32, Digest};
+use pitser_evidence::line::Timestamp;
+use pitser_trail::erasure::{Erased, ErasureError, Hold, Plan, Request};
+use pitser_trail::{Layout, Trail, TrailError};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
+
+/// Somebody who may decide erasures and holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approver {
+    /// The name that the trail's vault keeps.
+    pub name: String,
+    /// SHA-256 of the person's token, which is at least 32 random bytes as text.
+    pub token_sha256: Bytes32,
+}
+
+/// The SHA-256 of a token, as the configuration has it.
+pub fn token_hash(token: &str) -> Bytes32 {
+    let hash = Digest::of(&[token.trim().as_bytes()]);
+    let bytes = hash.0.digest().try_into();
+    Bytes32(bytes.expect("SHA-256 has 32 bytes"))
+}
+
+/// What an approver asks.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// Shows who asks.
+    pub token: String,
+    /// What.
+    pub ask: Ask,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Asked(private)")
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.token.zeroize();
+    }
+}
+
+/// A question, or a decision. Patients are named as in the database.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// What erasing a patient would destroy.
+    Plan {
+        /// Whom.
+        patient: String,
+    },
+    /// Erase, once another person has confirmed.
+    Request {
+        /// Whom.
+        patient: String,
+        /// The legal basis; stands in the trail in clear.
+        basis: String,
+    },
+    /// What waits under a code.
+    Show {
+        /// As [`Answer::Requested`] had it.
+        code: String,
+    },
+    /// Erase what another person requested.
+    Confirm {
+        /// As [`Answer::Requested`] had it.
+        code: String,
+    },
+    /// Nobody erases this patient.
+    AddHold {
+        /// Whom.
+        patient: String,
+        /// Why.
+        reason: String,
+    },
+    /// The patient may be erased again.
+    RemoveHold {
+        /// Whom.
+        patient: String,
+    },
+    /// All holds.
+    Holds {},
+}
+
+/// What came of it.
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Ask::Plan`].
+    Plan(Plan),
+    /// To [`Ask::Request`].
+    Requested {
+        /// What the other person confirms.
+        code: String,
+        /// What was asked for.
+        request: Request,
+        /// What it would destroy.
+        plan: Plan,
+    },
+    /// To [`Ask::Show`].
+    Waiting {
+        /// The patient's identifier.
+        identifier: String,
+        /// What was asked for.
+        request: Request,
+        /// What it would destroy.
+        plan: Plan,
+    },
+    /// To [`Ask::Confirm`]: it is done.
+    Erased(Erased),
+    /// To [`Ask::AddHold`] and [`Ask::RemoveHold`]: the hold that now stands, or stood.
+    Hold(Hold),
+    /// To [`Ask::Holds`]: with the patients.
+    Holds(Vec<(String, Hold)>),
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answer(private)")
+    }
+}
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Nobody has that token.
+    #[error(
+        "this token is no approver's. Approvers are the [[approver]] blocks of the configuration; `pitser erase --new-token` makes a token"
+    )]
+    Unknown,
+    /// The rules of erasure speak against it.
+    #[error("{0}")]
+    Rule(String),
+    /// It could not be looked at, or not be finished: ask again later.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Answers on a trail that no guardian has open.
+///
+/// # Errors
+/// The trail cannot be opened.
+pub fn answer_alone(
+    layout: Layout,
+    approvers: &[Approver],
+    asked: &Asked,
+    now: &Timestamp,
+) -> Result<Result<Answer, Refused>, TrailError> {
+    let (mut trail, collected, _) = Trail::open::<Collected>(layout)?;
+    let position = collected.position.or(collected.genesis_position);
+    let pos = position.map(|position| position.to_string());
+    let (answer, _) = answer(&mut trail, approvers, asked, now, &pos.unwrap_or_default());
+    Ok(answer)
+}
+
+/// Answers on a trail. `pos` is the source's position so far. The second is why the
+/// trail must be opened again, if it must.
+///
+/// # Errors
+/// [`Refused`].
+pub fn answer(
+    trail: &mut Trail,
+    approvers: &[Approver],
+    asked: &Asked,
+    now: &Timestamp,
+    pos: &str,
+) -> (Result<Answer, Refused>, Option<TrailError>) {
+    let Some(by) = who(approvers, &asked.token) else {
+        return (Err(Refused::Unknown), None);
+    };
+    match decide(trail, &asked.ask, by, now, pos) {
+        Ok(answer) => (Ok(answer), None),
+        Err(ErasureError::Trail(error)) => {
+            let refused = Refused::Unavailable(error.to_string());
+            (Err(refused), Some(error))
+        }
+        Err(rule) => (Err(Refused::Rule(rule.to_string())), None),
+    }
+}
+
+fn decide(
+    trail: &mut Trail,
+    ask: &Ask,
+    by: &str,
+    now: &Timestamp,
+    pos: &str,
+) -> Result<Answer, ErasureError> {
+    Ok(match ask {
+        Ask::Plan { patient } => Answer::Plan(trail.plan_erasure(patient)?),
+        Ask::Request { patient, basis } => {
+            let (code, request) = trail.request_erasure(patient, basis, by, now)?;
+            Answer::Requested {
+                code,
+                request,
+                plan: trail.plan_erasure(patient)?,
+            }
+        }
+        Ask::Show { code } => {
+            let (request, identifier) = trail.requested_erasure(code, now)?;
+            Answer::Waiting {
+                plan: trail.plan_erasure(&identifier)?,
+                identifier,
+                request,
+            }
+        }
+        Ask::Confirm { code } => Answer::Erased(trail.confirm_erasure(code, by, now, pos)?),
+        Ask::AddHold { patient, reason } => Answer::Hold(trail.add_hold(patient, reason, by, now)?),
+        Ask::RemoveHold { patient } => Answer::Hold(trail.remove_hold(patient)?),
+        Ask::Holds {} => Answer::Holds(trail.holds()?),
+    })
+}
+
+/// Whose token it is. All are compared, each in constant time.
+fn who<'a>(approvers: &'a [Approver], token: &str) -> Option<&'a str> {
+    let hash = token_hash(token);
+    let mut found = None;
+    for approver in approvers {
+        if bool::from(approver.token_sha256.0.ct_eq(&hash.0)) {
+            found = Some(approver.name.as_str());
+        }
+    }
+    found
+}

@@ -1,0 +1,37 @@
+//! Approvers ask the thread that owns the trail.
+
+use super::{Ended, Session, Worker};
+use crate::erasure::{Answer, Asked, Refused, answer};
+use crate::status::SourceState;
+use tokio::sync::oneshot;
+
+impl Session {
+    /// Answers an approver. After an erasure the session ends: whatever it knew of
+    /// the patient is forgotten with it.
+    pub(super) fn erasure(
+        &mut self,
+        worker: &mut Worker,
+        asked: &Asked,
+        reply: oneshot::Sender<Result<Answer, Refused>>,
+    ) -> Result<(), Ended> {
+        // What was committed before comes before: rows that were deleted for this
+        // erasure must not bring the patient back.
+        self.capture_all(worker)?;
+        let (now, pos) = (self.now(worker), self.position.to_string());
+        let approvers = &worker.parts.tuning.approvers;
+        let (answer, failed) = answer(&mut self.trail, approvers, asked, &now, &pos);
+        let is_erased = matches!(answer, Ok(Answer::Erased(_)));
+        if let Ok(Answer::Erased(erased)) = &answer {
+            tracing::warn!(source = %worker.parts.source.name, line = erased.seq, "a patient was erased");
+            // Whoever has the answer can wait until the next session guards.
+            let publish = &worker.publish;
+            publish.send_modify(|status| status.state = SourceState::Starting);
+        }
+        let _ = reply.send(answer);
+        match failed {
+            Some(error) => Err(error.into()),
+            None if is_erased => Err(Ended::Erased),
+            None => Ok(()),
+        }
+    }
+}

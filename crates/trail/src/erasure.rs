@@ -1,0 +1,348 @@
+//! Erasing a patient: a basis, two people who decide one after the other, and no
+//! legal hold (docs/erasure.md).
+//!
+//! The first person's request and the holds are kept in the vault, sealed, by
+//! pseudonym. Who somebody is, is for the caller to know: here two people are two
+//! different names.
+
+use crate::vault::VaultError;
+use crate::write::{Trail, TrailError};
+use data_encoding::{BASE32_NOPAD, HEXLOWER};
+use pitser_evidence::codec::Digest;
+use pitser_evidence::line::{Patient, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+
+/// A request must be confirmed within so many microseconds: a day.
+pub const VALID_US: u64 = 24 * 3600 * 1_000_000;
+/// Longest basis or reason, in bytes.
+pub const MAX_TEXT: usize = 500;
+
+/// A shorter identifier may stand in a basis by chance: `1` does in `art. 17(1)`.
+const TELLING: usize = 4;
+
+const HOLD: &str = "hold";
+const REQUEST: &str = "request";
+
+/// What erasing a patient would destroy, and what speaks against it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The patient's pseudonym, which stays in the lines.
+    pub patient: Patient,
+    /// Lines about the patient; all of them stay.
+    pub lines: u64,
+    /// Rows of the patient that are in the database by the last that was captured.
+    pub live_rows: u64,
+    /// Whether the vault has a key to destroy.
+    pub has_key: bool,
+    /// Why the patient may not be erased now.
+    pub hold: Option<Hold>,
+}
+
+/// A legal hold: as long as it stands, the patient is not erased.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Why.
+    pub reason: String,
+    /// Who set it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What the first of two people asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Whom to erase.
+    pub patient: Patient,
+    /// On what legal basis.
+    pub basis: String,
+    /// Who asked.
+    pub by: String,
+    /// After this it counts no more.
+    pub expires_at: Timestamp,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Erased {
+    /// The line that says so.
+    pub seq: u64,
+    /// Whom.
+    pub patient: Patient,
+    /// On what legal basis.
+    pub basis: String,
+    /// Who decided, in this order.
+    pub deciders: [String; 2],
+}
+
+/// Why nobody is erased.
+#[derive(Debug, thiserror::Error)]
+pub enum ErasureError {
+    /// The trail or its vault.
+    #[error(transparent)]
+    Trail(#[from] TrailError),
+    /// No line is about the patient.
+    #[error(
+        "the trail has no line about this patient. Is the identifier spelled as in the database?"
+    )]
+    UnknownPatient,
+    /// There is no key: the patient was erased before, and nothing came since.
+    #[error("there is nothing to erase: the patient's key was destroyed before")]
+    Nothing,
+    /// A hold stands.
+    #[error("a legal hold stands since {}, set by {}: {}. `pitser hold remove` lifts it", .0.at, .0.by, .0.reason)]
+    Held(Hold),
+    /// There is none, or not of this patient.
+    #[error("no legal hold stands for this patient")]
+    NoHold,
+    /// The basis or the reason cannot be written.
+    #[error("say why in 1 to {MAX_TEXT} bytes, without line breaks")]
+    Text,
+    /// The basis stands in the trail for ever, in clear.
+    #[error(
+        "the basis names the patient, and it would stand in the trail in clear for ever: name the law, not the person"
+    )]
+    Revealing,
+    /// There is no such request.
+    #[error(
+        "no request waits under this code: it was misspelled, carried out, or is older than a day. Begin again with `pitser erase --patient`"
+    )]
+    NoRequest,
+    /// The same person twice.
+    #[error("{0} asked for this erasure: another person has to confirm it")]
+    SamePerson(String),
+}
+
+impl From<VaultError> for ErasureError {
+    fn from(error: VaultError) -> Self {
+        Self::Trail(error.into())
+    }
+}
+
+impl Trail {
+    /// What erasing a patient would do.
+    ///
+    /// # Errors
+    /// [`ErasureError::UnknownPatient`], or the trail cannot be read.
+    pub fn plan_erasure(&mut self, identifier: &str) -> Result<Plan, ErasureError> {
+        let patient = self.keys().pseudonym(identifier);
+        let leaf = self.state().patient(&patient).map_err(TrailError::from)?;
+        let leaf = leaf.ok_or(ErasureError::UnknownPatient)?;
+        let live_rows = self.live_rows(patient, leaf.last_seq)?;
+        let has_key = self.vault().has_key(&patient.to_string())?;
+        Ok(Plan {
+            patient,
+            lines: leaf.count,
+            live_rows,
+            has_key,
+            hold: self.hold_of(patient)?,
+        })
+    }
+
+    /// Rows of a patient that were not deleted, by the list whose last line is `last`.
+    fn live_rows(&self, patient: Patient, last: u64) -> Result<u64, TrailError> {
+        let mut live = HashSet::new();
+        let mut next = Some(last);
+        while let Some(line) = next.map(|seq| self.line(seq)).transpose()?.flatten() {
+            next = line.patient_prev.map(|prev| prev.seq);
+            let (Some(table), Some(key)) = (line.table, line.key) else {
+                continue;
+            };
+            let record = self.state().record(&table, &key)?;
+            if record.is_some_and(|r| r.leaf.row.is_some() && r.patient == Some(patient)) {
+                live.insert((table, key));
+            }
+        }
+        Ok(live.len() as u64)
+    }
+
+    /// Keeps the first person's request, durably, and gives the code under which
+    /// another person confirms it. The code itself is kept nowhere.
+    ///
+    /// # Errors
+    /// [`ErasureError`] says what speaks against it.
+    pub fn request_erasure(
+        &mut self,
+        identifier: &str,
+        basis: &str,
+        by: &str,
+        now: &Timestamp,
+    ) -> Result<(String, Request), ErasureError> {
+        check_text(basis)?;
+        if identifier.len() >= TELLING && basis.contains(identifier) {
+            return Err(ErasureError::Revealing);
+        }
+        let plan = self.plan_erasure(identifier)?;
+        self.may_be_erased(plan.patient)?;
+        let expires_at = Timestamp::from_micros(now.micros() + VALID_US).unwrap_or(now.clone());
+        let request = Request {
+            patient: plan.patient,
+            basis: basis.to_owned(),
+            by: by.to_owned(),
+            expires_at,
+        };
+        let random: [u8; 10] = crate::keys::random().map_err(TrailError::from)?;
+        let code = BASE32_NOPAD.encode(&random);
+        let note = serde_json::to_vec(&request).expect("texts alone");
+        self.vault()
+            .set_note(REQUEST, &name_of(&code), Some(&note))?;
+        Ok((code, request))
+    }
+
+    /// What waits under a code, for whoever is to confirm it; with the patient's
+    /// identifier.
+    ///
+    /// # Errors
+    /// [`ErasureError::NoRequest`].
+    pub fn requested_erasure(
+        &mut self,
+        code: &str,
+        now: &Timestamp,
+    ) -> Result<(Request, String), ErasureError> {
+        let wanted = name_of(code);
+        let found = self
+            .requests(now)?
+            .into_iter()
+            .find(|(name, _)| *name == wanted);
+        let (_, request) = found.ok_or(ErasureError::NoRequest)?;
+        let identifier = self.vault().identifier(&request.patient.to_string())?;
+        let identifier = identifier.ok_or(ErasureError::Nothing)?;
+        Ok((request, identifier.to_string()))
+    }
+
+    /// Erases: the second person confirms the request under `code`. `pos` is the
+    /// source's position so far.
+    ///
+    /// # Errors
+    /// [`ErasureError`]; with [`ErasureError::Trail`], the trail is poisoned.
+    pub fn confirm_erasure(
+        &mut self,
+        code: &str,
+        by: &str,
+        now: &Timestamp,
+        pos: &str,
+    ) -> Result<Erased, ErasureError> {
+        let (request, identifier) = self.requested_erasure(code, now)?;
+        if request.by == by {
+            return Err(ErasureError::SamePerson(request.by));
+        }
+        self.may_be_erased(request.patient)?;
+        let deciders = [request.by, by.to_owned()];
+        let when = (now.clone(), pos);
+        let basis = request.basis.clone();
+        let seq = self.erase(&identifier, basis, deciders.clone(), when)?;
+        for (name, other) in self.requests(now)? {
+            if other.patient == request.patient {
+                self.vault().set_note(REQUEST, &name, None)?;
+            }
+        }
+        Ok(Erased {
+            seq,
+            patient: request.patient,
+            basis: request.basis,
+            deciders,
+        })
+    }
+
+    fn may_be_erased(&mut self, patient: Patient) -> Result<(), ErasureError> {
+        if let Some(hold) = self.hold_of(patient)? {
+            return Err(ErasureError::Held(hold));
+        }
+        match self.vault().has_key(&patient.to_string())? {
+            true => Ok(()),
+            false => Err(ErasureError::Nothing),
+        }
+    }
+
+    /// Requests that still count, by name; those that do not are removed.
+    fn requests(&mut self, now: &Timestamp) -> Result<Vec<(String, Request)>, VaultError> {
+        let mut valid = Vec::new();
+        for (name, note) in self.vault().notes(REQUEST)? {
+            match serde_json::from_slice::<Request>(&note) {
+                Ok(request) if request.expires_at >= *now => valid.push((name, request)),
+                _ => self.vault().set_note(REQUEST, &name, None)?,
+            }
+        }
+        Ok(valid)
+    }
+
+    /// Keeps a patient from being erased until the hold is lifted. The patient need
+    /// not have occurred yet.
+    ///
+    /// # Errors
+    /// [`ErasureError::Text`], or the vault cannot be written.
+    pub fn add_hold(
+        &mut self,
+        identifier: &str,
+        reason: &str,
+        by: &str,
+        now: &Timestamp,
+    ) -> Result<Hold, ErasureError> {
+        check_text(reason)?;
+        let hold = Hold {
+            reason: reason.to_owned(),
+            by: by.to_owned(),
+            at: now.clone(),
+        };
+        let patient = self.keys().pseudonym(identifier).to_string();
+        let note = serde_json::to_vec(&hold).expect("texts alone");
+        self.vault().set_note(HOLD, &patient, Some(&note))?;
+        Ok(hold)
+    }
+
+    /// Lifts a patient's hold, and gives what it was.
+    ///
+    /// # Errors
+    /// [`ErasureError::NoHold`], or the vault cannot be written.
+    pub fn remove_hold(&mut self, identifier: &str) -> Result<Hold, ErasureError> {
+        let patient = self.keys().pseudonym(identifier);
+        let hold = self.hold_of(patient)?.ok_or(ErasureError::NoHold)?;
+        self.vault().set_note(HOLD, &patient.to_string(), None)?;
+        Ok(hold)
+    }
+
+    /// All holds, by the patient's identifier, or the pseudonym where the vault does
+    /// not know that.
+    ///
+    /// # Errors
+    /// The vault cannot be read.
+    pub fn holds(&mut self) -> Result<Vec<(String, Hold)>, ErasureError> {
+        let mut holds = Vec::new();
+        for (patient, note) in self.vault().notes(HOLD)? {
+            let identifier = self.vault().identifier(&patient)?;
+            let name = identifier.map_or(patient, |identifier| identifier.to_string());
+            holds.extend(serde_json::from_slice(&note).map(|hold| (name, hold)));
+        }
+        Ok(holds)
+    }
+
+    fn hold_of(&mut self, patient: Patient) -> Result<Option<Hold>, VaultError> {
+        let patient = patient.to_string();
+        let note = self
+            .vault()
+            .notes(HOLD)?
+            .into_iter()
+            .find(|(id, _)| *id == patient);
+        // One that cannot be read still holds.
+        Ok(note.map(|(_, note)| {
+            serde_json::from_slice(&note).unwrap_or_else(|_| Hold {
+                reason: "it cannot be read".into(),
+                by: "another version of Pitser".into(),
+                at: Timestamp::from_micros(0).expect("1970 is a year"),
+            })
+        }))
+    }
+}
+
+/// What a code is kept as.
+fn name_of(code: &str) -> String {
+    let spelled = code.trim().to_ascii_uppercase();
+    HEXLOWER.encode(Digest::of(&[spelled.as_bytes()]).0.digest())
+}
+
+fn check_text(text: &str) -> Result<(), ErasureError> {
+    let is_good =
+        !text.trim().is_empty() && text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
+    is_good.then_some(()).ok_or(ErasureError::Text)
+}
