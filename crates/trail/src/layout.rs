@@ -12,7 +12,8 @@
 //! trail/000000.jsonl.archived                    in place of both, once it is in an archive
 //! archive-cache/  archive.lock                   what was fetched; held by who archives
 //! map/                                           the map's leaves and the index, derived (map/mod.rs)
-//! head.note  audit.note  publications.bin        newest cosigned head, audit, publications
+//! head.note  publications.bin                    newest cosigned head, publications
+//! audit.note  audited.note                       newest auditor's statement, and the cosigned head that it is about
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use crate::archive::{Archive, Shelf};
 #[derive(Debug, Clone)]
 pub struct Layout {
     dir: PathBuf,
+    /// Where the map is, if somebody else than the trail's owner keeps it.
+    map: Option<PathBuf>,
     shelf: Option<Arc<Shelf>>,
 }
 
@@ -32,7 +35,18 @@ impl Layout {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
+            map: None,
             shelf: None,
+        }
+    }
+
+    /// The same trail with the map in `map`: for who reads the trail's folder and
+    /// writes nothing there.
+    #[must_use]
+    pub fn with_map(self, map: impl Into<PathBuf>) -> Self {
+        Self {
+            map: Some(map.into()),
+            ..self
         }
     }
 
@@ -91,6 +105,11 @@ impl Layout {
         self.dir.join("audit.note")
     }
 
+    /// The cosigned head that the newest auditor's statement is about.
+    pub fn audited(&self) -> PathBuf {
+        self.dir.join("audited.note")
+    }
+
     /// The newest publications file.
     pub fn publications(&self) -> PathBuf {
         self.dir.join("publications.bin")
@@ -98,7 +117,8 @@ impl Layout {
 
     /// The map's store: derived from the segments.
     pub fn map(&self) -> PathBuf {
-        self.dir.join("map")
+        let own = || self.dir.join("map");
+        self.map.clone().unwrap_or_else(own)
     }
 
     /// The folder of segments.
