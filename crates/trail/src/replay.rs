@@ -42,11 +42,7 @@ pub struct Replayed {
 /// # Errors
 /// [`ReadError`]. After [`ReadError::Damaged`] and [`ReadError::Map`] the trail
 /// may only differ from what was kept: [`forget`] that, and replay again.
-pub fn replay(
-    layout: &Layout,
-    blocks: u64,
-    watch: &mut dyn Watch,
-) -> Result<Replayed, ReadError> {
+pub fn replay(layout: &Layout, blocks: u64, watch: &mut dyn Watch) -> Result<Replayed, ReadError> {
     disk::private_dir(&layout.map())?;
     let folder = OsFolder::new(layout.map());
     let opened = Store::open(folder.clone())?;
