@@ -354,3 +354,29 @@ fn an_auditor_goes_on_beside_the_guardian() {
     auditor.stop();
     guardian.stop();
 }
+
+/// Closed segments are in the operator's archive: they are read there.
+#[test]
+fn archived_segments_are_replayed_too() {
+    let mut audit = Audit::new();
+    let config = fs::read_to_string(audit.path("pitser.toml")).unwrap();
+    let config = config.replace("witness_every_s = 1", "witness_every_s = 1\nsegment_s = 0");
+    let store = format!("file://{}", audit.path("store").display());
+    fs::create_dir(audit.path("store")).unwrap();
+    fs::write(
+        audit.path("pitser.toml"),
+        format!("{config}[archive]\nstore = \"{store}\"\n"),
+    )
+    .unwrap();
+    for note in ["b", "c", "d"] {
+        audit.goes_on(note);
+    }
+    audit.run("trail archive").exits(0);
+    audit.shows();
+    assert!(!audit.path("site/trail/000000.jsonl").exists());
+    let follow = audit.follow();
+    audit.run(&follow).exits(3).says("--archive");
+    let said = audit.run(&format!("{follow} --archive {store}"));
+    assert_eq!(said.exits(0).json()["signed"], true);
+    assert!(!audit.path("site/archive-cache").exists());
+}

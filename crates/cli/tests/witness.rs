@@ -8,20 +8,18 @@ mod common;
 #[path = "common/hospital.rs"]
 mod hospital;
 
-use common::{Process, run};
-use hospital::{Hospital, ORIGIN, copied, init, witness, witness_in, witnessed, word_after};
+use common::run;
+use hospital::{Hospital, ORIGIN, copied, init, witness, witnessed};
+#[cfg(feature = "ml-dsa")]
+use hospital::{witness_in, word_after};
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
-use pitser_tlog::note::{Note, SignatureLine, Signed, SigningKey, VerifierKey};
+use pitser_tlog::note::{Note, SignatureLine, Signed, SigningKey};
 use pitser_tlog::witness_protocol::{AddCheckpoint, Refusal};
 use pitser_witness::{Cosign, HttpWitness, SqliteStore, Store};
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::time::Duration;
 
 fn tree(altered: Option<u32>) -> LogTree {
     let leaf = |index: u32| match Some(index) == altered {

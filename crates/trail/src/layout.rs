@@ -55,6 +55,18 @@ impl Layout {
     #[must_use]
     pub fn with_archive(self, archive: Arc<dyn Archive>, cache_bytes_max: u64) -> Self {
         let cache = self.dir.join("archive-cache");
+        self.with_archive_cached(archive, cache, cache_bytes_max)
+    }
+
+    /// The same, with what was fetched in `cache`: for who writes nothing to the
+    /// trail's folder.
+    #[must_use]
+    pub fn with_archive_cached(
+        self,
+        archive: Arc<dyn Archive>,
+        cache: PathBuf,
+        cache_bytes_max: u64,
+    ) -> Self {
         Self {
             shelf: Some(Arc::new(Shelf::new(archive, cache, cache_bytes_max))),
             ..self

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pitser_client::publications_file;
 use pitser_evidence::Anchors;
 use pitser_evidence::audit::Statement;
+use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit::{AuditError, Audited, Auditor, Judge, SealCounts};
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::note::{Note, VerifierKey};
@@ -20,6 +21,7 @@ use crate::outcome::{Exit, Failure, Outcome, unreadable};
 use crate::output::{Form, Judgement, Progress, State, Step, Verdict, plural, print};
 use crate::service::Credentials;
 use crate::signals::stop_requested;
+use crate::store::s3_options;
 use crate::tree::Map;
 use crate::{clock, files, service};
 
@@ -32,7 +34,7 @@ pub(crate) enum Command {
     /// is not what it says, 2 if something is missing, and then nothing is signed
     Follow(Box<Follow>),
     /// For the operator: take an auditor's statement, which evidence will have from now on
-    Give(Give),
+    Give(Box<Give>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -72,6 +74,10 @@ pub(crate) struct Follow {
     /// Replay from the genesis on, whatever was replayed before; each time
     #[arg(long)]
     anew: bool,
+    /// Where the operator's archived segments are: file:///FOLDER or s3://BUCKET/PREFIX, reached as the
+    /// variables of AWS's programs say
+    #[arg(long, value_name = "URL")]
+    archive: Option<String>,
     /// Publications file that seals are judged by: a path or an address
     /// [default: the copy in the trail's folder]
     #[arg(short = 'P', long, value_name = "FILE|URI")]
@@ -158,7 +164,7 @@ fn follow(args: &Follow) -> Outcome {
 
 /// One look at the trail, and its answer.
 fn once(args: &Follow, auditor: &Auditor, anchors: &Anchors) -> Outcome {
-    let layout = Layout::new(&args.trail);
+    let layout = layout(args)?;
     let publications = publications(args, &layout)?;
     let judge = Judge {
         anchors,
@@ -179,6 +185,19 @@ fn once(args: &Follow, auditor: &Auditor, anchors: &Anchors) -> Outcome {
         Err(error) => refused(error)?.show(args.form),
     }
 }
+
+fn layout(args: &Follow) -> Result<Layout, Failure> {
+    let layout = Layout::new(&args.trail);
+    let Some(url) = &args.archive else {
+        return Ok(layout);
+    };
+    let options = s3_options(url, None, "archive", Path::new("."))?;
+    let cache = args.place.dir.join("archive-cache");
+    Ok(layout.with_archive_cached(StoreArchive::new(url, options), cache, ARCHIVE_CACHE))
+}
+
+/// Bytes of archived segments that are kept once they were fetched: each is read once.
+const ARCHIVE_CACHE: u64 = 64 << 20;
 
 /// The publications file that was named, or the copy in the trail's folder. Whether it
 /// is believed is for the anchors to say.
@@ -305,6 +324,10 @@ fn refused(error: AuditError) -> Result<Judgement, Failure> {
 
 fn failure(error: AuditError) -> Failure {
     match error {
+        AuditError::Trail(ReadError::Elsewhere(path)) => Failure::Input(format!(
+            "{}: this segment is in the operator's archive; name it with --archive",
+            path.display()
+        )),
         AuditError::Trail(error) => Failure::reading(&error),
         AuditError::Contradiction { .. } => Failure::Tampered(error.to_string()),
         AuditError::Waiting(_) | AuditError::Folder { .. } => Failure::input(error),
