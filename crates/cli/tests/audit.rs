@@ -14,6 +14,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 const EXPORT: &str = "evidence export --patient pt-1 -o e.pitser --force --json";
 const VERIFY: &str = "verify e.pitser --anchors anchors.toml --json";
@@ -179,6 +180,13 @@ fn evidence_is_intact_under_an_anchored_auditor_alone() {
     assert_eq!(audit.waiting(0), [""; 0], "as of what he has signed");
     audit.run(&format!("{EXPORT} --newest")).exits(0);
     assert_eq!(audit.waiting(2), ["audit"], "but not what came after");
+    // As a crash leaves it while a statement is taken: the new head, the old statement.
+    let ehr = audit.path("guard/ehr");
+    fs::rename(ehr.join("audited.note"), audit.path("old.head")).unwrap();
+    fs::copy(ehr.join("head.note"), ehr.join("audited.note")).unwrap();
+    let exported = audit.run(EXPORT).exits(0).json();
+    assert_eq!(exported["audited"], false);
+    assert_eq!(audit.waiting(2), ["audit"]);
     let said = audit.run(&follow).exits(0).json();
     assert_eq!(said["signed"], true);
     let now = said["block"].as_u64().unwrap() + 1;
@@ -355,6 +363,39 @@ fn an_auditor_goes_on_beside_the_guardian() {
     guardian.stop();
 }
 
+/// Killed at any moment, he says one thing of each head, and goes on.
+#[test]
+fn a_killed_auditor_says_nothing_twice() {
+    let mut audit = Audit::new();
+    audit.goes_on("b");
+    let follow = audit.follow().replace("follow site", "follow guard/ehr");
+    let guardian = audit.hospital.guard();
+    audit.hospital.status(witnessed(1));
+    for moment in 0..40 {
+        audit.hospital.change(&format!("c{moment}"));
+        let child = pitser(audit.hospital.dir.path())
+            .args(follow.split(' '))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(moment * 5));
+        Process(child).kill();
+    }
+    guardian.stop();
+    audit.run(&follow).exits(0);
+    let text = fs::read_to_string(audit.path("a/statements")).unwrap();
+    let sizes: Vec<u64> = text
+        .lines()
+        .map(|line| {
+            let entry: Value = serde_json::from_str(line).unwrap();
+            let size = entry["note"].as_str().unwrap().lines().nth(4).unwrap();
+            size.split_once(' ').unwrap().0.parse().unwrap()
+        })
+        .collect();
+    assert!(sizes.is_sorted_by(|a, b| a < b), "{sizes:?}");
+    audit.give().exits(0);
+}
+
 /// Closed segments are in the operator's archive: they are read there.
 #[test]
 fn archived_segments_are_replayed_too() {
@@ -379,4 +420,6 @@ fn archived_segments_are_replayed_too() {
     let said = audit.run(&format!("{follow} --archive {store}"));
     assert_eq!(said.exits(0).json()["signed"], true);
     assert!(!audit.path("site/archive-cache").exists());
+    fs::remove_file(audit.path("site/trail/000000.jsonl.archived")).unwrap();
+    audit.is_refused(&format!("{follow} --archive {store}"), &["TRL-02"]);
 }

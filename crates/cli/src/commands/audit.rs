@@ -282,12 +282,9 @@ fn signed(audited: &Audited, auditor: &Auditor) -> Judgement {
 fn told(seals: &SealCounts) -> String {
     let met = seals.published + seals.keyed + seals.unconfirmed;
     format!(
-        "{met} met, of their blocks: {} under your publications, {} under the authority's key, {} that your anchors \
-         do not reach; {} to come",
-        seals.published,
-        seals.keyed,
-        seals.unconfirmed,
-        plural(seals.waiting, "block")
+        "{met} fit their blocks: {} under your publications, {} under the authority's key, {} that your anchors do \
+         not reach; {} to come",
+        seals.published, seals.keyed, seals.unconfirmed, seals.waiting
     )
 }
 

@@ -116,6 +116,11 @@ impl Auditor {
     ) -> Result<Audited, AuditError> {
         // The head first: what is written meanwhile only makes the trail longer.
         let note = read_head(layout)?;
+        let numbers = layout.segment_numbers().unwrap_or_default();
+        if numbers.first().is_some_and(|first| *first != 0) {
+            let text = "its first segment is missing";
+            return Err(contradiction(Code::BlockMissing, text));
+        }
         let (line, hash) = read::genesis(layout)?;
         let genesis = line.genesis.as_deref();
         let origin = genesis.map_or("", |genesis| &genesis.origin);
