@@ -264,6 +264,12 @@ fn what_is_not_as_it_was_is_not_signed() {
     });
     audit.is_refused(&follow, &["TRL-03"]);
 
+    // A copy that is not finished shows nothing.
+    audit.shows();
+    let head = fs::read(site.join("head.note")).unwrap();
+    fs::write(site.join("head.note"), &head[..20]).unwrap();
+    audit.run(&follow).exits(2).says("copied to its end");
+
     // Nobody cosigned it: no tampering, and no statement.
     audit.shows();
     let anchors = fs::read_to_string(audit.path("anchors.toml")).unwrap();

@@ -13,7 +13,7 @@ use crate::read::{self, Follow, Place, ReadError, Start, View};
 use crate::write::{COMMIT_LINES, PROGRESS_LINES, commit_map};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
-use pitser_evidence::line::Line;
+use pitser_evidence::line::{Line, Op};
 
 /// Follows a replay.
 pub trait Watch {
@@ -161,10 +161,11 @@ impl Keeping<'_> {
 
 impl Follow<DiskPages<OsFolder>> for Keeping<'_> {
     fn line(&mut self, line: &Line, _: Place) {
-        let bytes = line.encode();
-        self.last_line = Some(Line::hash(&bytes));
-        if line.seq == 0 {
-            self.genesis = bytes;
+        match line.op {
+            Op::Genesis => self.genesis = line.encode(),
+            // A block ends with one, and commits are made there.
+            Op::Checkpoint => self.last_line = Some(Line::hash(&line.encode())),
+            _ => {}
         }
         if line.seq.is_multiple_of(PROGRESS_LINES) {
             self.watch.lines(line.seq);

@@ -134,14 +134,14 @@ fn init(args: &Init) -> Outcome {
 fn follow(args: &Follow) -> Outcome {
     let anchors = Anchors::from_toml(&files::read_text(&args.anchors)?)
         .map_err(|e| Failure::Input(format!("{}: {e}", args.anchors.display())))?;
-    let auditor = Auditor::open(&args.place.dir).map_err(failure)?;
+    let mut auditor = Auditor::open(&args.place.dir).map_err(failure)?;
     let Some(seconds) = args.every else {
-        return once(args, &auditor, &anchors);
+        return once(args, &mut auditor, &anchors);
     };
     let runtime = service::runtime()?;
     let mut stop = runtime.spawn(stop_requested());
     loop {
-        match once(args, &auditor, &anchors) {
+        match once(args, &mut auditor, &anchors) {
             Ok(Exit::Intact | Exit::Unconfirmed) => {}
             // Whoever watches must see this, and look.
             Ok(Exit::Broken) => return Ok(Exit::Broken),
@@ -163,14 +163,14 @@ fn follow(args: &Follow) -> Outcome {
 }
 
 /// One look at the trail, and its answer.
-fn once(args: &Follow, auditor: &Auditor, anchors: &Anchors) -> Outcome {
+fn once(args: &Follow, auditor: &mut Auditor, anchors: &Anchors) -> Outcome {
     let layout = layout(args)?;
     let publications = publications(args, &layout)?;
     let judge = Judge {
         anchors,
         publications: publications.as_deref(),
         anew: args.anew,
-        now: clock::now(),
+        clock: &clock::now,
     };
     let mut progress = Progress::new("lines");
     let audited = auditor.follow(&layout, judge, &mut |lines| progress.set(lines));

@@ -12,19 +12,20 @@
 //! leaves part of a line, which is cut off: what was never given to anybody was never
 //! said. A crash after it: the next run finds it there, and gives it.
 
-use super::{AuditError, Known};
+use super::AuditError;
 use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::Digest;
 use pitser_tlog::note::{Note, SigningKey, VerifierKey};
 use pitser_trail::disk::{self, AppendFile, At};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// More than any statement with its head is long.
+/// More than any statement with its head is long (`HEAD_MAX`), line feeds written as two letters.
 const LINE_MAX: u64 = 1 << 20;
 
 /// One who replays trails and signs what came out, with his key and his memory.
@@ -32,6 +33,9 @@ const LINE_MAX: u64 = 1 << 20;
 pub struct Auditor {
     dir: PathBuf,
     pub(super) key: SigningKey,
+    /// The newest statement about each trail, by its genesis; `None` until it is read,
+    /// and after it could not be written.
+    memory: Option<HashMap<String, Signed>>,
     /// Held until the auditor is dropped.
     _lock: File,
 }
@@ -70,8 +74,10 @@ impl Auditor {
             path: key_path.clone(),
             what: format!("{name:?} is no name for a key: {e}"),
         })?;
-        for path in [&key_path, &dir.join("statements")] {
-            if path.exists() {
+        let statements = dir.join("statements");
+        let has_said = fs::metadata(&statements).is_ok_and(|file| file.len() > 0);
+        for (path, is_taken) in [(&key_path, key_path.exists()), (&statements, has_said)] {
+            if is_taken {
                 return Err(AuditError::Folder {
                     path: path.clone(),
                     what: "is there already. A key belongs to one memory for life: choose another \
@@ -82,8 +88,8 @@ impl Auditor {
         }
         disk::private_dir(&dir.join("trails"))?;
         // The memory first: a key without one is never used.
-        AppendFile::open(&dir.join("statements"), b"")?;
-        disk::sync_dir(&dir.join("statements"))?;
+        AppendFile::open(&statements, b"")?;
+        disk::sync_dir(&statements)?;
         write_new(&key_path, &Zeroizing::new(format!("{}\n", *key.expose())))?;
         Ok(key.verifier())
     }
@@ -133,13 +139,12 @@ impl Auditor {
             }
             Err(fs::TryLockError::Error(e)) => return Err(e).at(&lock_path, "cannot lock")?,
         }
-        let this = Self {
+        Ok(Self {
             dir: dir.to_owned(),
             key,
+            memory: None,
             _lock: lock,
-        };
-        this.cut_unfinished()?;
-        Ok(this)
+        })
     }
 
     /// The key that verifiers put into their anchors.
@@ -160,39 +165,41 @@ impl Auditor {
         self.dir.join("statements")
     }
 
-    /// Cuts off the part of a line that a crash left.
-    fn cut_unfinished(&self) -> Result<(), AuditError> {
-        let path = self.statements();
-        let mut whole = 0;
-        self.each_line(|line| {
-            if line.ends_with(b"\n") {
-                whole += line.len() as u64;
-            }
-            Ok(())
-        })?;
-        let mut file = AppendFile::open(&path, b"")?;
-        if file.len() > whole {
-            file.truncate(whole)?;
-        }
-        Ok(())
-    }
-
     /// The newest statement about the trail, if one was signed.
     ///
     /// # Errors
     /// [`AuditError::Folder`] if what is there is not what this key signed.
-    pub fn newest(&self, known: &Known) -> Result<Option<Signed>, AuditError> {
-        let mut newest: Option<Signed> = None;
-        let mut number = 0u64;
+    pub fn newest(&mut self, genesis: &Digest) -> Result<Option<&Signed>, AuditError> {
+        if self.memory.is_none() {
+            self.memory = Some(self.recall()?);
+        }
+        Ok(self
+            .memory
+            .as_ref()
+            .and_then(|memory| memory.get(&genesis.to_string())))
+    }
+
+    /// Reads what was signed, and cuts off the part of a line that a crash or a full
+    /// disk left.
+    fn recall(&self) -> Result<HashMap<String, Signed>, AuditError> {
+        let mut memory = HashMap::new();
+        let (mut whole, mut number) = (0, 0u64);
         self.each_line(|line| {
-            number += 1;
-            let signed = self.read(line, number)?;
-            if signed.statement.genesis == known.genesis {
-                newest = Some(signed);
+            if line.ends_with(b"\n") {
+                whole += line.len() as u64;
+                number += 1;
+                let signed = self.read(line, number)?;
+                memory.insert(signed.statement.genesis.to_string(), signed);
             }
             Ok(())
         })?;
-        Ok(newest)
+        let mut file = AppendFile::open(&self.statements(), b"")?;
+        if file.len() > whole {
+            file.truncate(whole)?;
+        }
+        // What a crash left in the system's cache counts from now on.
+        file.append(b"")?;
+        Ok(memory)
     }
 
     fn read(&self, line: &[u8], number: u64) -> Result<Signed, AuditError> {
@@ -235,14 +242,20 @@ impl Auditor {
     }
 
     /// Makes a statement durable. Nobody may have it before.
-    pub(super) fn remember(&self, signed: &Signed) -> Result<(), AuditError> {
+    pub(super) fn remember(&mut self, signed: &Signed) -> Result<(), AuditError> {
         let entry = Entry {
             head: signed.head.clone(),
             note: signed.note.clone(),
         };
         let mut line = serde_json::to_vec(&entry).expect("two strings have a JSON form");
         line.push(b'\n');
+        // If it fails, the file is read again: nobody knows what is in it.
+        let memory = self.memory.take();
         AppendFile::open(&self.statements(), b"")?.append(&line)?;
+        self.memory = memory.map(|mut memory| {
+            memory.insert(signed.statement.genesis.to_string(), signed.clone());
+            memory
+        });
         Ok(())
     }
 

@@ -15,8 +15,8 @@ use pitser_trail::{Layout, ReadError, Watch, forget, read, replay};
 use std::fmt;
 use std::io::{self, Read as _};
 
-/// A head with the lines of many witnesses is much shorter.
-const HEAD_MAX: u64 = 1 << 20;
+/// A head with the lines of many witnesses is shorter: those of ML-DSA have 3,300 bytes.
+const HEAD_MAX: u64 = 256 << 10;
 
 /// What is missing before anything can be signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum Doubt {
     NoQuorum,
     /// There is no head yet, or it covers no block.
     NoHead,
+    /// The head cannot be read: it may be half copied.
+    Unreadable(String),
     /// Too few witnesses have cosigned the head.
     TooFew {
         /// So many have.
@@ -48,6 +50,10 @@ impl fmt::Display for Doubt {
             ),
             Self::NoHead => f.write_str(
                 "the trail has no cosigned head yet: wait a few seconds, or ask its operator about its witnesses",
+            ),
+            Self::Unreadable(why) => write!(
+                f,
+                "the trail's head.note is no head ({why}): was it copied to its end?"
             ),
             Self::TooFew { found, required } => write!(
                 f,
@@ -86,7 +92,7 @@ pub struct Audited {
 }
 
 /// What the trail is judged by, and how.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Judge<'a> {
     /// What the auditor trusts.
     pub anchors: &'a Anchors,
@@ -95,7 +101,15 @@ pub struct Judge<'a> {
     /// Whether to replay from the genesis on, whatever was replayed before.
     pub anew: bool,
     /// The auditor's clock.
-    pub now: Second,
+    pub clock: &'a dyn Fn() -> Second,
+}
+
+impl fmt::Debug for Judge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Judge")
+            .field("anew", &self.anew)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Auditor {
@@ -109,7 +123,7 @@ impl Auditor {
     /// [`AuditError`]: nothing is signed. What [`AuditError::code`] names is shown by a
     /// replay from the genesis on, unless it is about heads alone.
     pub fn follow(
-        &self,
+        &mut self,
         layout: &Layout,
         judge: Judge<'_>,
         progress: &mut dyn FnMut(u64),
@@ -139,14 +153,15 @@ impl Auditor {
         let audited = self.examine(&layout, judge, &known, &head, &note, progress);
         if let Err(error) = &audited
             && error.code().is_some()
+            && let Err(failed) = self.keep_refused(&hash, &note)
         {
-            self.keep_refused(&hash, &note)?;
+            tracing::warn!(error = %failed, "the head that was refused could not be kept");
         }
         audited
     }
 
     fn examine(
-        &self,
+        &mut self,
         layout: &Layout,
         judge: Judge<'_>,
         known: &Known,
@@ -154,7 +169,7 @@ impl Auditor {
         note: &Note,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Audited, AuditError> {
-        let before = self.newest(known)?;
+        let before = self.newest(&known.genesis)?.cloned();
         if let Some(before) = &before {
             goes_on(before, head)?;
         }
@@ -258,7 +273,7 @@ fn attempt(
     let replayed = replay(layout, head.size(), counting)?;
     let view = &replayed.view;
     super::log_key(view, known)?;
-    let statement = super::statement(view, head, known, counting.now)?;
+    let statement = super::statement(view, head, known, (counting.clock)())?;
     if let Some(Signed { statement: old, .. }) = before {
         let map = view.index.block(old.block, &known.origin);
         let map = map.map_err(ReadError::from)?.map(|entry| entry.leaf.map);
@@ -292,24 +307,24 @@ fn read_head(layout: &Layout) -> Result<Option<Note>, AuditError> {
         .read_to_end(&mut bytes)
         .at(&path, "cannot read");
     read?;
-    let note = Note::parse(&bytes)
-        .map_err(|e| contradiction(Code::TrailForked, format!("the head is unreadable: {e}")))?;
+    let unreadable = |e: pitser_tlog::error::DecodeError| Doubt::Unreadable(e.to_string());
+    let note = Note::parse(&bytes).map_err(|e| AuditError::Waiting(unreadable(e)))?;
     Ok(Some(note))
 }
 
 /// Judges seals by the anchors and counts them.
 struct Counting<'a> {
     keys: SealKeys,
-    now: Second,
+    clock: &'a dyn Fn() -> Second,
     seals: SealCounts,
     progress: &'a mut dyn FnMut(u64),
 }
 
 impl<'a> Counting<'a> {
-    fn new(judge: Judge<'_>, progress: &'a mut dyn FnMut(u64)) -> Self {
+    fn new(judge: Judge<'a>, progress: &'a mut dyn FnMut(u64)) -> Self {
         Self {
-            keys: SealKeys::new(Some(judge.anchors), judge.publications, judge.now),
-            now: judge.now,
+            keys: SealKeys::new(Some(judge.anchors), judge.publications, (judge.clock)()),
+            clock: judge.clock,
             seals: SealCounts::default(),
             progress,
         }
