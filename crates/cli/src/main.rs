@@ -31,8 +31,8 @@ use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use crate::commands::{
-    authority, bench, dev, erase, evidence, extend, guard, history, hold, inspect, log, manual,
-    sign, trail, verify, witness,
+    audit, authority, bench, dev, erase, evidence, extend, guard, history, hold, inspect, log,
+    manual, sign, trail, verify, witness,
 };
 use crate::outcome::Outcome;
 
@@ -85,6 +85,9 @@ enum Command {
     Evidence(evidence::Args),
     /// The trail itself: recompute everything, move closed files to an archive
     Trail(trail::Args),
+    /// Replay somebody else's trail, and sign that nothing was left out
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Cosign the heads of others' logs, so that nobody can rewrite them unseen
     #[command(subcommand)]
     Witness(witness::Command),
@@ -123,6 +126,7 @@ impl Command {
             Self::Hold(args) => service::block_on(hold::run(args)),
             Self::Evidence(args) => service::block_on(evidence::run(args)),
             Self::Trail(args) => trail::run(&args),
+            Self::Audit(command) => audit::run(command),
             Self::Witness(command) => witness::run(command),
             Self::Authority(command) => authority::run(*command),
             Self::Dev(args) => dev::run(args),

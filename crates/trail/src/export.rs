@@ -6,7 +6,8 @@ use crate::layout::Layout;
 use crate::map::{self, MapError, OsFolder, ReadPages};
 use crate::read::{self, ReadError, SealedBlock, Start, View};
 use crate::vault::{Content, Vault, VaultError};
-use pitser_evidence::codec::{Blob, Bytes32};
+use pitser_evidence::audit::Statement;
+use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{Key, LineNonce};
 use pitser_evidence::file::{
     BlockProof, Evidence, FORMAT, LineProof, MapEntry, MapProof, OpenColumn, OpenPerson, OpenRaw,
@@ -18,8 +19,10 @@ use pitser_evidence::store::Tree;
 use pitser_ksi::logsig::{BlockTree, Lines, read_block};
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint as Head;
+use pitser_tlog::merkle::Hash;
 use pitser_tlog::note::Note;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Why nothing could be exported.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +146,50 @@ impl Exporter {
         self.block(last.ok_or(ExportError::NoHead)?)
     }
 
+    /// Opens the trail as of the head that the newest auditor's statement is about,
+    /// with that statement: what evidence that is to be intact is made as of.
+    /// `None` if no statement is kept, or its head is not.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn open_audited(layout: &Layout) -> Result<Option<(Self, String)>, ExportError> {
+        let Some((statement, size)) = audit_of(layout) else {
+            return Ok(None);
+        };
+        for path in [layout.head(), layout.audited()] {
+            let keys = Keys::open(layout)?;
+            let Some((note, head)) = head_in(&path, &keys).filter(|(_, h)| h.size() == size) else {
+                continue;
+            };
+            let exporter = Self::read_as_of(layout.clone(), keys, Some((note, head)), Some(size))?;
+            return Ok(Some((exporter, statement)));
+        }
+        Ok(None)
+    }
+
+    /// How many blocks the newest cosigned head covers that this exporter's does not.
+    pub fn blocks_after(&self) -> u64 {
+        let newest = head_in(&self.layout.head(), &self.keys);
+        let size = |head: &Option<(Note, Head)>| head.as_ref().map_or(0, |(_, head)| head.size());
+        size(&newest).saturating_sub(size(&self.head))
+    }
+
+    /// The genesis hash, and the log's and the map's root with the trail's first
+    /// `blocks` blocks; `None` if there are fewer.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn roots(&self, blocks: u64) -> Result<Option<(Digest, Hash, Digest)>, ExportError> {
+        let last = match blocks.checked_sub(1) {
+            Some(last) => self.view.index.block(last, self.keys.origin())?,
+            None => None,
+        };
+        let root = self.view.log.root_at(blocks).ok();
+        Ok(last
+            .zip(root)
+            .map(|(last, root)| (self.view.genesis_hash, root, last.leaf.map)))
+    }
+
     fn read(layout: Layout, at_head: bool) -> Result<Self, ExportError> {
         Self::read_until(layout, |head| match (head, at_head) {
             (Some((_, head)), true) => Ok(Some(head.size())),
@@ -156,12 +203,18 @@ impl Exporter {
         until: impl FnOnce(&Option<(Note, Head)>) -> Result<Option<u64>, ExportError>,
     ) -> Result<Self, ExportError> {
         let keys = Keys::open(&layout)?;
-        let head = std::fs::read(layout.head()).ok().and_then(|bytes| {
-            let note = Note::parse(&bytes).ok()?;
-            let head = Head::open(&note, keys.origin(), &keys.log().verifier()).ok()?;
-            Some((note, head))
-        });
-        let view = view(&layout, until(&head)?)?;
+        let head = head_in(&layout.head(), &keys);
+        let until = until(&head)?;
+        Self::read_as_of(layout, keys, head, until)
+    }
+
+    fn read_as_of(
+        layout: Layout,
+        keys: Keys,
+        head: Option<(Note, Head)>,
+        until: Option<u64>,
+    ) -> Result<Self, ExportError> {
+        let view = view(&layout, until)?;
         let vault = Vault::open_read_only(&layout.vault(), keys.master())?;
         Ok(Self {
             layout,
@@ -548,6 +601,21 @@ impl Exporter {
             path: self.view.state.prove_patient(patient)?,
         })
     }
+}
+
+/// A head in `path` that the trail's own key signed.
+fn head_in(path: &Path, keys: &Keys) -> Option<(Note, Head)> {
+    let note = Note::parse(&std::fs::read(path).ok()?).ok()?;
+    let head = Head::open(&note, keys.origin(), &keys.log().verifier()).ok()?;
+    Some((note, head))
+}
+
+/// The newest auditor's statement, and the number of blocks that it is about.
+fn audit_of(layout: &Layout) -> Option<(String, u64)> {
+    let text = std::fs::read_to_string(layout.audit()).ok()?;
+    let note = Note::parse(text.as_bytes()).ok()?;
+    let statement = Statement::parse(note.text()).ok()?;
+    Some((text, statement.size))
 }
 
 /// The trail, or its first `until` blocks: the map's newest commit that is not

@@ -13,7 +13,8 @@
 //! trail/000000.jsonl.archived                    in place of both, once it is in an archive
 //! archive-cache/  archive.lock                   what was fetched; held by who archives
 //! map/                                           the map's leaves and the index, derived (map/mod.rs)
-//! head.note  audit.note  publications.bin        newest cosigned head, audit, publications
+//! head.note  publications.bin                    newest cosigned head, publications
+//! audit.note  audited.note                       newest auditor's statement, and the cosigned head that it is about
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ use crate::archive::{Archive, Shelf};
 #[derive(Debug, Clone)]
 pub struct Layout {
     dir: PathBuf,
+    /// Where the map is, if somebody else than the trail's owner keeps it.
+    map: Option<PathBuf>,
     shelf: Option<Arc<Shelf>>,
     vault_key: Option<PathBuf>,
 }
@@ -34,6 +37,7 @@ impl Layout {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
+            map: None,
             shelf: None,
             vault_key: None,
         }
@@ -49,11 +53,33 @@ impl Layout {
         }
     }
 
+    /// The same trail with the map in `map`: for who reads the trail's folder and
+    /// writes nothing there.
+    #[must_use]
+    pub fn with_map(self, map: impl Into<PathBuf>) -> Self {
+        Self {
+            map: Some(map.into()),
+            ..self
+        }
+    }
+
     /// The same trail with its archive, of which at most `cache_bytes_max` bytes are kept
     /// here once they were fetched.
     #[must_use]
     pub fn with_archive(self, archive: Arc<dyn Archive>, cache_bytes_max: u64) -> Self {
         let cache = self.dir.join("archive-cache");
+        self.with_archive_cached(archive, cache, cache_bytes_max)
+    }
+
+    /// The same, with what was fetched in `cache`: for who writes nothing to the
+    /// trail's folder.
+    #[must_use]
+    pub fn with_archive_cached(
+        self,
+        archive: Arc<dyn Archive>,
+        cache: PathBuf,
+        cache_bytes_max: u64,
+    ) -> Self {
         Self {
             shelf: Some(Arc::new(Shelf::new(archive, cache, cache_bytes_max))),
             ..self
@@ -117,6 +143,11 @@ impl Layout {
         self.dir.join("audit.note")
     }
 
+    /// The cosigned head that the newest auditor's statement is about.
+    pub fn audited(&self) -> PathBuf {
+        self.dir.join("audited.note")
+    }
+
     /// The newest publications file.
     pub fn publications(&self) -> PathBuf {
         self.dir.join("publications.bin")
@@ -124,7 +155,8 @@ impl Layout {
 
     /// The map's store: derived from the segments.
     pub fn map(&self) -> PathBuf {
-        self.dir.join("map")
+        let own = || self.dir.join("map");
+        self.map.clone().unwrap_or_else(own)
     }
 
     /// The folder of segments.

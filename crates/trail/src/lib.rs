@@ -24,6 +24,7 @@ pub mod layout;
 pub mod map;
 pub mod read;
 mod recent;
+pub mod replay;
 pub mod vault;
 mod write;
 
@@ -32,6 +33,7 @@ pub use gather::Gather;
 pub use keys::Keys;
 pub use layout::Layout;
 pub use read::{BlockInfo, Damage, ReadError, View, read};
+pub use replay::{Replayed, Watch, forget, replay};
 pub use vault::{Content, Marks, Vault, row_marks};
 pub use write::{
     BlockSummary, GenesisDraft, MAX_BLOCK_LINES, Recovery, SegmentLimits, TableDraft, Trail,

@@ -180,6 +180,12 @@ pub(crate) trait Follow<P> {
 
     /// A block was, and nothing after it; the next line is at `segment` and `offset`.
     fn block(&mut self, view: &mut View<P>, segment: u32, offset: u64) -> Result<(), ReadError>;
+
+    /// The seal of a block, consistent in itself and with the block; says what
+    /// else is wrong with it. Not called twice for a block in one reading.
+    fn seal(&mut self, _leaf: &LogLeaf, _seal: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Shows lines to a function.
@@ -506,6 +512,11 @@ where
         self.view.sealed_at = sealed_at.or(self.view.sealed_at);
         match seal {
             Some(seal) => {
+                let judged = self.follow.seal(leaf, seal);
+                judged.map_err(|text| {
+                    let text = format!("seal of block {}: {text}", leaf.block);
+                    damage(Code::SealInvalid, &segment.signature_path, None, text)
+                })?;
                 self.view.seals.last = Some(SealRef {
                     block: leaf.block,
                     hash: Digest::of(&[seal]),

@@ -10,7 +10,8 @@ use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
 use crate::map::{Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
-use crate::read::{self, Follow, Place, ReadError, Start, View, part_magics};
+use crate::read::{self, Follow, Place, ReadError, View, part_magics};
+use crate::replay;
 use crate::vault::{Vault, VaultError};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
@@ -96,12 +97,12 @@ pub struct Recovery {
 
 /// A commit of the map is made after so many lines, which is about what is
 /// replayed when the trail is opened again.
-const COMMIT_LINES: u64 = 100_000;
+pub(crate) const COMMIT_LINES: u64 = 100_000;
 /// And after so many microseconds of the checkpoints' own time, so that those
 /// who read beside the writer have little to replay.
 const COMMIT_US: u64 = 10_000_000;
 /// Progress is told each so many lines.
-const PROGRESS_LINES: u64 = 4096;
+pub(crate) const PROGRESS_LINES: u64 = 4096;
 
 /// Why the trail cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -957,7 +958,7 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
     }
 }
 
-fn commit_map(
+pub(crate) fn commit_map(
     layout: &Layout,
     state: &mut State<DiskMap>,
     index: &mut Index,
@@ -1057,22 +1058,11 @@ fn try_read_on<T: Gather>(
     });
     let (start, store, gathered, commit) = match known {
         Some((tree, store, commit, gathered)) => {
-            let index = Index::open(&folder, commit.blocks, commit.next_seq, true)?;
-            read::ends_with(layout, &index, &commit)?;
-            let start = Start {
-                tree,
-                index,
-                commit: Some(commit.clone()),
-            };
+            let start = replay::go_on(layout, &folder, tree, commit.clone())?;
             (start, store, gathered, Some(commit))
         }
         None => {
-            let (tree, store) = Store::begin(folder.clone())?;
-            let start = Start {
-                tree,
-                index: Index::begin(&folder)?,
-                commit: None,
-            };
+            let (start, store) = replay::begin(&folder)?;
             (start, store, T::default(), None)
         }
     };

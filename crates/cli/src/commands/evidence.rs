@@ -2,14 +2,15 @@
 
 use crate::config::Config;
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
-use crate::output::{print, print_json};
+use crate::output::{plural, print, print_json};
 use crate::{clock, seals};
 use pitser_client::{ClientError, calendar_proof, publications_file};
 use pitser_evidence::Evidence;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
 use pitser_tlog::proof::LogProof;
-use pitser_trail::export::Exporter;
+use pitser_trail::Layout;
+use pitser_trail::export::{ExportError, Exporter};
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -41,6 +42,10 @@ struct Export {
     /// Which source, if there are several
     #[arg(long)]
     source: Option<String>,
+    /// As of the newest cosigned head, also if an auditor has only signed an older one: then
+    /// completeness cannot be confirmed yet
+    #[arg(long)]
+    newest: bool,
     /// Overwrite the file if it is there
     #[arg(long)]
     force: bool,
@@ -61,8 +66,9 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let config = Config::read(&args.config)?;
     let source = config.source(args.source.as_deref())?;
     let layout = config.tuning().layout(source);
-    let mut exporter = Exporter::open_at_head(layout.clone()).map_err(unreadable)?;
-    let audit = std::fs::read_to_string(layout.audit()).ok();
+    let (mut exporter, audit) = opened(&layout, args.newest).map_err(unreadable)?;
+    let audited = audit.is_some();
+    let after = exporter.blocks_after();
     let seals = exporter.seals(&args.patient).map_err(Failure::input)?;
     let (publications, longer) = extended(&config, seals).await?;
     let publications = publications.or_else(|| std::fs::read(layout.publications()).ok());
@@ -77,6 +83,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     if args.json {
         print_json(&json!({
             "path": args.output, "lines": evidence.lines.len(), "blocks": evidence.blocks.len(), "published": published,
+            "audited": audited, "blocks_after": after,
             "witnessed": witnessed.map(|seen| json!({ "seconds": seen.wanted, "proved": seen.proved })),
             "exported_at": clock::now().to_string(),
         }))?;
@@ -87,14 +94,37 @@ pub(crate) async fn run(args: Args) -> Outcome {
         });
         print(&format!(
             "{}: {} lines in {} blocks; {published} seals of the trail extended to a publication\n\
-             {witnessed}Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml\n",
+             {witnessed}{}Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml\n",
             args.output.display(),
             evidence.lines.len(),
             evidence.blocks.len(),
+            as_of(audited, after),
             args.output.display(),
         ))?;
     }
     Ok(Exit::Intact)
+}
+
+/// The trail as of what an auditor has signed, with the statement; else, or if
+/// `newest` is asked for, as of the newest cosigned head.
+fn opened(layout: &Layout, newest: bool) -> Result<(Exporter, Option<String>), ExportError> {
+    match Exporter::open_audited(layout)? {
+        Some((exporter, audit)) if !newest || exporter.blocks_after() == 0 => {
+            Ok((exporter, Some(audit)))
+        }
+        _ => Ok((Exporter::open_at_head(layout.clone())?, None)),
+    }
+}
+
+fn as_of(audited: bool, after: u64) -> String {
+    match (audited, after) {
+        (false, _) => "No auditor has signed this head: completeness stays the operator's word (docs/audit.md)\n".into(),
+        (true, 0) => "As of the newest head, which an auditor has signed\n".into(),
+        (true, after) => format!(
+            "As of the newest head that an auditor has signed; {} came after it (--newest takes them in)\n",
+            plural(after, "block")
+        ),
+    }
 }
 
 /// The publications file and seals extended to its newest publication, if the

@@ -6,7 +6,10 @@
 mod common;
 #[path = "../../../capture/tests/postgres/harness.rs"]
 mod harness;
+#[path = "../common/hospital.rs"]
+mod sqlite;
 
+mod audit;
 mod gnuhealth;
 mod hospital;
 mod kill;

@@ -238,7 +238,7 @@ mod tests {
         let mut lines = Vec::new();
         for seq in 1..=many {
             let at = Timestamp::from_micros(seq * 1_000_001).unwrap();
-            let mut line = Line::new(Op::Read, seq, at, "ehr", &seq.to_string());
+            let mut line = Line::new(Op::Read, seq, at, "ehr", seq.to_string());
             line.tx = (seq % 2 == 0).then_some(seq);
             lines.extend(line.encode());
             lines.push(b'\n');

@@ -594,7 +594,9 @@ mod tests {
         refused("idle_s = 60", "idle_s = 0", "limits.idle_s is 0");
         refused("idle_s = 60", "idle_s = 1", "idle_s is below 5");
         refused("grace_ms = 0", "grace_ms = 900", "grace_ms is at most 500");
-        let line = EXAMPLE.lines().position(|line| line.contains("127.0.0.1:3332"));
+        let line = EXAMPLE
+            .lines()
+            .position(|line| line.contains("127.0.0.1:3332"));
         let place = format!("authority.toml:{}", line.unwrap() + 1);
         refused("\"127.0.0.1:3332\"", "\"localhost\"", &place);
         refused("# https  ", "https  ", "certificate and key");

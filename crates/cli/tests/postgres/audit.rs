@@ -1,0 +1,82 @@
+//! Evidence from PostgreSQL that convinces an outsider: witness, auditor, anchors.
+
+use std::fs;
+
+use crate::hospital::{SOURCE, stamp};
+use crate::sqlite::{init, witness, word_after};
+use crate::world::World;
+
+const EXPORT: &str = "evidence export --patient 1 -o one.json --force";
+const VERIFY: &str = "verify one.json --anchors anchors.toml --json";
+
+#[test]
+fn evidence_is_intact_under_an_anchored_auditor() {
+    let guard = "witness_every_s = 1\nscan_every_s = 0";
+    let Some(mut world) = World::hospital(guard, SOURCE) else {
+        return;
+    };
+    world.stop_guardian();
+    let dir = world.dir.path().to_owned();
+    let witness_key = init(&dir);
+    let (_witness, url) = witness(&dir);
+    let config = fs::read_to_string(dir.join("pitser.toml")).unwrap();
+    let peer =
+        format!("[[witness]]\nname = \"notary\"\nurl = \"{url}\"\nkey = \"{witness_key}\"\n");
+    fs::write(dir.join("pitser.toml"), config + "\n" + &peer).unwrap();
+    let layout = world.layout();
+    let (genesis, hash) = pitser_trail::read::genesis(&layout).unwrap();
+    let genesis = genesis.genesis.unwrap();
+    let add = format!("witness add-log --dir w {}", genesis.log_key);
+    world.run(&add).exits(0);
+    world.guard();
+    let blocks = world.status_when("told", |_| true)["blocks"].as_u64();
+    world.psql_as(
+        "ehr",
+        "ehr",
+        &format!(
+            "UPDATE patient SET allergies = 'penicillin', {} WHERE id = 1",
+            stamp(2)
+        ),
+    );
+    world.settle();
+    let status = world.status_when("is cosigned", |s| {
+        s["unsealed"] == 0 && s["witnessed"].as_u64() > blocks && s["witnessed"] == s["blocks"]
+    });
+    let sealed = status["sealed_up_to"].as_str().unwrap().to_owned();
+    world.stop_guardian();
+    world.dev.published(&sealed);
+
+    let key = word_after(
+        &world
+            .run("audit init --dir a --name auditor.example")
+            .exits(0),
+        "key",
+    );
+    let trust: Vec<&str> = world.dev.trust.split(' ').collect();
+    let anchors = format!(
+        "version = 1\nwitness_quorum = 1\n\
+         [[trail]]\norigin = \"{}\"\ngenesis = \"{hash}\"\n\
+         [[authority]]\ncertificate = \"\"\"\n{}\"\"\"\nconstraints = [\"{}\"]\n\
+         [[witness]]\nkey = \"{witness_key}\"\n",
+        genesis.origin,
+        fs::read_to_string(trust[3]).unwrap(),
+        trust[5],
+    );
+    fs::write(dir.join("anchors.toml"), &anchors).unwrap();
+    world.run(EXPORT).exits(0);
+    world.run(VERIFY).exits(2);
+    let follow = format!(
+        "audit follow {} --anchors anchors.toml --dir a -o s.note -P {}",
+        layout.dir().display(),
+        world.dev.publications
+    );
+    world.run(&follow).exits(0).says("signed now");
+    world
+        .run(&format!("audit give s.note --key {key}"))
+        .exits(0);
+    world.run(EXPORT).exits(0);
+    world.run(VERIFY).exits(2);
+    let trusting = format!("{anchors}[[auditor]]\nkey = \"{key}\"\n");
+    fs::write(dir.join("anchors.toml"), trusting).unwrap();
+    world.run(VERIFY).exits(0).says("\"intact\"");
+}
