@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+mod common;
+
+use common::{at, genesis};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,14 +15,11 @@ use pitser_authority::{Authority, Config, Micros, User};
 use pitser_client::{Client, Endpoint};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
-use pitser_evidence::line::{Op, Timestamp};
+use pitser_evidence::line::Op;
 use pitser_ksi::pki::Subject;
 use pitser_trail::archive::{Archive, ArchiveError, MoveError, MoveOptions, move_segments};
 use pitser_trail::export::Exporter;
-use pitser_trail::{
-    Damage, Draft, GenesisDraft, Layout, PatientId, ReadError, Row, SegmentLimits, TableDraft,
-    Trail, read,
-};
+use pitser_trail::{Damage, Draft, Layout, PatientId, ReadError, Row, SegmentLimits, Trail, read};
 use tempfile::TempDir;
 
 const SEGMENTS: u32 = 4;
@@ -96,10 +96,6 @@ fn micros() -> u64 {
     since.as_micros() as u64
 }
 
-fn at(second: u64) -> Timestamp {
-    Timestamp::from_micros((1_773_480_413 + second) * 1_000_000).unwrap()
-}
-
 fn change(op: Op, pos: u64) -> Draft {
     let text = |value: String| Some(value.into_bytes().into());
     Draft {
@@ -141,22 +137,8 @@ async fn trail() -> TempDir {
         .await
         .unwrap();
 
-    let genesis = GenesisDraft {
-        at: at(0),
-        system: "5e55".into(),
-        timeline: 1,
-        pos: "0".into(),
-        source: "ehr".into(),
-        tables: vec![TableDraft {
-            name: "observation".into(),
-            columns: vec!["id".into(), "value".into()],
-            key: vec!["id".into()],
-            patient: "patient".into(),
-        }],
-        uncovered: vec![],
-    };
     let layout = Layout::new(dir.path().join("hospital"));
-    let mut trail = Trail::create(layout, "test.example/hospital", &genesis).unwrap();
+    let mut trail = Trail::create(layout, "test.example/hospital", &genesis()).unwrap();
     trail.set_segment_limits(SegmentLimits {
         bytes: 1,
         ..SegmentLimits::default()
@@ -302,19 +284,7 @@ async fn archived_segments_are_read_as_before_and_the_trail_goes_on() {
         matches!(elsewhere, Err(ReadError::Elsewhere(_))),
         "{elsewhere:?}"
     );
-    let again = Trail::create(
-        site.bare(),
-        "test.example/hospital",
-        &GenesisDraft {
-            at: at(0),
-            system: "5e55".into(),
-            timeline: 1,
-            pos: "0".into(),
-            source: "ehr".into(),
-            tables: vec![],
-            uncovered: vec![],
-        },
-    );
+    let again = Trail::create(site.bare(), "test.example/hospital", &genesis());
     assert!(again.is_err(), "a trail was begun beside an archived one");
 
     let (mut trail, (), _) = Trail::open::<()>(site.layout()).unwrap();

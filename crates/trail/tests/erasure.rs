@@ -4,26 +4,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+mod common;
+
+use common::{at, genesis};
 use pitser_evidence::Verdict;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::commit::{Key, LineNonce, commit_person, commit_raw, commit_row};
-use pitser_evidence::line::{Binding, Line, Op, Patient, Timestamp};
+use pitser_evidence::line::{Binding, Line, Op, Patient};
 use pitser_ksi::time::Second;
 use pitser_trail::erasure::{ErasureError, VALID_US};
 use pitser_trail::export::Exporter;
-use pitser_trail::{
-    Draft, DraftActor, GenesisDraft, Keys, Layout, PatientId, Recovery, Row, TableDraft, Trail,
-    Vault, read,
-};
+use pitser_trail::{Draft, DraftActor, Keys, Layout, PatientId, Recovery, Row, Trail, Vault, read};
 use rusqlite::{Connection, OpenFlags};
 use std::path::{Path, PathBuf};
 
 const ORIGIN: &str = "test.example/hospital";
 const BASIS: &str = "GDPR art. 17(1)(d), decision 14/2026";
-
-fn at(second: u64) -> Timestamp {
-    Timestamp::from_micros((1_773_480_413 + second) * 1_000_000).unwrap()
-}
 
 fn row(value: &str) -> Row {
     Row {
@@ -53,21 +49,7 @@ fn change(op: Op, pos: u64, id: &str, patient: &str, value: &str) -> Draft {
 
 /// A trail of three patients, whose block is closed and whose head is kept.
 fn populated(dir: &Path) -> Trail {
-    let genesis = GenesisDraft {
-        at: at(0),
-        system: "5e55".into(),
-        timeline: 1,
-        pos: "0".into(),
-        source: "ehr".into(),
-        tables: vec![TableDraft {
-            name: "observation".into(),
-            columns: vec!["id".into(), "value".into()],
-            key: vec!["id".into()],
-            patient: "patient".into(),
-        }],
-        uncovered: vec![],
-    };
-    let mut trail = Trail::create(Layout::new(dir), ORIGIN, &genesis).unwrap();
+    let mut trail = Trail::create(Layout::new(dir), ORIGIN, &genesis()).unwrap();
     for event in [
         change(Op::Create, 1, "obs-1", "pt-1", "t120"),
         change(Op::Create, 2, "obs-2", "pt-2", "t80"),

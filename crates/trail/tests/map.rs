@@ -3,14 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+mod common;
+
+use common::{at, genesis};
 use pitser_evidence::codec::Digest;
-use pitser_evidence::line::{Line, Op, Timestamp};
+use pitser_evidence::line::{Line, Op};
 use pitser_evidence::map::patient_map_key;
 use pitser_trail::export::{ExportError, Exporter};
-use pitser_trail::{
-    Draft, Gather, GenesisDraft, Layout, PatientId, Row, SegmentLimits, TableDraft, Trail,
-    TrailError, read,
-};
+use pitser_trail::{Draft, Gather, Layout, PatientId, Row, SegmentLimits, Trail, TrailError, read};
 use std::path::Path;
 
 /// Numbers of all lines, in order: nothing is shown twice or left out.
@@ -36,28 +36,9 @@ impl Gather for Seen {
     }
 }
 
-fn at(second: u64) -> Timestamp {
-    Timestamp::from_micros((1_773_480_413 + second) * 1_000_000).unwrap()
-}
-
 fn create(dir: &Path) -> Trail {
-    let table = TableDraft {
-        name: "observation".into(),
-        columns: vec!["id".into(), "value".into()],
-        key: vec!["id".into()],
-        patient: "patient".into(),
-    };
-    let genesis = GenesisDraft {
-        at: at(0),
-        system: "5e55".into(),
-        timeline: 1,
-        pos: "0".into(),
-        source: "ehr".into(),
-        tables: vec![table],
-        uncovered: vec![],
-    };
     let origin = "test.example/hospital";
-    let mut trail = Trail::create_gathering::<Seen>(Layout::new(dir), origin, &genesis).unwrap();
+    let mut trail = Trail::create_gathering::<Seen>(Layout::new(dir), origin, &genesis()).unwrap();
     trail.set_map_commit_lines(0);
     trail
 }

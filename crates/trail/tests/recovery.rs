@@ -3,15 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+mod common;
+
+use common::{at, genesis};
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
 use pitser_client::{Client, Endpoint};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
-use pitser_evidence::line::{Op, Timestamp};
+use pitser_evidence::line::Op;
 use pitser_ksi::pki::Subject;
 use pitser_trail::{
-    Draft, GenesisDraft, Layout, PatientId, ReadError, Recovery, Row, SegmentLimits, TableDraft,
-    Trail, TrailError, read,
+    Draft, Layout, PatientId, ReadError, Recovery, Row, SegmentLimits, Trail, TrailError, read,
 };
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,27 +29,8 @@ fn micros() -> u64 {
         .as_micros() as u64
 }
 
-fn at(second: u64) -> Timestamp {
-    Timestamp::from_micros((1_773_480_413 + second) * 1_000_000).unwrap()
-}
-
 fn create(dir: &Path) -> Trail {
-    let table = TableDraft {
-        name: "observation".into(),
-        columns: vec!["id".into(), "value".into()],
-        key: vec!["id".into()],
-        patient: "patient".into(),
-    };
-    let genesis = GenesisDraft {
-        at: at(0),
-        system: "5e55".into(),
-        timeline: 1,
-        pos: "0".into(),
-        source: "ehr".into(),
-        tables: vec![table],
-        uncovered: vec![],
-    };
-    Trail::create(Layout::new(dir), "test.example/hospital", &genesis).unwrap()
+    Trail::create(Layout::new(dir), "test.example/hospital", &genesis()).unwrap()
 }
 
 fn reopen(dir: &Path) -> Result<(Trail, Recovery), TrailError> {
@@ -448,17 +431,8 @@ fn one_writer_at_a_time() {
     assert!(matches!(reopen(dir.path()), Err(TrailError::Locked(_))));
     drop(trail);
     reopen(dir.path()).unwrap();
-    let again = GenesisDraft {
-        at: at(0),
-        system: String::new(),
-        timeline: 1,
-        pos: String::new(),
-        source: String::new(),
-        tables: vec![],
-        uncovered: vec![],
-    };
     assert!(matches!(
-        Trail::create(Layout::new(dir.path()), "o/s", &again),
+        Trail::create(Layout::new(dir.path()), "o/s", &genesis()),
         Err(TrailError::Exists(_))
     ));
 }

@@ -193,12 +193,7 @@ impl<'b> Bench<'b> {
         let floor = self.args.changes as f64 / floor?.as_secs_f64();
         let target = self.end_of_log()?;
         let (before, began) = (self.guardian()?.cpu()?, Instant::now());
-        self.wait(|status| {
-            let position = status["position"]
-                .as_str()
-                .and_then(|p| p.parse::<Position>().ok());
-            status["unsealed"] == 0 && position.is_some_and(|position| position >= target)
-        })?;
+        self.wait_for(target)?;
         let took = began.elapsed();
         let spent = self.guardian()?.cpu()?.saturating_sub(before);
         Ok(Round {
@@ -276,12 +271,7 @@ impl<'b> Bench<'b> {
         }
         let kept = done as f64 / began.elapsed().as_secs_f64();
         let target = self.end_of_log()?;
-        self.wait(|status| {
-            let position = status["position"]
-                .as_str()
-                .and_then(|p| p.parse::<Position>().ok());
-            status["unsealed"] == 0 && position.is_some_and(|position| position >= target)
-        })?;
+        self.wait_for(target)?;
         let told = self.status()?["seal_latency_ms"].clone();
         Ok(Map::new()
             .with("p50", told["p50"].as_u64().unwrap_or_default())
@@ -319,6 +309,15 @@ impl<'b> Bench<'b> {
             }
             thread::sleep(GLANCE);
         }
+    }
+
+    /// Until everything up to `target` is sealed.
+    fn wait_for(&mut self, target: Position) -> Result<(), Failure> {
+        self.wait(|status| {
+            let position = status["position"].as_str().map(str::parse);
+            status["unsealed"] == 0
+                && position.is_some_and(|position| position.is_ok_and(|p: Position| p >= target))
+        })
     }
 
     fn stop(&mut self) -> Result<(), Failure> {
