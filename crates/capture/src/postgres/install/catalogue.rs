@@ -433,7 +433,7 @@ impl Relation {
         matches!(self.kind, 'r' | 'p')
     }
 
-    /// From the columns of [`RELATION`].
+    /// From one row of the catalogue.
     fn read(row: &[Field]) -> Result<Self, PgError> {
         Ok(Self {
             oid: number(row, 0)?,
