@@ -1,7 +1,7 @@
 //! The few things that files must do here: append and be durable, be replaced
 //! whole or not at all, and keep secrets from other users of the machine.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -156,6 +156,26 @@ pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
     File::open(dir)
         .and_then(|d| d.sync_all())
         .at(dir, "cannot make durable")
+}
+
+/// Takes the lock that `path` stands for, for as long as the file is open; `None` if
+/// another process has it.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn lock(path: &Path) -> Result<Option<File>, DiskError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .at(path, "cannot open")?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(e).at(path, "cannot lock"),
+    }
 }
 
 /// Creates a folder that only its owner may enter.

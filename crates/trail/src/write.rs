@@ -1126,17 +1126,6 @@ fn remove_parts(layout: &Layout, number: u32) -> Result<(), DiskError> {
 }
 
 fn take_lock(layout: &Layout) -> Result<File, TrailError> {
-    use crate::disk::At;
     let path = layout.lock();
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .at(&path, "cannot open")?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(TrailError::Locked(path)),
-        Err(std::fs::TryLockError::Error(e)) => Err(e).at(&path, "cannot lock").map_err(Into::into),
-    }
+    disk::lock(&path)?.ok_or(TrailError::Locked(path))
 }

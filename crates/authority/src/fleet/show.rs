@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Fleet;
 use super::ledger::{Contradiction, Trail};
+use crate::publicity::escaped;
 
 /// What metrics say of the fleet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -202,21 +203,6 @@ fn troubles(trail: &Value) -> Vec<String> {
         troubles.push(format!("silent for {} s", trail["seen_age_s"]));
     }
     troubles
-}
-
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            letter => out.push(letter),
-        }
-    }
-    out
 }
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8>\

@@ -187,7 +187,7 @@ fn sheet_path(second: Second, format: Format) -> String {
 }
 
 /// `text` in XML or HTML, in an element or between quotation marks.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {

@@ -124,21 +124,10 @@ impl Auditor {
             return Err(wrong(&statements, what.into()));
         }
         let lock_path = dir.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .at(&lock_path, "cannot open")?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let what = "another pitser is this auditor. Stop it first";
-                return Err(wrong(&lock_path, what.into()));
-            }
-            Err(fs::TryLockError::Error(e)) => return Err(e).at(&lock_path, "cannot lock")?,
-        }
+        let Some(lock) = disk::lock(&lock_path)? else {
+            let what = "another pitser is this auditor. Stop it first";
+            return Err(wrong(&lock_path, what.into()));
+        };
         Ok(Self {
             dir: dir.to_owned(),
             key,

@@ -290,17 +290,7 @@ fn prefix(layout: &Layout) -> Result<String, ReadError> {
 
 fn lock(layout: &Layout) -> Result<fs::File, MoveError> {
     let path = layout.dir().join("archive.lock");
-    let file = fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .at(&path, "cannot open")?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(MoveError::Locked(path)),
-        Err(fs::TryLockError::Error(e)) => Ok(Err(e).at(&path, "cannot lock")?),
-    }
+    disk::lock(&path)?.ok_or(MoveError::Locked(path))
 }
 
 /// What packing makes of `len` bytes at the worst, and any version of it.
