@@ -71,10 +71,24 @@ impl From<ApplyError<std::convert::Infallible>> for StateError {
     }
 }
 
-/// The leaves that a line is about, as they stood before it.
-struct Before {
+/// The leaves that a line is about, as they stand before it: [`State::before`].
+#[derive(Debug, Clone, Copy)]
+pub struct Before {
+    seq: u64,
     record: Option<Leaf>,
     patient: Option<Leaf>,
+}
+
+impl Before {
+    /// What the line's `prev` must be.
+    pub fn prev(&self) -> Option<Prev> {
+        self.record.as_ref().map(pointer)
+    }
+
+    /// What the line's `patient_prev` must be.
+    pub fn patient_prev(&self) -> Option<Prev> {
+        self.patient.as_ref().map(pointer)
+    }
 }
 
 impl State {
@@ -136,11 +150,30 @@ impl<S: Storage> State<S> {
     /// unchanged. After [`ApplyError::Storage`] it is of no use any more.
     pub fn apply(&mut self, line: &Line, hash: Digest) -> Result<(), ApplyError<S::Error>> {
         let before = self.before(line).map_err(ApplyError::Storage)?;
+        self.apply_to(before, line, hash)
+    }
+
+    /// Does as [`State::apply`], for whoever wrote the line by what
+    /// [`State::before`] had said of it, and needs not look it up again.
+    ///
+    /// # Errors
+    /// Those of [`State::apply`].
+    pub fn apply_to(
+        &mut self,
+        before: Before,
+        line: &Line,
+        hash: Digest,
+    ) -> Result<(), ApplyError<S::Error>> {
         self.follows(line, &before)?;
         self.carry(line, hash, before).map_err(ApplyError::Storage)
     }
 
-    fn before(&self, line: &Line) -> Result<Before, S::Error> {
+    /// What the leaves say of the record and the patient that the next line is
+    /// about; its pointers, which follow from that, are not looked at.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn before(&self, line: &Line) -> Result<Before, S::Error> {
         let record = match (&line.table, &line.key) {
             (Some(table), Some(key)) => self.storage.record_leaf(table, key)?,
             _ => None,
@@ -149,7 +182,11 @@ impl<S: Storage> State<S> {
             Some(patient) => self.storage.patient_leaf(patient)?,
             None => None,
         };
-        Ok(Before { record, patient })
+        Ok(Before {
+            seq: self.at.next_seq,
+            record,
+            patient,
+        })
     }
 
     fn follows(&self, line: &Line, before: &Before) -> Result<(), StateError> {
@@ -164,7 +201,7 @@ impl<S: Storage> State<S> {
             }
         };
         rule(
-            line.seq == self.at.next_seq,
+            line.seq == self.at.next_seq && before.seq == line.seq,
             "its seq does not continue the trail",
         )?;
         rule(
@@ -173,7 +210,7 @@ impl<S: Storage> State<S> {
         )?;
         if line.table.is_some() && line.key.is_some() {
             rule(
-                line.prev == before.record.as_ref().map(pointer),
+                line.prev == before.prev(),
                 "its prev is not the record's last line",
             )?;
             let has_row = before.record.is_some_and(|leaf| leaf.row.is_some());
@@ -184,7 +221,7 @@ impl<S: Storage> State<S> {
         }
         if line.patient.is_some() {
             rule(
-                line.patient_prev == before.patient.as_ref().map(pointer),
+                line.patient_prev == before.patient_prev(),
                 "its patient_prev is not the patient's last line",
             )?;
         }
@@ -253,22 +290,6 @@ impl<S: Storage> State<S> {
     /// Number of patients, the two pseudo-patients included where they occur.
     pub fn patients(&self) -> u64 {
         self.storage.patients()
-    }
-
-    /// What `prev` of the record's next line must be.
-    ///
-    /// # Errors
-    /// What the storage says.
-    pub fn prev(&self, table: &str, key: &Bytes32) -> Result<Option<Prev>, S::Error> {
-        Ok(self.record_leaf(table, key)?.as_ref().map(pointer))
-    }
-
-    /// What `patient_prev` of the patient's next line must be.
-    ///
-    /// # Errors
-    /// What the storage says.
-    pub fn patient_prev(&self, patient: &Patient) -> Result<Option<Prev>, S::Error> {
-        Ok(self.patient(patient)?.as_ref().map(pointer))
     }
 
     /// The map's root over all lines so far.

@@ -1,6 +1,7 @@
 //! A line before it is committed: what happened, in clear, on its way into the
 //! vault and, as commitments and pseudonyms, into the trail.
 
+use pitser_evidence::codec::Bytes32;
 use pitser_evidence::line::{Binding, Ddl, Finding, Gap, Op, Timestamp};
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +23,9 @@ pub struct Draft {
     pub table: Option<String>,
     /// Canonical values of the record's key columns.
     pub key: Option<Vec<Vec<u8>>>,
+    /// The record's opaque key, where it was already made of `table` and `key`
+    /// ([`Trail::record_key`](crate::Trail::record_key)); made of them where not.
+    pub record: Option<Bytes32>,
     /// Whose record it is.
     pub patient: Option<PatientId>,
     /// Who did it.
@@ -51,6 +55,7 @@ impl Draft {
             tx: None,
             table: None,
             key: None,
+            record: None,
             patient: None,
             actor: None,
             purpose: None,

@@ -19,7 +19,7 @@ use pitser_evidence::commit::{Key, LineNonce, Rows, commit_table_key, record_key
 use pitser_evidence::line::{
     Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis, Timestamp,
 };
-use pitser_evidence::state::{ApplyError, State, StateError};
+use pitser_evidence::state::{ApplyError, Before, State, StateError};
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{self, BLOCK_CLOSE_REASON, BlockBuilder, StoredHashes};
 use pitser_tlog::checkpoint::Checkpoint as Head;
@@ -533,6 +533,12 @@ impl Trail {
     }
 
     fn push(&mut self, line: &Line) -> Result<(), TrailError> {
+        let before = self.state.before(line)?;
+        self.push_after(before, line)
+    }
+
+    /// Adds a line to which the leaves stand as `before` says.
+    fn push_after(&mut self, before: Before, line: &Line) -> Result<(), TrailError> {
         line.check()?;
         let bytes = line.encode();
         if bytes.len() > MAX_LINE {
@@ -542,7 +548,7 @@ impl Trail {
             .into());
         }
         let hash = Line::hash(&bytes);
-        self.state.apply(line, hash)?;
+        self.state.apply_to(before, line, hash)?;
         read::note_message(&mut self.state, line)?;
         self.gathered.line(line);
         self.open.push(hash.0);

@@ -45,6 +45,18 @@ pub(super) enum Subject {
     Mark(Bytes32),
 }
 
+impl Subject {
+    /// The first bytes of the digest in it.
+    pub(super) fn first_bytes(&self) -> [u8; 2] {
+        match self {
+            Self::Record { key: Bytes32(d), .. }
+            | Self::Patient(Patient::Pseudonym(Bytes32(d)))
+            | Self::Mark(Bytes32(d)) => [d[0], d[1]],
+            Self::Patient(Patient::Many | Patient::Unknown) => [0; 2],
+        }
+    }
+}
+
 /// One entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Entry {

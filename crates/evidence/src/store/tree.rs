@@ -20,6 +20,7 @@ use crate::codec::Bytes32;
 use crate::line::Patient;
 use crate::map::{EMPTY, Leaf, MapKey, OtherLeaf, Path, bit, patient_map_key, record_map_key};
 use crate::state::Record;
+use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -92,6 +93,17 @@ impl Prefix {
     /// keys are hashes, and do not get so far together.
     pub const DEEPEST: u8 = 64;
 
+    /// The first `depth` bits of a key.
+    fn of(key: &MapKey, depth: u8) -> Self {
+        let (first, _) = key.split_first_chunk().expect("a key has 32 bytes");
+        let all = u64::from_be_bytes(*first);
+        let beyond = u64::MAX.checked_shr(depth.into()).unwrap_or(0);
+        Self {
+            bits: all & !beyond,
+            depth,
+        }
+    }
+
     fn child(self, side: usize) -> Self {
         let bit = if side == 1 { 1 << (63 - self.depth) } else { 0 };
         Self {
@@ -150,6 +162,7 @@ pub struct Tree<P> {
     table_numbers: HashMap<String, u32>,
     /// The patient whose number was last asked for.
     recent: Option<(Patient, PatientNumber)>,
+    places: Places,
     /// An entry on its way into a bucket.
     scratch: Vec<u8>,
     /// Memory of buckets that were buffered, to be used again.
@@ -201,6 +214,7 @@ impl<P: Pages> Tree<P> {
             counts: Counts::default(),
             table_numbers: HashMap::new(),
             recent: None,
+            places: Places::new(),
             scratch: Vec::new(),
             spare: Vec::new(),
             changed: Vec::new(),
@@ -245,8 +259,8 @@ impl<P: Pages> Tree<P> {
     /// # Errors
     /// What the pages say.
     pub fn mark(&mut self, mark: &Bytes32) -> Result<(), P::Error> {
-        let made = |_: Option<&Entry>| Entry::Mark(*mark);
-        self.put(&Subject::Mark(*mark), &mark.0, made).map(drop)
+        let made = |_: &mut P, _: Option<&Entry>| Ok(Entry::Mark(*mark));
+        self.put(&Subject::Mark(*mark), || mark.0, made).map(drop)
     }
 
     /// Whether a digest was noted.
@@ -254,7 +268,7 @@ impl<P: Pages> Tree<P> {
     /// # Errors
     /// What the pages say.
     pub fn is_marked(&self, mark: &Bytes32) -> Result<bool, P::Error> {
-        let found = self.find(&Subject::Mark(*mark), &mark.0)?;
+        let found = self.find(&Subject::Mark(*mark), || mark.0)?;
         Ok(found.is_some())
     }
 
@@ -339,9 +353,19 @@ impl<P: Pages> Tree<P> {
         }
     }
 
-    fn find(&self, subject: &Subject, key: &MapKey) -> Result<Option<Entry>, P::Error> {
+    /// Where the bucket of a subject is, whose key in the map is `key()`.
+    fn locate(&self, subject: &Subject, key: impl FnOnce() -> MapKey) -> (u32, Prefix) {
+        let place = self.places.place(subject, key);
+        self.nodes.descend(place)
+    }
+
+    fn find(
+        &self,
+        subject: &Subject,
+        key: impl FnOnce() -> MapKey,
+    ) -> Result<Option<Entry>, P::Error> {
         let look = |bytes: &[u8]| entry::find(bytes, subject).map(|found| found.map(|(_, e)| e));
-        self.look(self.nodes.locate(key), look)?
+        self.look(self.locate(subject, key).0, look)?
             .map_err(|malformed| self.pages.malformed(malformed))
     }
 
@@ -355,18 +379,18 @@ impl<P: Pages> Tree<P> {
     }
 
     /// Puts the entry that `make` makes of the one that is there in its place.
-    /// Gives the new one, and whether it is the first.
+    /// Gives whether it is the first.
     fn put(
         &mut self,
         subject: &Subject,
-        key: &MapKey,
-        make: impl FnOnce(Option<&Entry>) -> Entry,
+        key: impl FnOnce() -> MapKey,
+        make: impl FnOnce(&mut P, Option<&Entry>) -> Result<Entry, P::Error>,
     ) -> Result<bool, P::Error> {
-        let (node, prefix) = self.nodes.locate_to_change(key);
+        let (node, prefix) = self.locate(subject, key);
         let index = self.buffer_bucket(node, prefix)?;
         let slot = &mut self.buffer[index];
         let found = entry::find(&slot.bytes, subject).map_err(|e| self.pages.malformed(e))?;
-        let made = make(found.as_ref().map(|(_, entry)| entry));
+        let made = make(&mut self.pages, found.as_ref().map(|(_, entry)| entry))?;
         let before = slot.bytes.capacity();
         let is_first = found.is_none();
         match found {
@@ -383,7 +407,10 @@ impl<P: Pages> Tree<P> {
                 slot.entries += 1;
             }
         }
-        slot.is_hashed = false;
+        // While it waits to be hashed, so do the nodes above it.
+        if std::mem::take(&mut slot.is_hashed) {
+            self.nodes.mark(prefix);
+        }
         self.buffered = self.buffered + slot.bytes.capacity() - before;
         self.split(index)?;
         if self.buffered > self.limits.buffered {
@@ -412,7 +439,7 @@ impl<P: Pages> Tree<P> {
             prefix,
             bytes,
             entries,
-            is_hashed: false,
+            is_hashed: true,
         };
         if extent != Extent::NONE {
             self.pages.release(extent);
@@ -530,7 +557,7 @@ impl<P: Pages> Tree<P> {
         {
             return Ok(number);
         }
-        match self.find(&Subject::Patient(patient), &patient_map_key(&patient))? {
+        match self.find(&Subject::Patient(patient), || patient_map_key(&patient))? {
             Some(Entry::Patient { number, .. }) => {
                 self.recent = Some((patient, number));
                 Ok(number)
@@ -568,7 +595,7 @@ impl<P: Pages> Tree<P> {
             table: number,
             key: *key,
         };
-        self.find(&subject, &record_map_key(table, key))
+        self.find(&subject, || record_map_key(table, key))
     }
 
     /// The leaf that is all there is below `node`.
@@ -636,7 +663,7 @@ impl<P: Pages> Storage for Tree<P> {
             table: number,
             key: *key,
         };
-        let make = |before: Option<&Entry>| {
+        let make = |_: &mut P, before: Option<&Entry>| {
             let kept = match before {
                 Some(Entry::Record {
                     patient,
@@ -646,15 +673,15 @@ impl<P: Pages> Storage for Tree<P> {
                 _ => (0, 0),
             };
             let (patient, row_patient) = new.unwrap_or(kept);
-            Entry::Record {
+            Ok(Entry::Record {
                 table: number,
                 key: *key,
                 leaf: *leaf,
                 patient,
                 row_patient,
-            }
+            })
         };
-        let is_first = self.put(&subject, &record_map_key(table, key), make)?;
+        let is_first = self.put(&subject, || record_map_key(table, key), make)?;
         self.counts.leaves += u64::from(is_first);
         Ok(())
     }
@@ -683,7 +710,7 @@ impl<P: Pages> Storage for Tree<P> {
     }
 
     fn patient_leaf(&self, patient: &Patient) -> Result<Option<Leaf>, P::Error> {
-        let found = self.find(&Subject::Patient(*patient), &patient_map_key(patient))?;
+        let found = self.find(&Subject::Patient(*patient), || patient_map_key(patient))?;
         Ok(match found {
             Some(Entry::Patient { leaf, .. }) => Some(leaf),
             _ => None,
@@ -691,25 +718,26 @@ impl<P: Pages> Storage for Tree<P> {
     }
 
     fn put_patient(&mut self, patient: &Patient, leaf: &Leaf) -> Result<(), P::Error> {
-        let key = patient_map_key(patient);
+        let mut number = 0;
+        let make = |pages: &mut P, before: Option<&Entry>| {
+            number = match (before, patient) {
+                (Some(Entry::Patient { number, .. }), _) => *number,
+                (_, Patient::Many) => MANY,
+                (_, Patient::Unknown) => UNKNOWN,
+                (_, Patient::Pseudonym(pseudonym)) => {
+                    let index = pages.push_pseudonym(pseudonym)?;
+                    let number = index.checked_add(FIRST_PSEUDONYM);
+                    number.ok_or_else(|| pages.malformed(Malformed))?
+                }
+            };
+            Ok(Entry::Patient {
+                patient: *patient,
+                number,
+                leaf: *leaf,
+            })
+        };
         let subject = Subject::Patient(*patient);
-        let known = self.find(&subject, &key)?;
-        let number = match (known, patient) {
-            (Some(Entry::Patient { number, .. }), _) => number,
-            (_, Patient::Many) => MANY,
-            (_, Patient::Unknown) => UNKNOWN,
-            (_, Patient::Pseudonym(pseudonym)) => {
-                let index = self.pages.push_pseudonym(pseudonym)?;
-                let number = index.checked_add(FIRST_PSEUDONYM);
-                number.ok_or_else(|| self.pages.malformed(Malformed))?
-            }
-        };
-        let made = Entry::Patient {
-            patient: *patient,
-            number,
-            leaf: *leaf,
-        };
-        let is_first = self.put(&subject, &key, |_| made)?;
+        let is_first = self.put(&subject, || patient_map_key(patient), make)?;
         self.counts.patients += u64::from(is_first);
         self.counts.leaves += u64::from(is_first);
         self.recent = Some((*patient, number));
@@ -831,6 +859,53 @@ impl Node {
     }
 }
 
+/// Where those stand that were looked up lately: a line's record and patient are
+/// looked up several times, and hashing the key and going down from the root cost
+/// more than everything else. A node is never taken away, so that what is
+/// remembered may be too high in the tree, but never wrong.
+struct Places(RefCell<Vec<Place>>);
+
+/// A node on the way to the bucket of a subject.
+struct Place {
+    subject: Option<Subject>,
+    key: MapKey,
+    node: u32,
+    depth: u8,
+}
+
+impl Places {
+    /// As many are remembered; a power of two.
+    const LEN: usize = 4096;
+
+    fn new() -> Self {
+        let none = || Place {
+            subject: None,
+            key: EMPTY,
+            node: ROOT,
+            depth: 0,
+        };
+        let places = std::iter::repeat_with(none).take(Self::LEN);
+        Self(RefCell::new(places.collect()))
+    }
+
+    /// What is remembered of a subject, or the root.
+    fn place(&self, subject: &Subject, key: impl FnOnce() -> MapKey) -> RefMut<'_, Place> {
+        // What subjects are told apart by is a digest.
+        let [first, second] = subject.first_bytes();
+        let index = usize::from(u16::from_be_bytes([first, second])) % Self::LEN;
+        let mut place = RefMut::map(self.0.borrow_mut(), |places| &mut places[index]);
+        if place.subject.as_ref() != Some(subject) {
+            *place = Place {
+                subject: Some(*subject),
+                key: key(),
+                node: ROOT,
+                depth: 0,
+            };
+        }
+        place
+    }
+}
+
 /// All nodes, in pieces, so that growing copies none of them.
 #[derive(Debug)]
 struct Nodes {
@@ -876,28 +951,27 @@ impl Nodes {
         left
     }
 
-    /// The bucket where `key` belongs.
-    fn locate(&self, key: &MapKey) -> u32 {
-        let mut node = ROOT;
-        for depth in 0.. {
-            match self.at(node).link() {
-                Link::Inner { left, .. } => node = left + u32::from(bit(key, depth) == 1),
-                Link::Kept(_) | Link::Buffered(_) => break,
-            }
+    /// The bucket where a key belongs, from a node on the way to it, which is
+    /// remembered for the next time.
+    fn descend(&self, mut place: RefMut<'_, Place>) -> (u32, Prefix) {
+        while let Link::Inner { left, .. } = self.at(place.node).link() {
+            let side = bit(&place.key, usize::from(place.depth));
+            place.node = left + u32::from(side == 1);
+            place.depth += 1;
         }
-        node
+        (place.node, Prefix::of(&place.key, place.depth))
     }
 
-    /// The same, on a path whose hashes will not be right any more.
-    fn locate_to_change(&mut self, key: &MapKey) -> (u32, Prefix) {
-        let (mut node, mut prefix) = (ROOT, Prefix::default());
-        while let Link::Inner { left, .. } = self.at(node).link() {
+    /// The hashes above a bucket will not be right any more.
+    fn mark(&mut self, bucket: Prefix) {
+        let mut node = ROOT;
+        for depth in 0..bucket.depth {
+            let Link::Inner { left, .. } = self.at(node).link() else {
+                return;
+            };
             self.at_mut(node).set(Link::Inner { left, dirty: true });
-            let side = bit(key, usize::from(prefix.depth));
-            node = left + u32::from(side == 1);
-            prefix = prefix.child(side);
+            node = left + u32::from(bucket.side(depth) == 1);
         }
-        (node, prefix)
     }
 
     /// Puts a bucket where its prefix says.

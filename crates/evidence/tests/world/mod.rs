@@ -326,12 +326,9 @@ impl World {
         });
         self.contents.insert(seq, event.content);
         meddle(&mut line);
-        if let (Some(table), Some(key)) = (&line.table, &line.key) {
-            line.prev = self.state.prev(table, key).unwrap();
-        }
-        line.patient_prev = line
-            .patient
-            .and_then(|p| self.state.patient_prev(&p).unwrap());
+        let before = self.state.before(&line).unwrap();
+        line.prev = before.prev();
+        line.patient_prev = before.patient_prev();
         self.push(line);
     }
 

@@ -38,10 +38,13 @@ impl Session {
     /// Has an event written, soon: its drafts are about `record` of `table`.
     pub(super) fn queue(
         &mut self,
-        drafts: Vec<Draft>,
+        mut drafts: Vec<Draft>,
         table: &str,
         record: Bytes32,
     ) -> Result<(), Ended> {
+        for draft in &mut drafts {
+            draft.record = Some(record);
+        }
         let last = drafts.last().map(|draft| draft.op);
         self.note(drafts.len(), last, table, record);
         self.queue.lines += drafts.len();

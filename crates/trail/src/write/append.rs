@@ -77,10 +77,8 @@ impl Trail {
         line.purpose = draft.purpose;
         line.columns = draft.columns;
         line.patient = draft.patient.as_ref().map(|p| self.patient(p));
-        line.key = draft
-            .key
-            .as_ref()
-            .map(|cells| self.record_key(line.table.as_deref(), cells));
+        let record = |cells| self.record_key(line.table.as_deref(), cells);
+        line.key = draft.record.or_else(|| draft.key.as_deref().map(record));
         let mut deciders = None;
         match draft.body {
             Body::None => {}
@@ -172,13 +170,10 @@ impl Trail {
             line.raw = raw.map(|raw| commit_raw(&nonce.raw(), raw));
             self.vault.put(line.seq, &compartment, &content)?;
         }
-        if let (Some(table), Some(key)) = (&line.table, &line.key) {
-            line.prev = self.state.prev(table, key)?;
-        }
-        if let Some(patient) = &line.patient {
-            line.patient_prev = self.state.patient_prev(patient)?;
-        }
-        self.push(&line)
+        let before = self.state.before(&line)?;
+        line.prev = before.prev();
+        line.patient_prev = before.patient_prev();
+        self.push_after(before, &line)
     }
 }
 
