@@ -49,6 +49,12 @@ impl SecretKey {
         self.public
     }
 
+    /// The pseudonym of `alpha`: that of [`SecretKey::prove`], in less than half the
+    /// time.
+    pub fn pseudonym(&self, alpha: &[u8]) -> Pseudonym {
+        pseudonym(&(*self.scalar * hash_to_curve(&self.public.0, alpha)))
+    }
+
     /// The pseudonym of `alpha` and the proof that it is the only one.
     pub fn prove(&self, alpha: &[u8]) -> (Pseudonym, [u8; PROOF_LEN]) {
         let h = hash_to_curve(&self.public.0, alpha);
@@ -203,6 +209,7 @@ mod tests {
             let (pseudonym, made) = key.prove(&alpha);
             assert_eq!(made.as_slice(), proof);
             assert_eq!(pseudonym, beta[..32]);
+            assert_eq!(key.pseudonym(&alpha), pseudonym);
             assert_eq!(key.public().verify(&alpha, &made), Some(pseudonym));
         }
     }

@@ -151,7 +151,7 @@ impl Keys {
         if let Some(known) = self.pseudonyms.borrow().get(identifier) {
             return *known;
         }
-        let (pseudonym, _) = self.vrf.prove(&patient_alpha(&self.origin, identifier));
+        let pseudonym = self.vrf.pseudonym(&patient_alpha(&self.origin, identifier));
         let patient = Patient::Pseudonym(Bytes32(pseudonym));
         self.pseudonyms
             .borrow_mut()

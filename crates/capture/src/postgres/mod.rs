@@ -53,6 +53,7 @@ mod error;
 mod fingerprint;
 pub mod install;
 pub mod pgoutput;
+mod reader;
 pub mod slot;
 mod snapshot;
 mod source;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::install;
+use super::reader::Reader;
 use super::slot::{self, State, text};
 use super::stream::{boundary, lsn};
 use super::{
@@ -31,7 +32,7 @@ pub struct Place {
 pub struct PgSource {
     place: Place,
     sql: Connection,
-    stream: Option<Stream>,
+    stream: Option<Reader>,
     shapes: Vec<Shape>,
 }
 
@@ -98,7 +99,7 @@ impl PgSource {
         let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
         let catalogue = Connection::open(config)?.silent_for(Connection::PATIENCE);
         let stream = Stream::start(connection, slot, publication, from)?;
-        self.stream = Some(stream.asking(catalogue));
+        self.stream = Some(Reader::start(stream.asking(catalogue))?);
         Ok(start.map(|_| match is_rewound {
             true => Captured::Rewound {
                 expected: after,
@@ -125,12 +126,6 @@ impl PgSource {
         })
     }
 }
-
-/// How long one look at the stream waits for the server to say something.
-const INSTANT: Duration = Duration::from_millis(1);
-
-/// Bytes of values after which a look at the stream ends: rows may be large.
-const MOST_BYTES: usize = 8 << 20;
 
 /// How long making a slot may take: it waits for one transaction after the other.
 const MAKING: Duration = Duration::from_secs(300);
@@ -211,17 +206,10 @@ impl Source for PgSource {
         if self.stream.is_none() {
             steps.extend(self.begin(after)?);
         }
-        let mut bytes = 0;
-        if let Some(stream) = &mut self.stream {
-            while steps.len() < max && bytes < MOST_BYTES {
-                let Some(step) = stream.next(INSTANT)? else {
-                    break;
-                };
-                if let Captured::Change(change) = &step {
-                    bytes += change.size();
-                }
-                steps.push(step);
-            }
+        if let Some(stream) = &mut self.stream
+            && steps.is_empty()
+        {
+            stream.take(&mut steps, max)?;
         }
         Ok(steps)
     }

@@ -18,6 +18,7 @@ use crate::codec::{Bytes32, Digest};
 use crate::line::Patient;
 use crate::map::{Leaf, LeafKind, RowRef};
 use pitser_ksi::hash::{Algorithm, Imprint};
+use std::ops::Range;
 
 const RECORD: u8 = 0;
 const PATIENT: u8 = 1;
@@ -49,7 +50,9 @@ impl Subject {
     /// The first bytes of the digest in it.
     pub(super) fn first_bytes(&self) -> [u8; 2] {
         match self {
-            Self::Record { key: Bytes32(d), .. }
+            Self::Record {
+                key: Bytes32(d), ..
+            }
             | Self::Patient(Patient::Pseudonym(Bytes32(d)))
             | Self::Mark(Bytes32(d)) => [d[0], d[1]],
             Self::Patient(Patient::Many | Patient::Unknown) => [0; 2],
@@ -214,37 +217,60 @@ pub(super) fn entries(bucket: &[u8]) -> impl Iterator<Item = Result<Entry, Malfo
     spans(bucket).map(|span| Entry::read(&span?[1..]).ok_or(Malformed))
 }
 
-/// Where the entry about `subject` begins in a bucket, and the entry.
+/// Where the entry about `subject` stands in a bucket, and the entry.
+///
+/// `hint` is where it stood before: to look there alone saves reading most of the
+/// bucket. It may have moved meanwhile; what is found there is recognised by a whole
+/// digest, which stands nowhere else.
 pub(super) fn find(
     bucket: &[u8],
     subject: &Subject,
-) -> Result<Option<(std::ops::Range<usize>, Entry)>, Malformed> {
-    let (kind, key) = match subject {
-        Subject::Record { key, .. } => (RECORD, *key),
-        Subject::Patient(Patient::Pseudonym(pseudonym)) => (PATIENT, *pseudonym),
-        Subject::Patient(Patient::Many | Patient::Unknown) => (PATIENT, Bytes32([0; 32])),
-        Subject::Mark(mark) => (MARK, *mark),
+    hint: usize,
+) -> Result<Option<(Range<usize>, Entry)>, Malformed> {
+    let key = match subject {
+        Subject::Record { key, .. }
+        | Subject::Patient(Patient::Pseudonym(key))
+        | Subject::Mark(key) => key,
+        Subject::Patient(Patient::Many | Patient::Unknown) => &Bytes32([0; 32]),
     };
+    let is_digest = !matches!(subject, Subject::Patient(Patient::Many | Patient::Unknown));
+    let mut there = bucket.get(hint..).into_iter().flat_map(spans);
+    if is_digest
+        && let Some(Ok(span)) = there.next()
+        && let Ok(Some(entry)) = read_if(span, subject, key)
+    {
+        return Ok(Some((hint..hint + span.len(), entry)));
+    }
     let mut at = 0;
     for span in spans(bucket) {
         let span = span?;
         let here = at..at + span.len();
         at = here.end;
-        let of_kind = span.get(1).is_some_and(|flags| flags & KIND == kind);
-        if !of_kind || span.get(2..34) != Some(&key.0[..]) {
-            continue;
-        }
-        let entry = Entry::read(&span[1..]).ok_or(Malformed)?;
-        let meant = match (&entry, subject) {
-            (Entry::Record { table: there, .. }, Subject::Record { table, .. }) => there == table,
-            (Entry::Patient { patient: there, .. }, Subject::Patient(patient)) => there == patient,
-            _ => true,
-        };
-        if meant {
+        if let Some(entry) = read_if(span, subject, key)? {
             return Ok(Some((here, entry)));
         }
     }
     Ok(None)
+}
+
+/// The entry that these bytes are, if it is about `subject`, whose digest `key` is.
+fn read_if(span: &[u8], subject: &Subject, key: &Bytes32) -> Result<Option<Entry>, Malformed> {
+    let kind = match subject {
+        Subject::Record { .. } => RECORD,
+        Subject::Patient(_) => PATIENT,
+        Subject::Mark(_) => MARK,
+    };
+    let is_of_kind = span.get(1).is_some_and(|flags| flags & KIND == kind);
+    if !is_of_kind || span.get(2..34) != Some(&key.0[..]) {
+        return Ok(None);
+    }
+    let entry = Entry::read(&span[1..]).ok_or(Malformed)?;
+    let is_meant = match (&entry, subject) {
+        (Entry::Record { table: there, .. }, Subject::Record { table, .. }) => there == table,
+        (Entry::Patient { patient: there, .. }, Subject::Patient(patient)) => there == patient,
+        _ => true,
+    };
+    Ok(is_meant.then_some(entry))
 }
 
 fn is_plain(digest: &Digest) -> bool {
@@ -360,8 +386,13 @@ mod tests {
                 Entry::Patient { patient, .. } => Subject::Patient(*patient),
                 Entry::Mark(mark) => Subject::Mark(*mark),
             };
-            let (span, found) = find(&bucket, &subject).unwrap().unwrap();
+            // Wherever it is thought to stand.
+            let (span, found) = find(&bucket, &subject, 0).unwrap().unwrap();
             assert_eq!(found, *entry);
+            for hint in 0..bucket.len() + 2 {
+                let hinted = find(&bucket, &subject, hint).unwrap();
+                assert_eq!(hinted, Some((span.clone(), found)), "{hint}");
+            }
             let mut bytes = Vec::new();
             entry.write(&mut bytes);
             assert_eq!(bucket[span], bytes);
@@ -370,7 +401,9 @@ mod tests {
             table: 9,
             key: Bytes32([4; 32]),
         };
-        assert_eq!(find(&bucket, &absent), Ok(None));
+        for hint in 0..bucket.len() + 2 {
+            assert_eq!(find(&bucket, &absent, hint), Ok(None));
+        }
         // Cut anywhere but between two entries, it is no bucket.
         let ends: Vec<usize> = spans(&bucket)
             .scan(0, |at, span| {

@@ -353,10 +353,12 @@ impl<P: Pages> Tree<P> {
         }
     }
 
-    /// Where the bucket of a subject is, whose key in the map is `key()`.
-    fn locate(&self, subject: &Subject, key: impl FnOnce() -> MapKey) -> (u32, Prefix) {
-        let place = self.places.place(subject, key);
-        self.nodes.descend(place)
+    /// Where a subject is, whose key in the map is `key()`: the node of its bucket,
+    /// for certain.
+    fn locate(&self, subject: &Subject, key: impl FnOnce() -> MapKey) -> RefMut<'_, Place> {
+        let mut place = self.places.place(subject, key);
+        self.nodes.descend(&mut place);
+        place
     }
 
     fn find(
@@ -364,9 +366,14 @@ impl<P: Pages> Tree<P> {
         subject: &Subject,
         key: impl FnOnce() -> MapKey,
     ) -> Result<Option<Entry>, P::Error> {
-        let look = |bytes: &[u8]| entry::find(bytes, subject).map(|found| found.map(|(_, e)| e));
-        self.look(self.locate(subject, key).0, look)?
-            .map_err(|malformed| self.pages.malformed(malformed))
+        let mut place = self.locate(subject, key);
+        let look = |bytes: &[u8]| entry::find(bytes, subject, place.offset);
+        let found = self.look(place.node, look)?;
+        let found = found.map_err(|malformed| self.pages.malformed(malformed))?;
+        Ok(found.map(|(span, entry)| {
+            place.offset = span.start;
+            entry
+        }))
     }
 
     /// Shows the bytes of the bucket at `node` to `look`.
@@ -386,10 +393,13 @@ impl<P: Pages> Tree<P> {
         key: impl FnOnce() -> MapKey,
         make: impl FnOnce(&mut P, Option<&Entry>) -> Result<Entry, P::Error>,
     ) -> Result<bool, P::Error> {
-        let (node, prefix) = self.locate(subject, key);
+        let place = self.locate(subject, key);
+        let (node, prefix, offset) = (place.node, place.prefix(), place.offset);
+        drop(place);
         let index = self.buffer_bucket(node, prefix)?;
         let slot = &mut self.buffer[index];
-        let found = entry::find(&slot.bytes, subject).map_err(|e| self.pages.malformed(e))?;
+        let found = entry::find(&slot.bytes, subject, offset);
+        let found = found.map_err(|e| self.pages.malformed(e))?;
         let made = make(&mut self.pages, found.as_ref().map(|(_, entry)| entry))?;
         let before = slot.bytes.capacity();
         let is_first = found.is_none();
@@ -865,25 +875,40 @@ impl Node {
 /// remembered may be too high in the tree, but never wrong.
 struct Places(RefCell<Vec<Place>>);
 
-/// A node on the way to the bucket of a subject.
+/// A node on the way to the bucket of a subject, and where it stood in that.
 struct Place {
     subject: Option<Subject>,
     key: MapKey,
     node: u32,
     depth: u8,
+    offset: usize,
+}
+
+impl Place {
+    /// Of a subject that nothing is known of.
+    fn root(subject: Option<Subject>, key: MapKey) -> Self {
+        Self {
+            subject,
+            key,
+            node: ROOT,
+            depth: 0,
+            offset: 0,
+        }
+    }
+
+    /// The node's.
+    fn prefix(&self) -> Prefix {
+        Prefix::of(&self.key, self.depth)
+    }
 }
 
 impl Places {
-    /// As many are remembered; a power of two.
-    const LEN: usize = 4096;
+    /// As many are remembered: records and patients of some hundred lines, which
+    /// are written together. A power of two.
+    const LEN: usize = 2048;
 
     fn new() -> Self {
-        let none = || Place {
-            subject: None,
-            key: EMPTY,
-            node: ROOT,
-            depth: 0,
-        };
+        let none = || Place::root(None, EMPTY);
         let places = std::iter::repeat_with(none).take(Self::LEN);
         Self(RefCell::new(places.collect()))
     }
@@ -895,12 +920,7 @@ impl Places {
         let index = usize::from(u16::from_be_bytes([first, second])) % Self::LEN;
         let mut place = RefMut::map(self.0.borrow_mut(), |places| &mut places[index]);
         if place.subject.as_ref() != Some(subject) {
-            *place = Place {
-                subject: Some(*subject),
-                key: key(),
-                node: ROOT,
-                depth: 0,
-            };
+            *place = Place::root(Some(*subject), key());
         }
         place
     }
@@ -951,15 +971,13 @@ impl Nodes {
         left
     }
 
-    /// The bucket where a key belongs, from a node on the way to it, which is
-    /// remembered for the next time.
-    fn descend(&self, mut place: RefMut<'_, Place>) -> (u32, Prefix) {
+    /// Goes on down to the bucket where a key belongs.
+    fn descend(&self, place: &mut Place) {
         while let Link::Inner { left, .. } = self.at(place.node).link() {
             let side = bit(&place.key, usize::from(place.depth));
             place.node = left + u32::from(side == 1);
             place.depth += 1;
         }
-        (place.node, Prefix::of(&place.key, place.depth))
     }
 
     /// The hashes above a bucket will not be right any more.
