@@ -559,6 +559,11 @@ impl Trail {
         Ok(())
     }
 
+    /// Bytes of lines that the next [`Trail::commit`] makes durable.
+    pub fn waiting_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Makes all lines so far durable: first the vault, then the segment.
     ///
     /// # Errors

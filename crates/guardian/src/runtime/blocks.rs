@@ -141,6 +141,8 @@ impl Session {
     }
 
     pub(super) fn write_position(&mut self) -> Result<(), Ended> {
+        // It must not be ahead of the lines.
+        self.trail.commit()?;
         let path = self.trail.layout().dir().join(POSITION);
         let text = format!("{}\n", self.position);
         pitser_trail::disk::replace(&path, text.as_bytes()).map_err(TrailError::from)?;

@@ -15,12 +15,16 @@ use pitser_trail::{Body, Draft, PatientId, TrailError};
 use std::collections::HashSet;
 use std::sync::Arc;
 
+/// Bytes of lines that are not durable yet, at most, while more is coming: making a
+/// few durable takes as long as making many.
+const WAITING_BYTES: usize = 4 << 20;
 /// Lines of one truncation that are one event.
 const TRUNCATED: usize = 500;
 
 impl Session {
-    /// Takes the next batch of what was committed, and makes it durable; `true`
-    /// if the source may have had more to tell at once.
+    /// Takes the next batch of what was committed; `true` if the source may have
+    /// had more to tell at once. It is durable then, unless more is coming and
+    /// little waits: the source comes again with what it was not acknowledged.
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
         let mut steps = std::mem::take(&mut self.begun);
         if steps.is_empty() {
@@ -40,8 +44,10 @@ impl Session {
         if !self.source.is_stream() {
             self.end_transaction(worker)?;
         }
-        self.trail.commit()?;
-        self.show(worker);
+        if !full || self.trail.waiting_bytes() >= WAITING_BYTES {
+            self.trail.commit()?;
+            self.show(worker);
+        }
         Ok(full)
     }
 
@@ -426,7 +432,6 @@ impl Session {
         if self.position < self.kept {
             // The old file must not prevail over the line, should we be killed between.
             let _ = std::fs::remove_file(self.trail.layout().dir().join(POSITION));
-            self.trail.commit()?;
             self.write_position()?;
         }
         Ok(line)

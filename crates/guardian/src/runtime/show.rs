@@ -25,12 +25,15 @@ impl Session {
                 false => SourceState::Baseline,
             };
             s.trouble = trouble;
-            s.position = self.position.to_string();
-            s.events = self.events;
-            s.lines = self.trail.state().next_seq();
+            // What is not durable yet is not shown.
+            if self.trail.waiting_bytes() == 0 {
+                s.position = self.position.to_string();
+                s.events = self.events;
+                s.lines = self.trail.state().next_seq();
+                s.patients = self.trail.state().patients();
+            }
             s.blocks = self.trail.blocks();
             s.unsealed = unsealed;
-            s.patients = self.trail.state().patients();
             s.genesis = self.trail.genesis_hash().to_string();
             s.seal_latency_ms = latency(&self.latencies);
             s.recent = self.recent.iter().cloned().collect();
