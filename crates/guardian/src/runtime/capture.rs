@@ -427,6 +427,8 @@ impl Session {
             )
         };
         self.scan_due = true;
+        // Counted from a beginning that is no more.
+        self.scan_after = None;
         let line = self.append(vec![draft])?;
         self.position = to;
         if self.position < self.kept {

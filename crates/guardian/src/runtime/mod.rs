@@ -609,6 +609,8 @@ struct Session {
     /// The source can forget what stands up to here.
     ack_due: Option<Position>,
     scan_due: bool,
+    /// The next pass begins when the trail has come this far.
+    scan_after: Option<Position>,
     scanning: Option<Pass>,
     /// Who waits for the pass after the one under way.
     scan_replies: Vec<ScanReply>,

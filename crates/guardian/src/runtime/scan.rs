@@ -9,6 +9,22 @@ use pitser_monitor::{Look, ScanTable, Touched};
 use std::sync::mpsc::channel;
 
 impl Session {
+    /// Whether the trail has everything that was committed when a pass became due.
+    /// What it has not heard of would be looked at in vain: there may be millions of
+    /// changes after a guardian was away.
+    pub(super) fn has_caught_up(&mut self) -> Result<bool, Ended> {
+        let after = match self.scan_after {
+            Some(after) => after,
+            None => match self.source.newest() {
+                Err(error) if error.is_busy() => return Ok(false),
+                newest => *self.scan_after.insert(newest?),
+            },
+        };
+        let has = self.position >= after;
+        self.scan_after.take_if(|_| has);
+        Ok(has)
+    }
+
     /// Sends a pass over the live rows on its way, on a thread of its own.
     pub(super) fn start_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let open = match self.source.snapshot() {

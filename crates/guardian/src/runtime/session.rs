@@ -73,6 +73,7 @@ impl Session {
             closing_us: 0,
             ack_due: None,
             scan_due: false,
+            scan_after: None,
             scanning: None,
             scan_replies: Vec::new(),
             postponed: Vec::new(),
@@ -259,6 +260,7 @@ impl Session {
             && self.unbaselined.is_empty()
             && self.rekeyed.is_empty()
             && (self.scan_due || now >= self.next.scan || !self.scan_replies.is_empty())
+            && self.has_caught_up()?
         {
             self.scan_due = false;
             self.next.scan = self.scan_time(&tuning, now);
