@@ -10,7 +10,7 @@ use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::archive::StoreArchive;
-use pitser_guardian::config::{Archive, Kind, Source, Tuning, matches};
+use pitser_guardian::config::{Archive, Attribution, Kind, Source, Tuning, matches};
 use pitser_guardian::erasure::Approver;
 use pitser_trail::SegmentLimits;
 use pitser_trail::archive::CACHE_BYTES;
@@ -317,6 +317,13 @@ impl Config {
                     source.name
                 )));
             }
+            if source.kind == Kind::Sqlite && source.attribution == Attribution::Off {
+                return Err(Failure::Input(format!(
+                    "{name}: source {:?} is of kind \"sqlite\", whose triggers are what captures: attribution = \"off\" \
+                     is for kind = \"postgres\"",
+                    source.name
+                )));
+            }
             if config.sources[..index]
                 .iter()
                 .any(|other| other.name == source.name)
@@ -566,6 +573,7 @@ mod tests {
             "vault",
             "keyless",
             "replica_identity",
+            "attribution",
             "slot",
             "publication",
             "source.actor",
@@ -580,6 +588,15 @@ mod tests {
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }
+    }
+
+    #[test]
+    fn triggers_that_capture_cannot_be_left_out() {
+        let kind = "kind    = \"sqlite\"";
+        assert!(EXAMPLE.contains(kind));
+        let text = EXAMPLE.replacen(kind, &format!("{kind}\nattribution = \"off\""), 1);
+        let error = Config::parse("pitser.toml", &text).unwrap_err().to_string();
+        assert!(error.contains("attribution"), "{error}");
     }
 
     /// The example with the keys of alerts no longer commented out.

@@ -5,12 +5,14 @@
 //! | the engine says | the row or its transaction says | actor | finding |
 //! |---|---|---|---|
 //! | nothing | anything | none | `ACT-01` |
+//! | nothing, and need not | a person, written by this transaction | the person, binding C | none |
+//! | nothing, and need not | nobody | none | `ACT-02`, where the row should have said |
 //! | role, program, a person | | the person, binding as the engine has it | unless a rule is broken: none |
 //! | role, program | a person, written by this transaction | the person, binding C | none |
 //! | role, program | nobody | the role, binding D | `ACT-02`, where the row should have said |
 //! | a role or program that is not the application's | anything | the role, binding D | `ACT-02` |
 
-use crate::config::{Application, Source, matches};
+use crate::config::{Application, Attribution, Source, matches};
 use crate::patients::unknown_table;
 use pitser_capture::event::{Actor, Binding, Change, Op, Person};
 use pitser_capture::{Cell, Row, Shape};
@@ -32,6 +34,8 @@ pub struct ActorError {
 pub(crate) struct Actors {
     rules: BTreeMap<String, Rule>,
     application: Application,
+    /// The engine need not say who acts.
+    unattributed: bool,
     /// Look-up tables: the label column, and for each key its label.
     people: HashMap<String, People>,
 }
@@ -131,8 +135,12 @@ impl Actors {
     pub(crate) fn new(source: &Source, tables: &[Shape]) -> Result<Self, ActorError> {
         let mut this = Self {
             application: source.application.clone(),
+            unattributed: source.attribution == Attribution::Off,
             ..Self::default()
         };
+        if this.unattributed {
+            no_session_rules(&source.application)?;
+        }
         for (pattern, text) in &source.actor {
             let wrong = |why: String| ActorError {
                 section: "actor",
@@ -299,12 +307,16 @@ impl Actors {
         changed: Option<&[String]>,
         witness: &Witness,
     ) -> Judged {
-        let Some(said) = &change.actor else {
-            let text = format!("{} without an attributed actor", word(change.op));
-            return Judged {
-                actor: None,
-                doubt: Some(Doubt::certain(Code::Unattributed, text)),
-            };
+        let said = match &change.actor {
+            Some(said) => said,
+            None if self.unattributed => &UNKNOWN,
+            None => {
+                let text = format!("{} without an attributed actor", word(change.op));
+                return Judged {
+                    actor: None,
+                    doubt: Some(Doubt::certain(Code::Unattributed, text)),
+                };
+            }
         };
         let stranger = self.stranger(said);
         let mut actor = said.clone();
@@ -341,7 +353,7 @@ impl Actors {
         };
         Judged {
             doubt,
-            actor: Some(actor),
+            actor: Some(actor).filter(|actor| *actor != UNKNOWN),
         }
     }
 
@@ -413,6 +425,30 @@ impl Actors {
                     .or_else(|| Some(format!("{table} {}", shown(cell)?)))
             }
         }
+    }
+}
+
+/// Somebody of whom nothing is known.
+const UNKNOWN: Actor = Actor {
+    role: None,
+    app: None,
+    client: None,
+    person: None,
+    binding: Binding::E,
+};
+
+/// Refuses rules about sessions where nobody says whose session it was.
+fn no_session_rules(application: &Application) -> Result<(), ActorError> {
+    let Application { roles, names, .. } = application;
+    let rules = [("roles", roles), ("names", names)];
+    match rules.into_iter().find(|(_, given)| !given.is_empty()) {
+        None => Ok(()),
+        Some((rule, given)) => Err(ActorError {
+            section: "application",
+            pattern: rule.to_owned(),
+            text: given.join(", "),
+            why: "with attribution = \"off\" nobody says which role or program acted".to_owned(),
+        }),
     }
 }
 

@@ -50,6 +50,9 @@ pub struct Source {
     /// PostgreSQL: whether updates and deletes carry the row that they replace.
     #[serde(default)]
     pub replica_identity: ReplicaIdentity,
+    /// PostgreSQL: how lines come to say who acted.
+    #[serde(default)]
+    pub attribution: Attribution,
     /// The file with the vault's master key; `vault.key` in the trail's folder if absent.
     #[serde(default)]
     pub vault_key: Option<PathBuf>,
@@ -83,6 +86,7 @@ impl Source {
             vault: true,
             keyless: Keyless::default(),
             replica_identity: ReplicaIdentity::default(),
+            attribution: Attribution::default(),
             vault_key: None,
             slot: None,
             publication: None,
@@ -139,6 +143,18 @@ pub enum ReplicaIdentity {
     Keep,
     /// `guard init` sets `REPLICA IDENTITY FULL`, `uninstall` puts it back.
     Full,
+}
+
+/// How lines come to say who acted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attribution {
+    /// A trigger on each table says so; a change without it is `ACT-01`.
+    #[default]
+    Trigger,
+    /// Nobody does, but for rows that name their writer. Transactions cost the
+    /// server less.
+    Off,
 }
 
 /// How a guardian works; the same for all its sources.

@@ -56,6 +56,13 @@ impl Fingerprint {
         Ok(Self::of(entries))
     }
 
+    /// Notes what is not in the catalogue: that nobody is to say who acts, by the
+    /// guardian's own configuration. Whoever changes that is noticed too.
+    pub fn note_unattributed(&mut self, publication: &Name) {
+        let key = format!("{}\t{publication}", drift::ATTRIBUTION);
+        self.0.insert(key, "off\t".to_owned());
+    }
+
     /// How `now` differs from this earlier fingerprint, in a stable order.
     pub fn compare(&self, now: &Self) -> Vec<Drift> {
         drift::compare(&self.0, &now.0)

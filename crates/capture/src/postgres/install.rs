@@ -18,8 +18,8 @@ use super::slot::text;
 use super::wire::Field;
 use super::{Connection, Name, PgError};
 use catalogue::{
-    Altered, Emitter, Listed, Publication, Published, Reading, Relation, Server, TriggerState,
-    emitters,
+    Altered, Emitter, Listed, Others, Publication, Published, Reading, Relation, Server,
+    TriggerState, emitters,
 };
 use run::{Draft, Mode};
 
@@ -57,6 +57,10 @@ pub struct Request<'a> {
     /// Set `REPLICA IDENTITY FULL` on every wanted table that has it not yet,
     /// look-up tables excepted.
     pub full: bool,
+    /// Put a trigger on every table that says who is acting. Without it the
+    /// server's work on a transaction is about a quarter less, and nobody is
+    /// named.
+    pub attribution: bool,
 }
 
 /// A table that is to be guarded.
@@ -321,20 +325,21 @@ fn draft(sql: &mut Connection, request: &Request<'_>) -> Result<Draft, PgError> 
     refuse(&server, &wanted, &relations)?;
     let emitters = emitters(sql, &server)?;
     let mut draft = Draft::default();
-    base(&server, &mut draft);
-    retire(
-        sql,
-        &server,
-        request.publication,
-        &relations,
-        &mut draft,
-        true,
-    )?;
+    base(&server, request, &mut draft);
+    let left = Left {
+        relations: &relations,
+        attribution: request.attribution,
+        forget: true,
+    };
+    retire(sql, &server, request.publication, &left, &mut draft)?;
     identities(&wanted, &relations, &mut draft);
-    for relation in relations.iter().filter(|relation| relation.can_trigger()) {
-        trigger(relation, &mut draft);
+    if request.attribution {
+        for relation in relations.iter().filter(|relation| relation.can_trigger()) {
+            trigger(relation, &mut draft);
+        }
+        refuse_silence(&server, &emitters)?;
     }
-    revoke(&server, &emitters, &mut draft)?;
+    revoke(&server, &emitters, &mut draft);
     publish(sql, &server, request, &wanted, &relations, &mut draft)?;
     let open = catalogue::open_ends(sql)?;
     draft.plan.uncovered = uncovered(request, &server, &listed, &relations, &emitters, open);
@@ -518,7 +523,7 @@ fn not_ours(role: &str, tables: &[&Relation]) -> PgError {
 }
 
 /// Our schema, what it remembers, and the function that says who is acting.
-fn base(server: &Server, draft: &mut Draft) {
+fn base(server: &Server, request: &Request<'_>, draft: &mut Draft) {
     if server.schema.is_none() {
         draft.run("CREATE SCHEMA pitser");
         draft.run("REVOKE ALL ON SCHEMA pitser FROM PUBLIC");
@@ -530,7 +535,18 @@ fn base(server: &Server, draft: &mut Draft) {
         );
         draft.run("REVOKE ALL ON TABLE pitser.installed FROM PUBLIC");
     }
-    if server.attribute.is_none() || !server.attribute_sound {
+    if request.attribution == server.unattributed {
+        let publication = literal(request.publication.as_str());
+        draft.run(match request.attribution {
+            true => format!(
+                "DELETE FROM pitser.installed WHERE kind = 'attribution' AND object = {publication}"
+            ),
+            false => format!(
+                "INSERT INTO pitser.installed(kind, object, before) VALUES ('attribution', {publication}, 'off')"
+            ),
+        });
+    }
+    if request.attribution && (server.attribute.is_none() || !server.attribute_sound) {
         draft.run(format!(
             "CREATE OR REPLACE FUNCTION pitser.attribute() RETURNS trigger LANGUAGE plpgsql \
              SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $pitser${}$pitser$",
@@ -540,28 +556,45 @@ fn base(server: &Server, draft: &mut Draft) {
     }
 }
 
-/// Takes our triggers from tables that are no longer wanted, and puts their
-/// replica identities back; what another publication of ours needs, stays.
+/// What a publication goes on to need.
+struct Left<'a> {
+    relations: &'a [Relation],
+    /// Whether they have our trigger.
+    attribution: bool,
+    /// Whether what was put back is struck from our memory.
+    forget: bool,
+}
+
+/// Takes our triggers from tables that are not to have them any more, and puts
+/// the replica identities of those that are no longer wanted back; what another
+/// publication of ours needs, stays.
 fn retire(
     sql: &mut Connection,
     server: &Server,
     publication: &Name,
-    wanted: &[Relation],
+    left: &Left<'_>,
     draft: &mut Draft,
-    forget: bool,
 ) -> Result<(), PgError> {
-    let others = catalogue::other_publications(sql, server, publication)?;
-    let others = catalogue::relations(sql, server, &others)?;
-    let needed: BTreeSet<u32> = wanted
-        .iter()
-        .chain(&others)
-        .map(|relation| relation.oid)
-        .collect();
+    let other = catalogue::other_publications(sql, server, publication, Others::All)?;
+    let others = catalogue::relations(sql, server, &other)?;
+    let attributed = catalogue::other_publications(sql, server, publication, Others::Attributed)?;
+    let attributed = catalogue::relations(sql, server, &attributed)?;
+    let numbers = |relations: &[Relation], more: &[Relation]| -> BTreeSet<u32> {
+        relations.iter().chain(more).map(|it| it.oid).collect()
+    };
+    let needed = numbers(left.relations, &others);
+    let speaking = match left.attribution {
+        true => numbers(left.relations, &attributed),
+        false => numbers(&[], &attributed),
+    };
     for relation in catalogue::triggered(sql, server)? {
-        if !needed.contains(&relation.oid) {
+        if !speaking.contains(&relation.oid) {
             draft.lock(&relation, Mode::Everybody);
             draft.run(format!("DROP TRIGGER {TRIGGER} ON {}", relation.sql()));
         }
+    }
+    if server.attribute.is_some() && !left.attribution && attributed.is_empty() {
+        draft.run("DROP FUNCTION pitser.attribute()");
     }
     for altered in catalogue::altered(sql, server)? {
         if altered
@@ -570,7 +603,7 @@ fn retire(
             .is_none_or(|relation| !needed.contains(&relation.oid))
         {
             put_back(&altered, draft);
-            if forget {
+            if left.forget {
                 draft.run(format!(
                     "DELETE FROM pitser.installed WHERE kind = 'replica identity' AND object = {}",
                     literal(&altered.object)
@@ -645,25 +678,30 @@ fn trigger(relation: &Relation, draft: &mut Draft) {
     }
 }
 
-/// Keeps others from writing messages in our name, as far as we may.
-fn revoke(server: &Server, emitters: &[Emitter], draft: &mut Draft) -> Result<(), PgError> {
-    let open: Vec<&Emitter> = emitters.iter().filter(|emitter| emitter.public).collect();
-    let definer = server.attribute_owner.as_ref().unwrap_or(&server.role);
-    if let Some(denied) = emitters.iter().find(|emitter| !emitter.ours) {
-        return Err(PgError::Permission {
-            message: format!(
-                "role {definer:?} may not call {}, and every write to a guarded table would fail",
-                denied.signature
-            ),
-            grant: format!(
-                "GRANT EXECUTE ON FUNCTION {} TO {}",
-                denied.signature,
-                quote(definer)
-            ),
-        });
-    }
-    if open.is_empty() {
+/// Refuses a trigger whose function could not say anything.
+fn refuse_silence(server: &Server, emitters: &[Emitter]) -> Result<(), PgError> {
+    let Some(denied) = emitters.iter().find(|emitter| !emitter.ours) else {
         return Ok(());
+    };
+    let definer = server.definer();
+    Err(PgError::Permission {
+        message: format!(
+            "role {definer:?} may not call {}, and every write to a guarded table would fail",
+            denied.signature
+        ),
+        grant: format!(
+            "GRANT EXECUTE ON FUNCTION {} TO {}",
+            denied.signature,
+            quote(definer)
+        ),
+    })
+}
+
+/// Keeps others from writing messages in our name, as far as we may.
+fn revoke(server: &Server, emitters: &[Emitter], draft: &mut Draft) {
+    let open: Vec<&Emitter> = emitters.iter().filter(|emitter| emitter.public).collect();
+    if open.is_empty() {
+        return;
     }
     if server.superuser {
         for emitter in &open {
@@ -678,7 +716,7 @@ fn revoke(server: &Server, emitters: &[Emitter], draft: &mut Draft) -> Result<()
              for its role from now on"
                 .to_owned(),
         );
-        return Ok(());
+        return;
     }
     let statements: Vec<String> = open
         .iter()
@@ -687,7 +725,7 @@ fn revoke(server: &Server, emitters: &[Emitter], draft: &mut Draft) -> Result<()
             [
                 format!(
                     "GRANT EXECUTE ON FUNCTION {signature} TO {}",
-                    quote(definer)
+                    quote(server.definer())
                 ),
                 format!("REVOKE EXECUTE ON FUNCTION {signature} FROM PUBLIC"),
             ]
@@ -699,7 +737,6 @@ fn revoke(server: &Server, emitters: &[Emitter], draft: &mut Draft) -> Result<()
         quote(&server.database),
         statements.join("; ")
     ));
-    Ok(())
 }
 
 fn publish(
@@ -831,6 +868,9 @@ fn uncovered(
             "who makes the changes that subscription {subscription} applies"
         ));
     }
+    if !request.attribution {
+        list.push("who makes changes: attribution is off".to_owned());
+    }
     list.push("reads that no application reports".to_owned());
     list.push("schema changes as they happen: no event trigger is installed".to_owned());
     list
@@ -854,12 +894,18 @@ fn removal(sql: &mut Connection, publication: &Name) -> Result<Draft, PgError> {
     if server.publication.is_some() {
         draft.run(format!("DROP PUBLICATION {}", quote(publication.as_str())));
     }
-    let shared = !catalogue::other_publications(sql, &server, publication)?.is_empty();
-    retire(sql, &server, publication, &[], &mut draft, shared)?;
+    let others = catalogue::other_publications(sql, &server, publication, Others::All)?;
+    let shared = !others.is_empty();
+    let nothing = Left {
+        relations: &[],
+        attribution: false,
+        forget: shared,
+    };
+    retire(sql, &server, publication, &nothing, &mut draft)?;
     if shared {
         if server.recorded {
             draft.run(format!(
-                "DELETE FROM pitser.installed WHERE kind IN ('publication', 'word') AND object = {}",
+                "DELETE FROM pitser.installed WHERE kind IN ('publication', 'word', 'attribution') AND object = {}",
                 literal(publication.as_str())
             ));
         }
@@ -867,9 +913,6 @@ fn removal(sql: &mut Connection, publication: &Name) -> Result<Draft, PgError> {
     }
     for signature in catalogue::revoked(sql, &server)? {
         draft.run(format!("GRANT EXECUTE ON FUNCTION {signature} TO PUBLIC"));
-    }
-    if server.attribute.is_some() {
-        draft.run("DROP FUNCTION pitser.attribute()");
     }
     if server.remembers {
         draft.run("DROP TABLE pitser.installed");

@@ -20,7 +20,7 @@
 //! install::check(&mut sql, &name)?;
 //! let guard = |found| Wanted { found, columns: None, full: false };
 //! let tables: Vec<Wanted> = install::tables(&mut sql)?.into_iter().map(guard).collect();
-//! let request = Request { publication: &publication, slot: &name, tables: &tables, full: false };
+//! let request = Request { publication: &publication, slot: &name, tables: &tables, full: false, attribution: true };
 //! install::install(&mut sql, &request)?;
 //! let mut replication = Connection::open_replication(&config)?;
 //! let made = slot::create(&mut replication, &name)?;

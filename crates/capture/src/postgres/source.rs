@@ -25,6 +25,9 @@ pub struct Place {
     pub publication: Name,
     /// What keeps the log for us.
     pub slot: Name,
+    /// Whether changes are to say who makes them; if not, that is part of the
+    /// fingerprint.
+    pub attribution: bool,
 }
 
 /// A guarded PostgreSQL database: one session for questions, one that streams.
@@ -64,6 +67,7 @@ impl PgSource {
             config,
             publication,
             slot,
+            ..
         } = &self.place;
         let durable = lsn(after)?;
         // What we have was flushed before we had it: no crash takes it away.
@@ -234,9 +238,15 @@ impl Source for PgSource {
 
     fn fingerprint(&mut self) -> Result<Vec<u8>, SourceError> {
         let Place {
-            publication, slot, ..
+            publication,
+            slot,
+            attribution,
+            ..
         } = &self.place;
-        let fingerprint = Fingerprint::take(&mut self.sql, publication, slot)?;
+        let mut fingerprint = Fingerprint::take(&mut self.sql, publication, slot)?;
+        if !attribution {
+            fingerprint.note_unattributed(publication);
+        }
         Ok(serde_json::to_vec(&fingerprint).expect("strings"))
     }
 

@@ -84,6 +84,7 @@ fn guard(sql: &mut Connection, names: &[&str]) {
         slot: &name(),
         tables: &wanted,
         full: false,
+        attribution: true,
     };
     install(sql, &request).unwrap();
 }
@@ -226,6 +227,41 @@ fn a_table_that_was_rewritten() {
          SET allow_system_table_mods = off",
         &[rewritten],
     );
+}
+
+#[test]
+fn attribution_is_not_switched_off_unnoticed() {
+    let Some(mut world) = World::new(VISIT, &["visit"]) else {
+        return;
+    };
+    let off = |mut fingerprint: Fingerprint| {
+        fingerprint.note_unattributed(&name());
+        fingerprint
+    };
+    let codes = |was: &Fingerprint, now: &Fingerprint| -> Vec<_> {
+        let drifts = was.compare(now).into_iter();
+        drifts.map(|drift| (drift.code, drift.table)).collect()
+    };
+    let on = world.take();
+    // By the guardian's configuration alone, the triggers still there.
+    assert_eq!(codes(&on, &off(on.clone())), [("CAP-03", None)]);
+    // By `guard init`, and nothing else with it.
+    let remove = "DROP TRIGGER pitser_attribution ON visit; DROP FUNCTION pitser.attribute()";
+    run(&mut world.sql, remove);
+    let without = world.take();
+    assert_eq!(codes(&on, &off(without.clone())), [("CAP-03", None)]);
+    assert_eq!(codes(&off(without), &on), [("CAP-05", None)]);
+    // Under its cover something else is told all the same.
+    run(&mut world.sql, "ALTER PUBLICATION pitser DROP TABLE visit");
+    let now = off(world.take());
+    let table = Some("public.visit".to_owned());
+    assert_eq!(codes(&on, &now), [("CAP-03", None), ("CAP-03", table)]);
+    // While it is off, our own objects are watched as ever.
+    run(
+        &mut world.sql,
+        "CREATE FUNCTION pitser.attribute() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+    );
+    assert_eq!(codes(&now, &off(world.take())), [("CAP-03", None)]);
 }
 
 #[test]

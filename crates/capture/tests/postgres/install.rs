@@ -95,6 +95,7 @@ fn request<'a>(tables: &'a [Wanted]) -> Request<'a> {
         slot: &NAME,
         tables,
         full: false,
+        attribution: true,
     }
 }
 
@@ -564,6 +565,7 @@ fn two_guardians_share_what_is_installed() {
         publication: &second,
         slot: &second,
         full: true,
+        attribution: true,
         tables: &theirs,
     };
     for _ in 0..2 {
@@ -580,6 +582,73 @@ fn two_guardians_share_what_is_installed() {
         .query("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'pitser_attribution'")
         .unwrap();
     assert_eq!(column(&triggers), ["visit"]);
+    uninstall(&mut world.sql, &name(), &name()).unwrap();
+    assert_eq!(state(&mut world.sql), before);
+}
+
+#[test]
+fn without_attribution_there_is_no_trigger_but_another_guardians() {
+    let Some(mut world) =
+        World::new("CREATE TABLE visit(id int PRIMARY KEY); CREATE TABLE bed(id int PRIMARY KEY)")
+    else {
+        return;
+    };
+    let before = state(&mut world.sql);
+    let second = Name::new("second").unwrap();
+    let (ours, theirs) = (world.wanted(&["visit", "bed"]), world.wanted(&["bed"]));
+    let on = request(&ours);
+    let off = Request {
+        attribution: false,
+        ..on
+    };
+    let theirs = Request {
+        publication: &second,
+        slot: &second,
+        ..request(&theirs)
+    };
+    let triggers = |world: &mut World| {
+        let rows = world
+            .sql
+            .query(
+                "SELECT tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1",
+            )
+            .unwrap();
+        column(&rows)
+    };
+    let functions = |world: &mut World| {
+        let asked = "SELECT proname FROM pg_proc WHERE pronamespace = 'pitser'::regnamespace";
+        column(&world.sql.query(asked).unwrap())
+    };
+    let install = |world: &mut World, request: &Request<'_>| {
+        let done = install::install(&mut world.sql, request).unwrap();
+        assert_eq!(plan(&mut world.sql, request).unwrap().statements, [""; 0]);
+        done
+    };
+    let untold = "who makes changes: attribution is off".to_owned();
+
+    let done = install(&mut world, &off);
+    assert!(done.uncovered.contains(&untold), "{done:?}");
+    assert_eq!(triggers(&mut world), [""; 0]);
+    assert_eq!(functions(&mut world), [""; 0]);
+
+    // Somebody else's triggers are not ours to take away.
+    install(&mut world, &theirs);
+    install(&mut world, &off);
+    assert_eq!(triggers(&mut world), ["bed"]);
+
+    let done = install(&mut world, &on);
+    assert!(!done.uncovered.contains(&untold), "{done:?}");
+    assert_eq!(triggers(&mut world), ["bed", "visit"]);
+    install(&mut world, &off);
+    assert_eq!(triggers(&mut world), ["bed"]);
+    uninstall(&mut world.sql, &second, &second).unwrap();
+    assert_eq!(triggers(&mut world), [""; 0]);
+    assert_eq!(functions(&mut world), [""; 0]);
+    assert_eq!(plan(&mut world.sql, &off).unwrap().statements, [""; 0]);
+
+    // Nothing is left, whichever way it stands.
+    install(&mut world, &on);
+    install(&mut world, &off);
     uninstall(&mut world.sql, &name(), &name()).unwrap();
     assert_eq!(state(&mut world.sql), before);
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::Clock;
 use crate::actors::Actors;
-use crate::config::{Keyless, ReplicaIdentity, Source, Tuning, is_wanted};
+use crate::config::{Attribution, Keyless, ReplicaIdentity, Source, Tuning, is_wanted};
 use crate::runtime::{Guardian, Parts};
 use pitser_capture::postgres::install::{self, Found, Request, Wanted};
 use pitser_capture::postgres::{Config, Connection, Moment, Name, PgError, PgSource, Place, slot};
@@ -35,10 +35,18 @@ pub(super) fn plan(source: &Source, tuning: &Tuning) -> Result<Plan, InitError> 
 
 fn planned_for(source: &Source, planned: install::Plan, wanted: &[Wanted]) -> Plan {
     let mut notes = planned.notes;
-    if source.application.roles.is_empty() {
+    if source.application.roles.is_empty() && source.attribution == Attribution::Trigger {
         notes.push(
             "Any login can name a person (pitser.actor, or a column of the rows) and is believed: give the \
              application a role of its own and name it under [source.application] roles"
+                .to_owned(),
+        );
+    }
+    if source.attribution == Attribution::Off {
+        notes.push(
+            "attribution is off: lines do not say who acted, unless [source.actor] finds it in the rows, and changes \
+             without an actor are no finding. Switching it on or off later is done by this command, and by starting \
+             the guardian again, which writes it into the trail"
                 .to_owned(),
         );
     }
@@ -158,6 +166,7 @@ pub(super) fn uninstall(source: &Source, dry_run: bool) -> Result<Vec<String>, I
         config,
         publication,
         slot,
+        ..
     } = place(source)?;
     let mut sql = Connection::open(&config)?;
     Ok(match dry_run {
@@ -185,6 +194,7 @@ fn place(source: &Source) -> Result<Place, InitError> {
         config: Config::parse_in(&source.url, &source.dir)?,
         publication: name(&source.publication)?,
         slot: name(&source.slot)?,
+        attribution: is_attributed(source),
     })
 }
 
@@ -252,7 +262,12 @@ fn request<'a>(source: &Source, place: &'a Place, tables: &'a [Wanted]) -> Reque
         slot: &place.slot,
         tables,
         full: source.replica_identity == ReplicaIdentity::Full,
+        attribution: is_attributed(source),
     }
+}
+
+fn is_attributed(source: &Source) -> bool {
+    source.attribution == Attribution::Trigger
 }
 
 fn shapes(wanted: &[Wanted]) -> Vec<Shape> {

@@ -3,6 +3,7 @@
 
 use super::harness::Server;
 use super::*;
+use pitser_guardian::config::Attribution;
 use pitser_guardian::erasure::{Answer, Approver, Ask, Asked, Refused, token_hash};
 
 const SCHEMA: &str = "
@@ -585,4 +586,100 @@ async fn a_server_that_will_soon_drop_its_log_is_a_finding() {
     }
     open.query("COMMIT").unwrap();
     guarded.guardian.stop().await;
+}
+
+/// The codes of all that was found.
+fn codes(found: &[(String, Option<String>)]) -> Vec<&str> {
+    found.iter().map(|(code, _)| code.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attribution_can_be_switched_off_and_on_but_not_unnoticed() {
+    let off = |site: &mut Site| {
+        site.source.attribution = Attribution::Off;
+        site.source.actor.clear();
+        site.source.exclude.clear();
+    };
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, off) else {
+        return;
+    };
+    // Nobody is named, and that is no finding.
+    guarded.sql.query(CHANGES).unwrap();
+    assert_eq!(guarded.found().await, []);
+    assert_eq!(guarded.actors("public.observation"), []);
+    guarded.guardian.stop().await;
+
+    guarded.site.source.attribution = Attribution::Trigger;
+    install(&guarded.site).unwrap();
+    (guarded.guardian, _) = guarded.site.start(None);
+    assert_eq!(codes(&guarded.found().await), ["CAP-05"]);
+    guarded
+        .sql
+        .query("UPDATE observation SET value = 'x' WHERE id = 10")
+        .unwrap();
+    assert_eq!(codes(&guarded.found().await), ["CAP-05"]);
+    let by_role = (None, "D".to_owned());
+    assert_eq!(guarded.actors("public.observation"), [by_role]);
+
+    // Somebody takes the trigger away: capture is weakened, and so is each change.
+    guarded
+        .sql
+        .query("DROP TRIGGER pitser_attribution ON observation")
+        .unwrap();
+    status_with(&guarded.guardian, "notices", |s| {
+        s.findings.iter().any(|f| f.code == "CAP-03")
+    })
+    .await;
+    guarded
+        .sql
+        .query("UPDATE observation SET value = 'y' WHERE id = 10")
+        .unwrap();
+    let found = guarded.found().await;
+    assert!(codes(&found).contains(&"ACT-01"), "{found:?}");
+    guarded.guardian.stop().await;
+
+    // The guardian's own configuration says so: that is in the trail as well.
+    guarded.site.source.attribution = Attribution::Off;
+    (guarded.guardian, _) = guarded.site.start(None);
+    let is_told = |text: &str| text.contains("attribution is off");
+    status_with(&guarded.guardian, "notices", |s| {
+        s.findings
+            .iter()
+            .any(|f| f.code == "CAP-03" && is_told(&f.text))
+    })
+    .await;
+    guarded.guardian.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_attribution_a_row_may_still_name_its_writer() {
+    let off = |site: &mut Site| site.source.attribution = Attribution::Off;
+    let Some(mut guarded) = Guarded::new(&[], SCHEMA, off) else {
+        return;
+    };
+    for statement in CHANGES.split(';').filter(|s| !s.trim().is_empty()) {
+        guarded.sql.query(statement).unwrap();
+    }
+    let found = guarded.found().await;
+    assert_eq!(found, [("ACT-02".to_owned(), Some("20".to_owned()))]);
+    // One line of the first update, three of the one that gave the row to another
+    // patient; the one between names nobody.
+    let tamm = (Some("dr.tamm".to_owned()), "C".to_owned());
+    let told = guarded.actors("public.observation");
+    assert_eq!(told, vec![tamm; 4]);
+    guarded.guardian.stop().await;
+}
+
+#[test]
+fn rules_about_sessions_need_attribution() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    server.sql().query(SCHEMA).unwrap();
+    let mut site = site(&server);
+    site.source.attribution = Attribution::Off;
+    site.source.application.roles = vec!["ward".into()];
+    let error = install(&site).unwrap_err();
+    assert!(error.is_configuration(), "{error}");
+    assert!(error.to_string().contains("attribution"), "{error}");
 }

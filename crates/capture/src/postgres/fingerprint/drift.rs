@@ -12,6 +12,10 @@ pub(super) fn compare(was: &Entries, now: &Entries) -> Vec<Drift> {
     }
     let (was, mut drifts) = renamed(was, now);
     let keys: BTreeSet<&String> = was.keys().chain(now.keys()).collect();
+    let is_switched = |key: &&&String| {
+        Object::parse(key).kind == ATTRIBUTION && was.contains_key(**key) != now.contains_key(**key)
+    };
+    let is_switched = keys.iter().any(|key| is_switched(&key));
     let mut touched = Vec::new();
     for key in keys {
         let sides = (was.get(key), now.get(key));
@@ -23,10 +27,16 @@ pub(super) fn compare(was: &Entries, now: &Entries) -> Vec<Drift> {
         if object.is_of_table() && object.table_there(&was) != object.table_there(now) {
             continue;
         }
-        if let Some(found) = object.judge(
+        let (before, after) = (
             sides.0.map(|it| Entry::parse(it)),
             sides.1.map(|it| Entry::parse(it)),
-        ) {
+        );
+        // That our triggers came or went with the switch is said of the switch.
+        if is_switched && before.is_some() != after.is_some() && object.attributes(before.or(after))
+        {
+            continue;
+        }
+        if let Some(found) = object.judge(before, after) {
             let list = match object.kind {
                 "storage" => &mut touched,
                 _ => &mut drifts,
@@ -147,6 +157,15 @@ impl<'a> Object<'a> {
         )
     }
 
+    /// Whether this, as it is or was, is there to say who acts.
+    fn attributes(&self, entry: Option<Entry<'_>>) -> bool {
+        match self.kind {
+            "trigger" => entry.and_then(|it| it.fact("ours")) == Some("t"),
+            "function" => self.name == "pitser.attribute()",
+            _ => false,
+        }
+    }
+
     fn table_there(&self, entries: &Entries) -> bool {
         entries.contains_key(&format!("table\t{}", self.name))
     }
@@ -178,6 +197,17 @@ impl<'a> Object<'a> {
                     "the labels of type {name} were {}: old values may read otherwise now, scan",
                     verb(was, now)
                 ),
+            ),
+            ATTRIBUTION if now.is_some() => (
+                WEAKENED,
+                "attribution is off in the guardian's configuration: lines do not say who acted from here on, \
+                 unless the rows do. Switch it on again unless you meant it"
+                    .to_owned(),
+            ),
+            ATTRIBUTION => (
+                SCHEMA,
+                "attribution was switched on in the guardian's configuration: lines say who acted from here on"
+                    .to_owned(),
             ),
             "function" => self.relied_on("function", was, now),
             "schema" => self.relied_on("schema", was, now),
@@ -267,6 +297,9 @@ impl<'a> Object<'a> {
         }
     }
 }
+
+/// The kind of the entry that is there while nobody is to be attributed.
+pub(super) const ATTRIBUTION: &str = "attribution";
 
 const OTHER: &str = "CAP-02";
 const WEAKENED: &str = "CAP-03";

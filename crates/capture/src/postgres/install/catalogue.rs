@@ -153,6 +153,8 @@ pub(super) struct Server {
     pub(super) remembers: bool,
     /// Whether the publication is written down in it.
     pub(super) recorded: bool,
+    /// Whether it says that nobody is to be attributed.
+    pub(super) unattributed: bool,
     /// The number and owner of `pitser.attribute()`.
     pub(super) attribute: Option<u32>,
     pub(super) attribute_owner: Option<String>,
@@ -167,6 +169,13 @@ pub(super) struct Kept {
     pub(super) options_sound: bool,
     /// Whether it publishes whole schemas.
     pub(super) schemas: bool,
+}
+
+impl Server {
+    /// Whose rights `pitser.attribute()` has, or will have.
+    pub(super) fn definer(&self) -> &str {
+        self.attribute_owner.as_ref().unwrap_or(&self.role)
+    }
 }
 
 /// Asks for all of that.
@@ -225,6 +234,7 @@ pub(super) fn server(connection: &mut Connection, publication: &Name) -> Result<
         strangers: flag(row, 7),
         remembers: maybe(row, 8).is_some(),
         recorded: false,
+        unattributed: false,
         attribute: maybe_number(row, 9)?,
         attribute_owner: maybe(row, 10),
         attribute_sound: maybe(row, 11).is_some_and(|source| source == body(&encoding))
@@ -236,10 +246,17 @@ pub(super) fn server(connection: &mut Connection, publication: &Name) -> Result<
         let recorded = ask(
             connection,
             &format!(
-                "SELECT 1 FROM pitser.installed WHERE kind = 'publication' AND object = '{publication}'"
+                "SELECT kind FROM pitser.installed \
+                 WHERE kind IN ('publication', 'attribution') AND object = '{publication}'"
             ),
         )?;
-        server.recorded = !recorded.is_empty();
+        let is_there = |kind| {
+            recorded
+                .iter()
+                .any(|row| maybe(row, 0).as_deref() == Some(kind))
+        };
+        server.recorded = is_there("publication");
+        server.unattributed = is_there("attribution");
     }
     server.publication = kept(connection, server.version, publication)?;
     Ok(server)
@@ -308,22 +325,38 @@ pub(super) fn published(
     Ok(tables)
 }
 
+/// Which other publications of ours are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Others {
+    All,
+    /// Those whose tables have our trigger.
+    Attributed,
+}
+
 /// The numbers of the tables in other publications of ours.
 pub(super) fn other_publications(
     connection: &mut Connection,
     server: &Server,
     publication: &Name,
+    which: Others,
 ) -> Result<Vec<u32>, PgError> {
     if !server.remembers {
         return Ok(Vec::new());
     }
+    let attributed = match which {
+        Others::All => "",
+        Others::Attributed => {
+            "AND NOT EXISTS (SELECT FROM pitser.installed o \
+             WHERE o.kind = 'attribution' AND o.object = i.object)"
+        }
+    };
     let rows = ask(
         connection,
         &format!(
             "SELECT DISTINCT r.prrelid FROM pitser.installed i \
              JOIN pg_publication p ON p.pubname = i.object \
              JOIN pg_publication_rel r ON r.prpubid = p.oid \
-             WHERE i.kind = 'publication' AND i.object <> '{publication}'"
+             WHERE i.kind = 'publication' AND i.object <> '{publication}' {attributed}"
         ),
     )?;
     rows.iter().map(|row| number(row, 0)).collect()
@@ -635,7 +668,7 @@ pub(super) fn emitters(
     connection: &mut Connection,
     server: &Server,
 ) -> Result<Vec<Emitter>, PgError> {
-    let definer = literal(server.attribute_owner.as_ref().unwrap_or(&server.role));
+    let definer = literal(server.definer());
     let rows = ask(
         connection,
         &format!(
