@@ -241,6 +241,7 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 pub(crate) struct Progress {
     bar: indicatif::ProgressBar,
     what: &'static str,
+    began: Instant,
     /// When the next plain line is due; `None` on a terminal.
     next: Option<Instant>,
 }
@@ -261,15 +262,31 @@ impl Progress {
         Self {
             bar,
             what,
+            began: Instant::now(),
             next: (!terminal).then(|| Instant::now() + Self::LINE_EVERY),
         }
     }
 
     /// So many are done.
     pub(crate) fn set(&mut self, done: u64) {
+        self.set_of(done, None);
+    }
+
+    /// So many are done, of about so many where that is known.
+    pub(crate) fn set_of(&mut self, done: u64, about: Option<u64>) {
+        if let Some(about) = about
+            && self.bar.length() != Some(about)
+        {
+            self.bar.set_length(about);
+            if let Ok(style) = indicatif::ProgressStyle::with_template(
+                "{spinner} {human_pos} of about {human_len} {msg}, {per_sec}, {eta} left",
+            ) {
+                self.bar.set_style(style);
+            }
+        }
         self.bar.set_position(done);
         if self.next.is_some_and(|next| Instant::now() >= next) {
-            eprintln!("{done} {}", self.what);
+            eprintln!("{}", how_far(done, about, self.what, self.began.elapsed()));
             self.next = Some(Instant::now() + Self::LINE_EVERY);
         }
     }
@@ -278,6 +295,20 @@ impl Progress {
     pub(crate) fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// How far something is after `took`, as a plain line.
+fn how_far(done: u64, about: Option<u64>, what: &str, took: Duration) -> String {
+    let Some(about) = about else {
+        return format!("{done} {what}");
+    };
+    let rate = done as f64 / took.as_secs_f64().max(0.001);
+    let left = match about.checked_sub(done) {
+        Some(left) if done > 0 => format!(", about {:.0} s left", left as f64 / rate),
+        // The estimate was too low, or nothing is known yet.
+        _ => String::new(),
+    };
+    format!("{done} of about {about} {what}, {rate:.0} a second{left}")
 }
 
 /// Whether a stream may be coloured: a terminal, and nobody objects
@@ -310,6 +341,19 @@ const REORDERING: [char; 12] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plain_line_says_how_far_it_is() {
+        let after = |done, about| how_far(done, about, "rows", Duration::from_secs(10));
+        assert_eq!(after(500, None), "500 rows");
+        assert_eq!(
+            after(500, Some(1500)),
+            "500 of about 1500 rows, 50 a second, about 20 s left"
+        );
+        // The estimate was too low.
+        assert_eq!(after(500, Some(400)), "500 of about 400 rows, 50 a second");
+        assert_eq!(after(0, Some(400)), "0 of about 400 rows, 0 a second");
+    }
 
     #[test]
     fn reads_like_evidence() {

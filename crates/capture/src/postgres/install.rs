@@ -947,7 +947,7 @@ fn letter(row: &[Field], place: usize) -> Result<char, PgError> {
 }
 
 /// A text constant, safe whatever `standard_conforming_strings` is.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     match quoted.contains('\\') {
         true => format!("E'{}'", quoted.replace('\\', "\\\\")),

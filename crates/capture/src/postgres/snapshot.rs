@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 
 use super::error::quote;
 use super::slot::text;
@@ -28,13 +30,39 @@ pub struct Table {
     parts: [String; 2],
 }
 
-/// One moment of the database, in a session and transaction of its own.
+/// One moment of the database, in a session and transaction of its own; large
+/// tables are read by a second one beside it.
 ///
 /// While it lives, the server keeps row versions that it could clean up.
 #[derive(Debug)]
 pub struct Snapshot {
     sql: Connection,
+    /// Where the second one connects to.
+    config: Config,
+    second: Second,
 }
+
+/// The session that helps to read.
+#[derive(Debug)]
+enum Second {
+    /// No table was large yet.
+    Unneeded,
+    There(Connection),
+    /// The server did not let it in: one reads as well, only slower.
+    Refused,
+}
+
+/// Pages of a table that are read as one part, of 8 kB each as a rule.
+const PART_PAGES: u64 = 1024;
+
+/// Chunks of rows that wait for who reads them.
+const AHEAD: usize = 2;
+
+/// Bytes of a chunk of rows, about: rows may be documents.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// Rows of a table's first chunk, before their size is known.
+const FIRST_CHUNK: usize = 50;
 
 impl Snapshot {
     /// Opens the snapshot that a new slot exported: baseline rows.
@@ -67,7 +95,11 @@ impl Snapshot {
             sql.query(&format!("SET {name} = {value}"))?;
         }
         sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
-        Ok(Self { sql })
+        Ok(Self {
+            sql,
+            config: config.clone(),
+            second: Second::Unneeded,
+        })
     }
 
     /// The server's time of this snapshot: RFC 3339, UTC, six fractional digits.
@@ -138,8 +170,8 @@ impl Snapshot {
         grouped(&rows).ok_or(PgError::Protocol("a catalogue that cannot be read"))
     }
 
-    /// Every row of a table with its key, in chunks of up to `chunk` rows, in
-    /// no particular order, until `each` breaks.
+    /// Every row of a table with its key, in chunks of up to `chunk` rows (fewer
+    /// where they are large), in no particular order, until `each` breaks.
     ///
     /// # Errors
     /// [`PgError::NoKey`], [`PgError::Permission`], and [`PgError::Server`]
@@ -154,30 +186,55 @@ impl Snapshot {
             let table = table.name.clone();
             return Err(PgError::NoKey { table });
         }
-        let columns: Vec<String> = table.columns.iter().map(|name| quote(name)).collect();
-        let (columns, name) = (columns.join(", "), &table.sql);
-        let declared = self.sql.query(&format!(
-            "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM {name}"
-        ));
-        match declared {
-            Err(PgError::Permission { message, .. }) => {
-                return Err(self.unreadable(table, message)?);
-            }
-            other => other?,
+        let pages = self.pages(table)?;
+        let second = match pages > PART_PAGES {
+            true => self.second()?,
+            false => false,
         };
-        let fetch = format!("FETCH FORWARD {} FROM pitser", chunk.max(1));
-        loop {
-            let rows = self.sql.query(&fetch)?;
-            if rows.is_empty() {
-                break;
+        let scanned = match (&mut self.second, second) {
+            (Second::There(second), true) => {
+                let readers = [&mut self.sql, second];
+                scan_in_parts(readers, table, pages, chunk, &mut each)
             }
-            let rows: Option<Vec<_>> = rows.into_iter().map(|row| table.keyed(row)).collect();
-            let rows = rows.ok_or(PgError::Protocol("a row of another shape than its table"))?;
-            if each(rows).is_break() {
-                break;
-            }
+            _ => read(&mut self.sql, table, "", chunk, &mut each).map(drop),
+        };
+        match scanned {
+            Err(PgError::Permission { message, .. }) => Err(self.unreadable(table, message)?),
+            other => other,
         }
-        self.sql.query("CLOSE pitser").map(|_| ())
+    }
+
+    /// How many pages the longest part of a table has; 0 if it is stored in
+    /// another way, so that it can be read only as a whole.
+    fn pages(&mut self, table: &Table) -> Result<u64, PgError> {
+        let [schema, name] = &table.parts;
+        let rows = self.sql.query(&format!(
+            "SELECT CASE WHEN bool_and(c.relkind = 'p' OR (c.relkind = 'r' AND a.amname = 'heap')) \
+               THEN max(pg_relation_size(c.oid)) / current_setting('block_size')::bigint ELSE 0 END \
+             FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace \
+             JOIN pg_class c ON c.oid = r.oid OR c.oid IN (SELECT p.relid FROM pg_partition_tree(r.oid) p \
+               WHERE r.relkind = 'p') \
+             LEFT JOIN pg_am a ON a.oid = c.relam \
+             WHERE n.nspname = {} AND r.relname = {}",
+            install::literal(schema),
+            install::literal(name)
+        ))?;
+        let pages = rows.first().and_then(|row| text(row.first()?));
+        Ok(pages.and_then(|pages| pages.parse().ok()).unwrap_or(0))
+    }
+
+    /// Has a second session see the same moment; `false` if there can be none.
+    fn second(&mut self) -> Result<bool, PgError> {
+        if matches!(self.second, Second::Unneeded) {
+            let rows = self.sql.query("SELECT pg_catalog.pg_export_snapshot()")?;
+            let name = rows.first().and_then(|row| text(row.first()?));
+            let name = name.ok_or(PgError::Protocol("a snapshot without a name"))?;
+            self.second = match Self::open_exported(&self.config, name) {
+                Ok(second) => Second::There(second.sql),
+                Err(_) => Second::Refused,
+            };
+        }
+        Ok(matches!(self.second, Second::There(_)))
     }
 
     /// The error that says which right to a table is missing.
@@ -205,6 +262,91 @@ impl Table {
         };
         Some((Key::new(key?), row)).filter(|(_, row)| row.cells.len() == self.columns.len())
     }
+}
+
+/// Reads a table by its pages, on a thread for each session. `each` is called on
+/// the caller's own.
+fn scan_in_parts(
+    readers: [&mut Connection; 2],
+    table: &Table,
+    pages: u64,
+    chunk: usize,
+    each: &mut dyn FnMut(Vec<(Key, Row)>) -> ControlFlow<()>,
+) -> Result<(), PgError> {
+    let next = &AtomicU64::new(0);
+    let (give, take) = sync_channel(AHEAD);
+    std::thread::scope(|scope| {
+        for sql in readers {
+            let give = give.clone();
+            scope.spawn(move || {
+                let mut hand = |rows| match give.send(Ok(rows)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    // Nobody wants any more.
+                    Err(_) => ControlFlow::Break(()),
+                };
+                loop {
+                    let first = next.fetch_add(PART_PAGES, Ordering::Relaxed);
+                    if first >= pages {
+                        return;
+                    }
+                    match read(sql, table, &part(first, pages), chunk, &mut hand) {
+                        Ok(ControlFlow::Continue(())) => {}
+                        Ok(ControlFlow::Break(())) => return,
+                        Err(error) => return drop(give.send(Err(error))),
+                    }
+                }
+            });
+        }
+        drop(give);
+        for rows in take {
+            if each(rows?).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The condition for the part that begins with page `first`. Nothing that the
+/// snapshot shows is behind the last page, whatever was added since.
+fn part(first: u64, pages: u64) -> String {
+    let end = first + PART_PAGES;
+    match end < pages {
+        true => format!(" WHERE ctid >= '({first},0)' AND ctid < '({end},0)'"),
+        false => format!(" WHERE ctid >= '({first},0)'"),
+    }
+}
+
+/// Reads the rows of a table for which a condition holds, in chunks, until
+/// `each` breaks.
+fn read(
+    sql: &mut Connection,
+    table: &Table,
+    condition: &str,
+    chunk: usize,
+    each: &mut dyn FnMut(Vec<(Key, Row)>) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, PgError> {
+    let columns: Vec<String> = table.columns.iter().map(|name| quote(name)).collect();
+    let (columns, name) = (columns.join(", "), &table.sql);
+    sql.query(&format!(
+        "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM {name}{condition}"
+    ))?;
+    let mut count = chunk.clamp(1, FIRST_CHUNK);
+    let mut flow = ControlFlow::Continue(());
+    while flow.is_continue() {
+        let rows = sql.query(&format!("FETCH FORWARD {count} FROM pitser"))?;
+        if rows.is_empty() {
+            break;
+        }
+        let cells = rows.iter().flatten().flatten();
+        let bytes: usize = cells.map(|cell| cell.len()).sum();
+        count = (CHUNK_BYTES / (bytes / rows.len()).max(1)).clamp(1, chunk.max(1));
+        let rows: Option<Vec<_>> = rows.into_iter().map(|row| table.keyed(row)).collect();
+        let rows = rows.ok_or(PgError::Protocol("a row of another shape than its table"))?;
+        flow = each(rows);
+    }
+    sql.query("CLOSE pitser")?;
+    Ok(flow)
 }
 
 /// Reads `xmin:xmax:running,running`.

@@ -172,8 +172,10 @@ fn init_one(config: &Config, source: &Source, dry_run: bool) -> Result<(), Failu
         ));
     }
     let mut bar = Progress::new("rows of the baseline");
-    let plan = init::install(source, &tuning, &clock::shared(), &mut |rows| bar.set(rows))
-        .map_err(refused)?;
+    let plan = init::install(source, &tuning, &clock::shared(), &mut |done| {
+        bar.set_of(done.rows, done.about)
+    })
+    .map_err(refused)?;
     bar.finish();
     let nothing = match plan.statements.is_empty() && !plan.new_trail {
         true => ": everything was in place",

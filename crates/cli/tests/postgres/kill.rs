@@ -241,3 +241,69 @@ fn killed_in_its_baseline_init_is_finished_by_run() {
         "{late}: killed too early or too late"
     );
 }
+
+/// Rows of a hospital's archive: a table of many pages, so that it is read in
+/// parts by two sessions, partitions, and rows that are equal.
+const ARCHIVE: &str = "
+    CREATE TABLE entry (id int PRIMARY KEY, note text);
+    INSERT INTO entry SELECT n, repeat('x', 400) FROM generate_series(1, 40000) n;
+    CREATE TABLE lab (id int, at date, note text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+    CREATE TABLE lab_1 PARTITION OF lab FOR VALUES FROM ('2026-01-01') TO ('2026-07-01');
+    CREATE TABLE lab_2 PARTITION OF lab FOR VALUES FROM ('2026-07-01') TO ('2027-01-01');
+    INSERT INTO lab SELECT n, date '2026-01-01' + n % 300, repeat('y', 700) FROM generate_series(1, 15000) n;
+    CREATE TABLE heap (note text);
+    INSERT INTO heap SELECT 'n ' || n % 100 FROM generate_series(1, 5000) n;
+    ANALYZE";
+
+#[test]
+fn killed_anywhere_in_its_baseline_it_goes_on_and_writes_no_row_twice() {
+    const ROWS: u64 = 60_000;
+    const KILLS: u64 = 5;
+    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    println!("SEED={seed}");
+    let mut choices = Choices(seed | 1);
+    let Some(mut world) = World::new("bank") else {
+        return;
+    };
+    world.psql("postgres", ARCHIVE);
+    let tables = "tables = [\"public.*\"]\nkeyless = \"full\"\n";
+    world.configure("scan_every_s = 0", tables);
+    let segment = world.layout().segment(0);
+    let length = || std::fs::metadata(&segment).map_or(0, |file| file.len());
+    let mut init = crate::common::pitser(world.dir.path())
+        .args(["guard", "init"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // A line is some four hundred bytes long, and all rows have one in the end: each kill
+    // comes after a few thousand more rows, the last ones perhaps too late.
+    let mut more = || length() + 400 * (1 + choices.below(2 * ROWS / KILLS));
+    let until = more();
+    while length() < until && init.try_wait().unwrap().is_none() {}
+    init.kill().unwrap();
+    init.wait().unwrap();
+    let is_complete = |world: &World| world.lines().iter().any(|line| line.op == Op::Live);
+    let mut unfinished = u64::from(!is_complete(&world));
+    for _ in 1..KILLS {
+        let until = more();
+        world.guard_starting();
+        while length() < until && !is_complete(&world) {}
+        world.kill_guardian();
+        unfinished += u64::from(!is_complete(&world));
+    }
+    assert!(unfinished > 0, "every kill came too late");
+    world.guard();
+    world.settle();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    let mut keys = std::collections::HashSet::new();
+    for line in world.lines() {
+        if line.op == Op::Baseline {
+            assert!(keys.insert((line.table, line.key)), "line {}", line.seq);
+        }
+    }
+    assert_eq!(keys.len() as u64, ROWS);
+}

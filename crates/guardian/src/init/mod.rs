@@ -135,6 +135,15 @@ impl InitError {
     }
 }
 
+/// How far the baseline is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Rows that are written.
+    pub rows: u64,
+    /// About how many there are, by the database's own statistics, where it has any.
+    pub about: Option<u64>,
+}
+
 /// What [`install`] would do.
 ///
 /// # Errors
@@ -151,7 +160,7 @@ pub fn plan(source: &Source, tuning: &Tuning) -> Result<Plan, InitError> {
 }
 
 /// Installs capture and begins the trail; whatever is there already stays.
-/// `progress` is told how many rows of the baseline are written.
+/// `progress` is told how far the baseline is.
 ///
 /// # Errors
 /// [`InitError`].
@@ -159,7 +168,7 @@ pub fn install(
     source: &Source,
     tuning: &Tuning,
     clock: &Clock,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<Plan, InitError> {
     match source.kind {
         Kind::Sqlite => sqlite::install(source, tuning, clock()),

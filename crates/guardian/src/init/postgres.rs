@@ -2,7 +2,8 @@
 //! and the rows of the snapshot that the slot exports.
 
 use super::{
-    Beginning, Begun, InitError, Plan, begin, check_identity, check_rules, is_new, no_tables,
+    Beginning, Begun, InitError, Plan, Progress, begin, check_identity, check_rules, is_new,
+    no_tables,
 };
 use crate::Clock;
 use crate::actors::Actors;
@@ -82,7 +83,7 @@ pub(super) fn install(
     source: &Source,
     tuning: &Tuning,
     clock: &Clock,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<Plan, InitError> {
     let place = place(source)?;
     let mut sql = Connection::open(&place.config)?;
@@ -152,9 +153,11 @@ pub(super) fn install(
         fleet: None,
         clock: clock.clone(),
     };
+    let about = wanted.iter().map(|wanted| wanted.found.rows_estimate).sum();
+    let about = Some(about).filter(|about| *about > 0);
     let mut counted = |rows| {
         plan.rows = rows;
-        progress(rows);
+        progress(Progress { rows, about });
     };
     Guardian::baseline(parts, &mut moment, &mut counted)
         .map_err(|error| InitError::Baseline(Box::new(error)))?;

@@ -154,7 +154,10 @@ impl Session {
             written += u64::from(self.baseline_row(worker, table, &key, row, at)?);
         }
         self.flush()?;
-        self.trail.commit()?;
+        self.unshown = true;
+        if (worker.parts.clock)() >= self.next.commit {
+            self.commit(worker)?;
+        }
         if self.trail.open_lines() >= BLOCK_LINES {
             self.close(worker)?;
         }
