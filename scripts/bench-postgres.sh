@@ -5,23 +5,36 @@
 #   scripts/bench-postgres.sh                  # 5 rounds of 30 s each way
 #   scripts/bench-postgres.sh --rounds 3 --seconds 10 --json
 #
-# Three servers, in turn, plain, guard, pgaudit, plain, ..., so that whatever
-# else the machine does falls on all of them:
+# One server after the other, so that whatever else the machine does falls on
+# all of them; every other round goes through them backwards:
 #
-#   plain     PostgreSQL as it is
-#   guard     its four tables guarded: `pitser dev` seals, `pitser guard run` follows
-#   pgaudit   the extension of that name, pgaudit.log = 'write', into a file;
-#             left out where it is not installed (Debian: postgresql-15-pgaudit)
-#   installed with --parts: after `guard init`, but nobody follows: the triggers'
-#             share of the price; the rest is decoding
-#   replica   with --parts: plain, with wal_level = replica
+#   plain                  PostgreSQL as it is
+#   guard-attribution-off  its four tables guarded: `pitser dev` seals, `pitser guard run`
+#                          follows; lines do not say who acted
+#   guard-attribution-on   the same with the trigger that says so, which is the default
+#   pgoutput               pg_recvlogical takes the same tables by pgoutput, to /dev/null:
+#                          what decoding costs, whoever reads
+#   wal2json               the same by the plugin of that name (format 2)
+#   pgaudit                the extension of that name, pgaudit.log = 'write', into a file
+#   jsonb-trigger          the usual trigger on each row: old and new as jsonb, who and when,
+#                          into a table
+#   hash-chain-trigger     the same, each audit row with the SHA-256 of the one before it and
+#                          itself, so that writers wait for each other
+#   installed, replica     with --parts: attribution on, but nobody follows; and plain with
+#                          wal_level = replica
 #
-# All but `replica` have wal_level = logical, so that guard/plain is the price of
-# guarding and plain/replica that of the setting. Each round begins with a
-# started server, a fresh copy of the same database (vacuumed, read into memory,
-# warmed up, checkpointed) and, for `guard`, a new trail; it ends with
-# `guard uninstall`, of which nothing may remain. A ratio is that of two
-# neighbours in a round; what is printed is the median over the rounds.
+# What is not installed is left out (Debian: postgresql-15-pgaudit, postgresql-15-wal2json).
+#
+# All but `replica` have wal_level = logical, so that a ratio to plain is the price of
+# that setup and plain/replica that of the setting. Each round begins with a
+# started server, a fresh copy of the same database (read into memory, vacuumed,
+# checkpointed, each page touched, warmed up) and, for a guard, a new trail; it ends with
+# `guard uninstall`, of which nothing may remain. A ratio is that within a round;
+# what is printed is the median over the rounds.
+#
+# p99 is that of pgbench's own log of every transaction (--log), from first statement
+# to the end of its commit. WAL is what the log grew by while pgbench ran. pgbench uses
+# prepared statements.
 #
 # Server CPU is what the kernel has charged to the postmaster and all its
 # children, living and reaped: user and system time of each living child, and
@@ -29,8 +42,8 @@
 # (/proc/PID/stat, fields 14 to 17). That misses nobody: every process of a
 # server is a child of its postmaster, which waits for each of them. A child
 # that is reaped while we look would count twice, so we look until none was.
-# A cgroup would say the same, but asks for root. `guard` is charged until the
-# guardian has caught up, the walsender's work on the last transactions included.
+# A cgroup would say the same, but asks for root. Whatever is followed is
+# charged until who follows has caught up, the walsender's work on the last transactions included.
 #
 # Nothing is asked, no network is needed. The server listens on a free loopback
 # port with a random password and lives in a temporary folder; everything ends
@@ -53,8 +66,8 @@ usage: scripts/bench-postgres.sh [OPTION]...
   --clients N              pgbench's clients (4)
   --replica-identity KIND  keep, or full: updates carry the row they replace (keep)
   --scan-every S           all rows are compared so often; 0: not while measuring (0)
-  --parts                  also the triggers alone, and plain with wal_level = replica
-  --no-pgaudit             without pgaudit
+  --setups A,B,...         only these, and plain
+  --parts                  also the trigger alone, and plain with wal_level = replica
   --dir DIR                where the temporary folder is made (TMPDIR, or /tmp)
   --pg-bin DIR             PostgreSQL's programs (as pg_config says)
   --pitser FILE            the binary (target/release/pitser)
@@ -63,7 +76,7 @@ EOF
 }
 
 me=bench rounds=5 seconds=30 warm_up=3 scale=10 clients=4 scan_every=0 identity=keep
-parts=false pgaudit=true json=false
+parts=false setups='' json=false
 dir=${TMPDIR:-/tmp} pg_bin='' pitser=${CARGO_TARGET_DIR:-$root/target}/release/pitser
 
 wrong() {
@@ -74,7 +87,7 @@ wrong() {
 
 while (($# > 0)); do
     case $1 in
-        --rounds | --seconds | --warm-up | --scale | --clients | --scan-every | --replica-identity | --dir | --pg-bin | --pitser)
+        --rounds | --seconds | --warm-up | --scale | --clients | --scan-every | --replica-identity | --setups | --dir | --pg-bin | --pitser)
             (($# > 1)) || wrong "$1 wants a value"
             ;;&
         --rounds | --seconds | --scale | --clients)
@@ -93,11 +106,11 @@ while (($# > 0)); do
             [[ $2 == keep || $2 == full ]] || wrong "$1 is keep or full, not $2"
             identity=$2 && shift 2
             ;;
+        --setups) setups=$2 && shift 2 ;;
         --dir) dir=$2 && shift 2 ;;
         --pg-bin) pg_bin=$2 && shift 2 ;;
         --pitser) pitser=$2 && shift 2 ;;
         --parts) parts=true && shift ;;
-        --no-pgaudit) pgaudit=false && shift ;;
         --json) json=true && shift ;;
         -h | --help) usage && exit 0 ;;
         *) wrong "there is no option $1" ;;
@@ -106,11 +119,28 @@ done
 
 # ---- The server -------------------------------------------------------------
 
-find_pgaudit() {
-    if $pgaudit && [[ ! -e $("$pg_bin/pg_config" --pkglibdir 2>/dev/null)/pgaudit.so ]]; then
-        say "pgaudit is not installed for PostgreSQL $major: measuring without it"
-        pgaudit=false
-    fi
+# Sets `variants` to what is asked for and can be had.
+choose_setups() {
+    local known=(guard-attribution-off guard-attribution-on pgoutput wal2json pgaudit jsonb-trigger hash-chain-trigger)
+    local libraries setup wanted=()
+    libraries=$("$pg_bin/pg_config" --pkglibdir)
+    ! $parts || known+=(installed replica)
+    wanted=("${known[@]}")
+    [[ -z $setups ]] || IFS=, read -ra wanted <<<"$setups"
+    variants=(plain)
+    for setup in "${wanted[@]}"; do
+        [[ $setup != plain ]] || continue
+        [[ " ${known[*]} " == *" $setup "* ]] || wrong "there is no setup $setup: plain ${known[*]}"
+        case $setup in
+            wal2json | pgaudit)
+                if [[ ! -e $libraries/$setup.so ]]; then
+                    say "$setup is not installed for PostgreSQL $major: measuring without it"
+                    continue
+                fi
+                ;;
+        esac
+        variants+=("$setup")
+    done
 }
 
 make_seed() {
@@ -157,7 +187,7 @@ fresh_database() {
 
 # ---- The guardian -----------------------------------------------------------
 
-# Init anew: a new folder, hence a new trail.
+# Init anew: a new folder, hence a new trail. `trigger`, or `off`.
 init_guard() {
     config=$work/mine/guard-$1/pitser.toml
     mkdir "$work/mine/guard-$1"
@@ -176,6 +206,7 @@ url     = "postgres://postgres:$PGPASSWORD@127.0.0.1:$PGPORT/bench"
 tables  = ["public.pgbench_*"]
 keyless = "full"
 replica_identity = "$identity"
+attribution = "$2"
 EOF
     local log=$work/mine/guard.log began
     began=$(now_ms)
@@ -235,6 +266,97 @@ uninstall_guard() {
     rm -r "${config%/*}"
 }
 
+# ---- What else people do ------------------------------------------------------
+
+# pg_recvlogical takes everything by this plugin, with these options, and throws it away.
+start_receiver() {
+    local plugin=$1 option options=()
+    shift
+    for option in "$@"; do options+=(--option="$option"); done
+    psql --quiet --dbname=bench --output=/dev/null \
+        --command='CREATE PUBLICATION bench FOR TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history' \
+        --command="SELECT pg_create_logical_replication_slot('bench', '$plugin')"
+    "$pg_bin/pg_recvlogical" --dbname=bench --slot=bench --start --no-loop --status-interval=1 \
+        --file=/dev/null "${options[@]}" >>"$work/mine/receiver.log" 2>&1 &
+    receiver=$!
+    running+=("$receiver")
+}
+
+# Waits until the receiver was sent all that is on the server's disk by now.
+receiver_catch_up() {
+    local target
+    target=$(psql --dbname=bench --command='SELECT pg_current_wal_flush_lsn()')
+    until [[ $(psql --dbname=bench --command="SELECT bool_or(sent_lsn >= '$target') FROM pg_stat_replication") == t ]]; do
+        kill -0 "$receiver" 2>/dev/null || cannot "pg_recvlogical ended: $(tail -n 3 "$work/mine/receiver.log")"
+        sleep 0.02
+    done
+}
+
+stop_receiver() {
+    stop "$receiver" INT
+    unset 'running[-1]'
+    until [[ $(psql --dbname=bench --command='SELECT bool_or(active) FROM pg_replication_slots') == f ]]; do
+        sleep 0.1
+    done
+    psql --quiet --dbname=bench --output=/dev/null --command="SELECT pg_drop_replication_slot('bench')"
+}
+
+# The trigger that everybody writes once: what a row was and is, as jsonb.
+make_jsonb_trigger() {
+    psql --quiet --dbname=bench <<'EOF'
+CREATE TABLE audit (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who text NOT NULL DEFAULT session_user, tx bigint NOT NULL DEFAULT txid_current(),
+    relation text NOT NULL, op text NOT NULL, before jsonb, after jsonb);
+CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO audit (relation, op, before, after) VALUES (TG_TABLE_NAME, TG_OP, to_jsonb(OLD), to_jsonb(NEW));
+    RETURN NULL;
+END $$;
+EOF
+    on_each_table audit
+}
+
+# The same as a chain: each row's hash covers the one before, whose head has to be locked.
+make_hash_chain_trigger() {
+    psql --quiet --dbname=bench <<'EOF'
+CREATE TABLE head (seq bigint NOT NULL, hash bytea NOT NULL) WITH (fillfactor = 10);
+INSERT INTO head VALUES (0, sha256(''));
+CREATE TABLE chain (
+    seq bigint PRIMARY KEY, at timestamptz NOT NULL, who text NOT NULL, tx bigint NOT NULL,
+    relation text NOT NULL, op text NOT NULL, before jsonb, after jsonb, hash bytea NOT NULL);
+CREATE FUNCTION chain() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    entry chain;
+    previous head;
+BEGIN
+    SELECT * INTO previous FROM head FOR UPDATE;
+    entry := (previous.seq + 1, clock_timestamp(), session_user, txid_current(),
+        TG_TABLE_NAME, TG_OP, to_jsonb(OLD), to_jsonb(NEW), NULL);
+    entry.hash := sha256(previous.hash || convert_to(entry::text, 'UTF8'));
+    INSERT INTO chain SELECT entry.*;
+    UPDATE head SET seq = entry.seq, hash = entry.hash;
+    RETURN NULL;
+END $$;
+EOF
+    on_each_table chain
+}
+
+on_each_table() {
+    local table
+    for table in accounts branches tellers history; do
+        psql --quiet --dbname=bench --command="CREATE TRIGGER bench AFTER INSERT OR UPDATE OR DELETE
+            ON pgbench_$table FOR EACH ROW EXECUTE FUNCTION $1()"
+    done
+}
+
+# That many rows were written about, or the trigger is not what is measured.
+check_trigger() {
+    local rows
+    rows=$(psql --dbname=bench --command="SELECT count(*) FROM $1")
+    ((rows >= 4 * $2)) || cannot "the trigger wrote $rows rows about $2 transactions"
+}
+
 # ---- Measuring --------------------------------------------------------------
 
 # Microseconds of CPU that a process and the children it reaped have taken.
@@ -263,46 +385,66 @@ load() {
 }
 
 run_pgbench() {
-    "$pg_bin/pgbench" --no-vacuum --client="$clients" --jobs=2 --time="$1" \
+    rm -f "$work/mine/transactions".*
+    "$pg_bin/pgbench" --no-vacuum --client="$clients" --jobs=2 --time="$1" --protocol=prepared \
+        --log --log-prefix="$work/mine/transactions" \
         --random-seed="$2" bench >"$work/mine/pgbench.log" 2>&1 ||
         cannot "pgbench failed: $(tail -n 3 "$work/mine/pgbench.log")"
 }
 
+# The time that all but a hundredth of the transactions stayed below, in ms.
+latency_p99_ms() {
+    cut -d' ' -f3 "$work/mine/transactions".* | sort -n |
+        awk '{ us[NR] = $1 } END { printf "%.3f", us[int(NR * 0.99 + 0.999999)] / 1000 }'
+}
+
+# The first change of a page after a checkpoint logs all of it: how many there are is
+# not what is compared. Row locks are neither triggers' business nor decoders'.
+touch_pages() {
+    local table
+    for table in accounts tellers branches; do
+        psql --quiet --dbname=bench --output=/dev/null \
+            --command="SELECT count(*) FROM (SELECT FROM pgbench_$table FOR UPDATE) locked"
+    done
+}
+
+wal_bytes() {
+    psql --dbname=bench --command="SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
+}
+
 # One round; appends a line to `results`, in the order of `columns`.
-columns='round variant tps transactions server_cpu_us load_before load_after
+columns='round variant tps transactions server_cpu_us load_before load_after p99_ms wal_bytes
     guardian_cpu_us lag_ms events events_per_s findings seal_p99_ms init_ms
     scan_ms scan_rows scan_server_cpu_us scan_guardian_cpu_us'
 run_round() {
     local round=$1 variant=$2
     start_server < <(settings "$variant")
     fresh_database
-    case $variant in
-        guard)
-            init_guard "$round"
-            start_guardian
-            ;;
-        installed) init_guard "$round" ;;
-    esac
-    ((warm_up == 0)) || run_pgbench "$warm_up" "$((round + 1000))"
-    [[ $variant != guard ]] || catch_up
+    set_up "$round" "$variant"
     psql --quiet --dbname=bench --command=VACUUM --command=CHECKPOINT
+    touch_pages
+    ((warm_up == 0)) || run_pgbench "$warm_up" "$((round + 1000))"
+    wait_for_follower "$variant"
 
     local load_before server began tps transactions guarded='- - - - - - - - - - -'
-    local own events ended
+    local own events ended wal p99_ms
     load_before=$(load)
-    if [[ $variant == guard ]]; then
+    if [[ $variant == guard-* ]]; then
         own=$(process_us "$guardian")
         events=$(member events <<<"$state")
     fi
     server=$(server_us)
+    wal=$(wal_bytes)
     began=$(now_ms)
     run_pgbench "$seconds" "$round"
     ended=$(now_ms)
-    [[ $variant != guard ]] || catch_up
+    wal=$(($(wal_bytes) - wal))
+    wait_for_follower "$variant"
     local caught_up
     caught_up=$(now_ms)
     server=$(($(server_us) - server))
-    if [[ $variant == guard ]]; then
+    p99_ms=$(latency_p99_ms)
+    if [[ $variant == guard-* ]]; then
         own=$(($(process_us "$guardian") - own))
         events=$(($(member events <<<"$state") - events))
         local lag=$((caught_up - ended)) rate=$((events * 1000 / (caught_up - began))) p99
@@ -313,28 +455,62 @@ run_round() {
     tps=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$work/mine/pgbench.log")
     transactions=$(sed -n 's/^number of transactions actually processed: \([0-9]*\).*/\1/p' "$work/mine/pgbench.log")
     [[ -n $tps && -n $transactions ]] || cannot "pgbench says no TPS: $(tail -n 3 "$work/mine/pgbench.log")"
-    if [[ $variant == pgaudit ]]; then
-        local lines
-        lines=$(grep -c 'AUDIT: SESSION' "$data/log/audit.log" || true)
-        ((lines >= 4 * transactions)) || cannot "pgaudit wrote $lines lines for $transactions transactions"
-        rm "$data/log/audit.log"
-    fi
-    echo "$round $variant $tps $transactions $server $load_before $(load) $guarded" >>"$work/mine/results"
+    echo "$round $variant $tps $transactions $server $load_before $(load) $p99_ms $wal $guarded" >>"$work/mine/results"
     say "$(tail -n 1 "$work/mine/results" | awk -v names="$columns" '
         BEGIN { split(names, name, " ") }
         { for (i = 1; i <= NF; i++) at[name[i]] = $i }
-        { printf "round %s %-9s %7.0f TPS, server %4.0f us/transaction, load %s to %s", at["round"],
-              at["variant"], at["tps"], at["server_cpu_us"] / at["transactions"], at["load_before"], at["load_after"] }
+        { printf "round %s %-21s %7.0f TPS, server %4.0f us/transaction, p99 %.2f ms, load %s to %s", at["round"],
+              at["variant"], at["tps"], at["server_cpu_us"] / at["transactions"], at["p99_ms"],
+              at["load_before"], at["load_after"] }
         at["lag_ms"] != "-" { printf ", guardian %.0f us, lag %s ms, %s events/s, %s findings",
               at["guardian_cpu_us"] / at["transactions"], at["lag_ms"], at["events_per_s"], at["findings"] }')"
-    case $variant in
-        guard)
+    take_down "$variant" "$transactions"
+    stop_server
+}
+
+set_up() {
+    case $2 in
+        guard-attribution-off)
+            init_guard "$1" off
+            start_guardian
+            ;;
+        guard-attribution-on)
+            init_guard "$1" trigger
+            start_guardian
+            ;;
+        installed) init_guard "$1" trigger ;;
+        pgoutput) start_receiver pgoutput proto_version=1 publication_names=bench ;;
+        wal2json) start_receiver wal2json format-version=2 ;;
+        jsonb-trigger) make_jsonb_trigger ;;
+        hash-chain-trigger) make_hash_chain_trigger ;;
+    esac
+}
+
+wait_for_follower() {
+    case $1 in
+        guard-*) catch_up ;;
+        pgoutput | wal2json) receiver_catch_up ;;
+    esac
+}
+
+# Takes a setup down after so many transactions, and looks whether it was there.
+take_down() {
+    case $1 in
+        guard-*)
             stop_guardian
             uninstall_guard
             ;;
         installed) uninstall_guard ;;
+        pgoutput | wal2json) stop_receiver ;;
+        jsonb-trigger) check_trigger audit "$2" ;;
+        hash-chain-trigger) check_trigger chain "$2" ;;
+        pgaudit)
+            local lines
+            lines=$(grep -c 'AUDIT: SESSION' "$data/log/audit.log" || true)
+            ((lines >= 4 * $2)) || cannot "pgaudit wrote $lines lines for $2 transactions"
+            rm "$data/log/audit.log"
+            ;;
     esac
-    stop_server
 }
 
 # Compares every row with its seal, which tells whether all was taken rightly.
@@ -371,6 +547,7 @@ tell() {
     BEGIN { count = split(names, name, " ") }
     {
         for (i = 1; i <= NF; i++) at[$2, $1, name[i]] = $i
+        at[$2, $1, "wal"] = at[$2, $1, "wal_bytes"] / at[$2, $1, "transactions"]
         at[$2, $1, "server"] = at[$2, $1, "server_cpu_us"] / at[$2, $1, "transactions"]
         if (at[$2, $1, "guardian_cpu_us"] != "-")
             at[$2, $1, "guardian"] = at[$2, $1, "guardian_cpu_us"] / at[$2, $1, "transactions"]
@@ -381,6 +558,8 @@ tell() {
         for (v = 1; v <= variants; v++) for (r = 1; r <= rounds; r++) {
             at[variant[v], r, "tps_ratio"] = at[variant[v], r, "tps"] / at["plain", r, "tps"]
             at[variant[v], r, "server_ratio"] = at[variant[v], r, "server"] / at["plain", r, "server"]
+            at[variant[v], r, "p99_ratio"] = at[variant[v], r, "p99_ms"] / at["plain", r, "p99_ms"]
+            at[variant[v], r, "wal_ratio"] = at[variant[v], r, "wal"] / at["plain", r, "wal"]
         }
         if (json == "true") as_json(); else as_text()
     }
@@ -398,36 +577,41 @@ tell() {
     function as_text(    v, g) {
         printf "%s, PostgreSQL %s, %s cores of %s, %s; scale %s, %s clients,\n", day, version, cores, model, filesystem, scale, clients
         printf "%s rounds of %s s, replica identity %s: median (least to most), ratio to plain\n\n", rounds, seconds, identity
-        printf "%-10s %-30s %s\n", "", "TPS", "server CPU, us a transaction"
+        printf "%-21s %-26s  %-25s  %-12s  %s\n", "", "TPS", "server us a transaction", "p99, ms", "WAL bytes"
         for (v = 1; v <= variants; v++) {
             g = variant[v]
-            printf "%-10s %5.0f (%5.0f to %5.0f)  %4.2f   %5.0f (%5.0f to %5.0f)  %4.2f\n", g,
+            printf "%-21s %5.0f (%5.0f to %5.0f)  %4.2f  %4.0f (%4.0f to %4.0f)  %4.2f  %6.2f %5.2f  %6.0f %5.2f\n", g,
                 of(g, "tps", 0.5), of(g, "tps", 0), of(g, "tps", 1), of(g, "tps_ratio", 0.5),
-                of(g, "server", 0.5), of(g, "server", 0), of(g, "server", 1), of(g, "server_ratio", 0.5)
+                of(g, "server", 0.5), of(g, "server", 0), of(g, "server", 1), of(g, "server_ratio", 0.5),
+                of(g, "p99_ms", 0.5), of(g, "p99_ratio", 0.5), of(g, "wal", 0.5), of(g, "wal_ratio", 0.5)
         }
-        g = "guard"
-        if (!(g in seen)) return
-        printf "\nguardian   CPU %.0f us a transaction, %.0f events/s, lag at the end %.0f ms (%.0f to %.0f), findings %d\n",
-            of(g, "guardian", 0.5), of(g, "events_per_s", 0.5),
-            of(g, "lag_ms", 0.5), of(g, "lag_ms", 0), of(g, "lag_ms", 1), of(g, "findings", 1)
-        printf "init       %.1f s; a scan of %d rows %.1f s, of which server CPU %.1f s, guardian CPU %.1f s\n",
-            of(g, "init_ms", 0.5) / 1000, of(g, "scan_rows", 0.5), of(g, "scan_ms", 0.5) / 1000,
-            of(g, "scan_server_cpu_us", 0.5) / 1e6, of(g, "scan_guardian_cpu_us", 0.5) / 1e6
+        for (v = 1; v <= variants; v++) if (variant[v] ~ /^guard/) {
+            g = variant[v]
+            printf "\n%s\n", g
+            printf "  guardian CPU %.0f us a transaction, %.0f events/s, lag at the end %.0f ms (%.0f to %.0f), findings %d\n",
+                of(g, "guardian", 0.5), of(g, "events_per_s", 0.5),
+                of(g, "lag_ms", 0.5), of(g, "lag_ms", 0), of(g, "lag_ms", 1), of(g, "findings", 1)
+            printf "  init %.1f s; a scan of %d rows %.1f s, of which server CPU %.1f s, guardian CPU %.1f s\n",
+                of(g, "init_ms", 0.5) / 1000, of(g, "scan_rows", 0.5), of(g, "scan_ms", 0.5) / 1000,
+                of(g, "scan_server_cpu_us", 0.5) / 1e6, of(g, "scan_guardian_cpu_us", 0.5) / 1e6
+        }
     }
     function as_json(    v, g, i, n, field, comma, quote) {
         gsub(/["\\]/, "", model)
         printf "{\"date\":\"%s\",\"postgresql\":\"%s\",\"cores\":%s,\"cpu\":\"%s\",\"filesystem\":\"%s\",", day, version, cores, model, filesystem
-        printf "\"scale\":%s,\"clients\":%s,\"seconds\":%s,\"warm_up_s\":%s,\"rounds\":%s,\"replica_identity\":\"%s\",\"scan_every_s\":%s,\"medians\":{", scale, clients, seconds, warm_up, rounds, identity, scan_every
+        printf "\"scale\":%s,\"clients\":%s,\"seconds\":%s,\"warm_up_s\":%s,\"rounds\":%s,\"replica_identity\":\"%s\",\"scan_every_s\":%s,\"overhead\":[", scale, clients, seconds, warm_up, rounds, identity, scan_every
         for (v = 1; v <= variants; v++) {
             g = variant[v]
-            printf "%s\"%s\":{\"tps\":%.1f,\"tps_ratio\":%.3f,\"server_cpu_us_per_transaction\":%.1f,\"server_cpu_ratio\":%.3f", (v > 1 ? "," : ""), g,
-                of(g, "tps", 0.5), of(g, "tps_ratio", 0.5), of(g, "server", 0.5), of(g, "server_ratio", 0.5)
-            if (g == "guard")
-                printf ",\"guardian_cpu_us_per_transaction\":%.1f,\"lag_ms\":%.0f,\"events_per_s\":%.0f,\"findings_max\":%d",
+            printf "%s{\"setup\":\"%s\",\"tps\":%.1f,\"cpu_us_per_tx\":%.1f,\"p99_ms\":%.3f,\"wal_bytes_per_tx\":%.0f,", (v > 1 ? "," : ""), g,
+                of(g, "tps", 0.5), of(g, "server", 0.5), of(g, "p99_ms", 0.5), of(g, "wal", 0.5)
+            printf "\"tps_ratio\":%.3f,\"cpu_ratio\":%.3f,\"p99_ratio\":%.3f,\"wal_ratio\":%.3f",
+                of(g, "tps_ratio", 0.5), of(g, "server_ratio", 0.5), of(g, "p99_ratio", 0.5), of(g, "wal_ratio", 0.5)
+            if (g ~ /^guard/)
+                printf ",\"guardian_cpu_us_per_tx\":%.1f,\"lag_ms\":%.0f,\"events_per_s\":%.0f,\"findings_max\":%d",
                     of(g, "guardian", 0.5), of(g, "lag_ms", 0.5), of(g, "events_per_s", 0.5), of(g, "findings", 1)
             printf "}"
         }
-        printf "},\"runs\":["
+        printf "],\"runs\":["
         for (i = 1; i <= NR; i++) {
             n = split(line[i], field, " ")
             printf "%s{", (i > 1 ? "," : "")
@@ -445,18 +629,19 @@ tell() {
 
 failed=0
 hz=$(getconf CLK_TCK)
-find_postgres pgbench
+find_postgres pgbench pg_recvlogical
 find_pitser
-find_pgaudit
+choose_setups
 make_cluster C
 make_seed
 facts
 start_authority --publish-every 0
-variants=(plain guard)
-! $pgaudit || variants+=(pgaudit)
-! $parts || variants+=(installed replica)
 for ((round = 1; round <= rounds; round++)); do
-    for variant in "${variants[@]}"; do
+    order=("${variants[@]}")
+    if ((round % 2 == 0)); then
+        for ((at = 0; at < ${#variants[@]}; at++)); do order[at]=${variants[-1 - at]}; done
+    fi
+    for variant in "${order[@]}"; do
         run_round "$round" "$variant"
     done
 done

@@ -49,6 +49,13 @@ pub(crate) struct Args {
     /// How long that is kept up
     #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(3..=3600))]
     seconds: u64,
+    /// Rows that are there when guarding begins; how fast they are sealed is measured against psql, which copies
+    /// them to /dev/null
+    #[arg(long, value_name = "ROWS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=100_000_000))]
+    backfill: u64,
+    /// psql [default: the one beside pg_recvlogical]
+    #[arg(long, value_name = "FILE")]
+    psql: Option<PathBuf>,
     /// Keep no images of rows in the vault
     #[arg(long)]
     no_vault: bool,
@@ -114,7 +121,7 @@ impl<'b> Bench<'b> {
         let authority = Authority::start(folder, "")?;
         let path = folder.join("pitser.toml");
         fs::write(&path, configuration(args, &authority)).map_err(Failure::service)?;
-        query(&mut sql, TABLE)?;
+        query(&mut sql, &TABLE.replace("{row}", ROW))?;
         // A guardian that is stopped in its tracks must not lose its connection.
         let name = sql.database().replace('"', "\"\"");
         query(
@@ -137,11 +144,13 @@ impl<'b> Bench<'b> {
     }
 
     fn measure(&mut self) -> Result<Map, Failure> {
-        self.pitser("guard init --config pitser.toml")?;
-        let mut command = ourselves(self.folder, "guard run --config pitser.toml")?;
-        let log = fs::File::create(self.folder.join("guard.log")).map_err(Failure::service)?;
-        command.stdout(Stdio::null()).stderr(log);
-        self.guardian = Some(Server::spawn(&mut command)?);
+        let backfill = match self.args.backfill {
+            0 => None,
+            rows => Some(self.backfill(rows)?),
+        };
+        if backfill.is_none() {
+            self.begin()?;
+        }
         self.wait(|status| status["verified_up_to"].is_string())?;
         let mut progress = Progress::new("rounds");
         let mut rounds = Vec::new();
@@ -179,9 +188,79 @@ impl<'b> Bench<'b> {
             .with("log_hash_bytes", of(disk.hashes))
             .with("rss_mb", rss)
             .maybe("commit_to_seal_ms", latency)
+            .maybe("backfill", backfill)
             .with("events", events as u64)
             .with("rounds", self.args.rounds)
             .with("vault", !self.args.no_vault))
+    }
+
+    /// Prepares the database, and starts to guard it.
+    fn begin(&mut self) -> Result<(), Failure> {
+        self.pitser("guard init --config pitser.toml")?;
+        let mut command = ourselves(self.folder, "guard run --config pitser.toml")?;
+        let log = fs::File::create(self.folder.join("guard.log")).map_err(Failure::service)?;
+        command.stdout(Stdio::null()).stderr(log);
+        self.guardian = Some(Server::spawn(&mut command)?);
+        Ok(())
+    }
+
+    /// How long it takes until so many rows that are there are sealed, from the first
+    /// step of `guard init`; and psql to copy them to /dev/null.
+    fn backfill(&mut self, rows: u64) -> Result<Map, Failure> {
+        // Behind all that the rounds insert.
+        query(
+            &mut self.sql,
+            &format!(
+                "INSERT INTO public.pitser_bench SELECT 1000000000000 + n, {ROW} FROM generate_series(1, {rows}) n"
+            ),
+        )?;
+        query(&mut self.sql, "VACUUM ANALYZE public.pitser_bench")?;
+        query(&mut self.sql, "CHECKPOINT")?;
+        let copied = self.copy()?.as_secs_f64();
+        let began = Instant::now();
+        self.begin()?;
+        let durable = began.elapsed().as_secs_f64();
+        self.wait(|status| {
+            status["state"] == "guarding" && status["blocks"] != 0 && status["unsealed"] == 0
+        })?;
+        let sealed = began.elapsed().as_secs_f64();
+        let a_second = |seconds: f64| (rows as f64 / seconds) as u64;
+        Ok(Map::new()
+            .with("rows", rows)
+            .with("rows_per_s", a_second(sealed))
+            .with("copy_rows_per_s", a_second(copied))
+            .with("of_copy", rounded(copied / sealed))
+            .with("durable_s", rounded(durable))
+            .with("sealed_s", rounded(sealed)))
+    }
+
+    /// How long psql takes to copy the table to /dev/null.
+    fn copy(&self) -> Result<Duration, Failure> {
+        let beside = Path::new(&self.recvlogical).with_file_name("psql");
+        let psql = self.args.psql.clone().unwrap_or(beside);
+        let began = Instant::now();
+        let copied = Command::new(&psql)
+            .args([
+                "--no-psqlrc",
+                "--quiet",
+                "--set=ON_ERROR_STOP=1",
+                "--output=/dev/null",
+            ])
+            .arg("--command=COPY public.pitser_bench TO STDOUT")
+            .arg(format!("--dbname={}", self.args.url))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| {
+                let psql = psql.display();
+                Failure::Input(format!("cannot run {psql}: {e}; name it with --psql"))
+            })?;
+        match copied.status.success() {
+            true => Ok(began.elapsed()),
+            false => Err(Failure::Service(format!(
+                "psql failed: {}",
+                String::from_utf8_lossy(&copied.stderr).trim()
+            ))),
+        }
     }
 
     /// The same changes, for the one and then for the other.
@@ -360,6 +439,11 @@ impl<'b> Bench<'b> {
     }
 }
 
+/// All but the key of row `n`.
+const ROW: &str = "'pt-' || n % 10000, 'LOINC ' || n % 997, n % 1000 / 7.0, 'mmol/L',
+    '2026-03-14 09:26:53.589793+00'::timestamptz + n * interval '1 ms', n % 40,
+    md5(n::text)::uuid, repeat('within the usual range; ', 4), n % 2 = 0";
+
 /// Ten columns, about 250 bytes of text in all.
 const TABLE: &str = "
     CREATE TABLE public.pitser_bench (
@@ -374,9 +458,7 @@ const TABLE: &str = "
     BEGIN
         FOR at IN first .. first + changes - 1 BY tenth * 10 LOOP
             INSERT INTO public.pitser_bench
-                SELECT n, 'pt-' || n % 10000, 'LOINC ' || n % 997, n % 1000 / 7.0, 'mmol/L',
-                    '2026-03-14 09:26:53.589793+00'::timestamptz + n * interval '1 ms', n % 40,
-                    md5(n::text)::uuid, repeat('within the usual range; ', 4), n % 2 = 0
+                SELECT n, {row}
                 FROM generate_series(at, at + 6 * tenth - 1) n;
             UPDATE public.pitser_bench SET value = value + 1, checked = NOT checked
                 WHERE id >= at AND id < at + 3 * tenth;
