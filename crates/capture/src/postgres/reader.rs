@@ -19,8 +19,11 @@ const STEPS: usize = 500;
 const BYTES: usize = 4 << 20;
 /// Batches that wait for their taker.
 const AHEAD: usize = 3;
-/// How long a batch that is not full waits for more.
+/// How long is waited for a batch, and for something to acknowledge.
 const INSTANT: Duration = Duration::from_millis(1);
+/// Between two batches that are far from full: no transaction of the server wakes us by
+/// itself, which is on the same machine as a rule.
+const PACE: Duration = Duration::from_millis(10);
 /// How long the server is waited for before we look whether we are to say or do
 /// something.
 const IDLE: Duration = Duration::from_millis(20);
@@ -111,10 +114,19 @@ impl Drop for Reader {
 
 /// Reads until somebody is gone, or reading fails.
 fn read(mut stream: Stream, batches: &SyncSender<Batch>, acks: &Receiver<Position>) {
+    let mut is_keeping_up = false;
     loop {
-        let batch = match batch(&mut stream, acks) {
+        let waited = match is_keeping_up {
+            true => pause(&mut stream, acks),
+            false => Ok(()),
+        };
+        let read = waited.map_err(|error| (Vec::new(), error));
+        let batch = match read.and_then(|()| batch(&mut stream, acks)) {
             Ok(None) => return,
-            Ok(Some(batch)) => Ok(batch),
+            Ok(Some(batch)) => {
+                is_keeping_up = batch.len() < STEPS / 2;
+                Ok(batch)
+            }
             Err((read, error)) => {
                 // What was read before it failed is as good as ever.
                 let _ = batches.send(Ok(read));
@@ -125,6 +137,15 @@ fn read(mut stream: Stream, batches: &SyncSender<Batch>, acks: &Receiver<Positio
         if batches.send(batch).is_err() || is_over {
             return;
         }
+    }
+}
+
+/// Lets the server say more, and acknowledges what is to be meanwhile.
+fn pause(stream: &mut Stream, acks: &Receiver<Position>) -> Result<(), PgError> {
+    match acks.recv_timeout(PACE) {
+        Ok(upto) => acknowledge(stream, acks, upto),
+        // That nobody is there any more is noticed by whoever hands over.
+        Err(_) => Ok(()),
     }
 }
 
@@ -143,7 +164,7 @@ fn batch(
                     bytes += change.size();
                 }
                 steps.push(step);
-                wait = INSTANT;
+                wait = Duration::ZERO;
             }
             Ok(None) if !steps.is_empty() => break,
             // Nothing was said, or we were asked for what only an ack can answer.

@@ -101,6 +101,9 @@ impl Stream {
     /// Call it more often than the server's `wal_sender_timeout` (60 s unless
     /// set): this is what answers the server's questions.
     ///
+    /// With a `wait` of zero, what has arrived already: who looks now and then
+    /// instead of waiting for each message is not woken by each of them.
+    ///
     /// # Errors
     /// [`PgError::is_passing`] ones: start again from the last durable
     /// position. [`PgError::Decode`]: nothing more can be read from here.

@@ -56,6 +56,8 @@ pub struct Connection {
     transport: Transport,
     received: BytesMut,
     chunk: Box<[u8]>,
+    /// The last receipt was little: we keep up with what comes.
+    is_drained: bool,
     /// Longest message that is accepted now, bytes.
     limit: usize,
     /// The timeout that the socket has now; `None` before the first is set.
@@ -76,6 +78,9 @@ pub(super) struct Frame {
     pub(super) tag: u8,
     pub(super) body: Bytes,
 }
+
+/// Bytes received at once, below which there is hardly more to be had at once.
+const LITTLE: usize = 1 << 10;
 
 /// What the server sends while it streams.
 pub(super) enum Streamed {
@@ -145,6 +150,7 @@ impl Connection {
             transport,
             received: BytesMut::new(),
             chunk: vec![0; 1 << 16].into(),
+            is_drained: false,
             limit: GREETING_LIMIT,
             wait: None,
             patience: config.patience(),
@@ -372,21 +378,28 @@ impl Connection {
     }
 
     /// The next message; `None` if `wait` passed without a byte. What was
-    /// received of it by then is kept.
+    /// received of it by then is kept. A `wait` of zero is for what has arrived
+    /// already: nothing is asked of the socket while that gives little at a time.
     fn read_frame(&mut self, wait: Option<Duration>) -> Result<Option<Frame>, PgError> {
+        // A zero timeout would mean none at all.
+        let least = wait.map(|wait| wait.max(Duration::from_millis(1)));
         loop {
             if let Some(frame) = take_frame(&mut self.received, self.limit)? {
                 return Ok(Some(frame));
             }
-            if self.wait != Some(wait) {
-                // A zero timeout would mean none at all.
-                let least = wait.map(|wait| wait.max(Duration::from_millis(1)));
+            if wait == Some(Duration::ZERO) && self.is_drained {
+                return Ok(None);
+            }
+            if self.wait != Some(least) {
                 self.transport.set_timeout(least)?;
-                self.wait = Some(wait);
+                self.wait = Some(least);
             }
             match self.transport.receive(&mut self.chunk) {
                 Ok(0) => return Err(PgError::Lost(ErrorKind::UnexpectedEof)),
-                Ok(count) => self.received.extend_from_slice(&self.chunk[..count]),
+                Ok(count) => {
+                    self.is_drained = count < LITTLE;
+                    self.received.extend_from_slice(&self.chunk[..count]);
+                }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(None),
                     ErrorKind::Interrupted => {}

@@ -1,6 +1,8 @@
 //! What happened, in the order in which the source tells it.
 
-use super::{BATCH, BLOCK_LINES, Ended, POSITION, Receipt, Session, SubmitError, Worker};
+use super::{
+    BATCH, BLOCK_LINES, COMMIT_US, Ended, POSITION, Receipt, Session, SubmitError, Worker,
+};
 use crate::actors::Judged;
 use crate::translate::{self, About, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
@@ -23,8 +25,8 @@ const TRUNCATED: usize = 500;
 
 impl Session {
     /// Takes the next batch of what was committed; `true` if the source may have
-    /// had more to tell at once. It is durable then, unless more is coming and
-    /// little waits: the source comes again with what it was not acknowledged.
+    /// had more to tell at once. It is durable soon: the source comes again with what
+    /// it was not acknowledged.
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
         let mut steps = std::mem::take(&mut self.begun);
         if steps.is_empty() {
@@ -35,20 +37,31 @@ impl Session {
         }
         let full = steps.len() >= BATCH;
         self.more = !steps.is_empty();
-        if steps.is_empty() {
-            return Ok(false);
-        }
+        self.unshown |= self.more;
         for step in steps {
             self.step(worker, step)?;
         }
-        if !self.source.is_stream() {
+        if self.more && !self.source.is_stream() {
             self.end_transaction(worker)?;
         }
-        if !full || self.trail.waiting_bytes() >= WAITING_BYTES {
-            self.trail.commit()?;
-            self.show(worker);
+        // A pass over the rows reads lines from the disk.
+        let is_due = (worker.parts.clock)() >= self.next.commit || self.scanning.is_some();
+        if (is_due && !full) || self.trail.waiting_bytes() >= WAITING_BYTES {
+            self.commit(worker)?;
         }
         Ok(full)
+    }
+
+    /// Makes what was taken durable, and shows it. Nothing is acknowledged by this,
+    /// so that it need not be done for each batch: the server that is guarded waits for
+    /// the same disk.
+    pub(super) fn commit(&mut self, worker: &Worker) -> Result<(), Ended> {
+        if std::mem::take(&mut self.unshown) {
+            self.trail.commit()?;
+            self.next.commit = (worker.parts.clock)() + COMMIT_US;
+            self.show(worker);
+        }
+        Ok(())
     }
 
     fn step(&mut self, worker: &mut Worker, step: Captured) -> Result<(), Ended> {

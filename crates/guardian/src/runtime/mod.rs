@@ -53,10 +53,13 @@ pub(crate) use transaction::Written;
 const POLL: Duration = Duration::from_millis(20);
 /// Steps taken from the source at a time.
 const BATCH: usize = 500;
+/// Between two times that lines are made durable, unless somebody waits for them, in
+/// microseconds.
+const COMMIT_US: u64 = 100_000;
 /// The file that holds a position which no line tells of.
 const POSITION: &str = "position";
-/// Rows of a baseline written before they are made durable.
-const BASELINE_CHUNK: usize = 500;
+/// Rows of a baseline that are read and written together.
+const BASELINE_CHUNK: usize = 1000;
 /// Lines after which a block is closed without waiting for the second's end.
 const BLOCK_LINES: usize = pitser_trail::MAX_BLOCK_LINES - 1000;
 /// Latencies and blocks remembered for the status.
@@ -596,6 +599,8 @@ struct Session {
     open: Transaction,
     /// The last poll gave something: there may be more.
     more: bool,
+    /// Something was taken that is not durable, or not shown.
+    unshown: bool,
     heads: Heads,
     /// When lines of the blocks that wait for a seal were committed, per block.
     waiting: VecDeque<(u64, Vec<u64>)>,
@@ -637,4 +642,5 @@ struct Due {
     fingerprint: u64,
     word: u64,
     cosign: u64,
+    commit: u64,
 }

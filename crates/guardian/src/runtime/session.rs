@@ -48,6 +48,7 @@ impl Session {
             mapping: Digest::of(&[patients.mapping().as_bytes()]),
             fingerprint: source.fingerprint()?,
             more: false,
+            unshown: false,
             heads: Heads::default(),
             incidents: super::findings::incidents(&mut trail, &collected.findings)?,
             position,
@@ -83,6 +84,7 @@ impl Session {
                 fingerprint: now + SECOND_US,
                 word: 0,
                 cosign: now,
+                commit: now,
             },
             source,
             trail,
@@ -240,7 +242,7 @@ impl Session {
             self.capture(worker)?;
             self.regular(worker)?;
         }
-        Ok(())
+        self.commit(worker)
     }
 
     pub(super) fn regular(&mut self, worker: &mut Worker) -> Result<(), Ended> {
