@@ -11,6 +11,7 @@ use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::config::{Archive, Kind, Source, Tuning, matches};
+use pitser_guardian::audit::Admitted;
 use pitser_guardian::erasure::Approver;
 use pitser_trail::SegmentLimits;
 use pitser_trail::archive::CACHE_BYTES;
@@ -19,6 +20,9 @@ use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
+
+/// Auditors of one guardian.
+const AUDITORS: usize = 16;
 
 /// The commented example with every key; a test keeps it complete.
 pub(crate) const EXAMPLE: &str = include_str!("../../../pitser.toml");
@@ -48,6 +52,9 @@ pub(crate) struct Config {
     /// Who may have patients erased.
     #[serde(rename = "approver", default)]
     approvers: Vec<Approver>,
+    /// Auditors who may ask for the trails over HTTP.
+    #[serde(rename = "auditor", default)]
+    auditors: Vec<Admitted>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     pub(crate) dir: PathBuf,
@@ -331,6 +338,7 @@ impl Config {
             .receivers()
             .and_then(|_| config.check_witnesses())
             .and_then(|()| config.check_approvers())
+            .and_then(|()| config.check_auditors())
             .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
     }
@@ -424,6 +432,25 @@ impl Config {
         Ok(())
     }
 
+    /// Each auditor's key is tried for each request.
+    fn check_auditors(&self) -> Result<(), String> {
+        if self.auditors.len() > AUDITORS {
+            return Err(format!("[[auditor]]: there are more than {AUDITORS}"));
+        }
+        for (at, auditor) in self.auditors.iter().enumerate() {
+            let what = format!("[[auditor]] {}", at + 1);
+            let before = &self.auditors[..at];
+            if auditor.name.trim().is_empty() {
+                return Err(format!("{what}: name: it is empty"));
+            }
+            let same = |other: &Admitted| other.key.public_key() == auditor.key.public_key();
+            if before.iter().any(same) {
+                return Err(format!("{what}: key: another one has it"));
+            }
+        }
+        Ok(())
+    }
+
     fn witness_quorum(&self) -> usize {
         witnesses::quorum(self.witnesses.len(), self.guard.witness_quorum)
     }
@@ -457,6 +484,7 @@ impl Config {
             },
             archive: self.store.clone(),
             approvers: self.approvers.clone(),
+            auditors: self.auditors.clone(),
             ..default
         }
     }
@@ -577,6 +605,9 @@ mod tests {
             "vault_key",
             "approver",
             "token_sha256",
+            "auditor]]",
+            "table_keys",
+            "rows_per_day",
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }
