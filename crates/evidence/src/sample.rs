@@ -337,7 +337,9 @@ fn identifier<'a>(
     let proved = proof.and_then(|proof| PublicKey(genesis.vrf_key.0).verify(&alpha, proof));
     match proved == Some(pseudonym.0) {
         true => Ok(Some(&subject.id)),
-        false => Err(Wrong::Other("its pseudonym is not that of the patient shown")),
+        false => Err(Wrong::Other(
+            "its pseudonym is not that of the patient shown",
+        )),
     }
 }
 
@@ -426,7 +428,9 @@ impl Found<'_> {
             };
         };
         let Some(via) = self.via.get(step).filter(|_| step < MAX_STEPS) else {
-            return Ok(Some("the row through which its patient is found is not shown"));
+            return Ok(Some(
+                "the row through which its patient is found is not shown",
+            ));
         };
         self.step(target, value, via, trail, step)
     }
@@ -450,7 +454,9 @@ impl Found<'_> {
         let mut tables = trail.genesis.tables.iter();
         let named = tables.find(|t| t.name == table).map(|t| &t.key[..]);
         let Some([named]) = named else {
-            return Ok(Some("the table through which its patient is found is not in the genesis"));
+            return Ok(Some(
+                "the table through which its patient is found is not in the genesis",
+            ));
         };
         if columns.value(named) != Some(Some(key)) {
             return Err(Wrong::Opening(

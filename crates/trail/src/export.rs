@@ -569,7 +569,10 @@ impl Exporter {
         cells: &[Vec<u8>],
         seq: u64,
     ) -> Result<Option<u64>, ExportError> {
-        let leaf = self.view.state.record_leaf(table, &self.record_key(table, cells))?;
+        let leaf = self
+            .view
+            .state
+            .record_leaf(table, &self.record_key(table, cells))?;
         let before = |line: &Line| line.prev.map(|prev| prev.seq);
         self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
             line.seq <= seq && line.row.is_some()

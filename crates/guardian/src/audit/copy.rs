@@ -82,6 +82,11 @@ impl Copy<'_> {
         let (mut number, mut covered, mut is_whole) = (whole.segments, whole.blocks, true);
         while covered < blocks {
             let listed = self.site.state(self.key, u64::MAX, 0, number)?.segments;
+            if number == 0 && listed.is_empty() {
+                return Err(self
+                    .site
+                    .unfit("it has a head, and no segment of its trail"));
+            }
             let is_last = listed.len() < SEGMENTS as usize;
             for found in listed {
                 let found = self.segment(number, found, blocks - covered)?;

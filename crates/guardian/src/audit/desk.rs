@@ -239,7 +239,10 @@ impl Desk {
     }
 
     async fn admitted(self: &Arc<Self>, who: usize, request: Request<'_>) -> Result<Answer, No> {
-        let (path, query) = request.target.split_once('?').unwrap_or((request.target, ""));
+        let (path, query) = request
+            .target
+            .split_once('?')
+            .unwrap_or((request.target, ""));
         let path = path.strip_prefix("/audit/").and_then(|path| {
             let (source, path) = path.split_once('/')?;
             (source == self.source).then_some(path)

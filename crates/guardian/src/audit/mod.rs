@@ -99,7 +99,10 @@ impl AuditError {
         match self {
             Self::Trail(_) => true,
             Self::Contradiction { code, .. } => {
-                matches!(code, Code::TrailShort | Code::TrailForked | Code::BlockMissing)
+                matches!(
+                    code,
+                    Code::TrailShort | Code::TrailForked | Code::BlockMissing
+                )
             }
             _ => false,
         }

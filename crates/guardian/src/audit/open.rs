@@ -36,7 +36,10 @@ impl<'a> Opener<'a> {
     ) -> Result<Self, ExportError> {
         let exporter = Exporter::open(layout)?;
         let genesis = exporter.genesis().cloned().ok_or(ExportError::NoHead)?;
-        let rows = status.mapping.lines().filter_map(|row| row.split_once('\t'));
+        let rows = status
+            .mapping
+            .lines()
+            .filter_map(|row| row.split_once('\t'));
         let mapping = rows.map(|(table, path)| (table.to_owned(), path.to_owned()));
         Ok(Self {
             mapping: mapping.collect(),
@@ -142,7 +145,8 @@ impl<'a> Opener<'a> {
                 break;
             };
             let (_, opened) = self.exporter.opened(line)?;
-            let Some((nonce, row)) = opened.and_then(|(nonce, content)| Some((nonce, content.row?)))
+            let Some((nonce, row)) =
+                opened.and_then(|(nonce, content)| Some((nonce, content.row?)))
             else {
                 break;
             };

@@ -14,9 +14,9 @@ use pitser_evidence::finding::Code;
 use pitser_evidence::line::Line;
 use pitser_evidence::sample::{MAX_ANSWER, Question, Shown};
 use pitser_tlog::note::{Note, SigningKey, VerifierKey};
-use pitser_trail::{Layout, read};
 use pitser_trail::disk::{self, At, DiskError};
 use pitser_trail::serve::Part;
+use pitser_trail::{Layout, read};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
@@ -126,7 +126,10 @@ impl Site {
         let body = body.ok_or_else(|| self.unfit("it does not know how its trail stands"))?;
         let state: TrailState = serde_json::from_slice(&body)
             .map_err(|_| self.unfit("how its trail stands cannot be read"))?;
-        match state.head.as_ref().is_some_and(|h| h.len() as u64 > HEAD_MAX)
+        match state
+            .head
+            .as_ref()
+            .is_some_and(|h| h.len() as u64 > HEAD_MAX)
             || state.segments.len() > SEGMENTS as usize
         {
             true => Err(self.unfit("its head or its list of segments is too long")),
@@ -168,12 +171,7 @@ impl Site {
     }
 
     /// Hands a statement over.
-    pub(super) fn give(
-        &self,
-        key: &SigningKey,
-        note: &str,
-        head: &str,
-    ) -> Result<(), RemoteError> {
+    pub(super) fn give(&self, key: &SigningKey, note: &str, head: &str) -> Result<(), RemoteError> {
         let handed = HandedOver {
             head: head.to_owned(),
             note: note.to_owned(),
@@ -253,16 +251,19 @@ impl Site {
         mut once: impl FnMut() -> Result<Reply, RemoteError>,
     ) -> Result<Reply, RemoteError> {
         let mut pause = PAUSE;
-        for _ in 1..ATTEMPTS {
+        for attempt in 1..ATTEMPTS {
             match once() {
-                Ok(reply) if !matches!(reply.status, 429 | 503) => return Ok(reply),
-                Ok(_) => {}
+                Ok(reply) if matches!(reply.status, 429 | 503) => {}
+                // It may have been signed while the guardian was starting.
+                Ok(reply) if reply.status == 401 && attempt == 1 => {}
+                Ok(reply) => return Ok(reply),
                 Err(RemoteError::Client(
                     error @ (ClientError::Connect { .. } | ClientError::Lost { .. }),
                 )) => tracing::debug!(%error, "asking again"),
                 Err(error) => return Err(error),
             }
-            self.runtime.block_on(tokio::time::sleep(pause));
+            self.runtime
+                .block_on(async { tokio::time::sleep(pause).await });
             pause *= 2;
         }
         once()
@@ -430,7 +431,9 @@ impl Auditor {
             );
             return Err(contradiction(Code::TrailForked, text));
         }
-        let log_key = line.genesis.and_then(|genesis| genesis.log_key.parse().ok());
+        let log_key = line
+            .genesis
+            .and_then(|genesis| genesis.log_key.parse().ok());
         let log_key: Option<VerifierKey> = log_key;
         let log_key = log_key.filter(|key| key.name() == site.origin);
         let log_key = log_key.ok_or_else(|| site.unfit("its trail begins with no genesis"))?;
@@ -438,7 +441,9 @@ impl Auditor {
     }
 
     fn served_genesis(&self, site: &Site) -> Result<(Line, Digest), AuditError> {
-        let piece = site.piece(&self.key, 0, Part::Lines, 0)?.unwrap_or_default();
+        let piece = site
+            .piece(&self.key, 0, Part::Lines, 0)?
+            .unwrap_or_default();
         let end = piece.iter().position(|byte| *byte == b'\n');
         let line = end.map(|end| &piece[..end]);
         let decoded = line.and_then(|line| Some((Line::decode(line).ok()?, Line::hash(line))));
@@ -462,7 +467,10 @@ impl Auditor {
             state,
             known,
         } = asked;
-        let head = state.head.as_ref().ok_or(AuditError::Waiting(Doubt::NoHead))?;
+        let head = state
+            .head
+            .as_ref()
+            .ok_or(AuditError::Waiting(Doubt::NoHead))?;
         let note = Note::parse(head.as_bytes())
             .map_err(|e| AuditError::Waiting(Doubt::Unreadable(e.to_string())))?;
         // Before anything is fetched for it.
@@ -528,11 +536,7 @@ impl Auditor {
     ///
     /// # Errors
     /// [`AuditError`] if the auditor's own files cannot be used.
-    pub fn hand_over(
-        &mut self,
-        site: &Site,
-        signed: &super::Signed,
-    ) -> Result<Given, AuditError> {
+    pub fn hand_over(&mut self, site: &Site, signed: &super::Signed) -> Result<Given, AuditError> {
         let path = self.trail(&signed.statement.genesis).join("given");
         let size = signed.statement.size.to_string();
         if std::fs::read_to_string(&path).is_ok_and(|given| given == size) {

@@ -117,11 +117,13 @@ impl Credentials {
         let at_ms: u64 = at.parse().ok()?;
         let nonce = HEXLOWER.decode(words.next()?.as_bytes()).ok()?;
         let signature = BASE64.decode(words.next()?.as_bytes()).ok()?;
-        (words.next().is_none() && at_ms.to_string() == at && signature.len() == 64).then_some(Self {
-            at_ms,
-            nonce: nonce.try_into().ok()?,
-            signature,
-        })
+        (words.next().is_none() && at_ms.to_string() == at && signature.len() == 64).then_some(
+            Self {
+                at_ms,
+                nonce: nonce.try_into().ok()?,
+                signature,
+            },
+        )
     }
 }
 
@@ -179,7 +181,10 @@ impl Gate {
         // A nonce is kept while what it came with could be sent again.
         let old = |(at, _): &(u64, [u8; 16])| at.saturating_add(CLOCKS_MS) < now_ms;
         self.seen.retain(|seen| !old(seen));
-        let is_known = self.seen.iter().any(|(_, nonce)| *nonce == credentials.nonce);
+        let is_known = self
+            .seen
+            .iter()
+            .any(|(_, nonce)| *nonce == credentials.nonce);
         if is_known || self.seen.len() >= NONCES {
             return None;
         }
@@ -255,7 +260,11 @@ mod tests {
         let auditors = [admitted];
         let header = asked().authorize(&key, NOW, &[7; 16]);
         let refused = |signed: Signed<'_>, header: &str, now| {
-            assert_eq!(gate().admit(&auditors, signed, header, now), None, "{header}");
+            assert_eq!(
+                gate().admit(&auditors, signed, header, now),
+                None,
+                "{header}"
+            );
         };
         refused(asked(), "", NOW);
         refused(asked(), &header.replacen("Pitser-Audit", "Bearer", 1), NOW);
@@ -273,7 +282,14 @@ mod tests {
             &header,
             NOW,
         );
-        refused(Signed { body: b"x", ..asked() }, &header, NOW);
+        refused(
+            Signed {
+                body: b"x",
+                ..asked()
+            },
+            &header,
+            NOW,
+        );
         let (stranger, _) = auditor(3);
         refused(asked(), &asked().authorize(&stranger, NOW, &[7; 16]), NOW);
         for at in 0..header.len() {

@@ -121,9 +121,18 @@ impl Auditor {
             log_root: *head.root(),
         };
         let (output, proof) = sampling_key(&self.key).prove(&drawn.alpha());
-        let lines = Lines { layout, view, known };
+        let lines = Lines {
+            layout,
+            view,
+            known,
+        };
         let end = view.state.next_seq();
-        let asked = lines.draw(&output, before.map_or(0, |before| before.lines), end, sampling.rows)?;
+        let asked = lines.draw(
+            &output,
+            before.map_or(0, |before| before.lines),
+            end,
+            sampling.rows,
+        )?;
         if asked.is_empty() {
             return Ok(None);
         }
@@ -293,8 +302,8 @@ fn compare<P>(
                     true => lines.line(erasing)?,
                     false => None,
                 };
-                let is_so = erasing_line
-                    .is_some_and(|e| e.op == Op::Erase && e.patient == line.patient);
+                let is_so =
+                    erasing_line.is_some_and(|e| e.op == Op::Erase && e.patient == line.patient);
                 match is_so {
                     true => sampled.erased += 1,
                     false => sampled.refused.push((

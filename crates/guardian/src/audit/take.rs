@@ -3,8 +3,8 @@
 use pitser_evidence::audit::Statement;
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::note::{Note, VerifierKey};
-use pitser_trail::disk::{self, DiskError};
 use pitser_trail::Layout;
+use pitser_trail::disk::{self, DiskError};
 use pitser_trail::export::{ExportError, Exporter};
 
 /// Why a statement is not taken.

@@ -25,7 +25,7 @@ use crate::{clock, files, service};
 
 /// Arguments of `pitser audit follow`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Follow {
+pub(crate) struct Follow {
     /// Address of the guardian, http:// or https://; or the folder of the trail, or a copy of it, where nothing
     /// is written
     #[arg(value_name = "URL|TRAIL-DIR")]
@@ -160,7 +160,8 @@ fn site(args: &Follow, anchors: &Anchors, runtime: &Handle) -> Result<Site, Fail
             return Err(Failure::Input(why.into()));
         }
         (None, _) => {
-            let why = "your anchors have several trails: name the one at this address with --origin";
+            let why =
+                "your anchors have several trails: name the one at this address with --origin";
             return Err(Failure::Input(why.into()));
         }
     };
@@ -218,9 +219,9 @@ fn once(
         Trail::Folder(_) => None,
     };
     match given {
-        Some(Given::Not(RemoteError::Refused { status: 409, why, .. })) => {
-            contradicted(&audited, why).show(args.form)
-        }
+        Some(Given::Not(RemoteError::Refused {
+            status: 409, why, ..
+        })) => contradicted(&audited, why).show(args.form),
         given => signed(&audited, given.as_ref(), auditor).show(args.form),
     }
 }
@@ -350,12 +351,17 @@ fn sample_step(sampled: &Sampled) -> Step {
 /// What a sample leaves to be asked about, a line for each row.
 fn sample_remarks(sampled: &Sampled) -> String {
     let of = |what: &'static str, rows: &[(u64, String)]| {
-        let lines = rows.iter().map(move |(row, why)| format!("line {row} {what}: {why}\n"));
+        let lines = rows
+            .iter()
+            .map(move |(row, why)| format!("line {row} {what}: {why}\n"));
         lines.collect::<String>()
     };
     let refused = of("is not opened", &sampled.refused);
     let partly = of("is opened in part", &sampled.partly);
-    let live = of("has another live row, by the guardian's word", &sampled.live_wrong);
+    let live = of(
+        "has another live row, by the guardian's word",
+        &sampled.live_wrong,
+    );
     output::clean(&format!("{refused}{partly}{live}"))
 }
 
@@ -376,7 +382,9 @@ fn contradicted(audited: &Audited, why: String) -> Judgement {
     Judgement {
         verdict: Verdict::Broken,
         code: Some(Code::TrailForked.to_string()),
-        summary: format!("the guardian does not take the statement about the trail that it served: {why}"),
+        summary: format!(
+            "the guardian does not take the statement about the trail that it served: {why}"
+        ),
         steps: Vec::new(),
         details: Map::new().with("note", &audited.signed.note),
         remarks: "Keep the auditor's folder as it is: it has the trail that was served.\n".into(),

@@ -5,7 +5,7 @@ mod follow;
 
 use std::path::{Path, PathBuf};
 
-use pitser_guardian::audit::{AuditError, Auditor, NotTaken, Proper, RemoteError};
+use pitser_guardian::audit::{AuditError, Auditor, NotTaken, Proper};
 use pitser_tlog::note::VerifierKey;
 use pitser_trail::ReadError;
 use zeroize::Zeroizing;
@@ -131,7 +131,6 @@ fn failure(error: AuditError) -> Failure {
         AuditError::Trail(error) => Failure::reading(&error),
         AuditError::Contradiction { .. } => Failure::Tampered(error.to_string()),
         AuditError::Waiting(_) | AuditError::Folder { .. } => Failure::input(error),
-        AuditError::Remote(RemoteError::Stranger { .. }) => Failure::input(error),
         AuditError::Disk(_) | AuditError::Map(_) | AuditError::Remote(_) => Failure::service(error),
     }
 }
