@@ -466,3 +466,322 @@ impl Found<'_> {
         self.through(table, &columns, trail, step + 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::LineNonce;
+    use crate::line::{Op, Timestamp};
+    use crate::vrf::SecretKey;
+    use std::collections::HashMap;
+
+    const ORIGIN: &str = "hospital.example/ehr";
+
+    /// A trail of `person` (whose patient it is itself) and `entry` (whose patient is
+    /// found through a person), with everything that its operator knows.
+    struct World {
+        genesis: Genesis,
+        vrf: SecretKey,
+        lines: HashMap<u64, Line>,
+    }
+
+    fn table(name: &str, patient: &str, table_key: &Key) -> TableGenesis {
+        TableGenesis {
+            columns: vec!["id".into(), "who".into(), "note".into()],
+            key: vec!["id".into()],
+            name: name.into(),
+            patient: patient.into(),
+            table_key: commit_table_key(name, table_key),
+        }
+    }
+
+    fn table_key(name: &str) -> Key {
+        Key::new([name.len() as u8; 32])
+    }
+
+    impl World {
+        fn new() -> Self {
+            let vrf = SecretKey::from_seed(&[4; 32]);
+            let genesis = Genesis {
+                log_key: String::new(),
+                origin: ORIGIN.into(),
+                predecessor: "none".into(),
+                salt: Bytes32([0; 32]),
+                system: "x".into(),
+                tables: vec![
+                    table("entry", "who -> person", &table_key("entry")),
+                    table("person", "who", &table_key("person")),
+                    table("ward", "none", &table_key("ward")),
+                ],
+                timeline: 1,
+                uncovered: Vec::new(),
+                vrf_key: Bytes32(vrf.public().0),
+            };
+            Self {
+                genesis,
+                vrf,
+                lines: HashMap::new(),
+            }
+        }
+
+        fn subject(&self, id: &str) -> Subject {
+            let (_, proof) = self.vrf.prove(&patient_alpha(ORIGIN, id));
+            Subject {
+                id: id.into(),
+                proof: Blob(proof.to_vec()),
+            }
+        }
+
+        /// A line about `patient` that commits to a row, and that row with key and
+        /// patient open.
+        fn row(
+            &mut self,
+            seq: u64,
+            table: &str,
+            row: [Option<&str>; 3],
+            patient: Option<&str>,
+        ) -> (Line, OpenedRow) {
+            let nonce = LineNonce::new(&Key::new([9; 32]), ORIGIN, 1, seq);
+            let names = ["id", "who", "note"];
+            let columns = names.iter().zip(row).map(|(name, value)| {
+                let (secret, value) = (nonce.column(name), value.map(str::as_bytes));
+                match *name {
+                    "note" => OpenColumn {
+                        bytes: None,
+                        hidden: Some(Bytes32(column_leaf(&secret, name, value))),
+                        name: (*name).into(),
+                        nonce: None,
+                        value: None,
+                    },
+                    _ => OpenColumn::open(name, secret, value),
+                }
+            });
+            let columns: Vec<_> = columns.collect();
+            let leaves = names.iter().zip(row).map(|(name, value)| {
+                let value = value.map(str::as_bytes);
+                (*name, column_leaf(&nonce.column(name), name, value))
+            });
+            let key = row[0].unwrap().as_bytes();
+            let at: Timestamp = "2026-03-14T09:26:53.000000Z".parse().unwrap();
+            let pseudonym = |id| self.vrf.prove(&patient_alpha(ORIGIN, id)).0;
+            let mut line = Line::new(Op::Update, seq, at, "db", "1");
+            line.table = Some(table.into());
+            line.key = Some(record_key(&table_key(table), [key]));
+            line.row = Some(row_root(leaves));
+            line.patient = patient.map(|id| Patient::Pseudonym(Bytes32(pseudonym(id))));
+            self.lines.insert(seq, line.clone());
+            let shown = OpenedRow {
+                columns: Some(columns),
+                key: Some(vec![Blob(key.to_vec())]),
+                patient: patient.map(|id| self.subject(id)),
+                table_key: Some(Bytes32(*table_key(table).expose())),
+                ..OpenedRow::default()
+            };
+            (line, shown)
+        }
+
+        fn mapping(&self) -> Digest {
+            let text = "entry\twho -> person\nperson\twho\nward\tnone\n";
+            Digest::of(&[text.as_bytes()])
+        }
+
+        fn compare(&self, line: &Line, shown: &OpenedRow) -> Result<Vec<&'static str>, Wrong> {
+            self.compare_under(self.mapping(), line, shown)
+        }
+
+        fn compare_under(
+            &self,
+            mapping: Digest,
+            line: &Line,
+            shown: &OpenedRow,
+        ) -> Result<Vec<&'static str>, Wrong> {
+            let mut trail = Trail {
+                genesis: &self.genesis,
+                mapping: Some(mapping),
+                line: &mut |seq| self.lines.get(&seq).cloned(),
+            };
+            // As it comes over the wire.
+            let json = serde_json::to_vec(shown).unwrap();
+            compare(line, &serde_json::from_slice(&json).unwrap(), &mut trail)
+        }
+
+        /// An entry of person 7, with the row through which its patient is found.
+        fn entry(&mut self, patient: Option<&str>) -> (Line, OpenedRow) {
+            let person = [Some("i7"), Some("tpt-1"), Some("tx")];
+            let (_, via) = self.row(1, "person", person, Some("pt-1"));
+            let (line, mut shown) =
+                self.row(2, "entry", [Some("i1"), Some("i7"), Some("tx")], patient);
+            shown.via = vec![Via {
+                columns: via.columns.unwrap(),
+                line: 1,
+            }];
+            (line, shown)
+        }
+    }
+
+    const PERSON: [Option<&str>; 3] = [Some("i7"), Some("tpt-1"), Some("tsecret")];
+
+    #[track_caller]
+    fn is_other<T: fmt::Debug>(compared: Result<T, Wrong>) {
+        assert!(matches!(compared, Err(Wrong::Other(_))), "{compared:?}");
+    }
+
+    #[track_caller]
+    fn does_not_open<T: fmt::Debug>(compared: Result<T, Wrong>) {
+        assert!(matches!(compared, Err(Wrong::Opening(_))), "{compared:?}");
+    }
+
+    #[test]
+    fn key_and_patient_are_the_rows() {
+        let mut world = World::new();
+        let (line, shown) = world.row(1, "person", PERSON, Some("pt-1"));
+        assert_eq!(world.compare(&line, &shown), Ok(vec![]));
+        let nobody = [Some("i8"), None, Some("tx")];
+        let (line, shown) = world.row(2, "person", nobody, None);
+        assert_eq!(world.compare(&line, &shown), Ok(vec![]));
+        let (line, shown) = world.row(3, "ward", PERSON, None);
+        assert_eq!(world.compare(&line, &shown), Ok(vec![]));
+        let (line, shown) = world.entry(Some("pt-1"));
+        assert_eq!(world.compare(&line, &shown), Ok(vec![]));
+        let json = serde_json::to_string(&shown).unwrap();
+        assert!(!json.contains("secret"), "{json}");
+    }
+
+    #[test]
+    fn a_line_about_another_patient_is_found() {
+        let mut world = World::new();
+        for patient in [Some("pt-2"), None] {
+            let (line, shown) = world.row(1, "person", PERSON, patient);
+            is_other(world.compare(&line, &shown));
+        }
+        let (line, shown) = world.row(1, "ward", PERSON, Some("pt-1"));
+        is_other(world.compare(&line, &shown));
+        let (line, shown) = world.entry(Some("pt-2"));
+        is_other(world.compare(&line, &shown));
+        // Nor with the right name, or somebody else's proof.
+        let (line, mut shown) = world.row(1, "person", PERSON, Some("pt-2"));
+        shown.patient = Some(world.subject("pt-1"));
+        is_other(world.compare(&line, &shown));
+        shown.patient.as_mut().unwrap().proof = world.subject("pt-2").proof;
+        is_other(world.compare(&line, &shown));
+        shown.patient.as_mut().unwrap().proof = Blob(Vec::new());
+        is_other(world.compare(&line, &shown));
+    }
+
+    #[test]
+    fn a_line_about_another_record_is_found() {
+        let mut world = World::new();
+        let (mut line, shown) = world.row(1, "person", PERSON, Some("pt-1"));
+        line.key = Some(record_key(&table_key("person"), [&b"i8"[..]]));
+        is_other(world.compare(&line, &shown));
+        // With the cells of the line: then they are not the row's.
+        let mut fitting = shown.clone();
+        fitting.key = Some(vec![Blob(b"i8".to_vec())]);
+        is_other(world.compare(&line, &fitting));
+        // Under a key that was made up for it.
+        let (line, mut shown) = world.row(1, "person", PERSON, Some("pt-1"));
+        shown.table_key = Some(Bytes32([1; 32]));
+        does_not_open(world.compare(&line, &shown));
+    }
+
+    #[test]
+    fn what_is_shown_is_what_was_committed_to() {
+        let mut world = World::new();
+        let (line, shown) = world.row(1, "person", PERSON, Some("pt-1"));
+        let changed = |change: fn(&mut Vec<OpenColumn>)| {
+            let mut shown = shown.clone();
+            change(shown.columns.as_mut().unwrap());
+            shown
+        };
+        for wrong in [
+            changed(|columns| columns[1].value = Some("tpt-2".into())),
+            changed(|columns| columns.swap(0, 1)),
+            changed(|columns| drop(columns.pop())),
+            changed(|columns| columns[2].name = "who".into()),
+            changed(|columns| columns[2].nonce = columns[1].nonce),
+            changed(|columns| columns[2].hidden = None),
+            changed(|columns| columns.push(columns[0].clone())),
+        ] {
+            does_not_open(world.compare(&line, &wrong));
+        }
+        let mut nobody = shown.clone();
+        nobody.patient = None;
+        does_not_open(world.compare(&line, &nobody));
+        let (line, shown) = world.entry(Some("pt-1"));
+        let mut wrong = shown.clone();
+        wrong.via[0].line = 2;
+        does_not_open(world.compare(&line, &wrong));
+        wrong.via[0].line = 99;
+        does_not_open(world.compare(&line, &wrong));
+        // The row of another person, whose patient the line is about.
+        let other = [Some("i9"), Some("tpt-2"), Some("tx")];
+        let (_, via) = world.row(3, "person", other, Some("pt-2"));
+        let (line, mut wrong) = world.row(
+            2,
+            "entry",
+            [Some("i1"), Some("i7"), Some("tx")],
+            Some("pt-2"),
+        );
+        wrong.via = vec![Via {
+            columns: via.columns.unwrap(),
+            line: 3,
+        }];
+        does_not_open(world.compare(&line, &wrong));
+    }
+
+    #[test]
+    fn what_is_kept_back_is_said() {
+        let mut world = World::new();
+        let (line, shown) = world.row(1, "person", PERSON, Some("pt-1"));
+        let kept = |change: fn(&mut OpenedRow)| {
+            let mut shown = shown.clone();
+            change(&mut shown);
+            world.compare(&line, &shown).unwrap().len()
+        };
+        assert_eq!(kept(|shown| shown.table_key = None), 1);
+        assert_eq!(kept(|shown| shown.key = None), 1);
+        assert_eq!(kept(|shown| shown.columns = None), 1);
+        let (line, mut shown) = world.entry(Some("pt-1"));
+        shown.via.clear();
+        assert_eq!(world.compare(&line, &shown).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_mapping_that_was_changed_since_is_the_one_that_was_sealed() {
+        let mut world = World::new();
+        let (line, mut shown) = world.row(1, "ward", PERSON, Some("pt-1"));
+        let text = "entry\twho -> person\nperson\twho\nward\twho\n";
+        let now = Digest::of(&[text.as_bytes()]);
+        assert_eq!(world.compare_under(now, &line, &shown).unwrap().len(), 1);
+        shown.mapping = Some(text.into());
+        assert_eq!(world.compare_under(now, &line, &shown), Ok(vec![]));
+        // The site's word for another one is worth nothing.
+        is_other(world.compare(&line, &shown));
+    }
+
+    #[test]
+    fn draws_are_spread_and_repeatable() {
+        let drawn = Drawn {
+            origin: ORIGIN.into(),
+            genesis: Digest::of(&[b"genesis"]),
+            size: 7,
+            log_root: [3; 32],
+        };
+        let (output, proof) = SecretKey::from_seed(&[1; 32]).prove(&drawn.alpha());
+        let public = SecretKey::from_seed(&[1; 32]).public();
+        assert_eq!(public.verify(&drawn.alpha(), &proof), Some(output));
+        let of = |range: Range<u64>, number| {
+            draws(&output, number, range).take(1000).collect::<Vec<_>>()
+        };
+        assert_eq!(of(5..5, 0), [0; 0]);
+        assert_eq!(of(7..3, 0), [0; 0]);
+        assert_eq!(of(5..6, 0), [5; 1000]);
+        let drawn = of(100..110, 0);
+        assert_eq!(drawn, of(100..110, 0));
+        assert_ne!(drawn, of(100..110, 1));
+        let mut all = drawn;
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all, (100..110).collect::<Vec<_>>());
+    }
+}
