@@ -234,8 +234,9 @@ impl Desk {
     fn has_turn(&self, who: usize) -> bool {
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let spent = pace.spent(who, (self.clock)() / 1000);
+        let has_turn = spent.requests > 0;
         spent.requests = spent.requests.saturating_sub(1);
-        spent.requests > 0
+        has_turn
     }
 
     async fn admitted(self: &Arc<Self>, who: usize, request: Request<'_>) -> Result<Answer, No> {

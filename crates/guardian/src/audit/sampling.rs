@@ -26,6 +26,9 @@ use super::{AuditError, Auditor, Known, contradiction};
 /// Lines that are drawn for each row that is wanted, at most: others are about no row.
 const DRAWS: usize = 256;
 
+/// Seconds after which a sample that was refused altogether is followed by another.
+const REFUSED_S: u64 = 600;
+
 /// How rows are sampled.
 #[derive(Clone, Copy)]
 pub struct Sampling<'a> {
@@ -106,7 +109,12 @@ impl Auditor {
         let now = (sampling.clock)();
         let before = self.last_sample(&known.genesis)?;
         let is_due = |before: &Sampled| {
-            before.size < head.size() && now.0.saturating_sub(before.at) >= sampling.every_s
+            // Who was busy is asked again sooner.
+            let every_s = match before.asked.len() == before.refused.len() {
+                true => sampling.every_s.min(REFUSED_S),
+                false => sampling.every_s,
+            };
+            before.size < head.size() && now.0.saturating_sub(before.at) >= every_s
         };
         if sampling.rows == 0 || !before.as_ref().is_none_or(is_due) {
             return Ok(None);
