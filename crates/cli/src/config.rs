@@ -774,6 +774,31 @@ mod tests {
         witness_refused("", &format!("{good}keys = 1"), "Did you mean `key`?");
     }
 
+    #[test]
+    fn mistakes_in_auditors_are_named() {
+        let key = "auditor.example/health+9bfffeca+AYmgdWbhVJIheknz+4OuvFWtF/iV+tgkEM1ysuxKHXAK";
+        let block = |more: &str| format!("[[auditor]]\nname = \"chamber\"\n{more}\n");
+        let read = |text: &str| Config::parse("pitser.toml", &format!("{EXAMPLE}\n{text}"));
+        let good = block(&format!("key = \"{key}\""));
+        let auditors = read(&good).unwrap().tuning().auditors;
+        assert_eq!((auditors.len(), auditors[0].rows_per_day), (1, 200));
+        assert!(auditors[0].table_keys);
+        for (text, expected) in [
+            (block(""), "missing field `key`"),
+            (block("key = \"x\""), "pitser.toml:"),
+            (block(&format!("key = \"{WITNESS}\"")), "a witness's key"),
+            (good.replace("chamber", " "), "name: it is empty"),
+            (good.repeat(2), "[[auditor]] 2: key: another one has it"),
+            (
+                good.clone() + "tablekeys = true",
+                "Did you mean `table_keys`?",
+            ),
+        ] {
+            let error = read(&text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
     #[track_caller]
     fn refused(find: &str, replace: &str, expected: &str) {
         let text = EXAMPLE.replacen(find, replace, 1);

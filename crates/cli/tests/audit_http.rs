@@ -6,6 +6,8 @@
 mod common;
 #[path = "common/hospital.rs"]
 mod hospital;
+#[path = "common/tls.rs"]
+mod tls;
 
 use common::{Process, Said, pitser};
 use hospital::{Hospital, ORIGIN, copied, witnessed, word_after};
@@ -21,6 +23,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const EXPORT: &str = "evidence export --patient pt-1 -o e.pitser --force --json";
 const VERIFY: &str = "verify e.pitser --anchors anchors.toml --json";
@@ -125,10 +128,13 @@ fn evidence_becomes_intact_without_anybody_carrying_files() {
     let guardian = audit.hospital.guard();
     audit.goes_on("b");
     assert_eq!(audit.waiting(2), ["audit"]);
+    audit.run("guard scan").exits(0);
 
     let follow = audit.follow();
     let said = audit.run(&follow).exits(0).json();
     assert_eq!(said["verdict"], "intact");
+    assert!(said["sample_live"].as_u64() > Some(0), "{said}");
+    assert_eq!(said["sample_live_wrong"].as_array().unwrap().len(), 0);
     assert_eq!(said["signed"], true);
     assert_eq!(said["given"], true);
     assert!(said["seals_keyed"].as_u64().unwrap() > 0, "{said}");
@@ -157,6 +163,17 @@ fn evidence_becomes_intact_without_anybody_carrying_files() {
     let anew = audit.run(&format!("{follow} --anew")).exits(0).json();
     assert!(anew["replayed_blocks"].as_u64().unwrap() > now.unwrap());
     assert!(!audit.trail("copy.new").exists());
+    // What the guardian has found wrong with a live row it says of the row's line, too.
+    audit.hospital.change_unseen("d");
+    audit.run("guard scan").exits(1);
+    audit.hospital.status(witnessed(now.unwrap() + 2));
+    let again = format!("{follow} --sample-every 0");
+    let said = audit.run(&again).exits(0).json();
+    assert_eq!(said["sample_live"], 0, "{said}");
+    assert!(
+        !said["sample_live_wrong"].as_array().unwrap().is_empty(),
+        "{said}"
+    );
     guardian.stop();
     assert_eq!(audit.waiting(0), [""; 0]);
 }
@@ -211,6 +228,35 @@ fn he_follows_as_lines_come_and_resumes_after_both_were_killed() {
     let sizes: Vec<u64> = text.lines().map(size_of).collect();
     assert!(sizes.is_sorted_by(|a, b| a < b), "{sizes:?}");
     assert_eq!(audit.waiting(0), [""; 0]);
+}
+
+/// Killed at any moment, with lines coming meanwhile, he goes on with his copy.
+#[test]
+fn a_killed_auditor_goes_on_with_his_copy() {
+    let mut audit = Audit::with("segment_s = 0", "");
+    let guardian = audit.hospital.guard();
+    audit.goes_on("b");
+    for moment in 0..25 {
+        audit.hospital.change(&format!("c{moment}"));
+        let child = pitser(audit.hospital.dir.path())
+            .args(audit.follow().split(' '))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(moment * 6));
+        Process(child).kill();
+    }
+    audit.goes_on("d");
+    let said = audit.run(&audit.follow()).exits(0).json();
+    assert_eq!(said["given"], true);
+    guardian.stop();
+    let text = fs::read_to_string(audit.path("a/statements")).unwrap();
+    let sizes: Vec<u64> = text.lines().map(size_of).collect();
+    assert!(sizes.is_sorted_by(|a, b| a < b), "{sizes:?}");
+    assert!(
+        !audit.trail("copy.new").exists(),
+        "nothing had to be fetched again"
+    );
 }
 
 fn size_of(line: &str) -> u64 {
@@ -360,6 +406,8 @@ fn carry(
         .find_map(|line| line.strip_prefix("content-length: "));
     let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
     client.read_exact(&mut body).ok()?;
+    // As where it stands below a path of its own.
+    let head = head.replacen(" /pitser/", " /", 1);
     kept.lock().unwrap().push(head.clone());
     let target = head.split(' ').nth(1).unwrap().to_owned();
     let mut upstream = TcpStream::connect(guardian).ok()?;
@@ -814,6 +862,29 @@ fn seals_that_come_late_are_judged() {
     let said = audit.run(&folder).exits(1).json();
     assert_eq!(said["signed"], false, "{said}");
     assert!(said.to_string().contains("logsig"), "{said}");
+}
+
+/// As it is reached from another machine.
+#[test]
+fn behind_a_proxy_that_speaks_tls() {
+    let mut audit = Audit::new();
+    let guardian = audit.hospital.guard();
+    audit.goes_on("b");
+    let listen = audit.hospital.listen.parse().unwrap();
+    let proxy = tls::Proxy::start(audit.hospital.dir.path(), listen);
+    let follow = audit
+        .follow_at(&format!("localhost:{}", proxy.port), "a")
+        .replace("follow http:", "follow https:");
+    audit
+        .run(&follow)
+        .exits(4)
+        .says("issued by nobody that is trusted here");
+    let said = audit
+        .run(&format!("{follow} --tls-ca ca.pem"))
+        .exits(0)
+        .json();
+    assert_eq!(said["given"], true);
+    guardian.stop();
 }
 
 /// The name of the trail is the auditor's to say, where his anchors have several.

@@ -342,6 +342,13 @@ fn sample_step(sampled: &Sampled) -> Step {
         sampled.erased,
         sampled.refused.len()
     );
+    let text = match sampled.live + sampled.live_wrong.len() as u64 {
+        0 => text,
+        live => format!(
+            "{text}; {} of {live} live rows as sealed, by the guardian's word",
+            sampled.live
+        ),
+    };
     match sampled.partly.is_empty() && sampled.refused.is_empty() {
         true => Step::new("sample", State::Matches, text),
         false => Step::new("sample", State::Waiting, text),

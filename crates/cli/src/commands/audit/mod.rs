@@ -78,12 +78,15 @@ fn init(args: &Init) -> Outcome {
     getrandom::getrandom(&mut *seed)
         .map_err(|e| Failure::Service(format!("no random bytes: {e}")))?;
     let key = Auditor::create(&args.place.dir, &args.name, &seed).map_err(failure)?;
+    let auditor = Auditor::open(&args.place.dir, None).map_err(failure)?;
     print(&format!(
-        "auditor  {}\nkey      {key}\n\n\
+        "auditor  {}\nkey      {key}\nsamples  {}\n\n\
          Publish the key where people would look for it: verifiers put it into their anchors, as [[auditor]].\n\
+         With the other one they see that you did not choose the rows that you have opened.\n\
          Operators put it into their configuration, as [[auditor]], to let you follow over HTTP.\n\
          Then: pitser audit follow URL|TRAIL-DIR --anchors ANCHORS.toml --dir {}\n",
         key.name(),
+        auditor.sampling_key(),
         args.place.dir.display(),
     ))?;
     Ok(Exit::Intact)
