@@ -669,11 +669,11 @@ fn a_line_about_another_patient_than_its_row_is_found_by_the_sample() {
 
     let said = audit.run(&audit.follow()).exits(1).json();
     assert_eq!(said["code"], "EVD-03", "{said}");
-    let summary = said["summary"].as_str().unwrap_or_default().to_owned();
-    assert!(format!("{said}").contains("another patient"), "{summary}");
+    assert!(said.to_string().contains("about another patient"), "{said}");
     assert!(audit.statements().is_empty());
     // It stays found.
-    assert_eq!(audit.run(&audit.follow()).exits(1).json()["code"], "EVD-03");
+    let said = audit.run(&audit.follow().replace(" --json", "")).exits(1);
+    said.says("EVD-03");
     let kept = fs::read_to_string(audit.trail("wrong.json")).unwrap();
     let kept: Value = serde_json::from_str(&kept).unwrap();
     let line: Line = serde_json::from_value(kept["line"].clone()).unwrap();

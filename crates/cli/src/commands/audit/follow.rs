@@ -400,6 +400,9 @@ fn contradicted(audited: &Audited, why: String) -> Judgement {
 
 fn told(seals: &SealCounts) -> String {
     let met = seals.published + seals.keyed + seals.unconfirmed;
+    if met == 0 {
+        return format!("none has come since; {} to come", seals.waiting);
+    }
     format!(
         "{met} fit their blocks: {} under your publications, {} under the authority's key, {} that your anchors do \
          not reach; {} to come",
