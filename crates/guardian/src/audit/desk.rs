@@ -13,7 +13,7 @@ use pitser_trail::export::ExportError;
 use pitser_trail::serve::{self, Part, Sizes};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
 use super::follow::HEAD_MAX;
 use super::open::Opener;
@@ -64,7 +64,6 @@ pub struct Answer {
 
 /// How a trail stands: `GET /audit/{source}/state`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct TrailState {
     /// The newest cosigned head, as a note.
     pub(super) head: Option<String>,
@@ -76,7 +75,6 @@ pub(super) struct TrailState {
 
 /// The files of a segment.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct SegmentState {
     pub(super) lines: Option<u64>,
     pub(super) blocks: Option<u64>,
@@ -128,7 +126,7 @@ pub struct Desk {
     status: watch::Receiver<Status>,
     /// Locked to look at or count a request.
     pace: Mutex<Pace>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     waits: Semaphore,
     /// Samples and statements are worked on one at a time.
     work: Arc<tokio::sync::Mutex<()>>,
@@ -188,7 +186,7 @@ impl Desk {
                 gate,
                 spent: HashMap::new(),
             }),
-            reads: Semaphore::new(READS),
+            reads: Arc::new(Semaphore::new(READS)),
             waits: Semaphore::new(WAITS),
             work: Arc::default(),
         }
@@ -196,7 +194,7 @@ impl Desk {
 
     /// Answers whoever signed the request with a key of the configuration; everybody
     /// else alike, whatever he asks.
-    pub async fn answer(self: &Arc<Self>, request: Request<'_>) -> Answer {
+    pub async fn answer(&self, request: Request<'_>) -> Answer {
         let Some(who) = self.admit(request) else {
             return Self::stranger((self.clock)() / 1000);
         };
@@ -212,7 +210,7 @@ impl Desk {
 
     /// What everybody hears who is no auditor of ours. The time tells an auditor whose
     /// clock is wrong.
-    pub fn stranger(now_ms: u64) -> Answer {
+    fn stranger(now_ms: u64) -> Answer {
         let why = "this is for auditors whose key the guardian's configuration has, under [[auditor]]; requests are \
                    signed, and the clocks may be a minute apart";
         said(401, &json!({ "error": why, "now_ms": now_ms }))
@@ -239,7 +237,7 @@ impl Desk {
         has_turn
     }
 
-    async fn admitted(self: &Arc<Self>, who: usize, request: Request<'_>) -> Result<Answer, No> {
+    async fn admitted(&self, who: usize, request: Request<'_>) -> Result<Answer, No> {
         let (path, query) = request
             .target
             .split_once('?')
@@ -262,7 +260,7 @@ impl Desk {
         }
     }
 
-    async fn state(self: &Arc<Self>, query: Query<'_>) -> Result<Answer, No> {
+    async fn state(&self, query: Query<'_>) -> Result<Answer, No> {
         let (known, wait_s) = (query.number("known")?, query.number("wait")?);
         let from = u32::try_from(query.number("from")?).map_err(|_| No::Bad("from: too large"))?;
         if wait_s > 0 {
@@ -278,7 +276,7 @@ impl Desk {
         Ok(said(200, &state))
     }
 
-    async fn publications(self: &Arc<Self>) -> Result<Answer, No> {
+    async fn publications(&self) -> Result<Answer, No> {
         let read = |layout: &Layout| match std::fs::read(layout.publications()) {
             Ok(bytes) if bytes.len() <= PUBLICATIONS => Ok(bytes),
             _ => Err(No::NotThere("there is no publications file")),
@@ -286,12 +284,7 @@ impl Desk {
         self.read(read).await.map(bytes)
     }
 
-    async fn piece(
-        self: &Arc<Self>,
-        number: u32,
-        part: &str,
-        query: Query<'_>,
-    ) -> Result<Answer, No> {
+    async fn piece(&self, number: u32, part: &str, query: Query<'_>) -> Result<Answer, No> {
         let parts = [Part::Lines, Part::Blocks, Part::Seals, Part::Signature];
         let mut parts = parts.into_iter();
         let part = parts.find(|known| name_of(*known) == part);
@@ -305,7 +298,7 @@ impl Desk {
         self.read(read).await.map(bytes)
     }
 
-    async fn sample(self: &Arc<Self>, who: usize, body: &[u8]) -> Result<Answer, No> {
+    async fn sample(&self, who: usize, body: &[u8]) -> Result<Answer, No> {
         let bad = No::Bad("that is no question for rows");
         let question: Question = serde_json::from_slice(body).map_err(|_| bad)?;
         let rows = question.rows.len();
@@ -313,10 +306,11 @@ impl Desk {
             return Err(No::Bad("that is more rows than one question may ask for"));
         }
         let auditor = &self.auditors[who];
+        let place = self.work_place()?;
         self.spend_rows(who, rows as u64, auditor.rows_per_day)?;
         tracing::info!(source = %self.source, auditor = %auditor.name, rows, "rows are opened for an auditor");
         let (status, table_keys) = (self.status.borrow().clone(), auditor.table_keys);
-        let opened = self.work(move |layout| {
+        let opened = self.work(place, move |layout| {
             let mut opener = Opener::new(layout.clone(), &status, table_keys)?;
             opener.rows(&question.rows)
         });
@@ -339,14 +333,14 @@ impl Desk {
         Ok(())
     }
 
-    async fn statement(self: &Arc<Self>, who: usize, body: &[u8]) -> Result<Answer, No> {
+    async fn statement(&self, who: usize, body: &[u8]) -> Result<Answer, No> {
         let bad = No::Bad("that is no statement with its head");
         let handed: HandedOver = serde_json::from_slice(body).map_err(|_| bad)?;
         if handed.head.len() as u64 > HEAD_MAX {
             return Err(No::Bad("the head is too long"));
         }
         let (key, name) = (self.auditors[who].key.clone(), &self.auditors[who].name);
-        let taken = self.work(move |layout| {
+        let taken = self.work(self.work_place()?, move |layout| {
             let HandedOver { head, note } = handed;
             let proper = Proper::new(layout, &key, note.as_bytes(), head.as_bytes())?;
             proper.take_if_newest(layout)?;
@@ -370,23 +364,34 @@ impl Desk {
 
     /// Reads from the trail's files, a few at a time.
     async fn read<T: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
         read: impl FnOnce(&Layout) -> Result<T, No> + Send + 'static,
     ) -> Result<T, No> {
         let closed = No::Busy("the guardian ends");
-        let _place = self.reads.acquire().await.map_err(|_| closed)?;
+        let place = Arc::clone(&self.reads).acquire_owned().await;
+        let place = place.map_err(|_| closed)?;
         let layout = self.layout.clone();
-        let read = tokio::task::spawn_blocking(move || read(&layout)).await;
+        // To its end, whoever is waiting for it.
+        let read = tokio::task::spawn_blocking(move || {
+            let read = read(&layout);
+            drop(place);
+            read
+        });
+        let read = read.await;
         read.unwrap_or_else(|_| Err(No::Failed("the answer was broken off".into())))
     }
 
-    /// Does what takes long, one thing at a time.
+    /// What takes long is done one thing at a time.
+    fn work_place(&self) -> Result<OwnedMutexGuard<()>, No> {
+        let busy = |_| No::Busy("another sample or statement is being worked on");
+        Arc::clone(&self.work).try_lock_owned().map_err(busy)
+    }
+
     async fn work<T: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
+        place: OwnedMutexGuard<()>,
         work: impl FnOnce(&Layout) -> T + Send + 'static,
     ) -> Result<T, No> {
-        let busy = No::Busy("another sample or statement is being worked on");
-        let place = Arc::clone(&self.work).try_lock_owned().map_err(|_| busy)?;
         let layout = self.layout.clone();
         let done = tokio::task::spawn_blocking(move || {
             let done = work(&layout);

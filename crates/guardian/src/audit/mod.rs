@@ -97,7 +97,10 @@ impl AuditError {
     /// Whether it may come of a copy that is not as the trail is.
     fn is_of_copy(&self) -> bool {
         match self {
-            Self::Trail(_) => true,
+            Self::Trail(error) => matches!(
+                error,
+                ReadError::Damaged(_) | ReadError::Map(_) | ReadError::Nothing(_)
+            ),
             Self::Contradiction { code, .. } => {
                 matches!(
                     code,

@@ -382,16 +382,13 @@ impl Auditor {
             known: &known,
         };
         let (copy, anew) = (self.copy(&genesis), self.trail(&genesis).join("copy.new"));
-        let outcome = match judge.anew {
-            false => self.look(asked, &copy, judge, progress),
-            true => Err(AuditError::Waiting(Doubt::NoHead)),
-        };
-        match outcome {
-            Err(error) if !judge.anew && error.is_of_copy() => {
-                tracing::warn!(%error, "the copy is not what was sealed: the trail is fetched again");
+        if !judge.anew {
+            match self.look(asked, &copy, judge, progress) {
+                Err(error) if error.is_of_copy() => {
+                    tracing::warn!(%error, "the copy is not what was sealed: the trail is fetched again");
+                }
+                outcome => return outcome,
             }
-            outcome if !judge.anew => return outcome,
-            _ => {}
         }
         remove(&anew)?;
         let judge = Judge {
