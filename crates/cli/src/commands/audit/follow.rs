@@ -112,7 +112,7 @@ fn again_and_again(
             }
             Err(failure) => return Err(failure),
         };
-        wait_s = seconds;
+        wait_s = seconds.min(LONGEST_WAIT_S);
         let stopped = runtime.block_on(async {
             tokio::time::timeout(Duration::from_secs(pause), &mut stop)
                 .await
@@ -123,6 +123,10 @@ fn again_and_again(
         }
     }
 }
+
+/// Seconds that a guardian is asked to wait for its next head: whoever stops us waits for
+/// the answer, too.
+const LONGEST_WAIT_S: u64 = 10;
 
 /// Where the trail is.
 enum Trail {
