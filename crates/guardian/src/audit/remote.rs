@@ -10,7 +10,6 @@ use pitser_client::ClientError;
 use pitser_client::site::{Reply, Site as Way};
 use pitser_evidence::anchors::trusted;
 use pitser_evidence::codec::Digest;
-use pitser_evidence::finding::Code;
 use pitser_evidence::line::Line;
 use pitser_evidence::sample::{MAX_ANSWER, Question, Shown};
 use pitser_tlog::note::{Note, SigningKey, VerifierKey};
@@ -22,10 +21,10 @@ use tokio::runtime::Handle;
 
 use super::copy::Copy;
 use super::desk::{HandedOver, PIECE, PUBLICATIONS, SEGMENTS, TrailState, WAIT_S, name_of};
-use super::follow::HEAD_MAX;
+use super::follow::{HEAD_MAX, is_anchored};
 use super::request::{self, Signed};
 use super::sampling::Sampling;
-use super::{AuditError, Audited, Auditor, Doubt, Judge, Known, contradiction, cosigned};
+use super::{AuditError, Audited, Auditor, Doubt, Judge, Known, cosigned, named_key};
 use crate::Clock;
 
 /// For an answer that nobody waits for at the other end.
@@ -35,7 +34,7 @@ const LONG_PATIENCE: Duration = Duration::from_secs(120);
 /// Attempts at one question, and the pause after the first, which doubles.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(250);
-/// Bytes of the state of a trail, and of a refusal.
+/// Bytes of the state of a trail.
 const STATE: usize = (HEAD_MAX as usize) * 2 + SEGMENTS as usize * 256;
 /// Letters of what a guardian says, as it is repeated.
 const WORDS: usize = 200;
@@ -302,7 +301,7 @@ const ANSWER: usize = 16 << 10;
 
 /// What is known of a trail before it is fetched.
 struct KnownAt {
-    genesis: Digest,
+    known: Known,
     log_key: VerifierKey,
 }
 
@@ -371,7 +370,7 @@ impl Auditor {
         progress: &mut dyn FnMut(Step, u64),
     ) -> Result<Audited, AuditError> {
         let known = self.known_at(site, judge)?;
-        let genesis = known.genesis;
+        let genesis = known.known.genesis;
         let signed = self.newest(&genesis)?;
         let signed = signed.map_or(0, |signed| signed.statement.size);
         let state = site.state(&self.key, signed, look.wait_s, 0)?;
@@ -422,19 +421,16 @@ impl Auditor {
             Some(copied) => copied,
             None => self.served_genesis(site)?,
         };
-        if !trails.iter().any(|trail| trail.genesis == genesis) {
-            let text = format!(
-                "this trail of that name begins with {genesis}, the one in your anchors does not"
-            );
-            return Err(contradiction(Code::TrailForked, text));
-        }
-        let log_key = line
-            .genesis
-            .and_then(|genesis| genesis.log_key.parse().ok());
-        let log_key: Option<VerifierKey> = log_key;
-        let log_key = log_key.filter(|key| key.name() == site.origin);
-        let log_key = log_key.ok_or_else(|| site.unfit("its trail begins with no genesis"))?;
-        Ok(KnownAt { genesis, log_key })
+        let known = Known {
+            origin: site.origin.clone(),
+            genesis,
+            witnesses: Vec::new(),
+            quorum: judge.anchors.witness_quorum as usize,
+        };
+        is_anchored(judge.anchors, &known)?;
+        let genesis = line.genesis.as_deref();
+        let log_key = named_key(genesis.map(|genesis| genesis.log_key.as_str()), &known)?;
+        Ok(KnownAt { known, log_key })
     }
 
     fn served_genesis(&self, site: &Site) -> Result<(Line, Digest), AuditError> {
@@ -472,10 +468,8 @@ impl Auditor {
             .map_err(|e| AuditError::Waiting(Doubt::Unreadable(e.to_string())))?;
         // Before anything is fetched for it.
         let witnessed = Known {
-            origin: site.origin.clone(),
-            genesis: known.genesis,
             witnesses: trusted(&judge.anchors.witnesses, &note),
-            quorum: judge.anchors.witness_quorum as usize,
+            ..known.known.clone()
         };
         let head = cosigned(&note, &known.log_key, &witnessed)?;
         disk::private_dir(copy)?;
