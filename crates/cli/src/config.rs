@@ -10,6 +10,7 @@ use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::archive::StoreArchive;
+use pitser_guardian::audit::Admitted;
 use pitser_guardian::config::{Archive, Attribution, Kind, Source, Tuning, matches};
 use pitser_guardian::erasure::Approver;
 use pitser_trail::SegmentLimits;
@@ -19,6 +20,9 @@ use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
+
+/// Auditors of one guardian.
+const AUDITORS: usize = 16;
 
 /// The commented example with every key; a test keeps it complete.
 pub(crate) const EXAMPLE: &str = include_str!("../../../pitser.toml");
@@ -48,6 +52,9 @@ pub(crate) struct Config {
     /// Who may have patients erased.
     #[serde(rename = "approver", default)]
     approvers: Vec<Approver>,
+    /// Auditors who may ask for the trails over HTTP.
+    #[serde(rename = "auditor", default)]
+    auditors: Vec<Admitted>,
     /// The folder of the file: relative paths start here.
     #[serde(skip)]
     pub(crate) dir: PathBuf,
@@ -338,6 +345,7 @@ impl Config {
             .receivers()
             .and_then(|_| config.check_witnesses())
             .and_then(|()| config.check_approvers())
+            .and_then(|()| config.check_auditors())
             .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
     }
@@ -431,6 +439,25 @@ impl Config {
         Ok(())
     }
 
+    /// Each auditor's key is tried for each request.
+    fn check_auditors(&self) -> Result<(), String> {
+        if self.auditors.len() > AUDITORS {
+            return Err(format!("[[auditor]]: there are more than {AUDITORS}"));
+        }
+        for (at, auditor) in self.auditors.iter().enumerate() {
+            let what = format!("[[auditor]] {}", at + 1);
+            let before = &self.auditors[..at];
+            if auditor.name.trim().is_empty() {
+                return Err(format!("{what}: name: it is empty"));
+            }
+            let same = |other: &Admitted| other.key.public_key() == auditor.key.public_key();
+            if before.iter().any(same) {
+                return Err(format!("{what}: key: another one has it"));
+            }
+        }
+        Ok(())
+    }
+
     fn witness_quorum(&self) -> usize {
         witnesses::quorum(self.witnesses.len(), self.guard.witness_quorum)
     }
@@ -464,6 +491,7 @@ impl Config {
             },
             archive: self.store.clone(),
             approvers: self.approvers.clone(),
+            auditors: self.auditors.clone(),
             ..default
         }
     }
@@ -585,6 +613,9 @@ mod tests {
             "vault_key",
             "approver",
             "token_sha256",
+            "auditor]]",
+            "table_keys",
+            "rows_per_day",
         ] {
             assert!(EXAMPLE.contains(key), "{key} is not in pitser.toml");
         }
@@ -758,6 +789,31 @@ mod tests {
         witness_refused("witness_quorum = 1", "", "no head could ever count");
         witness_refused("witness_quorum = 0", &good, "nobody has cosigned");
         witness_refused("", &format!("{good}keys = 1"), "Did you mean `key`?");
+    }
+
+    #[test]
+    fn mistakes_in_auditors_are_named() {
+        let key = "auditor.example/health+9bfffeca+AYmgdWbhVJIheknz+4OuvFWtF/iV+tgkEM1ysuxKHXAK";
+        let block = |more: &str| format!("[[auditor]]\nname = \"chamber\"\n{more}\n");
+        let read = |text: &str| Config::parse("pitser.toml", &format!("{EXAMPLE}\n{text}"));
+        let good = block(&format!("key = \"{key}\""));
+        let auditors = read(&good).unwrap().tuning().auditors;
+        assert_eq!((auditors.len(), auditors[0].rows_per_day), (1, 200));
+        assert!(auditors[0].table_keys);
+        for (text, expected) in [
+            (block(""), "missing field `key`"),
+            (block("key = \"x\""), "pitser.toml:"),
+            (block(&format!("key = \"{WITNESS}\"")), "a witness's key"),
+            (good.replace("chamber", " "), "name: it is empty"),
+            (good.repeat(2), "[[auditor]] 2: key: another one has it"),
+            (
+                good.clone() + "tablekeys = true",
+                "Did you mean `table_keys`?",
+            ),
+        ] {
+            let error = read(&text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[track_caller]

@@ -167,6 +167,8 @@ pub enum Asked {
     Publications,
     /// A proof from the calendar's log.
     CalendarProof,
+    /// A guardian, by its auditor.
+    Audit,
 }
 
 impl ClientError {
@@ -377,6 +379,7 @@ impl fmt::Display for Asked {
             Self::CalendarProof => "prove a second",
             Self::Publications => "show its publications",
             Self::Fleet => "take part in its fleet",
+            Self::Audit => "show its trail",
         })
     }
 }

@@ -100,6 +100,21 @@ impl HttpService {
         self.send(request, max, deadline).await
     }
 
+    /// The same in somebody's name.
+    pub(crate) async fn get_as(
+        self: &Arc<Self>,
+        path: &str,
+        authorization: &str,
+        max: usize,
+        deadline: Instant,
+    ) -> Result<Answer, Fault> {
+        let request = self
+            .request(Method::GET, path)
+            .header(header::AUTHORIZATION, authorization)
+            .body(Full::default());
+        self.send(request, max, deadline).await
+    }
+
     /// Connects once, to find out whether anybody listens.
     pub(crate) async fn probe(&self) -> Result<(), Fault> {
         let connection = self.connect().await?;

@@ -1,8 +1,8 @@
 //! Asks a KSI-compatible service for signatures, calendar chains, its
 //! configuration, its publications file and proofs from its calendar's log.
 //!
-//! Guardians also register their trails there, and send their heads ([`fleet`]). What is
-//! kept for long goes to an object store (`store`, behind the feature of that name).
+//! Guardians also register their trails there, and send their heads ([`fleet`]); auditors
+//! ask guardians ([`site`]). What is kept for long goes to an object store (`store`, behind the feature of that name).
 //!
 //! In scope: addresses ([`Endpoint`]), pipelined TCP, HTTP, HTTPS, answers from
 //! a file, up to three services of which the first good answer counts, time
@@ -35,6 +35,7 @@ mod pace;
 mod publications;
 mod race;
 mod service;
+pub mod site;
 #[cfg(feature = "store")]
 pub mod store;
 mod tcp;

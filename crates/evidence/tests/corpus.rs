@@ -11,5 +11,5 @@ mod replay;
 mod targets;
 
 replay! {
-    evidence, line, anchors,
+    evidence, line, anchors, sample,
 }

@@ -1,6 +1,7 @@
 //! What an operator decides about a guarded source.
 
 use crate::archive::StoreArchive;
+use crate::audit::Admitted;
 use crate::erasure::Approver;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -184,6 +185,8 @@ pub struct Tuning {
     pub archive: Option<Archive>,
     /// Who may have patients erased.
     pub approvers: Vec<Approver>,
+    /// Auditors who may ask for the trails over HTTP.
+    pub auditors: Vec<Admitted>,
 }
 
 /// Where archived segments are.
@@ -211,6 +214,7 @@ impl Tuning {
             segments: pitser_trail::SegmentLimits::default(),
             archive: None,
             approvers: Vec::new(),
+            auditors: Vec::new(),
         }
     }
 

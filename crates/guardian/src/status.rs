@@ -51,6 +51,9 @@ pub struct Status {
     pub findings: Vec<FindingStatus>,
     /// How findings are delivered to receivers, if any are configured.
     pub alerts: Vec<AlertStatus>,
+    /// The mapping from tables to patients (spec 32 §1), for auditors.
+    #[serde(skip)]
+    pub mapping: String,
 }
 
 /// A witness, as one source knows it.

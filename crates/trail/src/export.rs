@@ -13,7 +13,7 @@ use pitser_evidence::file::{
     BlockProof, Evidence, FORMAT, LineProof, MapEntry, MapProof, OpenColumn, OpenPerson, OpenRaw,
     Opening, Subject,
 };
-use pitser_evidence::line::{Genesis, Line, Patient};
+use pitser_evidence::line::{Genesis, Line, Op, Patient};
 use pitser_evidence::seal;
 use pitser_evidence::store::Tree;
 use pitser_ksi::logsig::{BlockTree, Lines, read_block};
@@ -522,6 +522,94 @@ impl Exporter {
         Ok(true)
     }
 
+    /// Number of lines that were read.
+    pub fn lines_read(&self) -> u64 {
+        self.view.state.next_seq()
+    }
+
+    /// A line, and what it commits to with the nonce that opens it, as long as the
+    /// vault has them.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn opened(
+        &mut self,
+        seq: u64,
+    ) -> Result<(Line, Option<(LineNonce, Content)>), ExportError> {
+        let (line, _) = self.line(seq)?;
+        let kept = self.vault.get(seq)?;
+        let opened = kept.map(|(key, content)| (self.nonce(&key, seq), content));
+        Ok((line, opened))
+    }
+
+    /// Who a pseudonym stands for, with the proof; `None` if nobody knows any more, or
+    /// it is no pseudonym.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn subject(&mut self, patient: &Patient) -> Result<Option<Subject>, ExportError> {
+        let Patient::Pseudonym(_) = patient else {
+            return Ok(None);
+        };
+        let identifier = self.vault.identifier(&patient.to_string())?;
+        Ok(identifier.map(|id| Subject {
+            proof: Blob(self.keys.prove_pseudonym(&id).to_vec()),
+            id: id.to_string(),
+        }))
+    }
+
+    /// The newest line up to `seq` that commits to a row of the record; `cells` are its
+    /// key's canonical values.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn row_line(
+        &self,
+        table: &str,
+        cells: &[Vec<u8>],
+        seq: u64,
+    ) -> Result<Option<u64>, ExportError> {
+        let leaf = self
+            .view
+            .state
+            .record_leaf(table, &self.record_key(table, cells))?;
+        let before = |line: &Line| line.prev.map(|prev| prev.seq);
+        self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
+            line.seq <= seq && line.row.is_some()
+        })
+    }
+
+    /// The line after `seq` that erased the patient, if there is one.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn erased_by(&self, patient: &Patient, seq: u64) -> Result<Option<u64>, ExportError> {
+        let leaf = self.view.state.patient(patient)?;
+        let before = |line: &Line| line.patient_prev.map(|prev| prev.seq);
+        let before = |line: &Line| before(line).filter(|before| *before > seq);
+        self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
+            line.seq > seq && line.op == Op::Erase
+        })
+    }
+
+    /// The first line that is `wanted` from `next` back, at most [`WALK`] lines away.
+    fn walk(
+        &self,
+        mut next: Option<u64>,
+        before: impl Fn(&Line) -> Option<u64>,
+        wanted: impl Fn(&Line) -> bool,
+    ) -> Result<Option<u64>, ExportError> {
+        for _ in 0..WALK {
+            let Some(seq) = next else { break };
+            let (line, _) = self.line(seq)?;
+            if wanted(&line) {
+                return Ok(Some(seq));
+            }
+            next = before(&line);
+        }
+        Ok(None)
+    }
+
     fn nonce(&self, key: &Key, seq: u64) -> LineNonce {
         let timeline = self.view.state.genesis().map_or(1, |g| g.timeline);
         LineNonce::new(key, self.keys.origin(), timeline, seq)
@@ -646,6 +734,9 @@ fn view(layout: &Layout, until: Option<u64>) -> Result<View<ReadPages<OsFolder>>
         false,
     )?)
 }
+
+/// Lines of a list that are looked through for one of them.
+const WALK: usize = 10_000;
 
 /// A reader that loses so many races with the writer reads the segments.
 const ATTEMPTS: usize = 3;

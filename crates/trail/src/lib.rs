@@ -4,7 +4,8 @@
 //! In scope: the files of one trail directory ([`layout`]), their single
 //! writer ([`Trail`]), the reader that recomputes everything ([`mod@read`]), keys
 //! at rest ([`keys`]), the vault ([`vault`]), who may be erased from it ([`erasure`]),
-//! evidence files ([`export`]), segments that moved to an object store ([`archive`]).
+//! evidence files ([`export`]), segments that moved to an object store ([`archive`]), and
+//! the pieces of all of them that an auditor asks for ([`serve`]).
 //! Elsewhere: formats (`evidence`), sockets (signatures, cosignatures and the store
 //! are handed in), what happened in a database (`capture`). Time is an argument.
 //!
@@ -25,6 +26,7 @@ pub mod map;
 pub mod read;
 mod recent;
 pub mod replay;
+pub mod serve;
 pub mod vault;
 mod write;
 

@@ -20,6 +20,12 @@ pub trait Watch {
     /// So many lines of the trail are read.
     fn lines(&mut self, lines: u64);
 
+    /// Seals of the blocks before this one are not to be judged again, if their blocks
+    /// are not read again. One that comes later is, wherever its block is.
+    fn judged(&self) -> u64 {
+        0
+    }
+
     /// The seal of a block, consistent in itself and with the block.
     ///
     /// # Errors
@@ -183,6 +189,10 @@ impl Follow<DiskPages<OsFolder>> for Keeping<'_> {
             return Ok(());
         }
         self.commit(view, segment, offset)
+    }
+
+    fn judged(&self) -> Option<u64> {
+        Some(self.watch.judged())
     }
 
     fn seal(&mut self, leaf: &LogLeaf, seal: &[u8]) -> Result<(), String> {

@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pitser_guardian::audit::Desk;
 use pitser_guardian::erasure::{Answer, Asked, Refused};
 use pitser_guardian::{BlockStatus, FindingStatus, ScanSummary, SourceState, Status, SubmitError};
 use pitser_web::{Guarded, Server, Taken, WebError};
@@ -55,6 +57,10 @@ impl Pretend {
 }
 
 impl Guarded for Pretend {
+    fn desk(&self) -> Option<Arc<Desk>> {
+        None
+    }
+
     fn watch(&self) -> watch::Receiver<Status> {
         self.0.clone()
     }

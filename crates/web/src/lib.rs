@@ -11,6 +11,7 @@
 //! | GET `/api/status`, `/api/events` | all that is known, once or as it changes     |
 //! | POST `/api/scan/{source}`      | compares all live rows now                     |
 //! | POST `/api/erasure/{source}`   | an approver asks about erasures, or decides    |
+//! | `/audit/{source}/...`          | what auditors ask, each request signed (spec 64) |
 //! | GET `/health`, `/ready`        | is the process alive; are all sources guarded  |
 //! | GET `/metrics`                 | Prometheus text                                |
 //!
@@ -21,12 +22,14 @@
 //! line is on disk. A source is never shown as guarded by a guardian that is
 //! gone. This crate reads no clock: the browser computes "4 seconds ago".
 //!
-//! There is no authentication here, but for the tokens of approvers, and the page names records in clear: listen
+//! There is no authentication here, but for the tokens of approvers and the signatures of
+//! auditors, and the page names records in clear: listen
 //! on a loopback address, and put a reverse proxy with TLS and a login in front
 //! of it for anybody else. What a web page of another origin could do through a
 //! browser on this machine is refused (spec 61 §2).
 
 mod api;
+mod audit;
 mod events;
 mod fhir;
 mod gate;
@@ -46,6 +49,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use pitser_guardian::audit::Desk;
 use pitser_guardian::erasure::{Answer, Asked, Refused};
 use pitser_guardian::{Handle, ScanSummary, Status, SubmitError};
 use tokio::sync::watch;
@@ -160,6 +164,9 @@ pub trait Guarded: Clone + Send + Sync + 'static {
 
     /// Answers an approver of erasures.
     fn erasure(&self, asked: Asked) -> impl Future<Output = Result<Answer, Refused>> + Send;
+
+    /// Where auditors are answered; `None` where nobody is.
+    fn desk(&self) -> Option<Arc<Desk>>;
 }
 
 /// What became of a submitted event.
@@ -197,6 +204,10 @@ impl Guarded for Handle {
     async fn erasure(&self, asked: Asked) -> Result<Answer, Refused> {
         Handle::erasure(self, asked).await
     }
+
+    fn desk(&self) -> Option<Arc<Desk>> {
+        Some(Arc::clone(Handle::desk(self)))
+    }
 }
 
 async fn serve<G: Guarded>(listener: Bounded, site: Arc<Site<G>>) {
@@ -221,6 +232,10 @@ fn routes<G: Guarded>(site: Arc<Site<G>>) -> Router {
         .route("/api/events", get(events::statuses::<G>))
         .route("/api/scan/{source}", post(api::scan::<G>))
         .route("/api/erasure/{source}", post(api::erasure::<G>))
+        .route(
+            "/audit/{source}/{*what}",
+            get(audit::audit::<G>).post(audit::audit::<G>),
+        )
         .route("/fhir/metadata", get(fhir::metadata))
         .route("/fhir", post(fhir::batch::<G>))
         .route("/fhir/AuditEvent", post(fhir::event::<G>))

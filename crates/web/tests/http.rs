@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pitser_capture::fhir::{self, MAX_EVENT};
+use pitser_guardian::audit::Desk;
 use pitser_guardian::erasure::{self, Asked, Refused};
 use pitser_guardian::{FindingStatus, ScanSummary, SourceState, Status, SubmitError};
 use pitser_web::{Guarded, Server, ServerHandle, Taken, WebError};
@@ -34,6 +35,10 @@ struct Recorder {
 }
 
 impl Guarded for Recorder {
+    fn desk(&self) -> Option<Arc<Desk>> {
+        None
+    }
+
     fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }

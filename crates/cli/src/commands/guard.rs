@@ -10,6 +10,7 @@ use pitser_authority::{Authority, AuthorityHandle, Config as AuthorityConfig, Mi
 use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alerts, Pace, Surroundings};
+use pitser_guardian::audit::Desk;
 use pitser_guardian::config::Source;
 use pitser_guardian::erasure::{Answer, Asked, Refused};
 use pitser_guardian::fleet::{RegisterError, register};
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -329,6 +331,10 @@ impl Guarded for Overseen {
 
     async fn erasure(&self, asked: Asked) -> Result<Answer, Refused> {
         Guarded::erasure(&self.handle, asked).await
+    }
+
+    fn desk(&self) -> Option<Arc<Desk>> {
+        Guarded::desk(&self.handle)
     }
 }
 

@@ -79,4 +79,38 @@ fn evidence_is_intact_under_an_anchored_auditor() {
     let trusting = format!("{anchors}[[auditor]]\nkey = \"{key}\"\n");
     fs::write(dir.join("anchors.toml"), trusting).unwrap();
     world.run(VERIFY).exits(0).says("\"intact\"");
+
+    // The same over HTTP, where rows are opened: of a result, whose patient is found
+    // through its visit, and of those that these tables have.
+    let config = fs::read_to_string(dir.join("pitser.toml")).unwrap();
+    let auditor = format!("[[auditor]]\nname = \"chamber\"\nkey = \"{key}\"\n");
+    fs::write(dir.join("pitser.toml"), config.clone() + &auditor).unwrap();
+    let listen = config
+        .lines()
+        .find_map(|line| line.strip_prefix("listen = \""))
+        .unwrap();
+    world.guard();
+    world.psql_as("ehr", "ehr", "UPDATE result SET value = 6.9 WHERE id = 100");
+    world.settle();
+    let before = status["witnessed"].as_u64();
+    world.status_when("is cosigned", |s| {
+        s["witnessed"].as_u64() > before && s["witnessed"] == s["blocks"]
+    });
+    let follow = format!(
+        "audit follow http://{}/ --anchors anchors.toml --dir a --sample 64 --json -P {}",
+        listen.trim_end_matches('"'),
+        world.dev.publications
+    );
+    let said = world.run(&follow).exits(0).json();
+    assert_eq!(said["given"], true, "{said}");
+    let sampled = said["sampled"].as_array().unwrap().len();
+    assert!(sampled >= 8, "{said}");
+    assert_eq!(
+        said["sample_agreed"].as_u64(),
+        Some(sampled as u64),
+        "{said}"
+    );
+    world.stop_guardian();
+    world.run(EXPORT).exits(0);
+    world.run(VERIFY).exits(0).says("\"intact\"");
 }

@@ -3,7 +3,12 @@
 
 use super::memory::bounded;
 use pitser_evidence::{
-    Anchors, Evidence, Line, Verdict, audit::Statement, block::LogLeaf, map::Leaf, state::State,
+    Anchors, Evidence, Line, Verdict,
+    audit::Statement,
+    block::LogLeaf,
+    map::Leaf,
+    sample::{self, Shown, ShownRow},
+    state::State,
     verify,
 };
 use pitser_ksi::Second;
@@ -75,6 +80,36 @@ pub fn line(bytes: &[u8]) {
     }
 }
 
+/// What a site shows of its rows to an auditor, compared with the published trail.
+pub fn sample(bytes: &[u8]) {
+    let Ok(shown) = bounded(bytes, || serde_json::from_slice::<Shown>(bytes)) else {
+        return;
+    };
+    let written = serde_json::to_vec(&shown).expect("it has a JSON form");
+    let again: Shown = serde_json::from_slice(&written).expect("what is written is read");
+    assert_eq!(serde_json::to_vec(&again).ok(), Some(written));
+    let genesis = TRAIL[0].genesis.as_ref().expect("the first line is one");
+    let mapping = TRAIL.iter().find_map(|line| line.checkpoint.as_ref());
+    let mut line = |seq| TRAIL.iter().find(|line| line.seq == seq).cloned();
+    let mut trail = sample::Trail {
+        genesis,
+        mapping: mapping.map(|checkpoint| checkpoint.mapping),
+        line: &mut line,
+    };
+    let lines = TRAIL.iter().filter(|line| line.row.is_some());
+    for (line, row) in lines.zip(&shown.rows) {
+        let ShownRow::Opened(opened) = row else {
+            continue;
+        };
+        let compared = bounded(bytes, || sample::compare(line, opened, &mut trail));
+        let patient = opened.patient.as_ref().filter(|_| line.patient.is_some());
+        if let (Ok(_), Some(patient)) = (compared, patient) {
+            let known = patient.id.starts_with("pt-") && patient.id.len() == 4;
+            assert!(known, "a forged patient");
+        }
+    }
+}
+
 /// What a verifier writes down of whom it trusts. Memory is not looked at: the file
 /// is the verifier's own, and the TOML library takes 500 bytes for each dot of a key.
 pub fn anchors(bytes: &[u8]) {
@@ -108,4 +143,9 @@ static PUBLISHED: LazyLock<[Evidence; 2]> = LazyLock::new(|| {
         testdata!("evidence-pt-3.json"),
     ]
     .map(|file| Evidence::decode(file.as_bytes()).expect("test data is sound"))
+});
+static TRAIL: LazyLock<Vec<Line>> = LazyLock::new(|| {
+    let lines = testdata!("trail.jsonl").lines();
+    let lines = lines.map(|line| Line::decode(line.as_bytes()));
+    lines.collect::<Result<_, _>>().expect("test data is sound")
 });

@@ -6,7 +6,13 @@
 //!                        a JSON object a line; this file only grows
 //! lock                   held by the one process that signs
 //! trails/<genesis>/map   what was replayed of the trail (pitser_trail::replay)
+//! trails/<genesis>/seals          blocks whose seals were judged, from the first on
 //! trails/<genesis>/refused.note   the head that was last refused
+//! trails/<genesis>/copy           the trail, if a guardian serves it (`copy.rs`)
+//! trails/<genesis>/copy.new       the same, fetched again because the copy was in doubt
+//! trails/<genesis>/given          blocks of the newest statement that the guardian took
+//! trails/<genesis>/samples        what came of each sample of rows, a JSON object a line
+//! trails/<genesis>/wrong.json     an opened row that its line is not about
 //! ```
 //! A statement is durable in `statements` before anybody gets it. A crash before that
 //! leaves part of a line, which is cut off: what was never given to anybody was never
@@ -94,18 +100,18 @@ impl Auditor {
         Ok(key.verifier())
     }
 
-    /// The auditor in `dir`.
+    /// The auditor in `dir`, with his key in `key` if it is not there.
     ///
     /// # Errors
     /// [`AuditError::Folder`] if there is none, or another process is this auditor.
-    pub fn open(dir: &Path) -> Result<Self, AuditError> {
-        let path = dir.join("key");
+    pub fn open(dir: &Path, key: Option<&Path>) -> Result<Self, AuditError> {
+        let path = key.map_or_else(|| dir.join("key"), Path::to_owned);
         let wrong = |path: &Path, what: String| AuditError::Folder {
             path: path.to_owned(),
             what,
         };
         let text = match fs::read_to_string(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && key.is_none() => {
                 let what = format!(
                     "there is no auditor here. Make one with `pitser audit init --dir {} --name NAME`",
                     dir.display()
@@ -146,7 +152,7 @@ impl Auditor {
         self.trail(genesis).join("map")
     }
 
-    fn trail(&self, genesis: &Digest) -> PathBuf {
+    pub(super) fn trail(&self, genesis: &Digest) -> PathBuf {
         self.dir.join("trails").join(genesis.to_string())
     }
 
@@ -245,6 +251,21 @@ impl Auditor {
             memory.insert(signed.statement.genesis.to_string(), signed.clone());
             memory
         });
+        Ok(())
+    }
+
+    /// Up to which block the seals were judged in earlier looks.
+    pub(super) fn judged(&self, genesis: &Digest) -> u64 {
+        let text = fs::read_to_string(self.trail(genesis).join("seals"));
+        text.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// Notes that, once they were judged.
+    pub(super) fn note_judged(&self, genesis: &Digest, blocks: u64) -> Result<(), AuditError> {
+        if self.judged(genesis) != blocks {
+            let path = self.trail(genesis).join("seals");
+            disk::replace(&path, blocks.to_string().as_bytes())?;
+        }
         Ok(())
     }
 

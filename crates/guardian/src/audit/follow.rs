@@ -1,6 +1,7 @@
 //! An auditor goes on with a trail: from the head that he has signed to the one
 //! that is there now.
 
+use super::sampling::{Sampled, Sampling};
 use super::{AuditError, Auditor, Known, Signed, contradiction, cosigned, named_key, sign};
 use pitser_evidence::Anchors;
 use pitser_evidence::anchors::trusted;
@@ -11,12 +12,13 @@ use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::note::Note;
 use pitser_trail::disk::{At, DiskError};
-use pitser_trail::{Layout, ReadError, Watch, forget, read, replay};
+use pitser_trail::map::{DiskPages, OsFolder};
+use pitser_trail::{Layout, ReadError, View, Watch, forget, read, replay};
 use std::fmt;
 use std::io::{self, Read as _};
 
 /// A head with the lines of many witnesses is shorter: those of ML-DSA have 3,300 bytes.
-const HEAD_MAX: u64 = 256 << 10;
+pub(super) const HEAD_MAX: u64 = 256 << 10;
 
 /// What is missing before anything can be signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,8 +89,11 @@ pub struct Audited {
     pub lines: u64,
     /// Blocks that were replayed now.
     pub replayed: u64,
-    /// Their seals, and those of earlier blocks in the same files.
+    /// The seals that were judged now: theirs, and those that came late for blocks that
+    /// were replayed before.
     pub seals: SealCounts,
+    /// What came of a sample of rows, if one was due.
+    pub sampled: Option<Sampled>,
 }
 
 /// What the trail is judged by, and how.
@@ -128,6 +133,17 @@ impl Auditor {
         judge: Judge<'_>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Audited, AuditError> {
+        self.follow_asking(layout, judge, None, progress)
+    }
+
+    /// The same, and has a sample of rows opened before anything is signed.
+    pub(super) fn follow_asking(
+        &mut self,
+        layout: &Layout,
+        judge: Judge<'_>,
+        sampling: Option<Sampling<'_>>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Audited, AuditError> {
         // The head first: what is written meanwhile only makes the trail longer.
         let note = read_head(layout)?;
         let numbers = layout.segment_numbers().unwrap_or_default();
@@ -150,7 +166,14 @@ impl Auditor {
         let log_key = named_key(genesis.map(|genesis| genesis.log_key.as_str()), &known)?;
         let head = cosigned(&note, &log_key, &known)?;
         let layout = layout.clone().with_map(self.map(&hash));
-        let audited = self.examine(&layout, judge, &known, &head, &note, progress);
+        let subject = Subject {
+            layout: &layout,
+            judge,
+            known: &known,
+            head: &head,
+            note: &note,
+        };
+        let audited = self.examine(subject, sampling, progress);
         if let Err(error) = &audited
             && error.code().is_some()
             && let Err(failed) = self.keep_refused(&hash, &note)
@@ -162,13 +185,17 @@ impl Auditor {
 
     fn examine(
         &mut self,
-        layout: &Layout,
-        judge: Judge<'_>,
-        known: &Known,
-        head: &Checkpoint,
-        note: &Note,
+        subject: Subject<'_>,
+        sampling: Option<Sampling<'_>>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Audited, AuditError> {
+        let Subject {
+            layout,
+            judge,
+            known,
+            head,
+            note,
+        } = subject;
         let before = self.newest(&known.genesis)?.cloned();
         if let Some(before) = &before {
             goes_on(before, head)?;
@@ -176,7 +203,11 @@ impl Auditor {
         if judge.anew {
             forget(layout)?;
         }
-        let mut counting = Counting::new(judge, progress);
+        let judged = match judge.anew {
+            true => 0,
+            false => self.judged(&known.genesis),
+        };
+        let mut counting = Counting::new(judge, judged, progress);
         let mut outcome = attempt(layout, known, head, before.as_ref(), &mut counting);
         // What was kept may be what is wrong: nobody is accused because of it.
         if !judge.anew && outcome.as_ref().is_err_and(is_doubtful) {
@@ -184,13 +215,20 @@ impl Auditor {
                 tracing::warn!(%error, "the trail is not what was replayed before: it is replayed from its genesis on");
             }
             forget(layout)?;
-            counting = Counting::new(judge, progress);
+            counting = Counting::new(judge, 0, progress);
             outcome = attempt(layout, known, head, before.as_ref(), &mut counting);
         }
         let attempted = outcome?;
+        let waiting = &attempted.view.seals.waiting;
         let seals = SealCounts {
-            waiting: attempted.unsealed,
+            waiting: waiting.len() as u64,
             ..counting.seals
+        };
+        let judged = waiting.front().map_or(head.size(), |leaf| leaf.block);
+        self.note_judged(&known.genesis, judged)?;
+        let sampled = match sampling {
+            Some(sampling) => self.sample(layout, &attempted.view, known, head, sampling)?,
+            None => None,
         };
         let (signed, is_new) = match before.filter(|b| b.statement.size == head.size()) {
             Some(before) => (before, false),
@@ -207,15 +245,26 @@ impl Auditor {
         Ok(Audited {
             signed,
             is_new,
-            lines: attempted.lines,
+            lines: attempted.view.state.next_seq(),
             replayed: head.size() - attempted.known,
             seals,
+            sampled,
         })
     }
 }
 
+/// What is examined.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    layout: &'a Layout,
+    judge: Judge<'a>,
+    known: &'a Known,
+    head: &'a Checkpoint,
+    note: &'a Note,
+}
+
 /// Whether the anchors have the trail that begins as this one does.
-fn is_anchored(anchors: &Anchors, known: &Known) -> Result<(), AuditError> {
+pub(super) fn is_anchored(anchors: &Anchors, known: &Known) -> Result<(), AuditError> {
     let mut named = anchors.trails.iter().filter(|t| t.origin == known.origin);
     if named.clone().next().is_none() {
         let doubt = Doubt::UnknownTrail(known.origin.clone());
@@ -259,8 +308,7 @@ fn forked(size: u64) -> AuditError {
 struct Attempted {
     statement: pitser_evidence::audit::Statement,
     known: u64,
-    lines: u64,
-    unsealed: u64,
+    view: View<DiskPages<OsFolder>>,
 }
 
 fn attempt(
@@ -284,8 +332,7 @@ fn attempt(
     Ok(Attempted {
         statement,
         known: replayed.known,
-        lines: view.state.next_seq(),
-        unsealed: view.seals.waiting.len() as u64,
+        view: replayed.view,
     })
 }
 
@@ -316,15 +363,18 @@ fn read_head(layout: &Layout) -> Result<Option<Note>, AuditError> {
 struct Counting<'a> {
     keys: SealKeys,
     clock: &'a dyn Fn() -> Second,
+    /// Seals of the blocks before this one were judged in earlier looks.
+    judged: u64,
     seals: SealCounts,
     progress: &'a mut dyn FnMut(u64),
 }
 
 impl<'a> Counting<'a> {
-    fn new(judge: Judge<'a>, progress: &'a mut dyn FnMut(u64)) -> Self {
+    fn new(judge: Judge<'a>, judged: u64, progress: &'a mut dyn FnMut(u64)) -> Self {
         Self {
             keys: SealKeys::new(Some(judge.anchors), judge.publications, (judge.clock)()),
             clock: judge.clock,
+            judged,
             seals: SealCounts::default(),
             progress,
         }
@@ -334,6 +384,10 @@ impl<'a> Counting<'a> {
 impl Watch for Counting<'_> {
     fn lines(&mut self, lines: u64) {
         (self.progress)(lines);
+    }
+
+    fn judged(&self) -> u64 {
+        self.judged
     }
 
     fn seal(&mut self, leaf: &LogLeaf, bytes: &[u8]) -> Result<(), String> {

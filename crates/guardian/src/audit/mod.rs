@@ -2,13 +2,26 @@
 //! everything, and signs what came out (docs/spec/34-audit.md).
 //!
 //! [`Auditor`] is one who goes on with it: his folder has his key, what he has
-//! signed, and the map as he replayed it. [`replay`] does it once, in memory.
+//! signed, and the map as he replayed it; the trail is in a folder, or a guardian
+//! serves it ([`Site`]), at its [`Desk`]. [`replay`] does it once, in memory.
 
+mod copy;
+mod desk;
 mod folder;
 mod follow;
+mod open;
+mod remote;
+mod request;
+mod sampling;
+mod take;
 
+pub use desk::{Answer, BODY, Desk, Request};
 pub use folder::{Auditor, Signed};
 pub use follow::{Audited, Doubt, Judge, SealCounts};
+pub use remote::{Given, Look, RemoteError, Site, Step};
+pub use request::Admitted;
+pub use sampling::{Sampled, Sampling};
+pub use take::{NotTaken, Proper};
 
 use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::Digest;
@@ -55,6 +68,9 @@ pub enum AuditError {
     /// A file of the auditor's cannot be read or written.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The guardian that serves the trail cannot be asked.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// What he keeps of the trail cannot be removed.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -75,6 +91,23 @@ impl AuditError {
             Self::Contradiction { code, .. } => Some(*code),
             Self::Trail(ReadError::Damaged(damage)) => Some(damage.code),
             _ => None,
+        }
+    }
+
+    /// Whether it may come of a copy that is not as the trail is.
+    fn is_of_copy(&self) -> bool {
+        match self {
+            Self::Trail(error) => matches!(
+                error,
+                ReadError::Damaged(_) | ReadError::Map(_) | ReadError::Nothing(_)
+            ),
+            Self::Contradiction { code, .. } => {
+                matches!(
+                    code,
+                    Code::TrailShort | Code::TrailForked | Code::BlockMissing
+                )
+            }
+            _ => false,
         }
     }
 }

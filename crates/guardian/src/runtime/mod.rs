@@ -18,6 +18,7 @@ mod word;
 
 use crate::Clock;
 use crate::actors::Actors;
+use crate::audit::Desk;
 use crate::collected::Collected;
 use crate::config::{Source, Tuning};
 use crate::erasure::{Answer, Asked, Refused};
@@ -43,6 +44,7 @@ use pitser_witness::Peer;
 use queue::Queue;
 use rekey::Rekeyed;
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -275,6 +277,7 @@ impl Guardian {
 pub struct Handle {
     commands: Sender<Command>,
     status: watch::Receiver<Status>,
+    desk: Arc<Desk>,
 }
 
 impl Handle {
@@ -318,6 +321,11 @@ impl Handle {
         self.ask(|reply| Command::Scan { reply })
             .await
             .unwrap_or_else(|| Err("the guardian has stopped".into()))
+    }
+
+    /// Where auditors are answered, also while the trail cannot be written.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
     }
 
     /// Takes everything committed so far, and completes when it is sealed and
@@ -399,6 +407,14 @@ impl Worker {
             origin: parts.tuning.origin(&parts.source),
             ..Status::default()
         });
+        let desk = Arc::new(Desk::new(
+            &parts.source.name,
+            &parts.tuning.origin(&parts.source),
+            parts.tuning.layout(&parts.source),
+            parts.tuning.auditors.clone(),
+            parts.clock.clone(),
+            status.clone(),
+        ));
         let seals = seals(parts.client.take(), &commands);
         let witnesses = std::mem::take(&mut parts.witnesses).into_iter().enumerate();
         let cosigners = witnesses
@@ -419,7 +435,12 @@ impl Worker {
             unscanned: None,
             stood_by: false,
         };
-        Ok((worker, Handle { commands, status }))
+        let handle = Handle {
+            commands,
+            status,
+            desk,
+        };
+        Ok((worker, handle))
     }
 
     /// Has a task tell the authority's fleet of this trail. Inside a tokio runtime.

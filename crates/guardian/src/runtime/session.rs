@@ -38,6 +38,9 @@ impl Session {
         let shapes = source.shapes();
         let patients = Patients::new(&parts.source, shapes).map_err(InitError::from)?;
         let actors = Actors::new(&parts.source, shapes).map_err(InitError::from)?;
+        worker
+            .publish
+            .send_modify(|s| s.mapping = patients.mapping());
         let now = (parts.clock)();
         let told = collected.position.or(collected.genesis_position);
         let told = told.ok_or_else(|| InitError::NoPosition(parts.source.name.clone()))?;

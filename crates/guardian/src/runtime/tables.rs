@@ -27,6 +27,9 @@ impl Session {
         match rules {
             Ok((patients, actors)) => {
                 self.mapping = Digest::of(&[patients.mapping().as_bytes()]);
+                worker
+                    .publish
+                    .send_modify(|s| s.mapping = patients.mapping());
                 self.patients = patients;
                 self.actors = actors;
                 self.learn_owners()?;

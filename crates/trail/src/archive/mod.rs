@@ -51,6 +51,12 @@ pub(crate) fn signatures(layout: &Layout, number: u32) -> Result<Option<Arc<Vec<
     kept(layout, number, |receipt| &receipt.signatures)
 }
 
+/// How long both are; `None` if the segment is not archived.
+pub(crate) fn sizes(layout: &Layout, number: u32) -> Result<Option<(u64, u64)>, ReadError> {
+    let receipt = shelf::receipt(&layout.receipt(number), number)?;
+    Ok(receipt.map(|receipt| (receipt.lines.size, receipt.signatures.size)))
+}
+
 fn kept(
     layout: &Layout,
     number: u32,
