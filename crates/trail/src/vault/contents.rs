@@ -270,6 +270,12 @@ impl Contents {
                 };
             }
         }
+        // Places of records that were lost, and which others will stand in.
+        let path = self.folder.join("index");
+        let known = INDEX_HEAD + 8 * next_seq;
+        if self.index.metadata().at(&path, "cannot look at")?.len() > known {
+            self.index.set_len(known).at(&path, "cannot shorten")?;
+        }
         self.write_index()
     }
 
@@ -611,6 +617,22 @@ mod tests {
             let places = std::fs::read(&path).unwrap().split_off(INDEX_HEAD as usize);
             assert_eq!(places, good[INDEX_HEAD as usize..]);
         }
+    }
+
+    #[test]
+    fn places_of_records_that_were_lost_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let contents = filled(dir.path(), (0..100).step_by(2));
+        let last = contents.get_place(98);
+        let path = file_path(dir.path(), last.file);
+        drop(contents);
+        // The index outlived a power cut, which the end of the file did not.
+        writable(&path).unwrap().set_len(last.offset).unwrap();
+        let mut contents = Contents::open(dir.path()).unwrap();
+        assert!(contents.get(98).unwrap().is_none());
+        contents.discard_from(98).unwrap();
+        let length = std::fs::metadata(&path).unwrap().len();
+        assert_eq!(length, last.offset, "nothing is made up");
     }
 
     #[test]
