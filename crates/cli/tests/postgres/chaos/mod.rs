@@ -253,18 +253,16 @@ impl<'a> Run<'a> {
         let text = format!(
             "[authority]\naggregator = \"ksi+tcp://hospital:{}@{}\"\n\
              [guard]\ndata = \"guard\"\nlisten = \"127.0.0.1:{}\"\norganisation = \"run{seed}.example\"\n\
-             scan_every_s = 0\nwitness_every_s = 1\nsegment_s = 1\n{}\
+             scan_every_s = 0\nwitness_every_s = 1\nsegment_s = 1\n\
              [[source]]\nname = \"hospital\"\nkind = \"postgres\"\nurl = \"{}\"\n\
-             tables = [\"public.entry_*\", \"public.ticket\", \"public.done\"]\n",
+             tables = [\"public.entry_*\", \"public.ticket\", \"public.done\"]\n{}",
             run.grounds.key,
             run.grounds.address,
             run.listen,
-            run.grounds.witness,
             run.grounds.server.url(&run.database),
+            run.grounds.witness,
         );
-        // Tables of arrays come last.
-        let (before, witness) = (text.replace(&run.grounds.witness, ""), &run.grounds.witness);
-        fs::write(run.dir.join("pitser.toml"), before + witness).unwrap();
+        fs::write(run.dir.join("pitser.toml"), text).unwrap();
         let said = run.run("guard init").exits(0).says("5 tables guarded");
         let log = word_after(&said, "log key");
         let folder = run.grounds.dir.path();
