@@ -9,19 +9,17 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Process, run};
+use common::{AUTHORITY, found_authority, run, start_authority};
 use pitser_client::{Client, Endpoint, Options};
 use pitser_ksi::hash::{Algorithm, Imprint, hash};
 use pitser_ksi::policy::{Context, Policy, verify};
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
-use serde_json::Value;
 use tokio::task::JoinSet;
 
 #[test]
@@ -36,14 +34,12 @@ fn soak_of_the_authority() {
     soak(Duration::from_secs(seconds), Duration::from_secs(20), 1000);
 }
 
-const CONFIG: &str = "auth/authority.toml";
-
 /// Lets `askers` ask for so long, killing the authority `every` so often.
 fn soak(length: Duration, every: Duration, askers: u64) {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let (address, key) = init(dir);
-    let mut authority = start(dir);
+    let (address, key) = found_authority(dir);
+    let mut authority = start_authority(dir);
     let uri = format!("ksi+tcp://hospital:{key}@{address}");
     let client = Client::new(Endpoint::parse(&uri).unwrap(), Options::default());
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -68,16 +64,20 @@ fn soak(length: Duration, every: Duration, askers: u64) {
         );
         authority.kill();
         kills += 1;
-        authority = start(dir);
+        authority = start_authority(dir);
     }
     asked.over.store(true, Ordering::Relaxed);
     runtime.block_on(asking.join_all());
 
-    run(dir, &format!("authority publish --config {CONFIG} --json")).exits(0);
+    run(
+        dir,
+        &format!("authority publish --config {AUTHORITY} --json"),
+    )
+    .exits(0);
     let signed = std::mem::take(&mut *asked.signed.lock().unwrap());
     let intact = runtime.block_on(extend_all(dir, &client, &signed));
     assert_eq!(intact, signed.len());
-    run(dir, &format!("authority audit --config {CONFIG}")).exits(0);
+    run(dir, &format!("authority audit --config {AUTHORITY}")).exits(0);
     println!(
         "{} signatures, {kills} kills, {} requests failed, longest pause {} ms: all extend and verify",
         signed.len(),
@@ -85,36 +85,6 @@ fn soak(length: Duration, every: Duration, askers: u64) {
         asked.pause.lock().unwrap().1.as_millis(),
     );
     authority.kill();
-}
-
-/// Makes an authority; where it will listen, and the key of user `hospital`.
-fn init(dir: &Path) -> (String, String) {
-    run(
-        dir,
-        "authority init --dir auth --email publications@example.org",
-    )
-    .exits(0);
-    // The same ports after each kill.
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-    let (tcp, http) = (free(), free());
-    let address = tcp.local_addr().unwrap().to_string();
-    let config = fs::read_to_string(dir.join(CONFIG)).unwrap();
-    let config = config
-        .replace("127.0.0.1:3332", &address)
-        .replace("127.0.0.1:8080", &http.local_addr().unwrap().to_string())
-        .replace("monitor = \"127.0.0.1:7090\"", "");
-    fs::write(dir.join(CONFIG), config).unwrap();
-    let added = format!("authority user add hospital --config {CONFIG} --json");
-    let added = run(dir, &added).exits(0).json();
-    (address, added["key"].as_str().unwrap().to_owned())
-}
-
-/// Returns when it listens.
-fn start(dir: &Path) -> Process {
-    let (authority, line) = Process::start(dir, &format!("authority run --json --config {CONFIG}"));
-    let facts: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(facts["event"], "listening");
-    authority
 }
 
 /// What askers have got.

@@ -6,6 +6,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// Bytes that a disk writes whole or not at all.
+pub(crate) const SECTOR: usize = 512;
+
 /// A failed operation on a file, with its path and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {what}: {source}{}", path.display(), hint(source))]

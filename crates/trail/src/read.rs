@@ -5,7 +5,7 @@
 //! not follow ends the reading as [`Damage`], which names it.
 
 use crate::archive::{self, ArchiveError};
-use crate::disk::{At, DiskError};
+use crate::disk::{At, DiskError, SECTOR};
 use crate::index::{BlockEntry, Index};
 use crate::layout::Layout;
 use crate::map::{Commit, MapError};
@@ -59,6 +59,9 @@ pub struct Seals {
     pub waiting: VecDeque<LogLeaf>,
     /// The newest seal.
     pub last: Option<SealRef>,
+    /// Closed segments whose seals are not all there, and up to which byte of their
+    /// file of seals those that are there are whole.
+    pub closing: Vec<(u32, u64)>,
 }
 
 /// Lengths, in bytes, up to which an open segment's files hold whole items.
@@ -555,13 +558,23 @@ where
         let seals = segment.seals.take();
         let mut stream = Blocks::new(&blocks, seals.as_deref()).map_err(unreadable)?;
         while !self.done() {
+            let (block_at, seal_at) = (stream.blocks_at, stream.seals_at);
             let Some((block, seal)) = stream.next().map_err(unreadable)? else {
                 break;
             };
             if self.next_block < self.resumed {
                 self.known_block(segment, seal)?;
             } else {
-                self.block(segment, &block, seal)?;
+                let line_at = segment.at;
+                match self.block(segment, &block, seal) {
+                    // Its lines are durable: it is built again of them.
+                    Err(ReadError::Damaged(_)) if stream.is_torn(block_at, seal) => {
+                        segment.at = line_at;
+                        (stream.blocks_at, stream.seals_at) = (block_at, seal_at);
+                        break;
+                    }
+                    block => block?,
+                }
                 let (number, offset) = (segment.number, segment.offset());
                 self.follow.block(&mut self.view, number, offset)?;
             }
@@ -572,6 +585,10 @@ where
         }
         self.view.whole.blocks = stream.blocks_at as u64;
         self.view.whole.seals = stream.seals_at as u64;
+        if seals.is_some() {
+            let whole = (segment.number, self.view.whole.seals);
+            self.view.seals.closing.push(whole);
+        }
         Ok(())
     }
 
@@ -734,8 +751,14 @@ where
     fn tail(&mut self, segment: &mut Segment) -> Result<(), ReadError> {
         let mut event_at = None;
         self.view.tail.clear();
+        let mut end = segment.offset();
         while let Some(place) = segment.next_line() {
-            let line = self.line(segment, place)?;
+            let line = match self.line(segment, place) {
+                // Nothing of it was durable, nor what stands behind it.
+                Err(ReadError::Damaged(_)) if segment.is_torn(place) => break,
+                line => line?,
+            };
+            end = segment.offset();
             self.view.tail.push(pitser_ksi::hash::hash(
                 Algorithm::Sha256,
                 &[segment.bytes(place)],
@@ -748,7 +771,7 @@ where
                 self.view.whole.unwritten_block = Some(self.view.tail.len());
             }
         }
-        self.view.whole.lines = segment.offset();
+        self.view.whole.lines = end;
         Ok(())
     }
 }
@@ -795,6 +818,25 @@ fn unfounded(layout: &Layout) -> MapError {
         damage: crate::map::Damage::Unfounded,
     }
 }
+
+/// Whether the end of a file that only grows, from byte `from` on, may be that of a write
+/// that a power cut ended: the file has its new length, and sectors that were not
+/// written are zeroes. It is asked only where the bytes are not what should be there.
+fn is_torn(file: &[u8], from: usize) -> bool {
+    unwritten(file, from).next().is_some()
+}
+
+/// Lengths of the sectors' parts behind `from` that are all zeroes.
+fn unwritten(file: &[u8], from: usize) -> impl Iterator<Item = usize> {
+    let first = from / SECTOR * SECTOR;
+    (first..file.len()).step_by(SECTOR).filter_map(move |at| {
+        let part = &file[at.max(from)..(at + SECTOR).min(file.len())];
+        part.iter().all(|byte| *byte == 0).then_some(part.len())
+    })
+}
+
+/// So many zeroes in a row are in no signature.
+const NO_CHANCE: usize = 16;
 
 impl Segment {
     /// Reads seals, then blocks, then lines: the writer goes the other way, so
@@ -871,6 +913,17 @@ impl Segment {
         Some(place)
     }
 
+    /// Whether the file's end, from this line on, was never written.
+    fn is_torn(&self, from: Place) -> bool {
+        // Sectors are those of the file.
+        let shift = usize::try_from(self.from % SECTOR as u64).unwrap_or(0);
+        let start = usize::try_from(from.offset - self.from).unwrap_or(usize::MAX);
+        let end = &self.lines[start..];
+        let sector = (start + shift) % SECTOR;
+        let padded = [&[1; SECTOR][..sector], end].concat();
+        is_torn(&padded, sector)
+    }
+
     /// Where in the segment the next line begins.
     fn offset(&self) -> u64 {
         self.from + self.at as u64
@@ -885,6 +938,8 @@ impl Segment {
 /// Blocks with their seals, from either one file or two parts.
 struct Blocks<'a> {
     blocks: &'a [u8],
+    /// The bytes of the seals, if they are a file of their own.
+    sealed: &'a [u8],
     seals: Option<SealReader<'a>>,
     blocks_at: usize,
     seals_at: usize,
@@ -900,9 +955,11 @@ impl<'a> Blocks<'a> {
         };
         let started = |s: &&[u8]| s.len() >= logsig::MAGIC_LEN;
         let seals_at = seals.filter(started).map_or(0, |_| logsig::MAGIC_LEN);
+        let sealed = seals;
         let seals = seals.filter(started).map(SealReader::new).transpose()?;
         Ok(Self {
             blocks: if blocks_at == 0 { &[] } else { blocks },
+            sealed: sealed.unwrap_or_default(),
             seals,
             blocks_at,
             seals_at,
@@ -914,8 +971,12 @@ impl<'a> Blocks<'a> {
         if self.blocks_at >= self.blocks.len() {
             return Ok(None);
         }
-        let Some(block) = logsig::read_block(&self.blocks[self.blocks_at..], self.blocks_at)?
-        else {
+        let block = logsig::read_block(&self.blocks[self.blocks_at..], self.blocks_at);
+        let block = match block {
+            Err(_) if self.is_open() && is_torn(self.blocks, self.blocks_at) => None,
+            block => block?,
+        };
+        let Some(block) = block else {
             return Ok(None);
         };
         self.blocks_at += block.bytes.len();
@@ -931,15 +992,35 @@ impl<'a> Blocks<'a> {
             return Ok(None);
         };
         match seals.next() {
+            // Whether a seal is whole, only the authority's key could tell.
+            Some(Ok(record))
+                if record.at + record.bytes.len() == self.sealed.len()
+                    && unwritten(self.sealed, record.at).any(|len| len >= NO_CHANCE) =>
+            {
+                Ok(None)
+            }
             Some(Ok(record)) => {
                 self.seals_at = record.at + record.bytes.len();
                 Ok(signature(&record.seal))
             }
             // An unfinished last seal is the writer's, or a crash's.
             Some(Err(e)) if e.kind == pitser_ksi::DecodeErrorKind::Truncated => Ok(None),
+            Some(Err(_)) if is_torn(self.sealed, self.seals_at) => Ok(None),
             Some(Err(e)) => Err(e),
             None => Ok(None),
         }
+    }
+
+    /// Whether seals come later, into a file of their own.
+    fn is_open(&self) -> bool {
+        !self.sealed.is_empty()
+    }
+
+    /// Whether the block at `at`, which was just read, is the end of a write that a power
+    /// cut ended. What has a seal was durable before.
+    fn is_torn(&self, at: usize, seal: Option<&[u8]>) -> bool {
+        let is_last = self.blocks_at == self.blocks.len();
+        self.is_open() && seal.is_none() && is_last && is_torn(self.blocks, at)
     }
 
     fn seals_left(&mut self) -> Result<bool, pitser_ksi::DecodeError> {

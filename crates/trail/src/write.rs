@@ -256,12 +256,15 @@ impl SegmentFiles {
     fn open(layout: &Layout, number: u32) -> Result<Self, DiskError> {
         let (blocks_magic, seals_magic) = part_magics();
         disk::private_dir(&layout.parts(number))?;
-        Ok(Self {
+        let files = Self {
             number,
             lines: AppendFile::open(&layout.segment(number), b"")?,
             blocks: AppendFile::open(&layout.blocks(number), blocks_magic)?,
             seals: AppendFile::open(&layout.seals(number), seals_magic)?,
-        })
+        };
+        // The names of the lines and of the folder of parts.
+        disk::sync_dir(&layout.segment(number))?;
+        Ok(files)
     }
 }
 
@@ -428,7 +431,7 @@ impl Trail {
         trail
             .store
             .covers(trail.state.storage_mut(), covered.unwrap_or(0));
-        trail.reopen_closing()?;
+        trail.reopen_closing(&view.seals.closing)?;
         let first = trail.index.first_of(trail.files.number)?;
         if let Some(block) = trail.index.block(first, "")? {
             let checkpoint = block.leaf.first_seq + block.leaf.count - 1;
@@ -817,8 +820,9 @@ impl Trail {
         Ok(())
     }
 
-    /// After opening: earlier segments that still have parts.
-    fn reopen_closing(&mut self) -> Result<(), TrailError> {
+    /// After opening: earlier segments that still have parts, of which seals are whole up
+    /// to some byte.
+    fn reopen_closing(&mut self, whole: &[(u32, u64)]) -> Result<(), TrailError> {
         let first_waiting = self.unsealed.front().map(|b| b.block);
         for number in 0..self.files.number {
             if self.layout.logsig(number).exists() || self.layout.receipt(number).exists() {
@@ -827,7 +831,14 @@ impl Trail {
             }
             let end = self.index.first_of(number + 1)?;
             if first_waiting.is_some_and(|first| first < end) {
-                let seals = AppendFile::open(&self.layout.seals(number), part_magics().1)?;
+                let mut seals = AppendFile::open(&self.layout.seals(number), part_magics().1)?;
+                let whole = whole.iter().find(|(of, _)| *of == number);
+                // A crash may have ended the last one's write.
+                if let Some((_, whole)) = whole
+                    && (part_magics().1.len() as u64..seals.len()).contains(whole)
+                {
+                    seals.truncate(*whole)?;
+                }
                 self.closing.push_back((number, end, seals));
             } else {
                 finish_segment(&self.layout, number)?;

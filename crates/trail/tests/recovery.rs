@@ -212,6 +212,82 @@ fn a_block_cut_at_every_byte_is_built_again() {
     }
 }
 
+/// The parts of a file's sectors from byte `from` on.
+fn sectors(file: &Path, from: u64) -> Vec<std::ops::Range<usize>> {
+    let (from, end) = (from as usize, std::fs::read(file).unwrap().len());
+    let starts = (from / 512 * 512..end).step_by(512);
+    starts.map(|at| at.max(from)..(at + 512).min(end)).collect()
+}
+
+/// Fills a part of a file with zeroes: it was never written.
+fn lose(path: &Path, part: std::ops::Range<usize>) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[part].fill(0);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn sectors_of_lines_that_were_never_written_leave_whole_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let mut trail = create(dir.path());
+    close(&mut trail);
+    let segment = layout.segment(0);
+    let before = std::fs::metadata(&segment).unwrap().len();
+    for event in events() {
+        trail.append(event).unwrap();
+    }
+    trail.commit().unwrap();
+    drop(trail);
+    let lines = std::fs::read(&segment).unwrap();
+    for part in sectors(&segment, before) {
+        let whole = lines[before as usize..part.start].split(|b| *b == b'\n');
+        let whole = whole.count() - 1;
+        let (copied, opened) = after(dir.path(), |layout| lose(&layout.segment(0), part.clone()));
+        let (trail, recovery) = opened.unwrap();
+        assert!(recovery.cut_bytes > 0, "{part:?}");
+        // The third event has three lines.
+        let kept = [0, 1, 2, 2, 2, 5, 6][whole];
+        assert_eq!(trail.state().next_seq(), 2 + kept, "{part:?}");
+        goes_on(copied.path(), trail, [0, 1, 2, 2, 2, 3, 4][whole]);
+    }
+    // What a power cut does not do.
+    let (_copied, opened) = after(dir.path(), |layout| {
+        let mut bytes = std::fs::read(layout.segment(0)).unwrap();
+        let at = before as usize + 20;
+        bytes[at] ^= 1;
+        std::fs::write(layout.segment(0), bytes).unwrap();
+    });
+    assert!(
+        matches!(opened, Err(TrailError::Read(ReadError::Damaged(_)))),
+        "{opened:?}"
+    );
+}
+
+#[test]
+fn a_block_of_which_sectors_were_never_written_is_built_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    close(&mut trail);
+    let blocks = Layout::new(dir.path()).blocks(0);
+    let before = std::fs::metadata(&blocks).unwrap().len();
+    for _ in 0..5 {
+        for event in events() {
+            trail.append(event).unwrap();
+        }
+    }
+    close(&mut trail);
+    drop(trail);
+    for part in sectors(&blocks, before) {
+        let (copied, opened) = after(dir.path(), |layout| lose(&layout.blocks(0), part.clone()));
+        let (trail, recovery) = opened.unwrap();
+        assert!(recovery.rebuilt_block, "{part:?}");
+        assert_eq!(trail.blocks(), 2);
+        drop(trail);
+        read(&Layout::new(copied.path()), None, |_, _| {}).unwrap();
+    }
+}
+
 async fn authority(dir: &Path) -> (AuthorityHandle, Client) {
     let subject = Subject {
         email: "publications@test.example".into(),

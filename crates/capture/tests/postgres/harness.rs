@@ -71,6 +71,30 @@ impl Server {
         self.pg_ctl(&["restart", "-m", "immediate"]);
     }
 
+    /// Kills the server and all its processes at once, which cannot do anything about
+    /// it; what they had written to files is there.
+    pub(crate) fn kill(&self) {
+        let written = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        let postmaster: u32 = written.lines().next().unwrap().parse().unwrap();
+        let mut all = vec![postmaster.to_string()];
+        // It makes no more of them meanwhile.
+        signal("-STOP", &all);
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        all.extend(children.unwrap().split_whitespace().map(str::to_owned));
+        signal("-KILL", &all);
+        for process in &all {
+            while is_running(process) {
+                std::thread::yield_now();
+            }
+        }
+        // By these a new one would take its number for that of a server: nobody may have
+        // waited for it, or it may be another process's.
+        let socket = format!(".s.PGSQL.{}.lock", self.port);
+        for lock in [self.data().join("postmaster.pid"), self.dir().join(socket)] {
+            fs::remove_file(lock).unwrap();
+        }
+    }
+
     /// Stops the server in an orderly way, and starts it again.
     pub(crate) fn restart(&self) {
         self.pg_ctl(&["restart", "-m", "fast"]);
@@ -183,7 +207,9 @@ impl Server {
     }
 
     fn pg_ctl(&self, arguments: &[&str]) {
-        run(&mut self.control(arguments));
+        let started = self.control(arguments).status().unwrap();
+        let log = || fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        assert!(started.success(), "{arguments:?}: {started}\n{}", log());
     }
 
     fn control(&self, arguments: &[&str]) -> Command {
@@ -217,6 +243,20 @@ impl Drop for Server {
         let mut stop = self.control(&["stop", "-m", "immediate"]);
         let _ = stop.stderr(Stdio::null()).status();
     }
+}
+
+/// Sends all of them a signal; some may have ended by themselves.
+fn signal(signal: &str, processes: &[String]) {
+    let mut kill = Command::new("kill");
+    kill.arg(signal).args(processes).stderr(Stdio::null());
+    let _ = kill.status();
+}
+
+/// Whether there is a process of this number that has not ended.
+fn is_running(process: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/stat"));
+    // Nobody may have waited for it yet: `Z`.
+    status.is_ok_and(|status| !status.contains(") Z ") && !status.contains(") X "))
 }
 
 fn installed() -> bool {

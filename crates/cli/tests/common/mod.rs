@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
@@ -130,6 +131,37 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The configuration of an authority as its operator runs it.
+pub(crate) const AUTHORITY: &str = "auth/authority.toml";
+
+/// Makes an authority in `dir`; where it will listen, also after it was killed, and the
+/// key of user `hospital`.
+pub(crate) fn found_authority(dir: &Path) -> (String, String) {
+    let email = "publications@example.org";
+    run(dir, &format!("authority init --dir auth --email {email}")).exits(0);
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let (tcp, http) = (free(), free());
+    let address = tcp.local_addr().unwrap().to_string();
+    let config = fs::read_to_string(dir.join(AUTHORITY)).unwrap();
+    let config = config
+        .replace("127.0.0.1:3332", &address)
+        .replace("127.0.0.1:8080", &http.local_addr().unwrap().to_string())
+        .replace("monitor = \"127.0.0.1:7090\"", "");
+    fs::write(dir.join(AUTHORITY), config).unwrap();
+    let added = format!("authority user add hospital --config {AUTHORITY} --json");
+    let added = run(dir, &added).exits(0).json();
+    (address, added["key"].as_str().unwrap().to_owned())
+}
+
+/// Starts it; returns when it listens.
+pub(crate) fn start_authority(dir: &Path) -> Process {
+    let run = format!("authority run --json --config {AUTHORITY}");
+    let (authority, line) = Process::start(dir, &run);
+    let facts: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(facts["event"], "listening");
+    authority
 }
 
 /// An authority on free ports, which ends with this value.

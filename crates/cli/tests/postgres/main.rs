@@ -10,6 +10,7 @@ mod harness;
 mod sqlite;
 
 mod audit;
+mod chaos;
 mod gnuhealth;
 mod hospital;
 mod kill;

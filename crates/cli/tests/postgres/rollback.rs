@@ -24,19 +24,19 @@ const SETTINGS: [&str; 2] = [
 ];
 const CLIENTS: u64 = 3;
 /// Rows of a large statement: more than the server's decoder keeps in memory.
-const LARGE: u64 = 600;
+pub(crate) const LARGE: u64 = 600;
 
 /// One change of one row: its key and, unless it is gone, what was written.
-type Step = (Op, u64, Option<String>);
+pub(crate) type Step = (Op, u64, Option<String>);
 
 /// What a client has committed, and what it has under way.
-struct Model {
+pub(crate) struct Model {
     client: u64,
-    choices: Choices,
-    rows: BTreeMap<u64, String>,
+    pub(crate) choices: Choices,
+    pub(crate) rows: BTreeMap<u64, String>,
     /// Of the transaction under way.
-    steps: Vec<Step>,
-    committed: Vec<Vec<Step>>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) committed: Vec<Vec<Step>>,
     next_id: u64,
     next_mark: u64,
     /// Marks that only transactions or savepoints wrote that were rolled back.
@@ -44,13 +44,13 @@ struct Model {
 }
 
 /// Where a savepoint was set.
-struct Saved {
+pub(crate) struct Saved {
     rows: BTreeMap<u64, String>,
     steps: usize,
 }
 
 impl Model {
-    fn new(client: u64, seed: u64) -> Self {
+    pub(crate) fn new(client: u64, seed: u64) -> Self {
         Self {
             client,
             choices: Choices(seed.wrapping_mul(client + 1) | 1),
@@ -63,24 +63,24 @@ impl Model {
         }
     }
 
-    fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         format!("entry_{}", self.client)
     }
 
-    fn save(&self) -> Saved {
+    pub(crate) fn save(&self) -> Saved {
         Saved {
             rows: self.rows.clone(),
             steps: self.steps.len(),
         }
     }
 
-    fn undo(&mut self, to: Saved) {
+    pub(crate) fn undo(&mut self, to: Saved) {
         self.undone += (self.steps.len() - to.steps) as u64;
         self.steps.truncate(to.steps);
         self.rows = to.rows;
     }
 
-    fn mark(&mut self) -> String {
+    pub(crate) fn mark(&mut self) -> String {
         self.next_mark += 1;
         format!("{}-{}", self.client, self.next_mark)
     }
@@ -91,7 +91,7 @@ impl Model {
     }
 
     /// One statement that changes rows.
-    fn statement(&mut self) -> String {
+    pub(crate) fn statement(&mut self) -> String {
         let table = self.table();
         let mark = self.mark();
         match (self.choices.below(8), self.any_row()) {
@@ -134,14 +134,14 @@ impl Model {
         }
     }
 
-    fn new_id(&mut self) -> u64 {
+    pub(crate) fn new_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id - 1
     }
 
     /// A PL/pgSQL block in which an inner one fails after its statements: the
     /// server makes a sub-transaction of it.
-    fn caught(&mut self, depth: u64) -> String {
+    pub(crate) fn caught(&mut self, depth: u64) -> String {
         let before = self.statement();
         let saved = self.save();
         let mut lost = self.statement();

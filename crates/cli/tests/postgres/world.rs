@@ -121,29 +121,7 @@ impl World {
     /// The source's status, once it is as wanted: the running guardian tells of
     /// each change.
     pub(crate) fn status_when(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let address = ("127.0.0.1", self.listen);
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let request = "GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        stream.write_all(request.as_bytes()).unwrap();
-        let began = Instant::now();
-        let mut last = String::new();
-        for line in BufReader::new(stream).lines() {
-            let Ok(line) = line else { break };
-            let Some(data) = line.strip_prefix("data: ") else {
-                continue;
-            };
-            let status: Value = serde_json::from_str(data).unwrap();
-            if wanted(&status) {
-                return status;
-            }
-            last = line;
-            if began.elapsed() > PATIENCE {
-                break;
-            }
-        }
-        let log = fs::read_to_string(self.dir.path().join("guard.log")).unwrap();
-        panic!("never {what}: {last}\n{log}");
+        status_when(self.dir.path(), self.listen, what, wanted)
     }
 
     /// Waits for an open finding of this code about this table.
@@ -228,6 +206,37 @@ impl World {
     }
 }
 
+/// The status of the guardian that runs in `dir`, once it is as wanted.
+pub(crate) fn status_when(
+    dir: &Path,
+    listen: u16,
+    what: &str,
+    wanted: impl Fn(&Value) -> bool,
+) -> Value {
+    let mut stream = TcpStream::connect(("127.0.0.1", listen)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = "GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let began = Instant::now();
+    let mut last = String::new();
+    for line in BufReader::new(stream).lines() {
+        let Ok(line) = line else { break };
+        let Some(data) = line.strip_prefix("data: ") else {
+            continue;
+        };
+        let status: Value = serde_json::from_str(data).unwrap();
+        if wanted(&status) {
+            return status;
+        }
+        last = line;
+        if began.elapsed() > PATIENCE {
+            break;
+        }
+    }
+    let log = fs::read_to_string(dir.join("guard.log")).unwrap();
+    panic!("never {what}: {last}\n{log}");
+}
+
 /// A guardian process that is certain to end with the test.
 struct Guardian(Child);
 
@@ -293,7 +302,7 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     beside.exists().then_some(beside)
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }

@@ -266,15 +266,15 @@ impl Session {
         });
         let gone: Vec<Bytes32> = records.map_err(TrailError::from)?;
         let first = self.trail.state().next_seq();
-        let mut left = gone.len();
-        for part in gone.chunks(TRUNCATED) {
-            left -= part.len();
+        let of_table = |code, text| Finding {
+            table: Some(change.table.clone()),
+            about: Some(first),
+            ..Finding::general(code, text)
+        };
+        let (most, last) = gone.split_at(gone.len().saturating_sub(1) / TRUNCATED * TRUNCATED);
+        for part in most.chunks(TRUNCATED) {
             // Until its last line is durable, the truncation is to come again.
-            let pos = if left == 0 { change.pos } else { self.position };
-            let mut drafts = Vec::new();
-            for record in part {
-                drafts.extend(self.truncated_row(worker, change, record, actor.clone(), pos)?);
-            }
+            let drafts = self.truncated_rows(worker, change, part, actor.clone(), self.position)?;
             if !drafts.is_empty() {
                 self.append(drafts)?;
             }
@@ -283,19 +283,33 @@ impl Session {
             }
         }
         self.open_times.push((worker.parts.clock)());
-        let of_table = |code, text| Finding {
-            table: Some(change.table.clone()),
-            about: Some(first),
-            ..Finding::general(code, text)
-        };
+        // Nor can one of the last lines be durable without what they mean.
+        let drafts = self.truncated_rows(worker, change, last, actor, change.pos)?;
+        self.position = change.pos;
+        let text = format!("the table was truncated: {} rows are gone", gone.len());
+        self.finding_with(worker, drafts, of_table(Code::Truncated, text), None)?;
         if let Some(doubt) = doubt
             && !self.open.is_doubted(&change.table, &doubt)
         {
             let finding = of_table(doubt.code, String::new());
             self.open.suspect(doubt, finding, None);
         }
-        let text = format!("the table was truncated: {} rows are gone", gone.len());
-        self.finding(worker, of_table(Code::Truncated, text))
+        Ok(())
+    }
+
+    fn truncated_rows(
+        &mut self,
+        worker: &Worker,
+        change: &Change,
+        records: &[Bytes32],
+        actor: Option<pitser_capture::Actor>,
+        pos: Position,
+    ) -> Result<Vec<Draft>, Ended> {
+        let mut drafts = Vec::new();
+        for record in records {
+            drafts.extend(self.truncated_row(worker, change, record, actor.clone(), pos)?);
+        }
+        Ok(drafts)
     }
 
     /// The line of one row of a truncated table; none if its key was destroyed.

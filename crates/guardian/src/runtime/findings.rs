@@ -20,8 +20,22 @@ impl Session {
         finding: Finding,
         patient: Option<PatientId>,
     ) -> Result<(), Ended> {
+        self.finding_with(worker, Vec::new(), finding, patient)
+    }
+
+    /// The same, as the last line of an event: all of it is durable, or nothing.
+    pub(super) fn finding_with(
+        &mut self,
+        worker: &Worker,
+        mut event: Vec<Draft>,
+        finding: Finding,
+        patient: Option<PatientId>,
+    ) -> Result<(), Ended> {
         let found_at = (worker.parts.clock)();
         if !self.incidents.note(finding.clone(), found_at) {
+            if !event.is_empty() {
+                self.append(event)?;
+            }
             return Ok(());
         }
         tracing::warn!(code = %finding.code, table = ?finding.table, columns = ?finding.columns, "{}", finding.text);
@@ -45,7 +59,9 @@ impl Session {
                 self.position.to_string(),
             )
         };
-        let seq = self.append(vec![draft])?;
+        let before = event.len() as u64;
+        event.push(draft);
+        let seq = self.append(event)? + before;
         self.incidents.written(&finding, seq);
         self.open_times.push(found_at);
         Ok(())
@@ -88,6 +104,8 @@ impl Session {
         let now = self.source.fingerprint()?;
         let hash = Digest::of(&[&now]);
         let path = self.trail.layout().dir().join("fingerprint.json");
+        // Where it stands while its line is being made durable.
+        let next = self.trail.layout().dir().join("fingerprint.next.json");
         let kept = || std::fs::read(&path).unwrap_or_default();
         let before = match sealed {
             Some(sealed) if sealed == hash => {
@@ -99,11 +117,9 @@ impl Session {
             }
             Some(sealed) => {
                 // Without the one that was sealed, nobody knows what is different.
-                let mut kept = kept();
-                if Digest::of(&[&kept]) != sealed {
-                    kept.clear();
-                }
-                self.fingerprint = kept;
+                let known = [kept(), std::fs::read(&next).unwrap_or_default()];
+                let known = known.into_iter().find(|it| Digest::of(&[it]) == sealed);
+                self.fingerprint = known.unwrap_or_default();
                 Some(sealed)
             }
             None if path.exists() && self.fingerprint == now => return Ok(()),
@@ -127,6 +143,7 @@ impl Session {
                 self.position.to_string(),
             )
         };
+        pitser_trail::disk::replace(&next, &now).map_err(TrailError::from)?;
         let about = self.append(vec![draft])?;
         self.scan_due |= !drifts.is_empty();
         for drift in together(drifts) {

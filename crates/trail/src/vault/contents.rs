@@ -13,6 +13,7 @@
 use crate::disk::{self, At, DiskError};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -207,6 +208,11 @@ impl Contents {
             at += 8;
         }
         if let Some(first) = first {
+            // What comes to stand in the place of these records begins elsewhere: an
+            // index that says they are known must not outlive them.
+            self.index.sync_data().at(&path, "cannot make durable")?;
+            self.write_head(first, seq)?;
+            self.index.sync_data().at(&path, "cannot make durable")?;
             for number in (first.file + 1..=self.number).rev() {
                 let path = file_path(&self.folder, number);
                 std::fs::remove_file(&path).at(&path, "cannot remove")?;
@@ -233,13 +239,14 @@ impl Contents {
 
     /// Reads the records that the durable index does not know of.
     fn catch_up(&mut self) -> Result<(), ContentsError> {
-        let mut place = self.reached()?;
+        let (mut place, mut next_seq) = self.reached()?;
         let last = self.number;
         for number in place.file..=last {
             let path = file_path(&self.folder, number);
             let file = File::open(&path).at(&path, "cannot open")?;
             let length = file.metadata().at(&path, "cannot look at")?.len();
-            while let Some((seq, next)) = self.header(&file, place, length)? {
+            while let Some((seq, next)) = self.header(&file, place, length, next_seq)? {
+                next_seq = seq + 1;
                 self.index
                     .write_all_at(&place.encode(), INDEX_HEAD + 8 * seq)
                     .at(&path, "cannot write the index of")?;
@@ -263,16 +270,23 @@ impl Contents {
                 };
             }
         }
+        // Places of records that were lost, and which others will stand in.
+        let path = self.folder.join("index");
+        let known = INDEX_HEAD + 8 * next_seq;
+        if self.index.metadata().at(&path, "cannot look at")?.len() > known {
+            self.index.set_len(known).at(&path, "cannot shorten")?;
+        }
         self.write_index()
     }
 
-    /// The line of the record at `place`, and where the next one is; `None` at the
-    /// end, or where the file ends before the record does.
+    /// The line of the record at `place`, which is `least` or a later one, and where the
+    /// next record is; `None` at the end, or where the file ends before the record does.
     fn header(
         &self,
         file: &File,
         place: Place,
         length: u64,
+        least: u64,
     ) -> Result<Option<(u64, u64)>, ContentsError> {
         let path = file_path(&self.folder, place.file);
         let left = length.saturating_sub(place.offset);
@@ -287,15 +301,21 @@ impl Contents {
         if body == 0 && place.file == self.number {
             return Ok(None);
         }
-        if !(16..=LONGEST).contains(&body) || seq > u64::MAX / 16 {
+        if !(16..=LONGEST).contains(&body) || seq > u64::MAX / 16 || seq < least {
+            // Or one of which a part was written.
+            if place.file == self.number
+                && is_torn(file, place.offset, length).at(&path, "cannot read")?
+            {
+                return Ok(None);
+            }
             return Err(damaged(&path, place.offset));
         }
         let next = place.offset + 4 + u64::from(body);
         Ok((next <= length).then_some((seq, next)))
     }
 
-    /// Up to where the index is durable.
-    fn reached(&mut self) -> Result<Place, ContentsError> {
+    /// Up to where the index is durable, and of how many lines.
+    fn reached(&mut self) -> Result<(Place, u64), ContentsError> {
         let path = self.folder.join("index");
         let length = self.index.metadata().at(&path, "cannot look at")?.len();
         let mut head = [0; INDEX_HEAD as usize];
@@ -312,13 +332,14 @@ impl Contents {
             && place.file <= self.number
             && place.offset <= file_len(&self.folder, place.file)?
         {
-            return Ok(place);
+            return Ok((place, lines));
         }
         self.index.set_len(0).at(&path, "cannot shorten")?;
-        Ok(Place {
+        let first = Place {
             file: 0,
             offset: MAGIC.len() as u64,
-        })
+        };
+        Ok((first, 0))
     }
 
     /// Makes the index durable, and says so in it.
@@ -331,12 +352,16 @@ impl Contents {
             file: self.number,
             offset: self.len,
         };
-        let head = [&INDEX_MAGIC[..], &reached.encode(), &lines.to_be_bytes()].concat();
-        self.index
-            .write_all_at(&head, 0)
-            .at(&path, "cannot write")?;
+        self.write_head(reached, lines)?;
         self.unindexed = 0;
         Ok(())
+    }
+
+    /// Says that everything before `reached` is durable in the index, of so many lines.
+    fn write_head(&self, reached: Place, lines: u64) -> Result<(), DiskError> {
+        let path = self.folder.join("index");
+        let head = [&INDEX_MAGIC[..], &reached.encode(), &lines.to_be_bytes()].concat();
+        self.index.write_all_at(&head, 0).at(&path, "cannot write")
     }
 
     /// Puts the places of what was just written into the index.
@@ -418,6 +443,23 @@ fn record(body: &[u8]) -> Record {
         compartment: be64(&body[8..]),
         sealed: body[16..].to_vec(),
     }
+}
+
+/// Whether a file has a sector from `from` on that is all zeroes: the end of a write that
+/// a power cut ended.
+fn is_torn(file: &File, from: u64, length: u64) -> io::Result<bool> {
+    let mut sector = [0; disk::SECTOR];
+    let mut at = from;
+    while at < length {
+        let next = (at + 1).next_multiple_of(disk::SECTOR as u64).min(length);
+        let part = &mut sector[..(next - at) as usize];
+        file.read_exact_at(part, at)?;
+        if part.iter().all(|byte| *byte == 0) {
+            return Ok(true);
+        }
+        at = next;
+    }
+    Ok(false)
 }
 
 fn be32(bytes: &[u8]) -> u32 {
@@ -578,6 +620,22 @@ mod tests {
     }
 
     #[test]
+    fn places_of_records_that_were_lost_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let contents = filled(dir.path(), (0..100).step_by(2));
+        let last = contents.get_place(98);
+        let path = file_path(dir.path(), last.file);
+        drop(contents);
+        // The index outlived a power cut, which the end of the file did not.
+        writable(&path).unwrap().set_len(last.offset).unwrap();
+        let mut contents = Contents::open(dir.path()).unwrap();
+        assert!(contents.get(98).unwrap().is_none());
+        contents.discard_from(98).unwrap();
+        let length = std::fs::metadata(&path).unwrap().len();
+        assert_eq!(length, last.offset, "nothing is made up");
+    }
+
+    #[test]
     fn a_torn_end_is_cut_off_and_damage_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let contents = filled(dir.path(), (0..100).step_by(2));
@@ -591,7 +649,8 @@ mod tests {
                 file: last.file,
                 offset: last.offset,
             };
-            index.write_all_at(&reached.encode(), 8).unwrap();
+            let head = [reached.encode(), 98_u64.to_be_bytes()].concat();
+            index.write_all_at(&head, 8).unwrap();
         };
         for torn in [1, 4, 19, 21] {
             let file = writable(&path).unwrap();
@@ -607,6 +666,15 @@ mod tests {
             check(&mut Contents::open(dir.path()).unwrap(), 100);
             assert_eq!(file.metadata().unwrap().len(), length);
         }
+        // The length was there first, and the sector that has a record's beginning; its
+        // line is that of an earlier one then.
+        let mut half = vec![0; 2 * disk::SECTOR];
+        half[..4].copy_from_slice(&[0, 0, 0, 90]);
+        let file = writable(&path).unwrap();
+        file.write_all_at(&half, length).unwrap();
+        forget();
+        check(&mut Contents::open(dir.path()).unwrap(), 100);
+        assert_eq!(file.metadata().unwrap().len(), length);
         let file = writable(&path).unwrap();
         file.write_all_at(&[0, 0, 0, 3], last.offset).unwrap();
         forget();
