@@ -2,6 +2,8 @@
 
 use crate::archive::StoreArchive;
 use crate::erasure::Approver;
+use pitser_evidence::commit::Key;
+use pitser_trail::master::{Keeper, KeeperError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -53,6 +55,9 @@ pub struct Source {
     /// The file with the vault's master key; `vault.key` in the trail's folder if absent.
     #[serde(default)]
     pub vault_key: Option<PathBuf>,
+    /// The PKCS#11 token that wraps the vault's master key, in place of that file.
+    #[serde(default)]
+    pub vault_token: Option<VaultToken>,
     /// PostgreSQL: the replication slot's name; `pitser_NAME` if absent.
     pub slot: Option<String>,
     /// PostgreSQL: the publication's name; `pitser_NAME` if absent.
@@ -84,10 +89,52 @@ impl Source {
             keyless: Keyless::default(),
             replica_identity: ReplicaIdentity::default(),
             vault_key: None,
+            vault_token: None,
             slot: None,
             publication: None,
             dir: PathBuf::new(),
         }
+    }
+}
+
+/// `[source.vault_token]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultToken {
+    /// The token's library: an absolute path.
+    pub pkcs11: PathBuf,
+    /// The token's label.
+    pub token: String,
+    /// The label of its AES key.
+    pub key: String,
+    /// The file with the PIN.
+    pub pin_file: PathBuf,
+    /// Who speaks with the token.
+    #[serde(skip)]
+    pub keeper: Option<Arc<dyn Keeper>>,
+}
+
+/// In place of a keeper that a program cannot have.
+#[derive(Debug)]
+struct NoKeeper;
+
+impl NoKeeper {
+    fn error<T>() -> Result<T, KeeperError> {
+        Err(KeeperError(
+            "a token has it, and this program cannot speak with tokens. Use a pitser that is built with the cargo \
+             feature pkcs11"
+                .into(),
+        ))
+    }
+}
+
+impl Keeper for NoKeeper {
+    fn wrap(&self, _: &str, _: &Key) -> Result<Vec<u8>, KeeperError> {
+        Self::error()
+    }
+
+    fn unwrap(&self, _: &str, _: &[u8]) -> Result<Key, KeeperError> {
+        Self::error()
     }
 }
 
@@ -208,6 +255,13 @@ impl Tuning {
         let layout = pitser_trail::Layout::new(self.data.join(&source.name));
         let layout = match &source.vault_key {
             Some(key) => layout.with_vault_key(key),
+            None => layout,
+        };
+        let layout = match &source.vault_token {
+            Some(token) => {
+                let keeper = token.keeper.clone();
+                layout.with_keeper(keeper.unwrap_or_else(|| Arc::new(NoKeeper)))
+            }
             None => layout,
         };
         match &self.archive {

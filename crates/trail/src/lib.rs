@@ -3,10 +3,10 @@
 //!
 //! In scope: the files of one trail directory ([`layout`]), their single
 //! writer ([`Trail`]), the reader that recomputes everything ([`mod@read`]), keys
-//! at rest ([`keys`]), the vault ([`vault`]), who may be erased from it ([`erasure`]),
+//! at rest ([`keys`], [`master`]), the vault ([`vault`]), who may be erased from it ([`erasure`]),
 //! evidence files ([`export`]), segments that moved to an object store ([`archive`]).
-//! Elsewhere: formats (`evidence`), sockets (signatures, cosignatures and the store
-//! are handed in), what happened in a database (`capture`). Time is an argument.
+//! Elsewhere: formats (`evidence`), sockets and devices (signatures, cosignatures, the
+//! store and the master key's keeper are handed in), what happened in a database (`capture`). Time is an argument.
 //!
 //! The order of every write is: vault, lines, block, seal. Each is on disk
 //! before the next begins, so a crash leaves at most an unfinished end, which
@@ -22,6 +22,7 @@ pub mod index;
 pub mod keys;
 pub mod layout;
 pub mod map;
+pub mod master;
 pub mod read;
 mod recent;
 pub mod replay;
