@@ -289,7 +289,22 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{Kind, Source, Tuning, VaultToken, matches};
+    use pitser_trail::master::try_keeper;
+
+    #[test]
+    fn where_nobody_speaks_with_the_token_no_key_is_made_instead() {
+        let mut source = Source::new("h", Kind::Sqlite, "h.db", &["*"]);
+        source.vault_token = Some(VaultToken {
+            pkcs11: "/lib.so".into(),
+            token: "hospital".into(),
+            key: "vault".into(),
+            pin_file: "pin".into(),
+            keeper: None,
+        });
+        let error = try_keeper(&Tuning::new("o", "nowhere").layout(&source)).unwrap_err();
+        assert!(error.to_string().contains("feature pkcs11"), "{error}");
+    }
 
     #[test]
     fn patterns() {

@@ -78,10 +78,14 @@ pub fn move_to_keeper(layout: &Layout, from: Option<&Path>) -> Result<Moved, Tra
     let keeper = layout.keeper().ok_or(KeyError::NoKeeper)?;
     let _lock = take_lock(layout)?;
     let origin = keys::origin(layout)?;
-    let own = layout.own_vault_key();
+    let (own, wrapped) = (layout.own_vault_key(), layout.wrapped_key());
+    if from.is_none() && !own.exists() && wrapped.exists() {
+        open(layout, &origin)?;
+        let removed = None;
+        return Ok(Moved { wrapped, removed });
+    }
     let master = read(from.unwrap_or(&own))?;
     Vault::open_read_only(&layout.vault(), &master)?;
-    let wrapped = layout.wrapped_key();
     disk::replace(&wrapped, &wrap(keeper, &origin, &master)?)?;
     let removed = own.exists().then_some(own);
     if let Some(own) = &removed {
