@@ -45,10 +45,12 @@ static SHARED: Mutex<Shared> = Mutex::new(Shared {
 struct Shared {
     /// They stay loaded: some do not bear being loaded twice.
     libraries: BTreeMap<PathBuf, Pkcs11>,
-    /// By library and token, with why. Such a PIN is not tried again: a guardian that
-    /// tries to start again and again would lock the token.
-    wrong_pins: BTreeMap<(PathBuf, String), (Zeroizing<String>, String)>,
+    wrong_pins: WrongPins,
 }
+
+/// By library and token, with why. Such a PIN is not tried again: a guardian that tries
+/// to start again and again would lock the token.
+type WrongPins = BTreeMap<(PathBuf, String), (Zeroizing<String>, String)>;
 
 /// Who wraps and opens the master key of one source.
 #[derive(Debug)]
@@ -136,7 +138,7 @@ impl TokenKeeper {
         library: &Pkcs11,
         slot: Slot,
         info: &TokenInfo,
-        wrong_pins: &mut BTreeMap<(PathBuf, String), (Zeroizing<String>, String)>,
+        wrong_pins: &mut WrongPins,
     ) -> Result<Session, String> {
         let VaultToken { pkcs11, token, .. } = &self.config;
         if info.user_pin_locked() {
