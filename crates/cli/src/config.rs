@@ -11,7 +11,7 @@ use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit::Admitted;
-use pitser_guardian::config::{Archive, Attribution, Kind, Source, Tuning, matches};
+use pitser_guardian::config::{Archive, Attribution, Kind, Source, Tuning, VaultToken, matches};
 use pitser_guardian::erasure::Approver;
 use pitser_trail::SegmentLimits;
 use pitser_trail::archive::CACHE_BYTES;
@@ -292,6 +292,9 @@ impl Config {
                 Some(key) => Some(secret_file("vault_key", &config.dir, &key)?),
                 None => None,
             };
+            if let Some(token) = &mut source.vault_token {
+                set_keeper(token, &config.dir)?;
+            }
         }
         Ok(config)
     }
@@ -331,6 +334,8 @@ impl Config {
                     source.name
                 )));
             }
+            check_vault_key(source)
+                .map_err(|e| Failure::Input(format!("{name}: source {:?}: {e}", source.name)))?;
             if config.sources[..index]
                 .iter()
                 .any(|other| other.name == source.name)
@@ -515,7 +520,7 @@ impl Config {
 }
 
 /// A file that holds a secret, or the one that systemd hands over.
-fn secret_file(what: &str, dir: &Path, file: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn secret_file(what: &str, dir: &Path, file: &Path) -> Result<PathBuf, Failure> {
     match file
         .to_str()
         .and_then(|file| file.strip_prefix("credential:"))
@@ -523,6 +528,28 @@ fn secret_file(what: &str, dir: &Path, file: &Path) -> Result<PathBuf, Failure> 
         Some(name) => files::credential(what, name),
         None => Ok(dir.join(file)),
     }
+}
+
+/// The master key has one place. What a token's library is must not depend on where a
+/// loader looks first.
+fn check_vault_key(source: &Source) -> Result<(), &'static str> {
+    match (&source.vault_token, &source.vault_key) {
+        (Some(_), Some(_)) => Err("vault_key and vault_token: give one of them"),
+        (Some(token), None) if !token.pkcs11.is_absolute() => {
+            Err("vault_token.pkcs11: write the library's whole path, beginning with /")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has a token's key asked for where this program can do so.
+fn set_keeper(token: &mut VaultToken, dir: &Path) -> Result<(), Failure> {
+    token.pin_file = secret_file("vault_token.pin_file", dir, &token.pin_file)?;
+    #[cfg(feature = "pkcs11")]
+    {
+        token.keeper = Some(std::sync::Arc::new(crate::token::TokenKeeper::new(token)));
+    }
+    Ok(())
 }
 
 /// A TOML error with file, line, and what was probably meant.
@@ -611,6 +638,11 @@ mod tests {
             "names",
             "log",
             "vault_key",
+            "source.vault_token",
+            "pkcs11",
+            "token  ",
+            "key    ",
+            "pin_file",
             "approver",
             "token_sha256",
             "auditor]]",

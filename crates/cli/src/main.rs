@@ -19,6 +19,8 @@ mod seals;
 mod service;
 mod signals;
 mod store;
+#[cfg(feature = "pkcs11")]
+mod token;
 mod tree;
 mod trust;
 mod witnesses;

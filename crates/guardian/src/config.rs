@@ -3,6 +3,8 @@
 use crate::archive::StoreArchive;
 use crate::audit::Admitted;
 use crate::erasure::Approver;
+use pitser_evidence::commit::Key;
+use pitser_trail::master::{Keeper, KeeperError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,6 +59,9 @@ pub struct Source {
     /// The file with the vault's master key; `vault.key` in the trail's folder if absent.
     #[serde(default)]
     pub vault_key: Option<PathBuf>,
+    /// The PKCS#11 token that wraps the vault's master key, in place of that file.
+    #[serde(default)]
+    pub vault_token: Option<VaultToken>,
     /// PostgreSQL: the replication slot's name; `pitser_NAME` if absent.
     pub slot: Option<String>,
     /// PostgreSQL: the publication's name; `pitser_NAME` if absent.
@@ -89,10 +94,52 @@ impl Source {
             replica_identity: ReplicaIdentity::default(),
             attribution: Attribution::default(),
             vault_key: None,
+            vault_token: None,
             slot: None,
             publication: None,
             dir: PathBuf::new(),
         }
+    }
+}
+
+/// `[source.vault_token]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultToken {
+    /// The token's library: an absolute path.
+    pub pkcs11: PathBuf,
+    /// The token's label.
+    pub token: String,
+    /// The label of its AES key.
+    pub key: String,
+    /// The file with the PIN.
+    pub pin_file: PathBuf,
+    /// Who speaks with the token.
+    #[serde(skip)]
+    pub keeper: Option<Arc<dyn Keeper>>,
+}
+
+/// In place of a keeper that a program cannot have.
+#[derive(Debug)]
+struct NoKeeper;
+
+impl NoKeeper {
+    fn error<T>() -> Result<T, KeeperError> {
+        Err(KeeperError(
+            "a token has it, and this program cannot speak with tokens. Use a pitser that is built with the cargo \
+             feature pkcs11"
+                .into(),
+        ))
+    }
+}
+
+impl Keeper for NoKeeper {
+    fn wrap(&self, _: &str, _: &Key) -> Result<Vec<u8>, KeeperError> {
+        Self::error()
+    }
+
+    fn unwrap(&self, _: &str, _: &[u8]) -> Result<Key, KeeperError> {
+        Self::error()
     }
 }
 
@@ -230,6 +277,13 @@ impl Tuning {
             Some(key) => layout.with_vault_key(key),
             None => layout,
         };
+        let layout = match &source.vault_token {
+            Some(token) => {
+                let keeper = token.keeper.clone();
+                layout.with_keeper(keeper.unwrap_or_else(|| Arc::new(NoKeeper)))
+            }
+            None => layout,
+        };
         match &self.archive {
             Some(archive) => layout.with_archive(archive.store.clone(), archive.cache_bytes_max),
             None => layout,
@@ -255,7 +309,22 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{Kind, Source, Tuning, VaultToken, matches};
+    use pitser_trail::master::try_keeper;
+
+    #[test]
+    fn where_nobody_speaks_with_the_token_no_key_is_made_instead() {
+        let mut source = Source::new("h", Kind::Sqlite, "h.db", &["*"]);
+        source.vault_token = Some(VaultToken {
+            pkcs11: "/lib.so".into(),
+            token: "hospital".into(),
+            key: "vault".into(),
+            pin_file: "pin".into(),
+            keeper: None,
+        });
+        let error = try_keeper(&Tuning::new("o", "nowhere").layout(&source)).unwrap_err();
+        assert!(error.to_string().contains("feature pkcs11"), "{error}");
+    }
 
     #[test]
     fn patterns() {

@@ -2,7 +2,7 @@
 //! whole or not at all, and keep secrets from other users of the machine.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -146,6 +146,21 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     file.write_all(bytes).at(&temporary, "cannot write")?;
     file.sync_all().at(&temporary, "cannot make durable")?;
     std::fs::rename(&temporary, path).at(path, "cannot replace")?;
+    sync_dir(path)
+}
+
+/// Overwrites a small file, and removes it, durably. What the disk itself keeps of
+/// replaced blocks stays.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn destroy(path: &Path) -> Result<(), DiskError> {
+    let file = OpenOptions::new().write(true).open(path);
+    let mut file = file.at(path, "cannot open")?;
+    let len = file.metadata().at(path, "cannot look at")?.len();
+    io::copy(&mut io::repeat(0).take(len), &mut file).at(path, "cannot overwrite")?;
+    file.sync_all().at(path, "cannot make durable")?;
+    std::fs::remove_file(path).at(path, "cannot remove")?;
     sync_dir(path)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::disk::{self, At, DiskError};
 use crate::layout::Layout;
+use crate::master::{self, KeeperError};
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::commit::{Key, patient_alpha};
 use pitser_evidence::line::Patient;
@@ -11,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use zeroize::Zeroizing;
 
 /// Everything secret about one trail, the vault's master key included.
 pub struct Keys {
@@ -46,6 +46,23 @@ pub enum KeyError {
         "{0}: not a key file of this trail. Restore it from your backup of the keys: without it nothing sealed can be opened"
     )]
     Unreadable(std::path::PathBuf),
+    /// Who keeps the master key does not give it.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// A keeper is needed and none is configured.
+    #[error("no token for the vault's master key is configured: write [source.vault_token]")]
+    NoKeeper,
+    /// The master key is to be opened by a keeper, who has not wrapped it.
+    #[error(
+        "{}: it is missing. If the vault's master key is in a file still, `pitser trail rewrap` has the token wrap it; \
+         else restore this file from your backup: without it no content can be opened", .0.display()
+    )]
+    NotWrapped(std::path::PathBuf),
+    /// The master key is wrapped, and nobody is configured who opens it.
+    #[error(
+        "{}: the vault's master key is wrapped by a token; name that token under [source.vault_token]", .0.display()
+    )]
+    Wrapped(std::path::PathBuf),
     /// The system has no random numbers.
     #[error("the system gave no random numbers: {0}")]
     Random(getrandom::Error),
@@ -70,10 +87,7 @@ impl Keys {
             tables: keyed,
         };
         let json = serde_json::to_vec_pretty(&stored).expect("strings and maps with string keys");
-        if !layout.has_foreign_key() {
-            let master = Zeroizing::new(format!("{}\n", Bytes32(random()?)));
-            disk::replace(&layout.vault_key(), master.as_bytes())?;
-        }
+        master::create(layout, origin)?;
         disk::replace(&layout.keys(), &json)?;
         Self::open(layout)
     }
@@ -83,21 +97,15 @@ impl Keys {
     /// # Errors
     /// [`KeyError`].
     pub fn open(layout: &Layout) -> Result<Self, KeyError> {
-        let (path, master_path) = (layout.keys(), layout.vault_key());
+        let path = layout.keys();
         let unreadable = || KeyError::Unreadable(path.clone());
-        let json = std::fs::read(&path).at(&path, "cannot read")?;
-        let stored: Stored = serde_json::from_slice(&json).map_err(|_| unreadable())?;
-        let master = std::fs::read_to_string(&master_path).map(Zeroizing::new);
-        let master = master.at(&master_path, "cannot read")?;
-        let master: Bytes32 = master
-            .trim_end()
-            .parse()
-            .map_err(|_| KeyError::Unreadable(master_path))?;
+        let stored = stored(layout)?;
+        let master = master::open(layout, &stored.origin)?;
         Ok(Self {
             log: SigningKey::from_seed(&stored.origin, &stored.log_seed.0)
                 .map_err(|_| unreadable())?,
             vrf: vrf::SecretKey::from_seed(&stored.vrf_seed.0),
-            master: Key::new(master.0),
+            master,
             tables: stored
                 .tables
                 .into_iter()
@@ -174,6 +182,17 @@ impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Keys(of {})", self.origin)
     }
+}
+
+/// The trail's name, without its keys.
+pub(crate) fn origin(layout: &Layout) -> Result<String, KeyError> {
+    stored(layout).map(|stored| stored.origin)
+}
+
+fn stored(layout: &Layout) -> Result<Stored, KeyError> {
+    let path = layout.keys();
+    let json = std::fs::read(&path).at(&path, "cannot read")?;
+    serde_json::from_slice(&json).map_err(|_| KeyError::Unreadable(path))
 }
 
 /// Fresh random bytes from the system.

@@ -3,6 +3,7 @@
 //! ```text
 //! keys.json                                      secret seeds and table keys, mode 0600
 //! vault.key                                      master key of the vault, mode 0600, unless it is elsewhere
+//! vault.key.wrapped                              in its place: the same, which only a keeper opens (master.rs)
 //! vault/                                         patients' keys, identifiers, row images
 //! erasures                                       for each line that erases: its seq and the pseudonym
 //! lock                                           held by the one writer
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::archive::{Archive, Shelf};
+use crate::master::Keeper;
 
 /// The directory of one trail, and where its archived segments are.
 #[derive(Debug, Clone)]
@@ -30,6 +32,7 @@ pub struct Layout {
     map: Option<PathBuf>,
     shelf: Option<Arc<Shelf>>,
     vault_key: Option<PathBuf>,
+    keeper: Option<Arc<dyn Keeper>>,
 }
 
 impl Layout {
@@ -40,6 +43,7 @@ impl Layout {
             map: None,
             shelf: None,
             vault_key: None,
+            keeper: None,
         }
     }
 
@@ -49,6 +53,15 @@ impl Layout {
     pub fn with_vault_key(self, path: impl Into<PathBuf>) -> Self {
         Self {
             vault_key: Some(path.into()),
+            ..self
+        }
+    }
+
+    /// The same, with the vault's master key wrapped by `keeper`.
+    #[must_use]
+    pub fn with_keeper(self, keeper: Arc<dyn Keeper>) -> Self {
+        Self {
+            keeper: Some(keeper),
             ..self
         }
     }
@@ -90,6 +103,10 @@ impl Layout {
         self.shelf.as_deref()
     }
 
+    pub(crate) fn keeper(&self) -> Option<&dyn Keeper> {
+        self.keeper.as_deref()
+    }
+
     /// Whether the vault's master key is somebody else's to keep.
     pub(crate) fn has_foreign_key(&self) -> bool {
         self.vault_key.is_some()
@@ -110,12 +127,22 @@ impl Layout {
         self.dir.join("keys.json")
     }
 
-    /// The vault's master key.
+    /// The vault's master key, if no keeper has it.
     pub fn vault_key(&self) -> PathBuf {
         match &self.vault_key {
             Some(path) => path.clone(),
-            None => self.dir.join("vault.key"),
+            None => self.own_vault_key(),
         }
+    }
+
+    /// Where the trail has its master key if nobody else keeps it.
+    pub(crate) fn own_vault_key(&self) -> PathBuf {
+        self.dir.join("vault.key")
+    }
+
+    /// The vault's master key, as its keeper wrapped it.
+    pub fn wrapped_key(&self) -> PathBuf {
+        self.dir.join("vault.key.wrapped")
     }
 
     /// The vault.

@@ -3,11 +3,12 @@
 //!
 //! In scope: the files of one trail directory ([`layout`]), their single
 //! writer ([`Trail`]), the reader that recomputes everything ([`mod@read`]), keys
-//! at rest ([`keys`]), the vault ([`vault`]), who may be erased from it ([`erasure`]),
-//! evidence files ([`export`]), segments that moved to an object store ([`archive`]), and
-//! the pieces of all of them that an auditor asks for ([`serve`]).
-//! Elsewhere: formats (`evidence`), sockets (signatures, cosignatures and the store
-//! are handed in), what happened in a database (`capture`). Time is an argument.
+//! at rest ([`keys`], [`master`]), the vault ([`vault`]), who may be erased from it
+//! ([`erasure`]), evidence files ([`export`]), segments that moved to an object store
+//! ([`archive`]), and the pieces of all of them that an auditor asks for ([`serve`]).
+//! Elsewhere: formats (`evidence`), sockets and devices (signatures, cosignatures, the
+//! store and the master key's keeper are handed in), what happened in a database
+//! (`capture`). Time is an argument.
 //!
 //! The order of every write is: vault, lines, block, seal. Each is on disk
 //! before the next begins, so a crash leaves at most an unfinished end, which
@@ -23,6 +24,7 @@ pub mod index;
 pub mod keys;
 pub mod layout;
 pub mod map;
+pub mod master;
 pub mod read;
 mod recent;
 pub mod replay;

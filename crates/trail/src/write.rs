@@ -1147,7 +1147,7 @@ fn remove_parts(layout: &Layout, number: u32) -> Result<(), DiskError> {
     }
 }
 
-fn take_lock(layout: &Layout) -> Result<File, TrailError> {
+pub(crate) fn take_lock(layout: &Layout) -> Result<File, TrailError> {
     let path = layout.lock();
     disk::lock(&path)?.ok_or(TrailError::Locked(path))
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 /// Where releases run; another machine's own crates are not looked at.
 pub(crate) const RELEASE_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Features of `pitser` that releases turn on.
-pub(crate) const RELEASE_FEATURES: &str = "cluster,ml-dsa,parquet,s3";
+pub(crate) const RELEASE_FEATURES: &str = "cluster,ml-dsa,parquet,pkcs11,s3";
 /// Where an auditor's verifier runs, in a browser.
 pub(crate) const BROWSER_TARGET: &str = "wasm32-unknown-unknown";
 

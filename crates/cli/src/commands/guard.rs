@@ -18,6 +18,7 @@ use pitser_guardian::init::{self, InitError, Plan};
 use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
 use pitser_ksi::pki::Subject;
 use pitser_ksi::time::Second;
+use pitser_trail::master::try_keeper;
 use pitser_trail::{Keys, TrailError};
 use pitser_web::{Guarded, Taken};
 use serde_json::{Value, json};
@@ -90,7 +91,9 @@ pub(crate) async fn run(args: Args) -> Outcome {
     match args.command {
         Command::Init(args) => {
             // What is wrong with it is said before anything is done.
-            Config::read(&args.common.config)?.fleet()?;
+            let config = Config::read(&args.common.config)?;
+            config.fleet()?;
+            try_keepers(&config, &args)?;
             prepare(&args, init_one)?;
             register_all(&args).await
         }
@@ -112,6 +115,15 @@ fn prepare(args: &Prepare, one: fn(&Config, &Source, bool) -> Result<(), Failure
         one(&config, source, args.dry_run)?;
     }
     Ok(Exit::Intact)
+}
+
+/// Has the token of each trail that is new do what it will have to.
+fn try_keepers(config: &Config, args: &Prepare) -> Result<(), Failure> {
+    let layouts = config.sources.iter().map(|it| config.tuning().layout(it));
+    for layout in layouts.filter(|it| !args.dry_run && !it.has_trail()) {
+        try_keeper(&layout).map_err(Failure::service)?;
+    }
+    Ok(())
 }
 
 /// Registers the trails with the authority's fleet, if one is configured.

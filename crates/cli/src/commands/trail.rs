@@ -2,15 +2,17 @@
 //! move what is closed to an archive; make map and index anew.
 
 use super::rebuild;
-use crate::config::Config;
+use crate::config::{Config, secret_file};
 use crate::outcome::{Exit, Failure, Outcome};
-use crate::output::{Form, Judgement, State, Step, Verdict};
+use crate::output::{Form, Judgement, State, Step, Verdict, print};
 use crate::tree::Map;
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::note::{Note, VerifierKey};
 use pitser_trail::archive::{MoveError, MoveOptions, move_segments};
-use pitser_trail::{Layout, ReadError, View, read};
-use std::path::PathBuf;
+use pitser_trail::keys::KeyError;
+use pitser_trail::master::move_to_keeper;
+use pitser_trail::{Layout, ReadError, TrailError, View, read};
+use std::path::{Path, PathBuf};
 
 /// Arguments of `pitser trail`.
 #[derive(Debug, clap::Args)]
@@ -25,6 +27,9 @@ enum Command {
     Verify(Verify),
     /// Move closed segments, compressed, to the store that `[archive]` of the configuration names
     Archive(ArchiveArgs),
+    /// Have the token of `[source.vault_token]` wrap the vault's master key, which a file holds; no guardian
+    /// may be running
+    Rewrap(Rewrap),
     /// Make the map and the index anew from the lines; no guardian may be running
     Rebuild(rebuild::Args),
 }
@@ -63,6 +68,17 @@ struct ArchiveArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct Rewrap {
+    #[command(flatten)]
+    which: Which,
+    /// The file with the key, or credential:NAME; without it, vault.key in the trail's folder
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    #[command(flatten)]
+    form: Form,
+}
+
+#[derive(Debug, clap::Args)]
 struct Verify {
     /// Folder of the trail; without it, the one that the configuration names
     dir: Option<PathBuf>,
@@ -77,6 +93,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     match &args.command {
         Command::Verify(args) => verify(args),
         Command::Archive(args) => archive(args),
+        Command::Rewrap(args) => rewrap(args),
         Command::Rebuild(args) => rebuild::run(args),
     }
 }
@@ -113,6 +130,36 @@ fn archive(args: &ArchiveArgs) -> Outcome {
     args.form.show(&told)?;
     Ok(Exit::Intact)
 }
+
+fn rewrap(args: &Rewrap) -> Outcome {
+    // What somebody names on the command line starts here, not at the configuration.
+    let here = Path::new("");
+    let from = args.from.as_deref();
+    let from = from.map(|file| secret_file("--from", here, file));
+    let moved = move_to_keeper(&args.which.layout()?, from.transpose()?.as_deref());
+    let moved = moved.map_err(|error| match error {
+        error @ (TrailError::Locked(_) | TrailError::Keys(KeyError::NoKeeper)) => {
+            Failure::input(error)
+        }
+        error => Failure::service(error),
+    })?;
+    let mut told = Map::new().with("wrapped", moved.wrapped.display().to_string());
+    if let Some(removed) = &moved.removed {
+        told = told.with("removed", removed.display().to_string());
+    }
+    args.form.show(&told)?;
+    if !args.form.json {
+        print(REMAINS)?;
+    }
+    Ok(Exit::Intact)
+}
+
+/// What the command cannot do.
+const REMAINS: &str = "\
+Whoever has an old copy of the key file still opens every vault that it was for: destroy it in all backups and
+snapshots, but for one copy out of reach, if the token has no backup of its own. The token's key and
+vault.key.wrapped are needed together from now on: back up both.
+";
 
 fn verify(args: &Verify) -> Outcome {
     let layout = match &args.dir {

@@ -12,9 +12,7 @@ use super::VaultError;
 use super::aead::{self, NONCE_LEN};
 use crate::disk::{self, At};
 use pitser_evidence::commit::Key;
-use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"PITSERE1";
@@ -93,17 +91,7 @@ impl Epoch {
 
     /// Overwrites the file of an epoch, and removes it.
     pub(super) fn destroy(folder: &Path, number: u64) -> Result<(), VaultError> {
-        let path = path(folder, number);
-        let file = File::options()
-            .write(true)
-            .open(&path)
-            .at(&path, "cannot open")?;
-        file.write_all_at(&[0; FILE_LEN], 0)
-            .at(&path, "cannot overwrite")?;
-        file.sync_all().at(&path, "cannot make durable")?;
-        std::fs::remove_file(&path).at(&path, "cannot remove")?;
-        disk::sync_dir(&path)?;
-        Ok(())
+        Ok(disk::destroy(&path(folder, number))?)
     }
 }
 
