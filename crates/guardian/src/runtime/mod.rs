@@ -652,8 +652,9 @@ struct Pass {
     number: u64,
     touched: Touched,
     replies: Vec<ScanReply>,
-    /// What it saw, while the trail has not reached its position yet.
-    seen: Option<Look>,
+    /// What it saw, while the trail has not come as far as this yet: whatever bears on
+    /// what was seen stands before it.
+    seen: Option<(Look, Position)>,
 }
 
 /// When regular work is due, in microseconds since 1970.

@@ -80,10 +80,26 @@ impl Session {
     }
 
     pub(super) fn looked(&mut self, worker: &mut Worker, seen: Result<Option<Look>, SourceError>) {
+        // PostgreSQL shows a table that is truncated meanwhile as empty to the snapshot
+        // too: it is judged when everything that was committed by now is in the trail.
+        let seen = match seen {
+            Ok(Some(look)) => match self.source.newest() {
+                Ok(newest) => Ok(Some((look, newest))),
+                // The outbox has one writer at a time, and shows no later truncation.
+                Err(error) if error.is_busy() => {
+                    let position = look.position;
+                    Ok(Some((look, position)))
+                }
+                Err(error) => Err(error),
+            },
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
         let trouble = match seen {
-            Ok(Some(look)) => {
+            Ok(Some((look, newest))) => {
                 if let Some(pass) = &mut self.scanning {
-                    pass.seen = Some(look);
+                    let until = newest.max(look.position);
+                    pass.seen = Some((look, until));
                 }
                 return;
             }
@@ -121,12 +137,12 @@ impl Session {
         let complete = |pass: &mut Pass| {
             pass.seen
                 .as_ref()
-                .is_some_and(|look| look.position <= reached)
+                .is_some_and(|(_, until)| *until <= reached)
         };
         let Some(mut pass) = self.scanning.take_if(complete) else {
             return Ok(());
         };
-        let Some(look) = pass.seen.take() else {
+        let Some((look, _)) = pass.seen.take() else {
             return Ok(());
         };
         let rows = look.rows;
