@@ -291,6 +291,7 @@ impl Disk {
                 }
             }
             "openat" => self.opens(&arguments, result),
+            "open" => self.opens(&[&["AT_FDCWD"], &arguments[..]].concat(), result),
             "close" => drop(self.open.remove(&number(0))),
             "fcntl" if arguments[1].starts_with("F_DUPFD") => {
                 if let Some(open) = self.open.get(&number(0)).copied() {
