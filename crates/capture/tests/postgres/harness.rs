@@ -158,9 +158,22 @@ impl Server {
         command
     }
 
-    /// Starts a server that was stopped.
+    /// Starts a server that was stopped, or whose postmaster was killed: its children
+    /// may hold its memory for a moment more, and until then it refuses to start.
     pub(crate) fn start_again(&self) {
-        self.pg_ctl(&["start"]);
+        for _ in 0..100 {
+            let before = self.log().len();
+            if self.control(&["start"]).status().unwrap().success() {
+                return;
+            }
+            let log = self.log();
+            assert!(log[before..].contains("is still in use"), "start: {log}");
+        }
+        panic!("its children do not end: {}", self.log());
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     pub(crate) fn sql(&self) -> Connection {
@@ -208,8 +221,8 @@ impl Server {
 
     fn pg_ctl(&self, arguments: &[&str]) {
         let started = self.control(arguments).status().unwrap();
-        let log = || fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-        assert!(started.success(), "{arguments:?}: {started}\n{}", log());
+        let log = self.log();
+        assert!(started.success(), "{arguments:?}: {started}\n{log}");
     }
 
     fn control(&self, arguments: &[&str]) -> Command {
