@@ -60,17 +60,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
 /// The secret file that key `name` of a configuration in folder `dir` has, and whether
 /// somebody else guards it: `credential:NAME` is one that systemd hands over.
 pub(crate) fn guarded(dir: &Path, name: &str, file: &str) -> Result<(PathBuf, bool), Failure> {
-    let Some(credential) = file.strip_prefix("credential:") else {
-        return Ok((dir.join(file), false));
-    };
-    let wrong = |what: &str| Failure::Input(format!("{name}: {what}"));
-    if credential.is_empty() || credential.contains('/') {
-        return Err(wrong("a credential's name is the name of a file, no path"));
+    match file.strip_prefix("credential:") {
+        Some(handed) => Ok((credential(name, handed)?, true)),
+        None => Ok((dir.join(file), false)),
     }
-    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        wrong("systemd has handed over no credentials: LoadCredential= in the unit does that")
-    })?;
-    Ok((Path::new(&folder).join(credential), true))
 }
 
 /// Whether a file begins with `magic`.

@@ -5,12 +5,12 @@
 
 mod common;
 
-use common::{Said, first_line, pitser};
+use common::{Process, Said, first_line, pitser};
 use rusqlite::Connection;
 use serde_json::Value;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 struct Site(tempfile::TempDir);
 
@@ -66,12 +66,12 @@ impl Site {
         self.run(&[args, &["--token", token.to_str().unwrap()]].concat())
     }
 
-    fn guard(&self) -> Guardian {
+    fn guard(&self) -> Process {
         let mut command = self.command(&["guard", "run"]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let line = first_line(&mut child);
         assert!(line.starts_with("guarding"), "{line}");
-        Guardian(child)
+        Process(child)
     }
 
     /// The code of a new request.
@@ -116,25 +116,6 @@ impl Site {
     fn history(&self, patient: &str) -> Vec<Value> {
         let said = self.run(&["history", "--patient", patient, "--json"]);
         said.exits(0).json()["lines"].as_array().unwrap().clone()
-    }
-}
-
-/// A process that is certain to end with the test.
-struct Guardian(Child);
-
-impl Guardian {
-    fn stop(mut self) {
-        let pid = self.0.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-        assert!(asked.success());
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Guardian {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -6,11 +6,11 @@
 
 mod common;
 
-use common::{Said, first_line, pitser};
+use common::{Process, Said, first_line, pitser};
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 const MODULES: [&str; 3] = [
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -130,7 +130,7 @@ impl Site {
         said
     }
 
-    fn guard(&self) -> Guardian {
+    fn guard(&self) -> Process {
         let mut child = self
             .command("guard run")
             .stdout(Stdio::piped())
@@ -138,7 +138,7 @@ impl Site {
             .unwrap();
         let line = first_line(&mut child);
         assert!(line.starts_with("guarding"), "{line}");
-        Guardian(child)
+        Process(child)
     }
 
     /// A trail with its baseline.
@@ -166,25 +166,6 @@ impl Site {
 }
 
 const WRONG: &str = "not-this-one";
-
-/// A process that is certain to end with the test.
-struct Guardian(Child);
-
-impl Guardian {
-    fn stop(mut self) {
-        let pid = self.0.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-        assert!(asked.success());
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Guardian {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Whether any file below `dir` has these digits, or the bytes that they stand for.
 fn is_in(dir: &Path, digits: &str) -> bool {

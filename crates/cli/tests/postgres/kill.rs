@@ -20,6 +20,14 @@ const SOURCE: &str = "tables = [\"public.pgbench_*\"]\nkeyless = \"full\"\n";
 pub(crate) struct Choices(pub(crate) u64);
 
 impl Choices {
+    /// By the environment's `SEED`, or by chance; says which.
+    fn seeded() -> Self {
+        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        println!("SEED={seed}");
+        Self(seed | 1)
+    }
+
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -39,10 +47,7 @@ struct Told {
 
 #[test]
 fn killed_again_and_again_nothing_is_lost_or_told_twice() {
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("SEED={seed}");
-    let mut choices = Choices(seed | 1);
+    let mut choices = Choices::seeded();
     let Some(mut world) = World::new("bank") else {
         return;
     };
@@ -259,10 +264,7 @@ const ARCHIVE: &str = "
 fn killed_anywhere_in_its_baseline_it_goes_on_and_writes_no_row_twice() {
     const ROWS: u64 = 60_000;
     const KILLS: u64 = 5;
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("SEED={seed}");
-    let mut choices = Choices(seed | 1);
+    let mut choices = Choices::seeded();
     let Some(mut world) = World::new("bank") else {
         return;
     };
