@@ -1,7 +1,7 @@
 //! Passes over the live rows, on threads of their own.
 
 use super::{Command, Ended, Pass, SECOND_US, ScanSummary, Session, StartError, Worker};
-use pitser_capture::SourceError;
+use pitser_capture::{Position, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
@@ -79,26 +79,22 @@ impl Session {
         Ok(())
     }
 
+    /// How far the trail must have come before what was seen is judged: PostgreSQL shows
+    /// a table that was truncated meanwhile as empty to older snapshots too.
+    fn judged_at(&mut self, look: &Look) -> Result<Position, SourceError> {
+        match self.source.newest() {
+            // The outbox has one writer at a time, and shows no later truncation.
+            Err(error) if error.is_busy() => Ok(look.position),
+            newest => Ok(newest?.max(look.position)),
+        }
+    }
+
     pub(super) fn looked(&mut self, worker: &mut Worker, seen: Result<Option<Look>, SourceError>) {
-        // PostgreSQL shows a table that is truncated meanwhile as empty to the snapshot
-        // too: it is judged when everything that was committed by now is in the trail.
-        let seen = match seen {
-            Ok(Some(look)) => match self.source.newest() {
-                Ok(newest) => Ok(Some((look, newest))),
-                // The outbox has one writer at a time, and shows no later truncation.
-                Err(error) if error.is_busy() => {
-                    let position = look.position;
-                    Ok(Some((look, position)))
-                }
-                Err(error) => Err(error),
-            },
-            Ok(None) => Ok(None),
-            Err(error) => Err(error),
-        };
+        let until = |look: Look| Ok((self.judged_at(&look)?, look));
+        let seen = seen.and_then(|look| look.map(until).transpose());
         let trouble = match seen {
-            Ok(Some((look, newest))) => {
+            Ok(Some((until, look))) => {
                 if let Some(pass) = &mut self.scanning {
-                    let until = newest.max(look.position);
                     pass.seen = Some((look, until));
                 }
                 return;
