@@ -534,7 +534,7 @@ end_scan() {
 
 facts() {
     cores=$(nproc)
-    model=$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1)
+    model=$(sed -n '/^model name/{s/^[^:]*: *//p;q}' /proc/cpuinfo)
     filesystem=$(df --output=fstype "$work" | tail -n 1)
     day=$(date -u +%F)
 }

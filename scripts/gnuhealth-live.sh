@@ -342,7 +342,7 @@ start_guardian() {
     "$pitser" guard run --config "$config" >"$work/mine/guard.log" 2>&1 &
     guardian=$!
     running+=("$guardian")
-    until "$pitser" guard status --config "$config" 2>/dev/null | grep -q 'state *guarding'; do
+    until "$pitser" guard status --config "$config" 2>/dev/null | grep 'state *guarding' >/dev/null; do
         kill -0 "$guardian" 2>/dev/null || cannot "guard run ended: $(tail -n 3 "$work/mine/guard.log")"
         sleep 0.2
     done
@@ -392,7 +392,8 @@ in_the_application() {
     work_in_application note "$patient" 'penicillin'
     expect_nothing
     history public.gnuhealth_patient "$patient" | tee "$work/mine/history"
-    tail -n 2 "$work/mine/history" | grep -q 'update.*critical_info.*by mtamm via trytond (binding C)' ||
+    tail -n 2 "$work/mine/history" |
+        grep 'update.*critical_info.*by mtamm via trytond (binding C)' >/dev/null ||
         disappoint 'history does not name mtamm'
 }
 
