@@ -256,6 +256,19 @@ impl<S: Storage> State<S> {
         self.storage.record(table, key)
     }
 
+    /// Whether the record under `key` is this patient's; `None` if no line was about it.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn is_of(
+        &self,
+        table: &str,
+        key: &Bytes32,
+        patient: &Patient,
+    ) -> Result<Option<bool>, S::Error> {
+        self.storage.is_of(table, key, patient)
+    }
+
     /// The leaf of the record under `key`, if any line was about it.
     ///
     /// # Errors

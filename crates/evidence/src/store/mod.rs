@@ -9,11 +9,13 @@
 mod entry;
 mod hashing;
 mod memory;
+mod nodes;
 mod tree;
 
 pub use entry::Malformed;
 pub use memory::Memory;
-pub use tree::{Bucket, Counts, Extent, Limits, Pages, Prefix, Tree};
+pub use nodes::{Bucket, Extent, Prefix};
+pub use tree::{Counts, Limits, Pages, Tree};
 
 use crate::codec::Bytes32;
 use crate::line::Patient;
@@ -39,6 +41,18 @@ pub trait Storage {
     /// # Errors
     /// What the storage says.
     fn record(&self, table: &str, key: &Bytes32) -> Result<Option<Record>, Self::Error>;
+
+    /// Whether a record is this patient's; `None` if no line was about it. Cheaper than
+    /// to ask whose it is.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn is_of(
+        &self,
+        table: &str,
+        key: &Bytes32,
+        patient: &Patient,
+    ) -> Result<Option<bool>, Self::Error>;
 
     /// Keeps a record's leaf, and notes whose the record is. Patients whom it
     /// names have a leaf already.

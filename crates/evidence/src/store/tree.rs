@@ -15,33 +15,15 @@ use super::entry::{
     self, Entry, FIRST_PSEUDONYM, MANY, Malformed, PatientNumber, Subject, UNKNOWN,
 };
 use super::hashing::{self, Hashing, TOGETHER};
+use super::nodes::{Bucket, Extent, Link, Nodes, Place, Places, Prefix, ROOT};
 use super::{Storage, Whose};
 use crate::codec::Bytes32;
 use crate::line::Patient;
 use crate::map::{EMPTY, Leaf, MapKey, OtherLeaf, Path, bit, patient_map_key, record_map_key};
 use crate::state::Record;
-use std::cell::{RefCell, RefMut};
+use std::cell::RefMut;
 use std::collections::HashMap;
 use std::fmt;
-
-/// Where a bucket's bytes are: up to 61 bits that [`Pages`] give a meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Extent(u64);
-
-impl Extent {
-    /// Of a bucket without bytes; [`Pages`] never hear of it.
-    pub const NONE: Self = Self(LOW);
-
-    /// `None` if `bits` are more than 61, or those of [`Extent::NONE`].
-    pub fn new(bits: u64) -> Option<Self> {
-        (bits < LOW).then_some(Self(bits))
-    }
-
-    /// The bits.
-    pub fn get(self) -> u64 {
-        self.0
-    }
-}
 
 /// Keeps the bytes of buckets, and the pseudonyms that records refer to by number.
 pub trait Pages {
@@ -77,57 +59,6 @@ pub trait Pages {
 
     /// The error that stands for bytes which are no bucket.
     fn malformed(&self, malformed: Malformed) -> Self::Error;
-}
-
-/// The bits with which the map keys of a bucket begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Prefix {
-    /// The bits, from the most significant down; zero beyond `depth`.
-    pub bits: u64,
-    /// How many they are, at most [`Prefix::DEEPEST`].
-    pub depth: u8,
-}
-
-impl Prefix {
-    /// Buckets that stand here are not split, however many leaves they hold:
-    /// keys are hashes, and do not get so far together.
-    pub const DEEPEST: u8 = 64;
-
-    /// The first `depth` bits of a key.
-    fn of(key: &MapKey, depth: u8) -> Self {
-        let (first, _) = key.split_first_chunk().expect("a key has 32 bytes");
-        let all = u64::from_be_bytes(*first);
-        let beyond = u64::MAX.checked_shr(depth.into()).unwrap_or(0);
-        Self {
-            bits: all & !beyond,
-            depth,
-        }
-    }
-
-    fn child(self, side: usize) -> Self {
-        let bit = if side == 1 { 1 << (63 - self.depth) } else { 0 };
-        Self {
-            bits: self.bits | bit,
-            depth: self.depth + 1,
-        }
-    }
-
-    fn side(self, depth: u8) -> usize {
-        usize::from(self.bits >> (63 - depth) & 1 == 1)
-    }
-}
-
-/// A bucket as it is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bucket {
-    /// The bits that its keys begin with.
-    pub prefix: Prefix,
-    /// Where its bytes are.
-    pub extent: Extent,
-    /// The root of the subtree that it is.
-    pub hash: [u8; 32],
-    /// Whether it holds exactly one leaf.
-    pub single: bool,
 }
 
 /// Sizes that trade memory for work.
@@ -341,13 +272,13 @@ impl<P: Pages> Tree<P> {
     }
 
     fn bucket(&self, node: u32, prefix: Prefix) -> Option<Bucket> {
-        let node = self.nodes.at(node);
-        match node.link() {
+        let at = self.nodes.at(node);
+        match at.link() {
             Link::Kept(extent) => Some(Bucket {
                 prefix,
                 extent,
-                hash: node.hash,
-                single: node.is_single(),
+                hash: *self.nodes.hash(node),
+                single: at.is_single(),
             }),
             Link::Inner { .. } | Link::Buffered(_) => None,
         }
@@ -535,7 +466,7 @@ impl<P: Pages> Tree<P> {
             for (slot, (hash, single)) in together.iter().zip(roots) {
                 let slot = &mut self.buffer[*slot];
                 slot.is_hashed = true;
-                self.nodes.at_mut(slot.node).set_hash(hash, single);
+                self.nodes.set_hash(slot.node, hash, single);
             }
         }
         Ok(())
@@ -546,7 +477,7 @@ impl<P: Pages> Tree<P> {
             let mut hashed = Vec::new();
             for node in level {
                 match self.nodes.without_hashing(node) {
-                    Some((hash, single)) => self.nodes.at_mut(node).set_hash(hash, single),
+                    Some((hash, single)) => self.nodes.set_hash(node, hash, single),
                     None => hashed.push(node),
                 }
             }
@@ -554,7 +485,7 @@ impl<P: Pages> Tree<P> {
             let pairs = hashed.iter().map(|node| nodes.children(*node));
             let hashes: Vec<_> = self.hashing.inner(pairs).collect();
             for (node, hash) in hashed.into_iter().zip(hashes) {
-                self.nodes.at_mut(node).set_hash(hash, false);
+                self.nodes.set_hash(node, hash, false);
             }
         }
     }
@@ -611,7 +542,7 @@ impl<P: Pages> Tree<P> {
     /// The leaf that is all there is below `node`.
     fn single_leaf(&mut self, mut node: u32) -> Result<Option<hashing::Placed>, P::Error> {
         while let Link::Inner { left, .. } = self.nodes.at(node).link() {
-            node = left + u32::from(self.nodes.at(left).hash == EMPTY);
+            node = left + u32::from(*self.nodes.hash(left) == EMPTY);
         }
         let leaves = self.placed(node)?;
         Ok(leaves.first().copied())
@@ -651,6 +582,21 @@ impl<P: Pages> Storage for Tree<P> {
             }),
             _ => None,
         })
+    }
+
+    fn is_of(
+        &self,
+        table: &str,
+        key: &Bytes32,
+        patient: &Patient,
+    ) -> Result<Option<bool>, P::Error> {
+        let Some(Entry::Record { patient: whose, .. }) = self.find_record(table, key)? else {
+            return Ok(None);
+        };
+        let of_patient = Subject::Patient(*patient);
+        let found = self.find(&of_patient, || patient_map_key(patient))?;
+        let is_known = |entry| matches!(entry, Entry::Patient { number, .. } if number == whose);
+        Ok(Some(found.is_some_and(is_known)))
     }
 
     fn put_record(
@@ -761,7 +707,7 @@ impl<P: Pages> Storage for Tree<P> {
     fn root(&mut self) -> Result<[u8; 32], P::Error> {
         self.hash_buckets()?;
         self.hash_nodes();
-        Ok(self.nodes.at(ROOT).hash)
+        Ok(*self.nodes.hash(ROOT))
     }
 
     fn prove(&mut self, key: &MapKey) -> Result<Path, P::Error> {
@@ -771,11 +717,11 @@ impl<P: Pages> Storage for Tree<P> {
         let there = loop {
             let at = self.nodes.at(node);
             match at.link() {
-                _ if at.hash == EMPTY => break None,
+                _ if *self.nodes.hash(node) == EMPTY => break None,
                 _ if at.is_single() => break self.single_leaf(node)?,
                 Link::Inner { left, .. } => {
                     let side = u32::from(bit(key, depth) == 1);
-                    siblings.push(self.nodes.at(left + 1 - side).hash);
+                    siblings.push(*self.nodes.hash(left + 1 - side));
                     node = left + side;
                     depth += 1;
                 }
@@ -796,272 +742,7 @@ impl<P: Pages> Storage for Tree<P> {
     }
 }
 
-const ROOT: u32 = 0;
 /// One buffer is kept to be used again for so many bytes that may be buffered.
 const SPARE_PART: usize = 8192;
 /// For one more entry, in bytes.
 const ROOM: usize = 128;
-/// Bits of a link below its kind.
-const LOW: u64 = (1 << 61) - 1;
-const SINGLE: u64 = 1 << 61;
-const KIND: u64 = 0b11 << 62;
-const INNER: u64 = 0b00 << 62;
-const DIRTY: u64 = 0b01 << 62;
-const KEPT: u64 = 0b10 << 62;
-const BUFFERED: u64 = 0b11 << 62;
-
-/// One node: 40 bytes.
-#[derive(Debug, Clone, Copy)]
-struct Node {
-    hash: [u8; 32],
-    /// Kind in bits 62 and 63; whether there is a single leaf in 61; below,
-    /// the left child (the right one follows it), the extent, or the place in
-    /// the buffer.
-    packed: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
-    Inner { left: u32, dirty: bool },
-    Kept(Extent),
-    Buffered(u32),
-}
-
-impl Node {
-    const EMPTY: Self = Self {
-        hash: EMPTY,
-        packed: KEPT | LOW,
-    };
-
-    fn link(&self) -> Link {
-        let low = self.packed & LOW;
-        match self.packed & KIND {
-            KEPT => Link::Kept(Extent(low)),
-            BUFFERED => Link::Buffered(low as u32),
-            kind => Link::Inner {
-                left: low as u32,
-                dirty: kind == DIRTY,
-            },
-        }
-    }
-
-    fn set(&mut self, link: Link) {
-        let bits = match link {
-            Link::Inner { left, dirty: false } => INNER | u64::from(left),
-            Link::Inner { left, dirty: true } => DIRTY | u64::from(left),
-            Link::Kept(extent) => KEPT | extent.0,
-            Link::Buffered(slot) => BUFFERED | u64::from(slot),
-        };
-        self.packed = bits | self.packed & SINGLE;
-    }
-
-    /// Sets the hash; an inner node is clean then.
-    fn set_hash(&mut self, hash: [u8; 32], single: bool) {
-        self.hash = hash;
-        self.packed = self.packed & !SINGLE | if single { SINGLE } else { 0 };
-        if self.packed & KIND == DIRTY {
-            self.packed &= !KIND;
-        }
-    }
-
-    fn is_single(&self) -> bool {
-        self.packed & SINGLE != 0
-    }
-}
-
-/// Where those stand that were looked up lately: a line's record and patient are
-/// looked up several times, and hashing the key and going down from the root cost
-/// more than everything else. A node is never taken away, so that what is
-/// remembered may be too high in the tree, but never wrong.
-struct Places(RefCell<Vec<Place>>);
-
-/// A node on the way to the bucket of a subject, and where it stood in that.
-struct Place {
-    subject: Option<Subject>,
-    key: MapKey,
-    node: u32,
-    depth: u8,
-    offset: usize,
-}
-
-impl Place {
-    /// Of a subject that nothing is known of.
-    fn root(subject: Option<Subject>, key: MapKey) -> Self {
-        Self {
-            subject,
-            key,
-            node: ROOT,
-            depth: 0,
-            offset: 0,
-        }
-    }
-
-    /// The node's.
-    fn prefix(&self) -> Prefix {
-        Prefix::of(&self.key, self.depth)
-    }
-}
-
-impl Places {
-    /// As many are remembered: records and patients of some hundred lines, which
-    /// are written together. A power of two.
-    const LEN: usize = 2048;
-
-    fn new() -> Self {
-        let none = || Place::root(None, EMPTY);
-        let places = std::iter::repeat_with(none).take(Self::LEN);
-        Self(RefCell::new(places.collect()))
-    }
-
-    /// What is remembered of a subject, or the root.
-    fn place(&self, subject: &Subject, key: impl FnOnce() -> MapKey) -> RefMut<'_, Place> {
-        // What subjects are told apart by is a digest.
-        let [first, second] = subject.first_bytes();
-        let index = usize::from(u16::from_be_bytes([first, second])) % Self::LEN;
-        let mut place = RefMut::map(self.0.borrow_mut(), |places| &mut places[index]);
-        if place.subject.as_ref() != Some(subject) {
-            *place = Place::root(Some(*subject), key());
-        }
-        place
-    }
-}
-
-/// All nodes, in pieces, so that growing copies none of them.
-#[derive(Debug)]
-struct Nodes {
-    pieces: Vec<Vec<Node>>,
-    len: u32,
-}
-
-const PIECE: u32 = 1 << 14;
-
-impl Nodes {
-    fn new() -> Self {
-        let mut nodes = Self {
-            pieces: Vec::new(),
-            len: 0,
-        };
-        nodes.push(Node::EMPTY);
-        nodes
-    }
-
-    fn push(&mut self, node: Node) -> u32 {
-        if self.len.is_multiple_of(PIECE) {
-            self.pieces.push(Vec::with_capacity(PIECE as usize));
-        }
-        let piece = self.pieces.last_mut().expect("one was just pushed");
-        piece.push(node);
-        self.len = self.len.checked_add(1).expect("fewer than 2^32 nodes");
-        self.len - 1
-    }
-
-    fn at(&self, node: u32) -> &Node {
-        &self.pieces[(node / PIECE) as usize][(node % PIECE) as usize]
-    }
-
-    fn at_mut(&mut self, node: u32) -> &mut Node {
-        &mut self.pieces[(node / PIECE) as usize][(node % PIECE) as usize]
-    }
-
-    /// Gives `node` two children without leaves; the left one is returned.
-    fn split(&mut self, node: u32) -> u32 {
-        let left = self.push(Node::EMPTY);
-        self.push(Node::EMPTY);
-        self.at_mut(node).set(Link::Inner { left, dirty: true });
-        left
-    }
-
-    /// Goes on down to the bucket where a key belongs.
-    fn descend(&self, place: &mut Place) {
-        while let Link::Inner { left, .. } = self.at(place.node).link() {
-            let side = bit(&place.key, usize::from(place.depth));
-            place.node = left + u32::from(side == 1);
-            place.depth += 1;
-        }
-    }
-
-    /// The hashes above a bucket will not be right any more.
-    fn mark(&mut self, bucket: Prefix) {
-        let mut node = ROOT;
-        for depth in 0..bucket.depth {
-            let Link::Inner { left, .. } = self.at(node).link() else {
-                return;
-            };
-            self.at_mut(node).set(Link::Inner { left, dirty: true });
-            node = left + u32::from(bucket.side(depth) == 1);
-        }
-    }
-
-    /// Puts a bucket where its prefix says.
-    fn place(&mut self, bucket: &Bucket) {
-        let mut node = ROOT;
-        for depth in 0..bucket.prefix.depth.min(Prefix::DEEPEST) {
-            let left = match self.at(node).link() {
-                Link::Inner { left, .. } => {
-                    self.at_mut(node).set(Link::Inner { left, dirty: true });
-                    left
-                }
-                Link::Kept(_) | Link::Buffered(_) => self.split(node),
-            };
-            node = left + u32::from(bucket.prefix.side(depth) == 1);
-        }
-        if let Link::Kept(_) = self.at(node).link() {
-            let node = self.at_mut(node);
-            node.set(Link::Kept(bucket.extent));
-            node.set_hash(bucket.hash, bucket.single);
-        }
-    }
-
-    /// Shows all nodes that have no children to `visit`, in the order of prefixes.
-    fn walk(&self, mut visit: impl FnMut(u32, Prefix)) {
-        let mut waiting = vec![(ROOT, Prefix::default())];
-        while let Some((node, prefix)) = waiting.pop() {
-            match self.at(node).link() {
-                Link::Inner { left, .. } => {
-                    waiting.push((left + 1, prefix.child(1)));
-                    waiting.push((left, prefix.child(0)));
-                }
-                Link::Kept(_) | Link::Buffered(_) => visit(node, prefix),
-            }
-        }
-    }
-
-    /// Inner nodes whose hashes are not right, by depth.
-    fn dirty(&self) -> Vec<Vec<u32>> {
-        let mut levels = Vec::new();
-        let mut level = vec![ROOT];
-        loop {
-            level.retain(|node| matches!(self.at(*node).link(), Link::Inner { dirty: true, .. }));
-            if level.is_empty() {
-                return levels;
-            }
-            let children = |node: &u32| match self.at(*node).link() {
-                Link::Inner { left, .. } => [left, left + 1],
-                Link::Kept(_) | Link::Buffered(_) => [ROOT, ROOT],
-            };
-            let below = level.iter().flat_map(children).collect();
-            levels.push(std::mem::replace(&mut level, below));
-        }
-    }
-
-    fn children(&self, node: u32) -> (&[u8; 32], &[u8; 32]) {
-        match self.at(node).link() {
-            Link::Inner { left, .. } => (&self.at(left).hash, &self.at(left + 1).hash),
-            Link::Kept(_) | Link::Buffered(_) => (&EMPTY, &EMPTY),
-        }
-    }
-
-    /// Hash of an inner node below which there are fewer than two leaves.
-    fn without_hashing(&self, node: u32) -> Option<([u8; 32], bool)> {
-        let Link::Inner { left, .. } = self.at(node).link() else {
-            return None;
-        };
-        let [left, right] = [self.at(left), self.at(left + 1)];
-        match (left.hash == EMPTY, right.hash == EMPTY) {
-            (true, true) => Some((EMPTY, false)),
-            (true, false) if right.is_single() => Some((right.hash, true)),
-            (false, true) if left.is_single() => Some((left.hash, true)),
-            _ => None,
-        }
-    }
-}

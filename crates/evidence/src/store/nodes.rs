@@ -1,0 +1,359 @@
+//! The binary tree above the buckets, and where in it those stand that were looked up
+//! lately.
+
+use super::entry::Subject;
+use crate::map::{EMPTY, MapKey, bit};
+use std::cell::{RefCell, RefMut};
+
+/// Where a bucket's bytes are: up to 61 bits that [`Pages`] give a meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Extent(u64);
+
+impl Extent {
+    /// Of a bucket without bytes; [`Pages`] never hear of it.
+    pub const NONE: Self = Self(LOW);
+
+    /// `None` if `bits` are more than 61, or those of [`Extent::NONE`].
+    pub fn new(bits: u64) -> Option<Self> {
+        (bits < LOW).then_some(Self(bits))
+    }
+
+    /// The bits.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// The bits with which the map keys of a bucket begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Prefix {
+    /// The bits, from the most significant down; zero beyond `depth`.
+    pub bits: u64,
+    /// How many they are, at most [`Prefix::DEEPEST`].
+    pub depth: u8,
+}
+
+impl Prefix {
+    /// Buckets that stand here are not split, however many leaves they hold:
+    /// keys are hashes, and do not get so far together.
+    pub const DEEPEST: u8 = 64;
+
+    /// The first `depth` bits of a key.
+    pub(super) fn of(key: &MapKey, depth: u8) -> Self {
+        let (first, _) = key.split_first_chunk().expect("a key has 32 bytes");
+        let all = u64::from_be_bytes(*first);
+        let beyond = u64::MAX.checked_shr(depth.into()).unwrap_or(0);
+        Self {
+            bits: all & !beyond,
+            depth,
+        }
+    }
+
+    pub(super) fn child(self, side: usize) -> Self {
+        let bit = if side == 1 { 1 << (63 - self.depth) } else { 0 };
+        Self {
+            bits: self.bits | bit,
+            depth: self.depth + 1,
+        }
+    }
+
+    pub(super) fn side(self, depth: u8) -> usize {
+        usize::from(self.bits >> (63 - depth) & 1 == 1)
+    }
+}
+
+/// A bucket as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bucket {
+    /// The bits that its keys begin with.
+    pub prefix: Prefix,
+    /// Where its bytes are.
+    pub extent: Extent,
+    /// The root of the subtree that it is.
+    pub hash: [u8; 32],
+    /// Whether it holds exactly one leaf.
+    pub single: bool,
+}
+
+pub(super) const ROOT: u32 = 0;
+/// Bits of a link below its kind.
+const LOW: u64 = (1 << 61) - 1;
+const SINGLE: u64 = 1 << 61;
+const KIND: u64 = 0b11 << 62;
+const INNER: u64 = 0b00 << 62;
+const DIRTY: u64 = 0b01 << 62;
+const KEPT: u64 = 0b10 << 62;
+const BUFFERED: u64 = 0b11 << 62;
+
+/// A node without its hash. Kind in bits 62 and 63; whether there is a single leaf in
+/// 61; below, the left child (the right one follows it), the extent, or the place in
+/// the buffer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Node(u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    Inner { left: u32, dirty: bool },
+    Kept(Extent),
+    Buffered(u32),
+}
+
+impl Node {
+    const EMPTY: Self = Self(KEPT | LOW);
+
+    pub(super) fn link(&self) -> Link {
+        let low = self.0 & LOW;
+        match self.0 & KIND {
+            KEPT => Link::Kept(Extent(low)),
+            BUFFERED => Link::Buffered(low as u32),
+            kind => Link::Inner {
+                left: low as u32,
+                dirty: kind == DIRTY,
+            },
+        }
+    }
+
+    pub(super) fn set(&mut self, link: Link) {
+        let bits = match link {
+            Link::Inner { left, dirty: false } => INNER | u64::from(left),
+            Link::Inner { left, dirty: true } => DIRTY | u64::from(left),
+            Link::Kept(extent) => KEPT | extent.0,
+            Link::Buffered(slot) => BUFFERED | u64::from(slot),
+        };
+        self.0 = bits | self.0 & SINGLE;
+    }
+
+    /// Its hash is right now, and an inner node clean.
+    fn hashed(&mut self, single: bool) {
+        self.0 = self.0 & !SINGLE | if single { SINGLE } else { 0 };
+        if self.0 & KIND == DIRTY {
+            self.0 &= !KIND;
+        }
+    }
+
+    pub(super) fn is_single(&self) -> bool {
+        self.0 & SINGLE != 0
+    }
+}
+
+/// Where those stand that were looked up lately: a line's record and patient are
+/// looked up several times, and hashing the key and going down from the root cost
+/// more than everything else. A node is never taken away, so that what is
+/// remembered may be too high in the tree, but never wrong.
+pub(super) struct Places(RefCell<Vec<Place>>);
+
+/// A node on the way to the bucket of a subject, and where it stood in that.
+pub(super) struct Place {
+    subject: Option<Subject>,
+    key: MapKey,
+    pub(super) node: u32,
+    depth: u8,
+    pub(super) offset: usize,
+}
+
+impl Place {
+    /// Of a subject that nothing is known of.
+    fn root(subject: Option<Subject>, key: MapKey) -> Self {
+        Self {
+            subject,
+            key,
+            node: ROOT,
+            depth: 0,
+            offset: 0,
+        }
+    }
+
+    /// The node's.
+    pub(super) fn prefix(&self) -> Prefix {
+        Prefix::of(&self.key, self.depth)
+    }
+}
+
+impl Places {
+    /// As many are remembered: records and patients of some hundred lines, which
+    /// are written together. A power of two.
+    const LEN: usize = 2048;
+
+    pub(super) fn new() -> Self {
+        let none = || Place::root(None, EMPTY);
+        let places = std::iter::repeat_with(none).take(Self::LEN);
+        Self(RefCell::new(places.collect()))
+    }
+
+    /// What is remembered of a subject, or the root.
+    pub(super) fn place(
+        &self,
+        subject: &Subject,
+        key: impl FnOnce() -> MapKey,
+    ) -> RefMut<'_, Place> {
+        // What subjects are told apart by is a digest.
+        let [first, second] = subject.first_bytes();
+        let index = usize::from(u16::from_be_bytes([first, second])) % Self::LEN;
+        let mut place = RefMut::map(self.0.borrow_mut(), |places| &mut places[index]);
+        if place.subject.as_ref() != Some(subject) {
+            *place = Place::root(Some(*subject), key());
+        }
+        place
+    }
+}
+
+/// All nodes, in pieces, so that growing copies none of them. Their hashes stand apart:
+/// whoever goes down the tree needs none, and meets more nodes in the processor's caches.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    pieces: Vec<Piece>,
+    len: u32,
+}
+
+#[derive(Debug)]
+struct Piece {
+    nodes: Vec<Node>,
+    hashes: Vec<[u8; 32]>,
+}
+
+const PIECE: u32 = 1 << 14;
+
+impl Nodes {
+    pub(super) fn new() -> Self {
+        let mut nodes = Self {
+            pieces: Vec::new(),
+            len: 0,
+        };
+        nodes.push(Node::EMPTY);
+        nodes
+    }
+
+    fn push(&mut self, node: Node) -> u32 {
+        if self.len.is_multiple_of(PIECE) {
+            self.pieces.push(Piece {
+                nodes: Vec::with_capacity(PIECE as usize),
+                hashes: Vec::with_capacity(PIECE as usize),
+            });
+        }
+        let piece = self.pieces.last_mut().expect("one was just pushed");
+        piece.nodes.push(node);
+        piece.hashes.push(EMPTY);
+        self.len = self.len.checked_add(1).expect("fewer than 2^32 nodes");
+        self.len - 1
+    }
+
+    pub(super) fn at(&self, node: u32) -> &Node {
+        &self.pieces[(node / PIECE) as usize].nodes[(node % PIECE) as usize]
+    }
+
+    pub(super) fn at_mut(&mut self, node: u32) -> &mut Node {
+        &mut self.pieces[(node / PIECE) as usize].nodes[(node % PIECE) as usize]
+    }
+
+    pub(super) fn hash(&self, node: u32) -> &[u8; 32] {
+        &self.pieces[(node / PIECE) as usize].hashes[(node % PIECE) as usize]
+    }
+
+    /// Sets the hash of a node; an inner one is clean then.
+    pub(super) fn set_hash(&mut self, node: u32, hash: [u8; 32], single: bool) {
+        self.pieces[(node / PIECE) as usize].hashes[(node % PIECE) as usize] = hash;
+        self.at_mut(node).hashed(single);
+    }
+
+    /// Gives `node` two children without leaves; the left one is returned.
+    pub(super) fn split(&mut self, node: u32) -> u32 {
+        let left = self.push(Node::EMPTY);
+        self.push(Node::EMPTY);
+        self.at_mut(node).set(Link::Inner { left, dirty: true });
+        left
+    }
+
+    /// Goes on down to the bucket where a key belongs.
+    pub(super) fn descend(&self, place: &mut Place) {
+        while let Link::Inner { left, .. } = self.at(place.node).link() {
+            let side = bit(&place.key, usize::from(place.depth));
+            place.node = left + u32::from(side == 1);
+            place.depth += 1;
+        }
+    }
+
+    /// The hashes above a bucket will not be right any more.
+    pub(super) fn mark(&mut self, bucket: Prefix) {
+        let mut node = ROOT;
+        for depth in 0..bucket.depth {
+            let Link::Inner { left, .. } = self.at(node).link() else {
+                return;
+            };
+            self.at_mut(node).set(Link::Inner { left, dirty: true });
+            node = left + u32::from(bucket.side(depth) == 1);
+        }
+    }
+
+    /// Puts a bucket where its prefix says.
+    pub(super) fn place(&mut self, bucket: &Bucket) {
+        let mut node = ROOT;
+        for depth in 0..bucket.prefix.depth.min(Prefix::DEEPEST) {
+            let left = match self.at(node).link() {
+                Link::Inner { left, .. } => {
+                    self.at_mut(node).set(Link::Inner { left, dirty: true });
+                    left
+                }
+                Link::Kept(_) | Link::Buffered(_) => self.split(node),
+            };
+            node = left + u32::from(bucket.prefix.side(depth) == 1);
+        }
+        if let Link::Kept(_) = self.at(node).link() {
+            self.at_mut(node).set(Link::Kept(bucket.extent));
+            self.set_hash(node, bucket.hash, bucket.single);
+        }
+    }
+
+    /// Shows all nodes that have no children to `visit`, in the order of prefixes.
+    pub(super) fn walk(&self, mut visit: impl FnMut(u32, Prefix)) {
+        let mut waiting = vec![(ROOT, Prefix::default())];
+        while let Some((node, prefix)) = waiting.pop() {
+            match self.at(node).link() {
+                Link::Inner { left, .. } => {
+                    waiting.push((left + 1, prefix.child(1)));
+                    waiting.push((left, prefix.child(0)));
+                }
+                Link::Kept(_) | Link::Buffered(_) => visit(node, prefix),
+            }
+        }
+    }
+
+    /// Inner nodes whose hashes are not right, by depth.
+    pub(super) fn dirty(&self) -> Vec<Vec<u32>> {
+        let mut levels = Vec::new();
+        let mut level = vec![ROOT];
+        loop {
+            level.retain(|node| matches!(self.at(*node).link(), Link::Inner { dirty: true, .. }));
+            if level.is_empty() {
+                return levels;
+            }
+            let children = |node: &u32| match self.at(*node).link() {
+                Link::Inner { left, .. } => [left, left + 1],
+                Link::Kept(_) | Link::Buffered(_) => [ROOT, ROOT],
+            };
+            let below = level.iter().flat_map(children).collect();
+            levels.push(std::mem::replace(&mut level, below));
+        }
+    }
+
+    pub(super) fn children(&self, node: u32) -> (&[u8; 32], &[u8; 32]) {
+        match self.at(node).link() {
+            Link::Inner { left, .. } => (self.hash(left), self.hash(left + 1)),
+            Link::Kept(_) | Link::Buffered(_) => (&EMPTY, &EMPTY),
+        }
+    }
+
+    /// Hash of an inner node below which there are fewer than two leaves.
+    pub(super) fn without_hashing(&self, node: u32) -> Option<([u8; 32], bool)> {
+        let Link::Inner { left, .. } = self.at(node).link() else {
+            return None;
+        };
+        let is_single = |node| self.at(node).is_single();
+        let [low, high] = [*self.hash(left), *self.hash(left + 1)];
+        match (low == EMPTY, high == EMPTY) {
+            (true, true) => Some((EMPTY, false)),
+            (true, false) if is_single(left + 1) => Some((high, true)),
+            (false, true) if is_single(left) => Some((low, true)),
+            _ => None,
+        }
+    }
+}
