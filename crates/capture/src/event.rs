@@ -5,6 +5,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+/// A value's bytes. Most are short, and a row has many: those take no memory of their
+/// own.
+type Value = SmallVec<[u8; 24]>;
 
 /// A column value in its source's canonical form: null, or bytes.
 ///
@@ -12,15 +17,23 @@ use serde::{Deserialize, Serialize};
 /// for SQLite); equal values have equal bytes. `Debug` shows the length;
 /// reading takes [`Cell::expose`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cell(Option<Box<[u8]>>);
+pub struct Cell(Option<Value>);
 
 impl Cell {
     /// The null value.
     pub const NULL: Self = Self(None);
 
     /// A value that is not null.
-    pub fn new(canonical: impl Into<Box<[u8]>>) -> Self {
-        Self(Some(canonical.into()))
+    pub fn new(canonical: impl AsRef<[u8]>) -> Self {
+        Self(Some(Value::from_slice(canonical.as_ref())))
+    }
+
+    /// A value that is a type letter and what follows it.
+    pub fn lettered(letter: u8, rest: &[u8]) -> Self {
+        let mut value = Value::with_capacity(1 + rest.len());
+        value.push(letter);
+        value.extend_from_slice(rest);
+        Self(Some(value))
     }
 
     /// Whether this is the null value.
@@ -34,7 +47,7 @@ impl Cell {
     }
 
     /// The canonical bytes, given away. Never for logs or messages.
-    pub fn into_exposed(self) -> Option<Box<[u8]>> {
+    pub fn into_exposed(self) -> Option<Value> {
         self.0
     }
 

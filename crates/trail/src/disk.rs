@@ -1,6 +1,7 @@
 //! The few things that files must do here: append and be durable, be replaced
 //! whole or not at all, and keep secrets from other users of the machine.
 
+use crate::behind::{Behind, Flight, Spot};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -116,6 +117,20 @@ impl AppendFile {
             .at(&self.path, "cannot make durable")?;
         self.len += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Appends `bytes` on the thread that is given: durable once they have landed. The
+    /// length counts them at once.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub(crate) fn append_behind(
+        &mut self,
+        behind: &Behind,
+        bytes: Vec<u8>,
+    ) -> Result<Flight, DiskError> {
+        self.len += bytes.len() as u64;
+        behind.send((&self.file, &self.path), Spot::End, bytes)
     }
 
     /// Cuts the file to `len` bytes, durably.

@@ -3,6 +3,7 @@
 
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::line::{Binding, Ddl, Finding, Gap, Op, Timestamp};
+use smallvec::SmallVec;
 use std::fmt;
 use std::sync::Arc;
 
@@ -86,8 +87,12 @@ pub struct Row {
     /// Column names in the table's order, shared by all rows of one shape.
     pub names: Arc<[String]>,
     /// Canonical values, one for each name; `None` for NULL.
-    pub values: Vec<Option<Box<[u8]>>>,
+    pub values: Vec<Option<Value>>,
 }
+
+/// A value in canonical form. Most are short, and a row has many: those take no memory
+/// of their own.
+pub type Value = SmallVec<[u8; 24]>;
 
 impl Row {
     /// Names with their values, in the table's order.

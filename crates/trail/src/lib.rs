@@ -15,6 +15,7 @@
 //! [`Trail::open`] cuts off or completes. ARCHITECTURE.md has the table.
 
 pub mod archive;
+mod behind;
 pub mod disk;
 pub mod draft;
 pub mod erasure;
@@ -32,7 +33,7 @@ pub mod serve;
 pub mod vault;
 mod write;
 
-pub use draft::{Body, Draft, DraftActor, PatientId, Row};
+pub use draft::{Body, Draft, DraftActor, PatientId, Row, Value};
 pub use gather::Gather;
 pub use keys::Keys;
 pub use layout::Layout;

@@ -3,6 +3,7 @@
 mod append;
 mod erase;
 
+use crate::behind::{Behind, Flight};
 use crate::disk::{self, AppendFile, DiskError};
 use crate::draft::PatientId;
 use crate::gather::{Gather, Gathers};
@@ -212,6 +213,11 @@ pub struct Trail {
     commit_lines: u64,
     /// Encoded lines that are not on disk yet.
     buffer: Vec<u8>,
+    /// Lines before those, on their way to the disk, and the first one after them.
+    flight: Option<(Flight, u64)>,
+    /// The first line that is not known to be durable.
+    undurable: u64,
+    behind: Behind,
     /// Record hashes of the lines in the open block.
     open: Vec<Imprint>,
     last_leaf: Imprint,
@@ -273,8 +279,10 @@ impl SegmentFiles {
 impl Drop for Trail {
     fn drop(&mut self) {
         self.commit_lines = 0;
+        // While the lock is held; an error leaves lines that are not durable.
+        let _ = self.land();
         if !self.poisoned
-            && self.buffer.is_empty()
+            && self.is_durable()
             && let Err(error) = self.commit_map()
         {
             tracing::warn!(%error, "the map could not be made durable; the next start replays more");
@@ -412,6 +420,9 @@ impl Trail {
             segment_began: None,
             commit_lines: COMMIT_LINES,
             buffer: Vec::new(),
+            flight: None,
+            undurable: view.state.next_seq(),
+            behind: Behind::start(layout.dir())?,
             open: view.tail,
             last_leaf: view.last_leaf,
             state: view.state,
@@ -567,6 +578,11 @@ impl Trail {
         self.buffer.len()
     }
 
+    /// Whether all lines so far are known to be durable.
+    pub fn is_durable(&self) -> bool {
+        self.undurable == self.state.next_seq()
+    }
+
     /// Makes all lines so far durable: first the vault, then the segment.
     ///
     /// # Errors
@@ -575,14 +591,46 @@ impl Trail {
     pub fn commit(&mut self) -> Result<(), TrailError> {
         self.usable()?;
         self.checked(|trail| {
-            if trail.buffer.is_empty() {
-                return Ok(());
+            trail.land()?;
+            if !trail.buffer.is_empty() {
+                trail.vault.commit()?;
+                trail.files.lines.append(&trail.buffer)?;
+                trail.buffer.clear();
+                trail.undurable = trail.state.next_seq();
             }
-            trail.vault.commit()?;
-            trail.files.lines.append(&trail.buffer)?;
-            trail.buffer.clear();
             Ok(())
         })
+    }
+
+    /// Has all lines so far made durable while whoever asks goes on: none of them may be
+    /// acknowledged to its source before [`Trail::commit`] returns. At most one such
+    /// commit is under way; another one waits for it.
+    ///
+    /// # Errors
+    /// Any error poisons the trail.
+    pub fn commit_behind(&mut self) -> Result<(), TrailError> {
+        self.usable()?;
+        self.checked(|trail| {
+            let spare = trail.land()?;
+            if !trail.buffer.is_empty() {
+                trail.vault.commit_behind(&trail.behind)?;
+                let lines = std::mem::replace(&mut trail.buffer, spare);
+                let flight = trail.files.lines.append_behind(&trail.behind, lines)?;
+                trail.flight = Some((flight, trail.state.next_seq()));
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until lines on their way are durable; gives memory to be used again.
+    fn land(&mut self) -> Result<Vec<u8>, TrailError> {
+        let Some((flight, end)) = self.flight.take() else {
+            return Ok(Vec::new());
+        };
+        self.vault.land()?;
+        let spare = flight.land()?;
+        self.undurable = end;
+        Ok(spare)
     }
 
     /// Ends the open block with a checkpoint line and makes it durable.
@@ -792,10 +840,11 @@ impl Trail {
     /// # Errors
     /// [`TrailError::Disk`] or [`TrailError::Line`].
     pub fn line(&self, seq: u64) -> Result<Option<Line>, TrailError> {
-        let Some(bytes) = self.index.line(&self.layout, seq)? else {
+        if seq >= self.undurable {
             return Ok(None);
-        };
-        Ok(Some(Line::decode(&bytes)?))
+        }
+        let line = self.index.line(&self.layout, seq)?;
+        Ok(line.map(|bytes| Line::decode(&bytes)).transpose()?)
     }
 
     fn segment_is_due(&self, now: &Timestamp) -> bool {

@@ -512,3 +512,33 @@ fn one_writer_at_a_time() {
         Err(TrailError::Exists(_))
     ));
 }
+
+#[test]
+fn lines_that_are_made_durable_behind_their_writer_are_there_like_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    let [first, second, third, fourth] = <[_; 4]>::try_from(events()).unwrap();
+    let is_there = |trail: &mut Trail, seq| trail.vault().get(seq).unwrap().is_some();
+    trail.append(first).unwrap();
+    trail.commit_behind().unwrap();
+    // Of what is under way the vault gives what was put there; a line is not durable.
+    assert!(is_there(&mut trail, 1));
+    assert_eq!(trail.line(1).unwrap(), None);
+    assert!(!trail.is_durable());
+    trail.append(second).unwrap();
+    trail.commit_behind().unwrap();
+    assert_eq!(trail.line(1).unwrap().unwrap().seq, 1);
+    assert_eq!(trail.line(2).unwrap(), None);
+    trail.append(third).unwrap();
+    assert!((1..=5).all(|seq| is_there(&mut trail, seq)));
+    trail.commit().unwrap();
+    assert!(trail.is_durable());
+    assert_eq!(trail.line(5).unwrap().unwrap().seq, 5);
+    trail.append(fourth).unwrap();
+    trail.commit_behind().unwrap();
+    drop(trail);
+    let (mut trail, recovery) = reopen(dir.path()).unwrap();
+    assert_eq!(recovery, Recovery::default());
+    assert!((1..=6).all(|seq| is_there(&mut trail, seq)));
+    goes_on(dir.path(), trail, 4);
+}

@@ -142,7 +142,7 @@ impl fmt::Display for Name {
 
 /// A value in canonical form: `t` and the server's text (spec 62 §7).
 fn cell(text: Option<&[u8]>) -> Cell {
-    text.map_or(Cell::NULL, |text| Cell::new([b"t", text].concat()))
+    text.map_or(Cell::NULL, |text| Cell::lettered(b't', text))
 }
 
 /// `schema.table`, each part quoted only where a dot or quote would mislead.

@@ -13,12 +13,13 @@ use std::time::Duration;
 use super::{PgError, Stream};
 use crate::event::{Captured, Position};
 
-/// Steps in a batch.
-const STEPS: usize = 500;
+/// Steps in a batch: few enough to be in the processor's caches still when they are
+/// taken.
+const STEPS: usize = 128;
 /// The same, in bytes of their values: rows may be large.
 const BYTES: usize = 4 << 20;
 /// Batches that wait for their taker.
-const AHEAD: usize = 3;
+const AHEAD: usize = 8;
 /// How long is waited for a batch, and for something to acknowledge.
 const INSTANT: Duration = Duration::from_millis(1);
 /// Between two batches that are far from full: no transaction of the server wakes us by

@@ -51,17 +51,14 @@ fn decode_cell(part: &str) -> Option<Cell> {
         return Some(Cell::NULL);
     }
     let (letter, rest) = part.split_at_checked(1)?;
+    let letter = letter.as_bytes()[0];
     let value = match letter {
-        "t" | "b" => HEXUPPER.decode(rest.as_bytes()).ok()?,
-        "i" => canonical_integer(rest)?.into_bytes(),
-        "r" => canonical_real(rest)?.into_bytes(),
+        b't' | b'b' => HEXUPPER.decode(rest.as_bytes()).ok()?,
+        b'i' => canonical_integer(rest)?.into_bytes(),
+        b'r' => canonical_real(rest)?.into_bytes(),
         _ => return None,
     };
-    Some(with_letter(letter, &value))
-}
-
-fn with_letter(letter: &str, value: &[u8]) -> Cell {
-    Cell::new([letter.as_bytes(), value].concat())
+    Some(Cell::lettered(letter, &value))
 }
 
 fn canonical_integer(digits: &str) -> Option<String> {
@@ -89,12 +86,12 @@ fn print_real(value: f64) -> String {
 
 /// A text cell.
 pub fn text(value: &str) -> Cell {
-    with_letter("t", value.as_bytes())
+    Cell::lettered(b't', value.as_bytes())
 }
 
 /// An integer cell.
 pub fn integer(value: i64) -> Cell {
-    with_letter("i", value.to_string().as_bytes())
+    Cell::lettered(b'i', value.to_string().as_bytes())
 }
 
 /// The cell as an SQL literal that stores exactly this value again; `None` if

@@ -26,7 +26,7 @@ impl Session {
             };
             s.trouble = trouble;
             // What is not durable yet is not shown.
-            if self.trail.waiting_bytes() == 0 {
+            if self.trail.is_durable() {
                 s.position = self.position.to_string();
                 s.events = self.events;
                 s.lines = self.trail.state().next_seq();

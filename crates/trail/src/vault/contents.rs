@@ -10,6 +10,7 @@
 //! `reached` is durable in it, of so many `lines`; what comes later is read again from
 //! the files when the store is opened.
 
+use crate::behind::{Behind, Flight, Spot};
 use crate::disk::{self, At, DiskError};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -88,10 +89,18 @@ pub(super) struct Contents {
     waiting: Vec<u8>,
     /// Their lines, and where they begin in `waiting`.
     places: VecDeque<(u64, usize)>,
+    /// Records on their way to the disk, before those that wait.
+    flying: Option<Flying>,
     /// Earlier files, opened as they are needed.
     earlier: Vec<Option<File>>,
     /// Bytes of records that the durable index does not know of.
     unindexed: u64,
+}
+
+#[derive(Debug)]
+struct Flying {
+    flight: Flight,
+    places: VecDeque<(u64, usize)>,
 }
 
 impl Contents {
@@ -112,6 +121,7 @@ impl Contents {
             index,
             waiting: Vec::new(),
             places: VecDeque::new(),
+            flying: None,
             earlier: Vec::new(),
             unindexed: 0,
         };
@@ -135,6 +145,7 @@ impl Contents {
             index,
             waiting: Vec::new(),
             places: VecDeque::new(),
+            flying: None,
             earlier: Vec::new(),
             unindexed: 0,
         })
@@ -155,24 +166,67 @@ impl Contents {
 
     /// Makes all records durable.
     pub(super) fn commit(&mut self) -> Result<(), ContentsError> {
+        self.land()?;
         if self.waiting.is_empty() {
             return Ok(());
         }
+        let path = self.writable()?;
+        let written = self.file.write_all_at(&self.waiting, self.len);
+        written.at(&path, "cannot write")?;
+        self.file.sync_data().at(&path, "cannot make durable")?;
+        let places = std::mem::take(&mut self.places);
+        self.written(places, self.waiting.len())?;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// Makes all records durable on the thread that is given: they are once they have
+    /// landed.
+    pub(super) fn commit_behind(&mut self, behind: &Behind) -> Result<(), ContentsError> {
+        let spare = self.land()?;
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let path = self.writable()?;
+        let bytes = std::mem::replace(&mut self.waiting, spare);
+        self.flying = Some(Flying {
+            flight: behind.send((&self.file, &path), Spot::At(self.len), bytes)?,
+            places: std::mem::take(&mut self.places),
+        });
+        Ok(())
+    }
+
+    /// Waits until those on their way are durable; gives memory to be used again.
+    pub(super) fn land(&mut self) -> Result<Vec<u8>, ContentsError> {
+        let Some(Flying { flight, places }) = self.flying.take() else {
+            return Ok(Vec::new());
+        };
+        let length = flight.bytes().len();
+        let spare = flight.land()?;
+        self.written(places, length)?;
+        Ok(spare)
+    }
+
+    /// The path of the file to append to, a new one if the newest is full.
+    fn writable(&mut self) -> Result<PathBuf, ContentsError> {
         if self.len >= self.limit {
             let (file, len) = open_file(&self.folder, self.number + 1)?;
             self.write_index()?;
             (self.file, self.len) = (file, len);
             self.number += 1;
         }
-        let path = file_path(&self.folder, self.number);
-        let (file, len) = (&self.file, self.len);
-        file.write_all_at(&self.waiting, len)
-            .at(&path, "cannot write")?;
-        file.sync_data().at(&path, "cannot make durable")?;
-        self.index_waiting()?;
-        self.len += self.waiting.len() as u64;
-        self.unindexed += self.waiting.len() as u64;
-        self.waiting.clear();
+        Ok(file_path(&self.folder, self.number))
+    }
+
+    /// Notes that so many bytes, with these records, are durable.
+    fn written(
+        &mut self,
+        places: VecDeque<(u64, usize)>,
+        length: usize,
+    ) -> Result<(), ContentsError> {
+        self.index_written(&places)?;
+        self.len += length as u64;
+        self.unindexed += length as u64;
         if self.unindexed >= INDEX_EVERY {
             self.write_index()?;
         }
@@ -181,14 +235,14 @@ impl Contents {
 
     /// The record of line `seq`, if it has one.
     pub(super) fn get(&mut self, seq: u64) -> Result<Option<Record>, ContentsError> {
-        if let Ok(at) = self.places.binary_search_by_key(&seq, |(seq, _)| *seq) {
-            let (_, start) = self.places[at];
-            let end = self
-                .places
-                .get(at + 1)
-                .map_or(self.waiting.len(), |(_, next)| *next);
-            let body = &self.waiting[start + 4..end];
-            return Ok(Some(record(body)));
+        let flying = self.flying.as_ref();
+        let flying = flying.map(|flying| (&flying.places, flying.flight.bytes()));
+        for (places, bytes) in flying.into_iter().chain([(&self.places, &*self.waiting)]) {
+            if let Ok(at) = places.binary_search_by_key(&seq, |(seq, _)| *seq) {
+                let (_, start) = places[at];
+                let end = places.get(at + 1).map_or(bytes.len(), |(_, next)| *next);
+                return Ok(Some(record(&bytes[start + 4..end])));
+            }
         }
         let Some(place) = self.place(seq)? else {
             return Ok(None);
@@ -365,13 +419,13 @@ impl Contents {
     }
 
     /// Puts the places of what was just written into the index.
-    fn index_waiting(&mut self) -> Result<(), ContentsError> {
+    fn index_written(&self, places: &VecDeque<(u64, usize)>) -> Result<(), ContentsError> {
         let path = self.folder.join("index");
-        let (Some((first, _)), Some((last, _))) = (self.places.front(), self.places.back()) else {
+        let (Some((first, _)), Some((last, _))) = (places.front(), places.back()) else {
             return Ok(());
         };
         let mut run = vec![0; (last - first + 1) as usize * 8];
-        for (seq, start) in &self.places {
+        for (seq, start) in places {
             let place = Place {
                 file: self.number,
                 offset: self.len + *start as u64,
@@ -382,7 +436,6 @@ impl Contents {
         self.index
             .write_all_at(&run, INDEX_HEAD + 8 * first)
             .at(&path, "cannot write")?;
-        self.places.clear();
         Ok(())
     }
 

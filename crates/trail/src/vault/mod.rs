@@ -25,6 +25,7 @@ mod contents;
 mod epoch;
 mod pack;
 
+use crate::behind::Behind;
 use crate::disk::{self, DiskError};
 use crate::draft::Row;
 use crate::recent::Recent;
@@ -546,13 +547,35 @@ impl Vault {
     /// # Errors
     /// [`VaultError`]; nothing since the last commit may be relied on.
     pub fn commit(&mut self) -> Result<(), VaultError> {
-        if self.in_transaction {
-            self.db
-                .execute_batch("COMMIT")
-                .map_err(|e| self.failed(e))?;
-            self.in_transaction = false;
-        }
+        self.commit_keys()?;
         Ok(self.contents.commit()?)
+    }
+
+    /// Makes everything kept so far durable, contents on the thread that is given: they
+    /// are once they have landed.
+    ///
+    /// # Errors
+    /// Those of [`Vault::commit`].
+    pub(crate) fn commit_behind(&mut self, behind: &Behind) -> Result<(), VaultError> {
+        self.commit_keys()?;
+        Ok(self.contents.commit_behind(behind)?)
+    }
+
+    /// Waits until contents on their way are durable.
+    ///
+    /// # Errors
+    /// Those of [`Vault::commit`].
+    pub(crate) fn land(&mut self) -> Result<(), VaultError> {
+        self.contents.land()?;
+        Ok(())
+    }
+
+    fn commit_keys(&mut self) -> Result<(), VaultError> {
+        if std::mem::take(&mut self.in_transaction) {
+            let committed = self.db.execute_batch("COMMIT");
+            committed.map_err(|e| self.failed(e))?;
+        }
+        Ok(())
     }
 
     /// Forgets contents of lines that never became durable.

@@ -185,6 +185,7 @@ impl<'p> Reader<'p> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::draft::Value;
 
     fn names() -> Arc<[String]> {
         ["a".to_owned(), "b".to_owned()].into()
@@ -199,7 +200,7 @@ mod tests {
                 raw: Some(vec![7; 70_000]),
                 row: Some(Row {
                     names: names(),
-                    values: vec![Some(Box::default()), None],
+                    values: vec![Some(Value::default()), None],
                 }),
                 ..Content::default()
             },

@@ -9,16 +9,13 @@ use super::{ERASURES, Trail, TrailError};
 use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::vault::{Compartment, Content, Marks, mark};
 use pitser_evidence::commit::{Committed, LineNonce, commit_person, commit_raw};
-use pitser_evidence::line::{Actor, Line, Op};
-use std::sync::Arc;
+use pitser_evidence::line::{Actor, Line, Op, Patient};
 
-/// A line that lacks what follows from the lines before it, and from its row.
-struct Prepared {
-    line: Line,
-    content: Content,
-    /// Whether the vault keeps the row itself.
-    image: bool,
-    /// Whose key the content is under, and the line's nonce; `None` if it has none.
+/// What a draft is committed to under. It depends on its line's number, and not on
+/// the lines before it.
+struct Under {
+    patient: Option<Patient>,
+    /// Whose key its content is under, and the line's nonce; `None` if it has none.
     opened: Option<(Compartment, LineNonce)>,
 }
 
@@ -43,32 +40,78 @@ impl Trail {
         let first = self.state.next_seq();
         self.checked(|trail| {
             trail.commit_map()?;
-            let mut prepared = Vec::with_capacity(events.len());
-            let mut seq = first;
-            for event in events {
-                let (begin, end) = (seq, seq + event.len() as u64);
-                for draft in event {
-                    let more = seq + 1 < end;
-                    prepared.push(trail.prepare(draft, seq, begin, more)?);
-                    seq += 1;
-                }
+            let mut unders = Vec::with_capacity(events.len());
+            for (seq, draft) in (first..).zip(events.iter().flatten()) {
+                unders.push(trail.under(draft, seq)?);
             }
-            let mut rows = trail.commit_rows(&prepared).into_iter();
-            for line in prepared {
-                let row = line.content.row.is_some().then(|| rows.next()).flatten();
-                trail.finish(line, row)?;
+            let mut rows = trail.rows.drain().into_iter();
+            let mut lines = (first..).zip(unders);
+            for event in events {
+                let count = event.len() as u64;
+                let mut begin = None;
+                for (draft, (seq, under)) in event.into_iter().zip(lines.by_ref()) {
+                    let event = *begin.get_or_insert(seq);
+                    let more = seq + 1 < event + count;
+                    let row = draft.row.is_some().then(|| rows.next()).flatten();
+                    trail.write(draft, (seq, event, more), under, row)?;
+                }
             }
             Ok(first)
         })
     }
 
-    fn prepare(
+    /// Finds out what a draft is committed to under, and has its row committed to.
+    fn under(&mut self, draft: &Draft, seq: u64) -> Result<Under, TrailError> {
+        let patient = draft.patient.as_ref().map(|patient| self.patient(patient));
+        let person = draft.actor.as_ref().and_then(|actor| actor.person.as_ref());
+        let has_content = draft.key.is_some()
+            || draft.row.is_some()
+            || draft.raw.is_some()
+            || person.is_some()
+            || matches!(draft.body, Body::Erase { .. });
+        let mut opened = None;
+        if has_content {
+            let compartment = self.compartment(draft, patient, seq)?;
+            let nonce = self.nonce(compartment.key(), seq);
+            if let Some(row) = &draft.row {
+                self.rows.push(&nonce, row.iter());
+            }
+            opened = Some((compartment, nonce));
+        }
+        Ok(Under { patient, opened })
+    }
+
+    /// Whose key a line's content is under: its patient's, or its table's. Who decided
+    /// an erasure must be known when the patient's own is gone.
+    fn compartment(
         &mut self,
-        mut draft: Draft,
+        draft: &Draft,
+        patient: Option<Patient>,
         seq: u64,
-        event: u64,
-        more: bool,
-    ) -> Result<Prepared, TrailError> {
+    ) -> Result<Compartment, TrailError> {
+        let (id, identifier) = match (patient, &draft.patient) {
+            _ if draft.op == Op::Erase => (ERASURES.to_owned(), None),
+            (Some(pseudonym), Some(PatientId::Id(id))) => {
+                (pseudonym.to_string(), Some(id.as_str()))
+            }
+            (Some(pseudo), _) => (pseudo.to_string(), None),
+            (None, _) => {
+                let table = draft.table.as_deref().unwrap_or_default();
+                (format!("table:{table}"), None)
+            }
+        };
+        Ok(self.vault.compartment_or_new(&id, identifier, seq)?)
+    }
+
+    /// Adds the line of a draft: its number, that of its event's first line, and
+    /// whether more of the event is to come.
+    fn write(
+        &mut self,
+        draft: Draft,
+        (seq, event, more): (u64, u64, bool),
+        Under { patient, opened }: Under,
+        row: Option<Committed>,
+    ) -> Result<(), TrailError> {
         let mut line = Line::new(draft.op, seq, draft.at, draft.source, draft.pos);
         line.event = event;
         line.more = more.then_some(true);
@@ -76,7 +119,7 @@ impl Trail {
         line.table = draft.table;
         line.purpose = draft.purpose;
         line.columns = draft.columns;
-        line.patient = draft.patient.as_ref().map(|p| self.patient(p));
+        line.patient = patient;
         let record = |cells| self.record_key(line.table.as_deref(), cells);
         line.key = draft.record.or_else(|| draft.key.as_deref().map(record));
         let mut deciders = None;
@@ -93,82 +136,30 @@ impl Trail {
                 deciders = Some(names);
             }
         }
-        let person = draft.actor.as_mut().and_then(|actor| actor.person.take());
-        line.actor = draft.actor.map(actor_of);
-        let content = Content {
-            key: draft.key,
-            person,
-            raw: draft.raw,
-            marks: None,
-            row: draft.row,
-            deciders,
-        };
-        let mut opened = None;
-        if !content.is_empty() {
-            let compartment = self.compartment(draft.patient.as_ref(), &line)?;
-            let nonce = self.nonce(compartment.key(), seq);
-            opened = Some((compartment, nonce));
-        }
-        Ok(Prepared {
-            line,
-            content,
-            image: draft.image,
-            opened,
-        })
-    }
-
-    /// Whose key a line's content is under: its patient's, or its table's. Who decided
-    /// an erasure must be known when the patient's own is gone.
-    fn compartment(
-        &mut self,
-        patient: Option<&PatientId>,
-        line: &Line,
-    ) -> Result<Compartment, TrailError> {
-        let (id, identifier) = match (line.patient, patient) {
-            _ if line.op == Op::Erase => (ERASURES.to_owned(), None),
-            (Some(pseudonym), Some(PatientId::Id(id))) => {
-                (pseudonym.to_string(), Some(id.as_str()))
-            }
-            (Some(pseudo), _) => (pseudo.to_string(), None),
-            (None, _) => {
-                let table = line.table.as_deref().unwrap_or_default();
-                (format!("table:{table}"), None)
-            }
-        };
-        Ok(self.vault.compartment_or_new(&id, identifier, line.seq)?)
-    }
-
-    /// Commitments to the rows of these lines, of those that have one.
-    fn commit_rows(&mut self, lines: &[Prepared]) -> Vec<Committed> {
-        for Prepared {
-            content, opened, ..
-        } in lines
-        {
-            if let (Some(row), Some((_, nonce))) = (&content.row, opened) {
-                self.rows.push(nonce, row.iter());
-            }
-        }
-        self.rows.drain()
-    }
-
-    fn finish(&mut self, prepared: Prepared, row: Option<Committed>) -> Result<(), TrailError> {
-        let Prepared {
-            mut line,
-            mut content,
-            image,
-            opened,
-        } = prepared;
+        let mut person = None;
+        line.actor = draft.actor.map(|mut actor| {
+            person = actor.person.take();
+            actor_of(actor)
+        });
         if let Some((compartment, nonce)) = opened {
-            if let Some(row) = row {
-                line.row = Some(row.row);
-                content.keep_row(image, &row.leaves);
-            }
-            if let (Some(actor), Some(person)) = (&mut line.actor, &content.person) {
+            if let (Some(actor), Some(person)) = (&mut line.actor, &person) {
                 actor.person = Some(commit_person(&nonce.person(), person));
             }
-            let raw = content.raw.as_ref();
+            let raw = draft.raw.as_ref();
             line.raw = raw.map(|raw| commit_raw(&nonce.raw(), raw));
-            self.vault.put(line.seq, &compartment, &content)?;
+            line.row = row.as_ref().map(|row| row.row);
+            let mut content = Content {
+                key: draft.key,
+                person,
+                raw: draft.raw,
+                marks: None,
+                row: draft.row,
+                deciders,
+            };
+            if let Some(row) = row.filter(|_| !draft.image) {
+                content.keep_marks(&row.leaves);
+            }
+            self.vault.put(seq, &compartment, &content)?;
         }
         let before = self.state.before(&line)?;
         line.prev = before.prev();
@@ -178,14 +169,10 @@ impl Trail {
 }
 
 impl Content {
-    /// Without an image only the marks of the row's columns are kept.
-    fn keep_row(&mut self, image: bool, leaves: &[[u8; 32]]) {
-        let row = match image {
-            true => return,
-            false => self.row.take(),
-        };
-        self.marks = row.map(|row| Marks {
-            names: Arc::clone(&row.names),
+    /// Keeps the marks of the row's columns, and not the row.
+    fn keep_marks(&mut self, leaves: &[[u8; 32]]) {
+        self.marks = self.row.take().map(|row| Marks {
+            names: row.names,
             marks: leaves.iter().map(mark).collect(),
         });
     }
