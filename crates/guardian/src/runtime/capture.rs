@@ -44,10 +44,13 @@ impl Session {
         if self.more && !self.source.is_stream() {
             self.end_transaction(worker)?;
         }
+        self.flush()?;
         // A pass over the rows reads lines from the disk.
         let is_due = (worker.parts.clock)() >= self.next.commit || self.scanning.is_some();
-        if (is_due && !full) || self.trail.waiting_bytes() >= WAITING_BYTES {
+        if is_due && !full {
             self.commit(worker)?;
+        } else if self.trail.waiting_bytes() >= WAITING_BYTES {
+            self.trail.commit_behind()?;
         }
         Ok(full)
     }
@@ -112,13 +115,16 @@ impl Session {
     /// Writes what is left of the transaction, and what is wrong with it.
     fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         self.write_open(worker)?;
+        // Findings look at the trail, which is to have what they are about.
         for (finding, patient) in self.open.end() {
+            self.flush()?;
             self.finding_of(worker, finding, patient)?;
         }
         Ok(())
     }
 
-    /// Writes the changes that were kept, by what they say together.
+    /// Writes the changes that were kept, by what they say together. The last of them
+    /// wait for those of the next transactions, if any were told already.
     fn write_open(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let changes = self.open.take();
         for change in &changes {
@@ -161,7 +167,7 @@ impl Session {
                 self.close(worker)?;
             }
         }
-        self.flush()
+        Ok(())
     }
 
     /// Whether rows of this table may be equal.
@@ -367,10 +373,19 @@ impl Session {
     /// Whose record a change is about: by the trail before, by the row after.
     fn whose(&mut self, change: &Change, record: &Bytes32) -> Result<Whose, TrailError> {
         let row = change.new.as_ref().or(change.old.as_ref());
-        Ok(Whose {
-            after: row.and_then(|row| self.patients.of(&change.table, row)),
-            before: self.known_patient(&change.table, record)?,
-        })
+        let after = row.and_then(|row| self.patients.of(&change.table, row));
+        let state = self.trail.state();
+        let is_of = |id: &str| {
+            let pseudonym = self.trail.keys().pseudonym(id);
+            state.is_of(&change.table, record, &pseudonym)
+        };
+        let before = match after.as_deref().map(is_of).transpose()? {
+            // Nearly always.
+            Some(Some(true)) => after.clone(),
+            Some(None) => None,
+            Some(Some(false)) | None => self.known_patient(&change.table, record)?,
+        };
+        Ok(Whose { after, before })
     }
 
     fn record_of(&self, change: &Change) -> Bytes32 {
@@ -384,11 +399,14 @@ impl Session {
     }
 
     /// The columns that an update changed, where that is known.
-    fn changed(&mut self, change: &Change) -> Result<Option<Vec<String>>, TrailError> {
+    fn changed(&mut self, change: &Change) -> Result<Option<Vec<String>>, Ended> {
         let sealed = match change.old {
             Some(_) => None,
             None => {
                 let record = self.record_of(change);
+                if self.queue.is_about(&record) {
+                    self.flush()?;
+                }
                 self.sealed(&change.table, &record)?
             }
         };

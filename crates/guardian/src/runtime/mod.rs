@@ -54,7 +54,7 @@ pub(crate) use transaction::Written;
 /// How often the database is asked whether anything was committed.
 const POLL: Duration = Duration::from_millis(20);
 /// Steps taken from the source at a time.
-const BATCH: usize = 500;
+const BATCH: usize = 128;
 /// Between two times that lines are made durable, unless somebody waits for them, in
 /// microseconds.
 const COMMIT_US: u64 = 100_000;

@@ -11,8 +11,9 @@ use pitser_evidence::line::Op;
 use pitser_trail::Draft;
 use std::collections::HashSet;
 
-/// Lines that wait at most.
-const LINES: usize = 512;
+/// Lines that wait at most: enough to fill the processor's hashing lanes many times, and
+/// few enough for what is known of them to stay in its caches.
+const LINES: usize = 128;
 
 /// Events that are not in the trail yet, each about one record.
 #[derive(Default)]

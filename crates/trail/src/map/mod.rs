@@ -51,13 +51,12 @@ pub(crate) const LINES: &str = "lines";
 /// The map in a folder of the operating system's.
 pub type DiskMap = Tree<DiskPages<OsFolder>>;
 
-/// Sixteen leaves are some 1.7 kB: little to hash again for one of them, and 60
-/// bytes of memory for eleven on the average. 32 MiB hold about 20,000 changed
-/// buckets.
+/// Eight leaves are some 900 bytes: little to hash again for one of them, and 80 bytes
+/// of memory for five or six on the average. 32 MiB hold about 40,000 changed buckets.
 /// Tests run through all of it with few leaves.
 pub const LIMITS: Limits = match cfg!(test) {
     false => Limits {
-        entries: 16,
+        entries: 8,
         buffered: 32 << 20,
     },
     true => Limits {

@@ -21,8 +21,10 @@ use std::io;
 pub(super) const FILE_MAX: u64 = if cfg!(test) { 8 << 10 } else { 32 << 20 };
 /// Bytes that are gathered before they are written.
 const GATHERED: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
-/// Buckets that were read last are kept, about 1.2 KiB each.
-const CACHED: usize = 4096;
+/// Buckets that were read last are kept, about 0.6 KiB each.
+const CACHED: usize = 8192;
+/// Pseudonyms that were asked for last are kept.
+const REMEMBERED: usize = 1 << 14;
 
 const OFFSET_BITS: u32 = 26;
 const LENGTH_BITS: u32 = 14;
@@ -45,6 +47,8 @@ pub struct DiskPages<F: Folder> {
     next_file: u32,
     pseudonyms: Pseudonyms<F::File>,
     cache: RefCell<Vec<(u64, Vec<u8>)>>,
+    /// By number; empty until the first is asked for.
+    remembered: RefCell<Vec<Option<(u32, Bytes32)>>>,
     is_damaged: Cell<bool>,
 }
 
@@ -112,6 +116,7 @@ impl<F: Folder> DiskPages<F> {
                 gathered: Vec::new(),
             },
             cache: RefCell::new(Vec::new()),
+            remembered: RefCell::new(Vec::new()),
             is_damaged: Cell::new(false),
         }
     }
@@ -313,6 +318,35 @@ impl<F: Folder> DiskPages<F> {
         bytes.drain(..CRC);
         Ok(())
     }
+
+    /// Reads a pseudonym, and checks that it is the one that was written.
+    fn read_pseudonym(&self, index: u32) -> Result<Bytes32, MapError> {
+        let mut bytes = [0; PSEUDONYM];
+        let at = PSEUDONYM as u64 * u64::from(index);
+        match (
+            &self.pseudonyms.file,
+            index.checked_sub(self.pseudonyms.written),
+        ) {
+            (Some(file), None) => {
+                let read = file.read_at(&mut bytes, at);
+                read.at(&self.folder.path().join(PATIENTS), "cannot read")?;
+            }
+            (_, Some(index)) => {
+                let mut there = self.pseudonyms.gathered.chunks_exact(PSEUDONYM);
+                let there = there.nth(index as usize);
+                let there = there.ok_or_else(|| self.damage(PATIENTS, Damage::Short))?;
+                bytes.copy_from_slice(there);
+            }
+            (None, None) => return Err(self.damage(PATIENTS, Damage::Missing)),
+        }
+        let (pseudonym, crc) = bytes.split_at(32);
+        if crc != crc32fast::hash(pseudonym).to_be_bytes() {
+            return Err(self.damage(PATIENTS, Damage::Altered));
+        }
+        let mut out = [0; 32];
+        out.copy_from_slice(pseudonym);
+        Ok(Bytes32(out))
+    }
 }
 
 /// Of the bytes and of the place where they belong.
@@ -373,31 +407,16 @@ impl<F: Folder> Pages for DiskPages<F> {
     }
 
     fn pseudonym(&self, index: u32) -> Result<Bytes32, MapError> {
-        let mut bytes = [0; PSEUDONYM];
-        let at = PSEUDONYM as u64 * u64::from(index);
-        match (
-            &self.pseudonyms.file,
-            index.checked_sub(self.pseudonyms.written),
-        ) {
-            (Some(file), None) => {
-                let read = file.read_at(&mut bytes, at);
-                read.at(&self.folder.path().join(PATIENTS), "cannot read")?;
+        let mut remembered = self.remembered.borrow_mut();
+        remembered.resize(REMEMBERED, None);
+        match &mut remembered[index as usize % REMEMBERED] {
+            Some((known, pseudonym)) if *known == index => Ok(*pseudonym),
+            other => {
+                let pseudonym = self.read_pseudonym(index)?;
+                *other = Some((index, pseudonym));
+                Ok(pseudonym)
             }
-            (_, Some(index)) => {
-                let mut there = self.pseudonyms.gathered.chunks_exact(PSEUDONYM);
-                let there = there.nth(index as usize);
-                let there = there.ok_or_else(|| self.damage(PATIENTS, Damage::Short))?;
-                bytes.copy_from_slice(there);
-            }
-            (None, None) => return Err(self.damage(PATIENTS, Damage::Missing)),
         }
-        let (pseudonym, crc) = bytes.split_at(32);
-        if crc != crc32fast::hash(pseudonym).to_be_bytes() {
-            return Err(self.damage(PATIENTS, Damage::Altered));
-        }
-        let mut out = [0; 32];
-        out.copy_from_slice(pseudonym);
-        Ok(Bytes32(out))
     }
 
     fn push_pseudonym(&mut self, pseudonym: &Bytes32) -> Result<u32, MapError> {
