@@ -185,8 +185,7 @@ impl Session {
         while let Ok(command) = worker.inbox.try_recv() {
             match command {
                 Command::Stop { reply, .. } => {
-                    let _ = reply.send(());
-                    return Err(Ended::Stopped);
+                    return Err(Ended::Stopped(Some(reply)));
                 }
                 Command::Seal(outcome) => self.seal(worker, outcome)?,
                 Command::Cosigned { witness, answer } => self.heard(worker, witness, answer)?,

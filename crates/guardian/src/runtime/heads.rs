@@ -127,8 +127,7 @@ impl Session {
             match worker.inbox.recv_timeout(left) {
                 Ok(Command::Cosigned { witness, answer }) => self.heard(worker, witness, answer)?,
                 Ok(Command::Stop { reply, .. }) => {
-                    let _ = reply.send(());
-                    return Err(Ended::Stopped);
+                    return Err(Ended::Stopped(Some(reply)));
                 }
                 Ok(other) => self.postponed.push(other),
                 Err(_) => break,

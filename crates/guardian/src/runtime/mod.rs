@@ -266,7 +266,7 @@ impl Guardian {
         let mut session = Session::open(&mut worker)?;
         let begun = session.begin(&mut worker);
         match begun.and_then(|()| session.baseline_of(&mut worker, snapshot, progress)) {
-            Ok(()) | Err(Ended::Stopped | Ended::Erased) => Ok(()),
+            Ok(()) | Err(Ended::Stopped(_) | Ended::Erased) => Ok(()),
             Err(Ended::Failed(error)) => Err(error),
         }
     }
@@ -492,8 +492,10 @@ impl Worker {
                 wait = FIRST_WAIT;
             }
             match ended {
-                Ended::Stopped => {
+                // The session is gone: the trail is closed, and its lock free.
+                Ended::Stopped(reply) => {
                     self.publish.send_modify(|s| s.state = SourceState::Stopped);
+                    let _ = reply.map(|reply| reply.send(()));
                     return;
                 }
                 Ended::Erased => {}
@@ -566,7 +568,8 @@ impl Worker {
 }
 
 enum Ended {
-    Stopped,
+    /// Somebody who asked for it is told when all is closed.
+    Stopped(Option<oneshot::Sender<()>>),
     /// Somebody was erased: what is in memory about him goes with the session, and
     /// the next one knows what is still to be known.
     Erased,

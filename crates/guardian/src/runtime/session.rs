@@ -190,7 +190,7 @@ impl Session {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(Ended::Stopped),
+            Err(RecvTimeoutError::Disconnected) => return Err(Ended::Stopped(None)),
         }
         self.capture(worker)?;
         self.regular(worker)
@@ -372,8 +372,7 @@ impl Session {
                 if let Err(Ended::Failed(error)) = self.finish(worker, patience) {
                     tracing::warn!(source = %worker.parts.source.name, error = %error, "the last block was not finished");
                 }
-                let _ = reply.send(());
-                Err(Ended::Stopped)
+                Err(Ended::Stopped(Some(reply)))
             }
         }
     }
