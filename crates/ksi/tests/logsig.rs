@@ -8,9 +8,10 @@ use pitser_ksi::{
     hash::{Algorithm, Imprint},
     logsig::{
         Block, BlockBuilder, BlockReader, BlockReport, BlockTree, BuildError, ClosedBlock, Excerpt,
-        ExtractError, Fault, Format, IntegrationError, Lines, MAX_FAULTS, Outline, RecordChain, RecordFault,
-        Seal, SealReader, StoredHashes, decode_state, encode_state, extract, integrate, read_block,
-        record_signature, signed_root, verify_block, verify_signature_of_block,
+        ExtractError, Fault, Format, IntegrationError, Lines, MAX_FAULTS, Outline, RecordChain,
+        RecordFault, Seal, SealReader, StoredHashes, decode_state, encode_state, extract,
+        integrate, read_block, record_signature, signed_root, verify_block,
+        verify_signature_of_block,
     },
     policy::{self, Code, Context, Policy},
     signature::{HangError, Signature},
@@ -762,7 +763,9 @@ fn an_outline_has_the_paths_of_the_whole_tree() {
         let algorithm = [Algorithm::Sha256, Algorithm::Sha512][count % 2];
         let stored = StoredHashes { records, tree };
         let zero = Imprint::zero(Algorithm::Sha256);
-        let mut builder = BlockBuilder::storing(stored, algorithm, &vec![7; algorithm.digest_len()], zero).unwrap();
+        let mut builder =
+            BlockBuilder::storing(stored, algorithm, &vec![7; algorithm.digest_len()], zero)
+                .unwrap();
         let mut log = String::new();
         for record in 0..count {
             if record % 37 == 36 || record + 1 == count {
@@ -789,7 +792,11 @@ fn an_outline_has_the_paths_of_the_whole_tree() {
             assert!(around.contains(&line) && around.end - around.start <= 64);
             let texts = &lines[around.start as usize..around.end as usize];
             let path = outline.chain(line, texts.iter().copied());
-            assert_eq!(path, tree.chain(tree.record_of_line(line)), "{line} of {count}");
+            assert_eq!(
+                path,
+                tree.chain(tree.record_of_line(line)),
+                "{line} of {count}"
+            );
             assert!(path.unwrap().is_of_line(lines[line as usize]));
             assert_eq!(outline.chain(line, texts[1..].iter().copied()), None);
         }
@@ -805,7 +812,10 @@ fn an_outline_has_the_paths_of_the_whole_tree() {
 #[test]
 fn an_outline_takes_stored_hashes() {
     let mut outlined = 0;
-    for &(name, ..) in LOGS.iter().filter(|(_, _, expected, _)| expected.is_empty()) {
+    for &(name, ..) in LOGS
+        .iter()
+        .filter(|(_, _, expected, _)| expected.is_empty())
+    {
         let (log, file) = (read(name), read(&format!("{name}.logsig")));
         let mut lines = Lines::new(&log);
         for block in blocks(&file) {

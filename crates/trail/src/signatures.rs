@@ -118,7 +118,8 @@ impl Signatures {
     pub(crate) fn outline(&mut self, at: u64, root: (Imprint, u8)) -> Result<Outline, ReadError> {
         let fits = |outline: &Outline| outline.root() == Some(root);
         if let Kept::Open(blocks) = &self.kept {
-            let block = open_block(blocks, at).and_then(|block| read_block(&block.logsig, 0).ok()?);
+            let block =
+                open_block(blocks, at).and_then(|block| read_block(&block.logsig, 0).ok()?);
             let outline = block.and_then(|block| Outline::of_stored(&block));
             return outline.filter(fits).ok_or_else(|| self.damage(at).into());
         }
@@ -274,7 +275,11 @@ fn keep(layout: &Layout, segment: u32, outlines: &[u8]) -> Result<(), DiskError>
     let tag = random().map_or(0, u32::from_be_bytes);
     let beside = path.with_extension(format!("{tag:08x}.new"));
     let mut options = OpenOptions::new();
-    let created = options.create_new(true).write(true).mode(0o600).open(&beside);
+    let created = options
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&beside);
     let mut file = created.at(&beside, "cannot create")?;
     let written = file.write_all(outlines).at(&beside, "cannot write");
     let kept = written.and_then(|()| fs::rename(&beside, &path).at(&path, "cannot replace"));
@@ -295,7 +300,8 @@ impl Source {
 
     /// So many bytes from `at` on; `None` if there are fewer, or they cannot be read.
     fn read(&self, at: u64, length: u64) -> Option<Vec<u8>> {
-        at.checked_add(length).filter(|end| Some(*end) <= self.length())?;
+        at.checked_add(length)
+            .filter(|end| Some(*end) <= self.length())?;
         let (start, length) = (usize::try_from(at).ok()?, usize::try_from(length).ok()?);
         match self {
             Self::Memory(bytes) => Some(bytes.get(start..start + length)?.to_vec()),

@@ -191,7 +191,9 @@ impl Outline {
         let mut metarecords = BTreeMap::new();
         for _ in 0..u32::from_be_bytes(take(rest, 4)?.try_into().ok()?) {
             let record = take_number(rest)?;
-            let last = metarecords.last_key_value().map(|(last, _): (&usize, &Vec<u8>)| *last);
+            let last = metarecords
+                .last_key_value()
+                .map(|(last, _): (&usize, &Vec<u8>)| *last);
             if record >= records || last >= Some(record) {
                 return None;
             }

@@ -22,8 +22,8 @@ use pitser_trail::export::Exporter;
 use pitser_trail::{Draft, DraftActor, GenesisDraft, Layout, PatientId, Row, TableDraft, Trail};
 use tokio::task::JoinSet;
 
-use super::server::Authority;
 use super::rounded;
+use super::server::Authority;
 use crate::clock;
 use crate::files::Folder;
 use crate::outcome::{Exit, Failure, Outcome};
@@ -322,7 +322,11 @@ async fn seal(trail: &mut Trail, client: &Client) -> Result<(), Failure> {
             signature.map(|signature| (block.block, signature.encode()))
         });
     }
-    let mut seals = asked.join_all().await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut seals = asked
+        .join_all()
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
     seals.sort_unstable();
     for (block, seal) in seals {
         trail.add_seal(block, &seal).map_err(Failure::service)?;
