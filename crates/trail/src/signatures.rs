@@ -43,8 +43,12 @@ pub(crate) struct Signatures {
 enum Kept {
     /// Of the open segment, or one that waits for seals: all of them.
     Open(Vec<SealedBlock>),
-    /// Of a closed one: the log signature, and the outlines.
-    Closed(Source, Source),
+    /// Of a closed one.
+    Closed {
+        /// The log signature.
+        signature: Source,
+        outlines: Source,
+    },
 }
 
 /// A file's bytes, here or fetched.
@@ -74,7 +78,10 @@ impl Signatures {
                     Some(outlines) => outlines,
                     None => note(layout, segment, &signature)?,
                 };
-                Kept::Closed(signature, outlines)
+                Kept::Closed {
+                    signature,
+                    outlines,
+                }
             }
         };
         Ok(Self {
@@ -95,20 +102,33 @@ impl Signatures {
     /// # Errors
     /// [`ReadError`] if there is no such block.
     pub(crate) fn seal(&mut self, at: u64) -> Result<Option<Vec<u8>>, ReadError> {
-        if let Kept::Open(blocks) = &self.kept {
-            let block = open_block(blocks, at).ok_or_else(|| self.damage(at))?;
-            return Ok(block.seal.clone());
+        if let Kept::Closed { outlines, .. } = &self.kept
+            && part(outlines, at).is_none()
+        {
+            self.note_again()?;
         }
-        let part = self.part(at)?;
-        let Kept::Closed(signature, _) = &self.kept else {
-            return Err(self.damage(at).into());
+        let told = self.told_seal(at)?;
+        told.ok_or_else(|| self.damage(at))
+    }
+
+    /// `None` if there is no such block, or what is noted leads to no seal.
+    fn told_seal(&self, at: u64) -> Result<Option<Option<Vec<u8>>>, ReadError> {
+        let (signature, outlines) = match &self.kept {
+            Kept::Open(blocks) => return Ok(open_block(blocks, at).map(|b| b.seal.clone())),
+            Kept::Closed {
+                signature,
+                outlines,
+            } => (signature, outlines),
+        };
+        let Some(part) = part(outlines, at) else {
+            return Ok(None);
         };
         let record = signature.read(part.seal_at, u64::from(part.seal_length));
-        let record = record.ok_or_else(|| self.damage(at))?;
-        match read_seal(&record, 0) {
-            Ok(Some(record)) => Ok(read::signature(&record.seal).map(<[u8]>::to_vec)),
-            _ => Err(self.damage(at).into()),
-        }
+        let record = record.at(&self.layout.logsig(self.segment), "cannot read")?;
+        let record = record
+            .as_deref()
+            .and_then(|record| read_seal(record, 0).ok()?);
+        Ok(record.map(|record| read::signature(&record.seal).map(<[u8]>::to_vec)))
     }
 
     /// The outline of block `at`'s tree, which has this root and level.
@@ -116,48 +136,40 @@ impl Signatures {
     /// # Errors
     /// [`ReadError`] if the block's stored hashes do not lead there.
     pub(crate) fn outline(&mut self, at: u64, root: (Imprint, u8)) -> Result<Outline, ReadError> {
-        let fits = |outline: &Outline| outline.root() == Some(root);
-        if let Kept::Open(blocks) = &self.kept {
-            let block =
-                open_block(blocks, at).and_then(|block| read_block(&block.logsig, 0).ok()?);
-            let outline = block.and_then(|block| Outline::of_stored(&block));
-            return outline.filter(fits).ok_or_else(|| self.damage(at).into());
-        }
-        let outline = |part: Part| Outline::decode(&part.outline).filter(fits);
-        if let Some(outline) = outline(self.part(at)?) {
+        if let Some(outline) = self.told_outline(at, root) {
             return Ok(outline);
         }
         self.note_again()?;
-        let outline = outline(self.part(at)?);
-        outline.ok_or_else(|| self.damage(at).into())
+        let outline = self.told_outline(at, root);
+        outline.ok_or_else(|| self.damage(at))
     }
 
-    fn part(&mut self, at: u64) -> Result<Part, ReadError> {
-        if let Some(part) = self.noted_part(at) {
-            return Ok(part);
-        }
-        self.note_again()?;
-        self.noted_part(at).ok_or_else(|| self.damage(at).into())
+    fn told_outline(&self, at: u64, root: (Imprint, u8)) -> Option<Outline> {
+        let outline = match &self.kept {
+            Kept::Open(blocks) => {
+                let block = read_block(&open_block(blocks, at)?.logsig, 0).ok()??;
+                Outline::of_stored(&block)
+            }
+            Kept::Closed { outlines, .. } => Outline::decode(&part(outlines, at)?.outline),
+        };
+        outline.filter(|outline| outline.root() == Some(root))
     }
 
-    fn noted_part(&self, at: u64) -> Option<Part> {
-        match &self.kept {
-            Kept::Closed(_, outlines) => part(outlines, at),
-            Kept::Open(_) => None,
-        }
-    }
-
-    /// Makes the outlines anew, which are not what was written.
+    /// Makes the outlines of a closed segment anew, which are not what was written.
     fn note_again(&mut self) -> Result<(), ReadError> {
-        if let Kept::Closed(signature, outlines) = &mut self.kept {
+        if let Kept::Closed {
+            signature,
+            outlines,
+        } = &mut self.kept
+        {
             *outlines = note(&self.layout, self.segment, signature)?;
         }
         Ok(())
     }
 
-    fn damage(&self, at: u64) -> Damage {
+    fn damage(&self, at: u64) -> ReadError {
         let text = format!("it does not prove what was sealed in its block {at}");
-        damage(&self.layout, self.segment, text)
+        damage(&self.layout, self.segment, text).into()
     }
 }
 
@@ -189,12 +201,12 @@ fn log_signature(layout: &Layout, segment: u32) -> Result<Option<Source>, ReadEr
 /// The outlines of a segment with this log signature, if they are kept.
 fn noted(layout: &Layout, segment: u32, signature: &Source) -> Option<Source> {
     let kept = Source::File(File::open(layout.outlines(segment)).ok()?);
-    let head = kept.read(0, HEAD as u64)?;
+    let head = kept.read(0, HEAD as u64).ok()??;
     let (body, crc) = head.split_last_chunk()?;
     let (magic, lengths) = body.split_first_chunk()?;
     let (length, _) = lengths.split_first_chunk()?;
     let is_whole = magic == MAGIC && crc32fast::hash(body) == u32::from_be_bytes(*crc);
-    let fits = is_whole && Some(u64::from_be_bytes(*length)) == signature.length();
+    let fits = is_whole && signature.length().ok() == Some(u64::from_be_bytes(*length));
     fits.then_some(kept)
 }
 
@@ -243,16 +255,16 @@ fn outlines(signature: &[u8]) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The part of block `at`, if it is what was written.
+/// The part of block `at`, if it can be read and is what was written.
 fn part(outlines: &Source, at: u64) -> Option<Part> {
-    let number = |bytes: Vec<u8>| Some(u64::from_be_bytes(bytes.try_into().ok()?));
-    let blocks = number(outlines.read(MAGIC.len() as u64 + 8, 8)?)?;
-    let entry = HEAD as u64 + at.checked_mul(8).filter(|_| at < blocks)?;
-    let start = number(outlines.read(entry, 8)?)?;
-    let lengths = outlines.read(start, 8)?;
+    let read = |at, length| outlines.read(at, length).ok()?;
+    let number = |at| Some(u64::from_be_bytes(read(at, 8)?.try_into().ok()?));
+    let blocks = number(MAGIC.len() as u64 + 8)?;
+    let start = number(HEAD as u64 + at.checked_mul(8).filter(|_| at < blocks)?)?;
+    let lengths = read(start, 8)?;
     let (length, crc) = lengths.split_first_chunk()?;
     let length = u64::from(u32::from_be_bytes(*length));
-    let body = outlines.read(start.checked_add(8)?, length)?;
+    let body = read(start.checked_add(8)?, length)?;
     if crc32fast::hash(&body).to_be_bytes() != *crc {
         return None;
     }
@@ -290,26 +302,30 @@ fn keep(layout: &Layout, segment: u32, outlines: &[u8]) -> Result<(), DiskError>
 }
 
 impl Source {
-    /// Length in bytes; `None` if that cannot be had.
-    fn length(&self) -> Option<u64> {
+    /// Length in bytes.
+    fn length(&self) -> io::Result<u64> {
         match self {
-            Self::File(file) => Some(file.metadata().ok()?.len()),
-            Self::Memory(bytes) => Some(bytes.len() as u64),
+            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::Memory(bytes) => Ok(bytes.len() as u64),
         }
     }
 
-    /// So many bytes from `at` on; `None` if there are fewer, or they cannot be read.
-    fn read(&self, at: u64, length: u64) -> Option<Vec<u8>> {
-        at.checked_add(length)
-            .filter(|end| Some(*end) <= self.length())?;
-        let (start, length) = (usize::try_from(at).ok()?, usize::try_from(length).ok()?);
+    /// So many bytes from `at` on; `None` if there are fewer.
+    fn read(&self, at: u64, length: u64) -> io::Result<Option<Vec<u8>>> {
+        let end = at.checked_add(length);
+        let whole = self.length()?;
+        if end.is_none_or(|end| end > whole) {
+            return Ok(None);
+        }
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
         match self {
-            Self::Memory(bytes) => Some(bytes.get(start..start + length)?.to_vec()),
-            Self::File(file) => {
-                let mut bytes = vec![0; length];
-                file.read_exact_at(&mut bytes, at).ok()?;
-                Some(bytes)
+            Self::File(file) => file.read_exact_at(&mut bytes, at)?,
+            Self::Memory(whole) => {
+                let start = usize::try_from(at).map_err(io::Error::other)?;
+                bytes.copy_from_slice(&whole[start..start + length]);
             }
         }
+        Ok(Some(bytes))
     }
 }

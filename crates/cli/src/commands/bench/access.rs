@@ -34,7 +34,7 @@ use crate::tree::Map;
 /// The command's arguments.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Lines about patients, rows of ten columns and 250 bytes; each takes 1.3 kB on disk
+    /// Lines about patients, rows of ten columns and 250 bytes; each takes 1.2 kB on disk
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
     lines: u64,
     /// Patients whom the lines are about in turn [default: a hundredth of the lines]
