@@ -211,3 +211,19 @@ fn the_bench_counts_and_verifies_what_it_asked_for() {
     assert!(latency["p50"].as_u64() <= latency["p99"].as_u64());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn the_bench_of_access_lists_has_them_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = "bench access --lines 3000 --patients 60 --block 170 --asked 3 --json";
+    let facts = run(dir.path(), command).exits(0).json();
+    let number = |name: &str| facts[name].as_u64().unwrap();
+    assert_eq!((number("lines"), number("blocks")), (3000, 18), "{facts:#}");
+    assert_eq!((number("list_lines"), number("verified")), (50, 6));
+    assert!(number("list_bytes") > 50_000, "{facts:#}");
+    for name in ["opened_once_ms", "opened_each_time_ms"] {
+        assert!(facts[name]["p50"].as_f64() <= facts[name]["p99"].as_f64());
+        assert!(facts[name]["p50"].as_f64().unwrap() > 0.0, "{facts:#}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -8,9 +8,10 @@ use pitser_ksi::{
     hash::{Algorithm, Imprint},
     logsig::{
         Block, BlockBuilder, BlockReader, BlockReport, BlockTree, BuildError, ClosedBlock, Excerpt,
-        ExtractError, Fault, Format, IntegrationError, Lines, MAX_FAULTS, RecordChain, RecordFault,
-        Seal, SealReader, StoredHashes, decode_state, encode_state, extract, integrate, read_block,
-        record_signature, signed_root, verify_block, verify_signature_of_block,
+        ExtractError, Fault, Format, IntegrationError, Lines, MAX_FAULTS, Outline, RecordChain,
+        RecordFault, Seal, SealReader, StoredHashes, decode_state, encode_state, extract,
+        integrate, read_block, record_signature, signed_root, verify_block,
+        verify_signature_of_block,
     },
     policy::{self, Code, Context, Policy},
     signature::{HangError, Signature},
@@ -748,6 +749,87 @@ fn a_path_from_elsewhere_makes_no_signature() {
     let signature = Signature::decode(&excerpt.blocks[0].signature).unwrap();
     let path = &excerpt.blocks[1].records[0];
     assert_eq!(record_signature(&signature, path), Err(HangError::Root));
+}
+
+// Outlines.
+
+/// Each line's path, from the outline and the lines around it, is that from the whole
+/// tree, whatever stands between the lines and however full the last group is.
+#[test]
+fn an_outline_has_the_paths_of_the_whole_tree() {
+    let counts = (1..=70).chain([127, 128, 129, 191, 192, 255, 320, 1000, 1025, 4133]);
+    let stores = [(true, false), (false, true), (true, true)];
+    for (count, (records, tree)) in counts.zip(stores.into_iter().cycle()) {
+        let algorithm = [Algorithm::Sha256, Algorithm::Sha512][count % 2];
+        let stored = StoredHashes { records, tree };
+        let zero = Imprint::zero(Algorithm::Sha256);
+        let mut builder =
+            BlockBuilder::storing(stored, algorithm, &vec![7; algorithm.digest_len()], zero)
+                .unwrap();
+        let mut log = String::new();
+        for record in 0..count {
+            if record % 37 == 36 || record + 1 == count {
+                builder.metarecord("key", &record.to_string()).unwrap();
+                continue;
+            }
+            let line = format!("line at {record}");
+            builder.record_line(line.as_bytes());
+            log += &line;
+            log.push('\n');
+        }
+        let closed = builder.close().unwrap();
+        let bytes = [&closed.bytes[..], &closed.unsigned(None).unwrap()].concat();
+        let block = read_block(&bytes, 0).unwrap().unwrap();
+        let tree = BlockTree::of_block(&block, &mut Lines::new(log.as_bytes())).unwrap();
+        let outline = Outline::of_stored(&block).unwrap();
+        let encoded = outline.encode();
+        let outline = Outline::decode(&encoded).unwrap();
+        assert_eq!(outline.encode(), encoded);
+        assert_eq!(outline.root(), Some((closed.root, closed.level)));
+        let lines: Vec<&[u8]> = Lines::new(log.as_bytes()).collect();
+        for line in 0..block.line_count() {
+            let around = outline.lines_around(line).unwrap();
+            assert!(around.contains(&line) && around.end - around.start <= 64);
+            let texts = &lines[around.start as usize..around.end as usize];
+            let path = outline.chain(line, texts.iter().copied());
+            assert_eq!(
+                path,
+                tree.chain(tree.record_of_line(line)),
+                "{line} of {count}"
+            );
+            assert!(path.unwrap().is_of_line(lines[line as usize]));
+            assert_eq!(outline.chain(line, texts[1..].iter().copied()), None);
+        }
+        assert_eq!(outline.lines_around(block.line_count()), None);
+        assert_eq!(outline.chain(block.line_count(), lines), None);
+        for length in 0..encoded.len() {
+            assert!(Outline::decode(&encoded[..length]).is_none(), "{length}");
+        }
+        assert!(Outline::decode(&[&encoded[..], &[0]].concat()).is_none());
+    }
+}
+
+#[test]
+fn an_outline_takes_stored_hashes() {
+    let mut outlined = 0;
+    for &(name, ..) in LOGS
+        .iter()
+        .filter(|(_, _, expected, _)| expected.is_empty())
+    {
+        let (log, file) = (read(name), read(&format!("{name}.logsig")));
+        let mut lines = Lines::new(&log);
+        for block in blocks(&file) {
+            let tree = BlockTree::of_block(&block, &mut lines).unwrap();
+            let outline = Outline::of_stored(&block);
+            let is_stored = block.has_record_hashes() || block.has_tree_hashes();
+            assert_eq!(outline.is_some(), is_stored, "{name}");
+            if let Some(outline) = outline {
+                assert_eq!(outline.root(), tree.root(), "{name}");
+                outlined += 1;
+            }
+        }
+    }
+    assert_eq!(outlined, 43);
 }
 
 // Parts.

@@ -4,7 +4,8 @@ use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys};
 use crate::layout::Layout;
 use crate::map::{self, MapError, OsFolder, ReadPages};
-use crate::read::{self, ReadError, SealedBlock, Start, View};
+use crate::read::{self, ReadError, Start, View};
+use crate::signatures::Signatures;
 use crate::vault::{Content, Vault, VaultError};
 use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
@@ -16,12 +17,12 @@ use pitser_evidence::file::{
 use pitser_evidence::line::{Genesis, Line, Op, Patient};
 use pitser_evidence::seal;
 use pitser_evidence::store::Tree;
-use pitser_ksi::logsig::{BlockTree, Lines, read_block};
+use pitser_ksi::logsig::{Lines, Outline};
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint as Head;
 use pitser_tlog::merkle::Hash;
 use pitser_tlog::note::Note;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Why nothing could be exported.
@@ -89,8 +90,8 @@ pub struct Exporter {
     vault: Vault,
     view: View<ReadPages<OsFolder>>,
     head: Option<(Note, Head)>,
-    /// The segment whose signatures were asked for last, and these.
-    signatures: Option<(u32, Vec<SealedBlock>)>,
+    /// Those of the segment that was asked about last.
+    signatures: Option<Signatures>,
 }
 
 impl Exporter {
@@ -302,7 +303,7 @@ impl Exporter {
     fn entry(&mut self, line: Line, content: Option<Content>) -> Result<Entry, ExportError> {
         let block = self.block_of(line.seq)?;
         let seal = match &block {
-            Some(block) => self.signature(block)?.seal.clone(),
+            Some(block) => self.seal(block)?,
             None => None,
         };
         // A head that only the trail itself signed is no witness's word.
@@ -333,33 +334,37 @@ impl Exporter {
         Ok(self.view.index.block_of(seq, self.origin())?)
     }
 
-    /// A block's signature, which is for the root that the index has: a seal
-    /// for another one is damage.
-    fn signature(&mut self, block: &BlockEntry) -> Result<&SealedBlock, ExportError> {
-        let segment = block.segment;
-        if self
-            .signatures
-            .as_ref()
-            .is_none_or(|(kept, _)| *kept != segment)
-        {
-            self.signatures = Some((segment, read::signatures(&self.layout, segment)?));
-        }
-        let first = self.view.index.first_of(segment)?;
-        let at = usize::try_from(block.leaf.block - first).unwrap_or(usize::MAX);
-        let signatures = self.signatures.as_ref().map(|(_, blocks)| blocks);
-        let signature = signatures.and_then(|blocks| blocks.get(at));
-        let signature = signature.ok_or(ExportError::Block(block.leaf.block))?;
-        if let Some(bytes) = &signature.seal
-            && let seal::Seal::Broken(_) = seal::check(
-                bytes,
-                block.leaf.root.0,
-                block.leaf.level,
-                &seal::SealKeys::none(),
-            )
+    /// A block's seal, which is for the root that the index has: one for another is
+    /// damage.
+    fn seal(&mut self, block: &BlockEntry) -> Result<Option<Vec<u8>>, ExportError> {
+        let (root, level) = (block.leaf.root.0, block.leaf.level);
+        let (signatures, at) = self.signatures(block)?;
+        let seal = signatures.seal(at)?;
+        if let Some(bytes) = &seal
+            && let seal::Seal::Broken(_) = seal::check(bytes, root, level, &seal::SealKeys::none())
         {
             return Err(ExportError::Block(block.leaf.block));
         }
-        Ok(signature)
+        Ok(seal)
+    }
+
+    /// The outline of a block's tree, which leads to the root that the index has.
+    fn outline(&mut self, block: &BlockEntry) -> Result<Outline, ExportError> {
+        let root = (block.leaf.root.0, block.leaf.level);
+        let (signatures, at) = self.signatures(block)?;
+        Ok(signatures.outline(at, root)?)
+    }
+
+    /// The signatures of a block's segment, and which of them is the block's.
+    fn signatures(&mut self, block: &BlockEntry) -> Result<(&mut Signatures, u64), ExportError> {
+        let at = block.leaf.block - self.view.index.first_of(block.segment)?;
+        let kept = self.signatures.take();
+        let kept = kept.filter(|kept| kept.segment() == block.segment);
+        let signatures = match kept {
+            Some(kept) => kept,
+            None => Signatures::open(&self.layout, block.segment)?,
+        };
+        Ok((self.signatures.insert(signatures), at))
     }
 
     fn line(&self, seq: u64) -> Result<(Line, Vec<u8>), ExportError> {
@@ -375,17 +380,17 @@ impl Exporter {
     /// [`ExportError`].
     pub fn seals(&mut self, identifier: &str) -> Result<Vec<(u64, Vec<u8>)>, ExportError> {
         let subject = self.keys.pseudonym(identifier);
-        let mut blocks = BTreeSet::new();
+        let mut blocks = BTreeMap::new();
         for line in self.lines_of(&[subject, Patient::Many, Patient::Unknown])? {
-            let block = self.block_of(line.seq)?;
-            blocks.insert(block.ok_or(ExportError::Line(line.seq))?.leaf.block);
+            let entry = self.sealed_block_of(line.seq)?;
+            blocks.insert(entry.leaf.block, entry);
         }
-        blocks.extend(self.view.index.blocks().checked_sub(1));
+        if let Some(last) = self.view.index.blocks().checked_sub(1) {
+            blocks.insert(last, self.block(last)?);
+        }
         let mut seals = Vec::new();
-        for block in blocks {
-            let entry = self.block(block)?;
-            let seal = self.signature(&entry)?.seal.clone();
-            seals.extend(seal.map(|seal| (block, seal)));
+        for (block, entry) in blocks {
+            seals.extend(self.seal(&entry)?.map(|seal| (block, seal)));
         }
         Ok(seals)
     }
@@ -414,22 +419,18 @@ impl Exporter {
             return Err(ExportError::UnknownPatient);
         }
         let lines = self.lines_of(&[subject, Patient::Many, Patient::Unknown])?;
-        let mut by_block: BTreeMap<u64, Vec<(Line, Option<Opening>)>> = BTreeMap::new();
+        let mut by_block: BTreeMap<u64, (BlockEntry, Vec<Line>)> = BTreeMap::new();
+        by_block.insert(last_block, (self.block(last_block)?, Vec::new()));
         for line in lines {
-            let block = self
-                .block_of(line.seq)?
-                .ok_or(ExportError::Line(line.seq))?
-                .leaf
-                .block;
-            let opening = self.opening(&line, subject)?;
-            by_block.entry(block).or_default().push((line, opening));
+            let entry = self.sealed_block_of(line.seq)?;
+            let block = by_block.entry(entry.leaf.block);
+            block.or_insert((entry, Vec::new())).1.push(line);
         }
-        by_block.entry(last_block).or_default();
         let mut blocks = Vec::new();
         let mut proofs = Vec::new();
-        for (block, lines) in by_block {
-            blocks.push(self.block_proof(block, size, &mut seal_of)?);
-            proofs.extend(self.line_proofs(block, lines)?);
+        for (entry, lines) in by_block.into_values() {
+            blocks.push(self.block_proof(&entry, size, &mut seal_of)?);
+            proofs.extend(self.line_proofs(&entry, lines, subject)?);
         }
         let mut evidence = Evidence {
             audit,
@@ -617,64 +618,72 @@ impl Exporter {
 
     fn block_proof(
         &mut self,
-        block: u64,
+        entry: &BlockEntry,
         size: u64,
         seal_of: &mut impl FnMut(u64, &[u8]) -> Vec<u8>,
     ) -> Result<BlockProof, ExportError> {
-        let entry = self.block(block)?;
+        let block = entry.leaf.block;
         let path = self
             .view
             .log
             .inclusion_proof(block, size)
             .map_err(|_| ExportError::NoHead)?;
-        let seal = self.signature(&entry)?.seal.as_ref();
+        let seal = self.seal(entry)?;
         Ok(BlockProof {
             block,
             leaf: Blob(entry.leaf.encode()),
             path: path.into_iter().map(Bytes32).collect(),
-            seal: seal.map(|seal| Blob(seal_of(block, seal))),
+            seal: seal.map(|seal| Blob(seal_of(block, &seal))),
         })
     }
 
+    /// Proofs of lines of one block, with what of them is disclosed to `subject`.
     fn line_proofs(
         &mut self,
-        block: u64,
-        lines: Vec<(Line, Option<Opening>)>,
+        entry: &BlockEntry,
+        lines: Vec<Line>,
+        subject: Patient,
     ) -> Result<Vec<LineProof>, ExportError> {
         if lines.is_empty() {
             return Ok(Vec::new());
         }
-        let entry = self.block(block)?;
+        let outline = self.outline(entry)?;
+        let mut proofs = Vec::with_capacity(lines.len());
+        for line in lines {
+            proofs.push(LineProof {
+                block: entry.leaf.block,
+                chain: self.line_chain(entry, &outline, line.seq)?,
+                open: self.opening(&line, subject)?,
+                line,
+            });
+        }
+        Ok(proofs)
+    }
+
+    /// The path from a line to its block's root, made from the lines around it.
+    fn line_chain(
+        &self,
+        entry: &BlockEntry,
+        outline: &Outline,
+        seq: u64,
+    ) -> Result<Blob, ExportError> {
+        let unreadable = || ExportError::Line(seq);
         let first = entry.leaf.first_seq;
-        let text = self
-            .view
-            .index
-            .lines(&self.layout, first, entry.leaf.count)?;
-        let text = text.ok_or(ExportError::Line(first))?;
-        let parsed = read_block(&self.signature(&entry)?.logsig, 0)
-            .ok()
-            .flatten()
-            .ok_or(ExportError::Block(block))?;
-        let tree =
-            BlockTree::of_block(&parsed, &mut Lines::new(&text)).ok_or(ExportError::Line(first))?;
-        let sealed = (entry.leaf.root.0, entry.leaf.level);
-        lines
-            .into_iter()
-            .map(|(line, open)| {
-                let unreadable = || ExportError::Line(line.seq);
-                let chain = tree.chain(line.seq - first).ok_or_else(unreadable)?;
-                if chain.root() != sealed {
-                    return Err(ExportError::Block(block));
-                }
-                let chain = Blob(chain.encode().map_err(|_| unreadable())?);
-                Ok(LineProof {
-                    block,
-                    chain,
-                    line,
-                    open,
-                })
-            })
-            .collect()
+        let around = outline.lines_around(seq - first).ok_or_else(unreadable)?;
+        let (begin, count) = (first + around.start, around.end - around.start);
+        let text = self.view.index.lines(&self.layout, begin, count)?;
+        let text = text.ok_or_else(unreadable)?;
+        let chain = outline.chain(seq - first, Lines::new(&text));
+        let chain = chain.ok_or_else(unreadable)?;
+        if chain.root() != (entry.leaf.root.0, entry.leaf.level) {
+            return Err(ExportError::Block(entry.leaf.block));
+        }
+        Ok(Blob(chain.encode().map_err(|_| unreadable())?))
+    }
+
+    /// The block of a line, which is in one.
+    fn sealed_block_of(&self, seq: u64) -> Result<BlockEntry, ExportError> {
+        self.block_of(seq)?.ok_or(ExportError::Line(seq))
     }
 
     fn block(&self, block: u64) -> Result<BlockEntry, ExportError> {

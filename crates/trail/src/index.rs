@@ -246,20 +246,22 @@ impl Wanted {
 
     /// Takes what is wanted out of the next bytes; `true` if there is enough.
     fn take(&mut self, bytes: &[u8]) -> bool {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let left = match self.skip {
-                0 => {
-                    self.taken.extend_from_slice(piece);
-                    &mut self.take
-                }
-                _ => &mut self.skip,
-            };
-            if piece.last() == Some(&b'\n') {
-                *left -= 1;
-                if self.take == 0 {
-                    return true;
-                }
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', bytes) {
+            let line = &bytes[start..=end];
+            start = end + 1;
+            if self.skip > 0 {
+                self.skip -= 1;
+                continue;
             }
+            self.taken.extend_from_slice(line);
+            self.take -= 1;
+            if self.take == 0 {
+                return true;
+            }
+        }
+        if self.skip == 0 {
+            self.taken.extend_from_slice(&bytes[start..]);
         }
         false
     }

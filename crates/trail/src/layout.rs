@@ -14,6 +14,7 @@
 //! trail/000000.jsonl.archived                    in place of both, once it is in an archive
 //! archive-cache/  archive.lock                   what was fetched; held by who archives
 //! map/                                           the map's leaves and the index, derived (map/mod.rs)
+//! outlines/000000                                where a closed segment's seals are, its blocks' trees, derived (signatures.rs)
 //! head.note  publications.bin                    newest cosigned head, publications
 //! audit.note  audited.note                       newest auditor's statement, and the cosigned head that it is about
 //! ```
@@ -184,6 +185,12 @@ impl Layout {
     pub fn map(&self) -> PathBuf {
         let own = || self.dir.join("map");
         self.map.clone().unwrap_or_else(own)
+    }
+
+    /// Where the seals of closed segment `number` are, and its blocks' trees: derived
+    /// from its log signature.
+    pub(crate) fn outlines(&self, number: u32) -> PathBuf {
+        self.dir.join("outlines").join(format!("{number:06}"))
     }
 
     /// The folder of segments.

@@ -30,6 +30,7 @@ pub mod read;
 mod recent;
 pub mod replay;
 pub mod serve;
+mod signatures;
 pub mod vault;
 mod write;
 

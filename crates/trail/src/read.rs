@@ -38,7 +38,7 @@ pub struct View<P = Memory> {
     pub blocks: Vec<BlockInfo>,
     /// Where lines and blocks are.
     pub index: Index,
-    /// The blocks without a seal, and the newest seal.
+    /// The blocks without a seal, and the newest seal: among those that were read.
     pub seals: Seals,
     /// When the newest sealed block was sealed.
     pub sealed_at: Option<Second>,
@@ -190,6 +190,12 @@ pub(crate) trait Follow<P> {
         None
     }
 
+    /// Whether anybody wants to know what the seals of known blocks are. If not, only
+    /// what comes after those is read.
+    fn wants_known_seals(&self) -> bool {
+        true
+    }
+
     /// The seal of a block, consistent in itself and with the block; says what
     /// else is wrong with it. Not called twice for a block in one reading.
     fn seal(&mut self, _leaf: &LogLeaf, _seal: &[u8]) -> Result<(), String> {
@@ -210,10 +216,14 @@ impl<P, V: FnMut(&Line, Place)> Follow<P> for Visit<V> {
     }
 }
 
-/// Follows nothing.
+/// Follows nothing, and asks for a seal when it is wanted.
 pub(crate) struct Unseen;
 
 impl<P> Follow<P> for Unseen {
+    fn wants_known_seals(&self) -> bool {
+        false
+    }
+
     fn line(&mut self, _: &Line, _: Place) {}
 
     fn block(&mut self, _: &mut View<P>, _: u32, _: u64) -> Result<(), ReadError> {
@@ -420,14 +430,22 @@ where
     }
 
     /// The first segment that has to be looked at: from it on, blocks may be
-    /// unsealed, or not in the map.
+    /// unsealed, or not in the map. Beyond all of them if nothing is to be read.
     fn first_segment(&mut self, numbers: &[u32]) -> Result<u32, ReadError> {
         if self.resumed == 0 {
             return Ok(0);
         }
-        let open = |number: &&u32| self.layout.parts(**number).exists();
-        let first = numbers.iter().find(open).copied();
-        let mut first = first.unwrap_or(u32::MAX).min(self.resumed_at.0);
+        let mut first = self.resumed_at.0;
+        if !self.follow.wants_known_seals() {
+            if self.until.is_some_and(|until| until <= self.resumed) {
+                self.next_block = self.resumed;
+                return Ok(u32::MAX);
+            }
+        } else {
+            let open = |number: &&u32| self.layout.parts(**number).exists();
+            let open = numbers.iter().find(open).copied();
+            first = first.min(open.unwrap_or(u32::MAX));
+        }
         if let Some(unjudged) = self.follow.judged().filter(|block| *block < self.resumed) {
             // Its segment may have been closed since, with the seals that it waited for.
             let block = self.view.index.block(unjudged, "")?;
@@ -449,6 +467,7 @@ where
             return Err(unfounded(self.layout).into());
         }
         if self.view.seals.last.is_none()
+            && self.follow.wants_known_seals()
             && let Some(before) = first.checked_sub(1)
         {
             self.view.seals.last = self.last_seal(before)?;
@@ -492,6 +511,10 @@ where
 
     /// A block whose lines are in the map; its seal may have come since.
     fn known_block(&mut self, segment: &Segment, seal: Option<&[u8]>) -> Result<(), ReadError> {
+        if !self.follow.wants_known_seals() {
+            self.next_block += 1;
+            return Ok(());
+        }
         let origin = self.view.state.genesis().map(|g| g.origin.clone());
         let origin = origin.unwrap_or_default();
         let known = self.view.index.block(self.next_block, &origin)?;
@@ -1028,7 +1051,8 @@ impl<'a> Blocks<'a> {
     }
 }
 
-fn signature<'a>(seal: &logsig::Seal<'a>) -> Option<&'a [u8]> {
+/// The signature in a seal, if it is one.
+pub(crate) fn signature<'a>(seal: &logsig::Seal<'a>) -> Option<&'a [u8]> {
     match seal {
         logsig::Seal::Signature(bytes) => Some(bytes),
         _ => None,

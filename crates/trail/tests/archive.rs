@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+#[path = "common/authority.rs"]
+mod authority;
 mod common;
 
 use common::{at, genesis};
@@ -11,12 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pitser_authority::{Authority, Config, Micros, User};
-use pitser_client::{Client, Endpoint};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Op;
-use pitser_ksi::pki::Subject;
 use pitser_trail::archive::{Archive, ArchiveError, MoveError, MoveOptions, move_segments};
 use pitser_trail::export::Exporter;
 use pitser_trail::{Damage, Draft, Layout, PatientId, ReadError, Row, SegmentLimits, Trail, read};
@@ -86,16 +85,6 @@ impl Archive for Folder {
     }
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a test is where the clock comes from"
-)]
-fn micros() -> u64 {
-    let now = std::time::SystemTime::now();
-    let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
-    since.as_micros() as u64
-}
-
 fn change(op: Op, pos: u64) -> Draft {
     let text = |value: String| Some(value.into_bytes().into());
     Draft {
@@ -121,22 +110,7 @@ fn close(trail: &mut Trail, second: u64) -> pitser_trail::BlockSummary {
 /// A trail of [`SEGMENTS`] closed and sealed segments and one that has begun.
 async fn trail() -> TempDir {
     let dir = TempDir::new().unwrap();
-    let authority = dir.path().join("authority");
-    let clock = || Micros(micros());
-    let subject = Subject {
-        email: "publications@test.example".into(),
-        ..Subject::default()
-    };
-    Authority::init(&authority, clock().ended(), &subject).unwrap();
-    let mut config = Config::new(&authority).with_user(User::new("anon", "anon"));
-    config.tcp = "127.0.0.1:0".parse().unwrap();
-    config.http = None;
-    let authority = Authority::start(config, clock).await.unwrap();
-    let uri = format!("ksi+tcp://anon:anon@{}", authority.tcp_address());
-    let client = Client::connect(Endpoint::parse(&uri).unwrap())
-        .await
-        .unwrap();
-
+    let (authority, client) = authority::start(&dir.path().join("authority")).await;
     let layout = Layout::new(dir.path().join("hospital"));
     let mut trail = Trail::create(layout, "test.example/hospital", &genesis()).unwrap();
     trail.set_segment_limits(SegmentLimits {
@@ -147,10 +121,11 @@ async fn trail() -> TempDir {
         let op = if number == 1 { Op::Create } else { Op::Update };
         trail.append(vec![change(op, number)]).unwrap();
         trail.commit().unwrap();
-        let block = close(&mut trail, number);
-        let seal = client.sign(block.root, block.level).await.unwrap();
-        trail.add_seal(block.block, &seal.encode()).unwrap();
+        close(&mut trail, number);
+        authority::seal(&mut trail, &client).await;
     }
+    let head = trail.sign_head();
+    trail.store_head(&head).unwrap();
     trail.append(vec![change(Op::Update, 9)]).unwrap();
     trail.commit().unwrap();
     drop(trail);
@@ -261,6 +236,14 @@ async fn archived_segments_are_read_as_before_and_the_trail_goes_on() {
     };
     let told = history(site.bare());
     assert_eq!(told.len(), SEGMENTS as usize + 1);
+    let evidence = |layout: Layout| {
+        let mut exporter = Exporter::open_at_head(layout).unwrap();
+        let evidence = exporter.evidence("pt-1", None, None, |_, seal| seal.to_vec());
+        evidence.unwrap().encode()
+    };
+    let proved = evidence(site.bare());
+    let outlines = site.bare().dir().join("outlines");
+    fs::remove_dir_all(&outlines).unwrap();
 
     assert_eq!(moved(&site.layout(), 2).unwrap(), [0, 1]);
     assert_eq!(moved(&site.layout(), 0).unwrap(), [2, 3]);
@@ -271,6 +254,12 @@ async fn archived_segments_are_read_as_before_and_the_trail_goes_on() {
     }
     assert_eq!(comes_to(&site.layout()).unwrap(), before);
     assert_eq!(history(site.layout()), told);
+    // Outlines were made when segments were moved, and are made again.
+    assert_eq!(fs::read_dir(&outlines).unwrap().count(), SEGMENTS as usize);
+    assert_eq!(evidence(site.layout()), proved);
+    fs::remove_dir_all(&outlines).unwrap();
+    assert_eq!(evidence(site.layout()), proved);
+    assert_eq!(fs::read_dir(&outlines).unwrap().count(), SEGMENTS as usize);
     // What is stored is plain zstd of the very files.
     for (number, object) in site.objects(".jsonl.zst").iter().enumerate() {
         let unpacked = zstd::decode_all(&*fs::read(object).unwrap()).unwrap();

@@ -1,5 +1,6 @@
 //! `pitser bench`: whole paths, against a floor in the same run.
 
+mod access;
 mod authority;
 mod guard;
 mod server;
@@ -11,6 +12,8 @@ use crate::tree::Tree;
 /// What to measure.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    /// A patient's complete access list with its proof, out of a trail that is written for it
+    Access(access::Args),
     /// An authority under load: signatures a second, latency, processor time, memory
     Authority(authority::Args),
     /// A guardian behind a PostgreSQL server: changes a second, processor time, disk, memory, latency
@@ -22,6 +25,7 @@ pub(crate) enum Command {
 /// Runs the command.
 pub(crate) fn run(command: Command) -> Outcome {
     match command {
+        Command::Access(args) => access::run(&args),
         Command::Authority(args) => authority::run(&args),
         Command::Guard(args) => guard::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -42,7 +42,9 @@
 mod builder;
 mod excerpt;
 mod hashing;
+mod levels;
 mod lines;
+mod outline;
 mod parts;
 mod proof;
 mod reader;
@@ -56,6 +58,7 @@ pub use builder::{
 };
 pub use excerpt::{Excerpt, ExcerptBlock, ExtractError, Extracted, RecordFault, extract};
 pub use lines::{Lines, next_line};
+pub use outline::Outline;
 pub use parts::{
     Integrated, IntegratedBlock, Integration, IntegrationError, SealReader, integrate,
 };

@@ -13,7 +13,8 @@
 
 use super::{
     builder::BuildError,
-    hashing::{Kind, Leaves, parent_level},
+    hashing::{Kind, Leaves},
+    levels::Levels,
     lines::Lines,
     reader::{Block, Metarecord, encode_metarecord, expect, unflagged},
     tag,
@@ -21,7 +22,7 @@ use super::{
 use crate::{
     chain::{self, LevelOverflow, Link, Sibling, Side},
     error::{DecodeError, DecodeErrorKind, EncodeError},
-    hash::{Algorithm, Batch, Imprint, hash, node},
+    hash::{Algorithm, Batch, Imprint, hash},
     tlv::{Element, Tag, Writer},
     tree::level_for,
 };
@@ -243,13 +244,12 @@ fn tag_of(side: Side) -> Tag {
 #[derive(Clone, Debug)]
 pub struct BlockTree {
     /// Makes masks and leaves.
-    leaves: Leaves,
+    masks: Leaves,
     previous_leaf: Imprint,
     /// None if only the tree over them is known.
     records: Vec<Imprint>,
     metarecords: BTreeMap<usize, Vec<u8>>,
-    /// `levels[j]` holds the roots of all complete subtrees over `2^j` leaves.
-    levels: Vec<Vec<Imprint>>,
+    levels: Levels,
 }
 
 impl BlockTree {
@@ -257,11 +257,11 @@ impl BlockTree {
     #[must_use]
     pub fn new(algorithm: Algorithm, iv: &[u8], previous_leaf: Imprint) -> Self {
         Self {
-            leaves: Leaves::new(algorithm, iv, previous_leaf),
+            masks: Leaves::new(algorithm, iv, previous_leaf),
             previous_leaf,
             records: Vec::new(),
             metarecords: BTreeMap::new(),
-            levels: vec![Vec::new()],
+            levels: Levels::new(algorithm),
         }
     }
 
@@ -284,7 +284,7 @@ impl BlockTree {
             }
         }
         drop(records);
-        tree.grow(&mut batch);
+        tree.grow();
         Some(tree)
     }
 
@@ -319,10 +319,9 @@ impl BlockTree {
                 None
             };
             if block.has_tree_hashes() {
-                tree.levels[0].push(take(tag::TREE_HASH)?);
-                for slot in 0..tree.count().trailing_zeros() as usize {
-                    let node = take(tag::TREE_HASH)?;
-                    tree.level_above(slot).push(node);
+                tree.levels.push(0, take(tag::TREE_HASH)?);
+                for slot in 1..=tree.count().trailing_zeros() as usize {
+                    tree.levels.push(slot, take(tag::TREE_HASH)?);
                 }
             } else {
                 let kind = match metarecord {
@@ -332,15 +331,15 @@ impl BlockTree {
                 tree.insert(kind, record?);
             }
         }
-        tree.grow(&mut Batch::new(header.algorithm));
+        tree.grow();
         Some(tree)
     }
 
     /// Adds a line, given without its line end.
     pub fn record_line(&mut self, line: &[u8]) {
-        let record = hash(self.leaves.algorithm(), &[line]);
+        let record = hash(self.masks.algorithm(), &[line]);
         self.insert(Kind::Line, record);
-        self.grow_by_one();
+        self.levels.grow_by_one();
     }
 
     /// Adds a line by its hash.
@@ -348,9 +347,9 @@ impl BlockTree {
     /// # Errors
     /// [`BuildError::Algorithm`] if it is not by the block's algorithm.
     pub fn record(&mut self, record: Imprint) -> Result<(), BuildError> {
-        BuildError::unless_by(self.leaves.algorithm(), &record)?;
+        BuildError::unless_by(self.masks.algorithm(), &record)?;
         self.insert(Kind::Line, record);
-        self.grow_by_one();
+        self.levels.grow_by_one();
         Ok(())
     }
 
@@ -361,36 +360,37 @@ impl BlockTree {
     pub fn metarecord(&mut self, key: &str, value: &str) -> Result<(), EncodeError> {
         let encoded = encode_metarecord(self.count(), key, value)?;
         self.insert_metarecord(encoded);
-        self.grow_by_one();
+        self.levels.grow_by_one();
         Ok(())
     }
 
     /// The block's algorithm.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
-        self.leaves.algorithm()
+        self.masks.algorithm()
     }
 
     /// Number of records, metarecords included.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.levels[0].len() as u64
+        self.leaves().len() as u64
+    }
+
+    pub(super) fn leaves(&self) -> &[Imprint] {
+        self.levels.nodes(0)
     }
 
     /// The record that line `line` is, both counted from 0: metarecords are
     /// records without a line.
     #[must_use]
     pub fn record_of_line(&self, line: u64) -> u64 {
-        self.metarecords.keys().fold(line, |record, &metarecord| {
-            // Keys ascend: once one lies beyond the record, so do all others.
-            record + u64::from(metarecord as u64 <= record)
-        })
+        record_of_line(self.metarecords.keys(), line)
     }
 
     /// The record that each line is, in order; see [`BlockTree::record_of_line`].
     pub(super) fn records_of_lines(&self) -> impl Iterator<Item = u64> {
         let of_line = |record: &usize| !self.metarecords.contains_key(record);
-        (0..self.levels[0].len())
+        (0..self.leaves().len())
             .filter(of_line)
             .map(|record| record as u64)
     }
@@ -398,8 +398,7 @@ impl BlockTree {
     /// The root and its level, or `None` without any record.
     #[must_use]
     pub fn root(&self) -> Option<(Imprint, u8)> {
-        let root = self.merged_below(self.levels.len())?;
-        Some((root, level_for(self.count())))
+        Some((self.levels.root()?, level_for(self.count())))
     }
 
     /// The path of record `index`, counted from 0, metarecords included.
@@ -414,10 +413,10 @@ impl BlockTree {
     pub(super) fn chain_from(&self, index: u64, record: Imprint) -> Option<RecordChain> {
         let index = usize::try_from(index)
             .ok()
-            .filter(|&index| index < self.levels[0].len())?;
-        let mut steps = vec![self.mask_step(index)];
-        let slot = self.steps_within_subtree(index, &mut steps);
-        self.steps_across_subtrees(slot, &mut steps);
+            .filter(|&index| index < self.leaves().len())?;
+        let mut steps = Vec::new();
+        let slot = self.steps_from(index, &mut steps);
+        self.levels.steps_across_subtrees(slot, &mut steps);
         let metarecord = self.metarecords.get(&index).cloned();
         Some(
             RecordChain::new(record, metarecord, steps)
@@ -425,56 +424,23 @@ impl BlockTree {
         )
     }
 
-    fn insert_metarecord(&mut self, encoded: Vec<u8>) {
-        let record = hash(self.leaves.algorithm(), &[&encoded]);
+    pub(super) fn insert_metarecord(&mut self, encoded: Vec<u8>) {
+        let record = hash(self.masks.algorithm(), &[&encoded]);
         self.metarecords.insert(self.records.len(), encoded);
         self.insert(Kind::Metarecord, record);
     }
 
     /// Adds the leaf alone: the subtrees that it completes are still to be grown.
-    fn insert(&mut self, kind: Kind, record: Imprint) {
+    pub(super) fn insert(&mut self, kind: Kind, record: Imprint) {
         self.records.push(record);
-        let leaf = self.leaves.push(kind, &record);
-        self.levels[0].push(leaf);
-    }
-
-    /// Adds the parents that the leaf added last completes.
-    fn grow_by_one(&mut self) {
-        for slot in 0..self.count().trailing_zeros() as usize {
-            let [.., left, right] = self.levels[slot].as_slice() else {
-                return;
-            };
-            let parent = self.parent(slot, left, right);
-            self.level_above(slot).push(parent);
-        }
-    }
-
-    /// Adds all parents that are missing, level by level.
-    fn grow(&mut self, batch: &mut Batch) {
-        for slot in 0.. {
-            let grown = self.levels.get(slot + 1).map_or(0, Vec::len);
-            let pairs = &self.levels[slot].as_chunks::<2>().0[grown..];
-            if pairs.is_empty() {
-                return;
-            }
-            for [left, right] in pairs {
-                batch.push_node(left.as_bytes(), right.as_bytes(), parent_level(slot));
-            }
-            self.level_above(slot).extend(batch.drain());
-        }
-    }
-
-    fn level_above(&mut self, slot: usize) -> &mut Vec<Imprint> {
-        if self.levels.len() == slot + 1 {
-            self.levels.push(Vec::new());
-        }
-        &mut self.levels[slot + 1]
+        let leaf = self.masks.push(kind, &record);
+        self.levels.push(0, leaf);
     }
 
     fn mask_step(&self, index: usize) -> Step {
         let previous = match index {
             0 => &self.previous_leaf,
-            _ => &self.levels[0][index - 1],
+            _ => &self.leaves()[index - 1],
         };
         let side = if self.metarecords.contains_key(&index) {
             Side::Left
@@ -484,81 +450,43 @@ impl BlockTree {
         Step {
             side,
             correction: 0,
-            sibling: self.leaves.mask_after(previous),
+            sibling: self.masks.mask_after(previous),
         }
     }
 
-    /// Climbs to the root of the complete subtree that holds leaf `index`;
+    /// The steps from record `index` to the root of the complete subtree with it;
     /// returns its slot.
-    fn steps_within_subtree(&self, index: usize, steps: &mut Vec<Step>) -> usize {
-        let mut slot = 0;
-        while let Some(&sibling) = self.levels[slot].get(index >> slot ^ 1) {
-            let side = if index >> slot & 1 == 0 {
-                Side::Left
-            } else {
-                Side::Right
-            };
-            steps.push(Step {
-                side,
-                correction: 0,
-                sibling,
-            });
-            slot += 1;
-        }
-        slot
+    pub(super) fn steps_from(&self, index: usize, steps: &mut Vec<Step>) -> usize {
+        steps.push(self.mask_step(index));
+        self.levels.steps_within_subtree(0, index, steps)
     }
 
-    /// Climbs from the subtree in `slot` to the root of the block: first the
-    /// smaller subtrees join it on the right, then each larger one on the left.
-    fn steps_across_subtrees(&self, slot: usize, steps: &mut Vec<Step>) {
-        let mut level = slot + 1;
-        if let Some(sibling) = self.merged_below(slot) {
-            steps.push(Step {
-                side: Side::Left,
-                correction: 0,
-                sibling,
-            });
-            level += 1;
-        }
-        for larger in slot + 1..self.levels.len() {
-            if let Some(&sibling) = self.subtree(larger) {
-                let parent = usize::from(parent_level(larger));
-                // Levels stay below 67.
-                let correction = (parent - level - 1) as u8;
-                steps.push(Step {
-                    side: Side::Right,
-                    correction,
-                    sibling,
-                });
-                level = parent;
-            }
-        }
+    /// Adds all parents that are missing.
+    pub(super) fn grow(&mut self) {
+        self.levels.grow(0, &mut Batch::new(self.masks.algorithm()));
     }
 
-    /// The subtrees in slots below `slot`, merged; `None` if there are none.
-    fn merged_below(&self, slot: usize) -> Option<Imprint> {
-        (0..slot)
-            .filter_map(|slot| Some((slot, self.subtree(slot)?)))
-            .fold(None, |smaller, (slot, subtree)| match smaller {
-                None => Some(*subtree),
-                Some(smaller) => Some(self.parent(slot, subtree, &smaller)),
-            })
+    /// The hash of record `index`, which was added as one.
+    pub(super) fn record_hash(&self, index: usize) -> Imprint {
+        self.records[index]
     }
 
-    /// The subtree in `slot` that has no parent yet.
-    fn subtree(&self, slot: usize) -> Option<&Imprint> {
-        self.levels[slot]
-            .last()
-            .filter(|_| self.levels[slot].len() % 2 == 1)
+    /// The nodes over the leaves.
+    pub(super) fn levels(&self) -> &Levels {
+        &self.levels
     }
 
-    fn parent(&self, slot: usize, left: &Imprint, right: &Imprint) -> Imprint {
-        let algorithm = self.leaves.algorithm();
-        node(
-            algorithm,
-            left.as_bytes(),
-            right.as_bytes(),
-            parent_level(slot),
-        )
+    /// The metarecords, by the number of their record.
+    pub(super) fn metarecords(&self) -> &BTreeMap<usize, Vec<u8>> {
+        &self.metarecords
     }
+}
+
+/// The record that line `line` is, both counted from 0, given the numbers of the
+/// records that are metarecords, ascending.
+pub(super) fn record_of_line<'n>(metarecords: impl Iterator<Item = &'n usize>, line: u64) -> u64 {
+    metarecords.fold(line, |record, &metarecord| {
+        // Once one lies beyond the record, so do all others.
+        record + u64::from(metarecord as u64 <= record)
+    })
 }

@@ -11,6 +11,7 @@ use super::{Archive, ArchiveError, FORMAT, Kept, MAX_RECEIPT, MAX_SIZE, Receipt,
 use crate::disk::{self, At, DiskError};
 use crate::layout::Layout;
 use crate::read::{self, Damage, ReadError};
+use crate::signatures::Signatures;
 
 /// Which segments are moved, and how.
 #[derive(Debug, Clone, Copy, Default)]
@@ -126,6 +127,10 @@ impl Mover<'_> {
                 receipt
             }
         };
+        // Noted while the log signature is here: proofs need no more of it than a seal then.
+        if let Err(error) = Signatures::open(self.layout, self.number) {
+            tracing::debug!(%error, "outlines are made when they are asked for");
+        }
         let freed = self.remove(&receipt)?;
         let events = receipt.events.as_ref().map_or(0, |kept| kept.stored_size);
         Ok(Moved {

@@ -1,0 +1,226 @@
+//! Complete lists with their proofs: out of closed segments and the open one, whatever
+//! became of what is noted about them.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
+
+#[path = "common/authority.rs"]
+mod authority;
+mod common;
+
+use common::{at, genesis};
+use pitser_evidence::block::LogLeaf;
+use pitser_evidence::codec::Digest;
+use pitser_evidence::finding::Code;
+use pitser_evidence::line::Op;
+use pitser_evidence::{Evidence, StepState, Verdict, verify};
+use pitser_ksi::logsig::BlockReader;
+use pitser_ksi::time::Second;
+use pitser_trail::export::{ExportError, Exporter};
+use pitser_trail::{Draft, Layout, PatientId, ReadError, Row, SegmentLimits, Trail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const PATIENTS: u64 = 5;
+/// Lines of each block before its checkpoint, which a metarecord follows: around a group
+/// of the tree's, which has 64 of all these.
+const BLOCKS: [u64; 10] = [1, 61, 62, 63, 64, 65, 200, 2, 5, 5];
+/// Blocks after which a segment is closed.
+const CLOSED: [usize; 3] = [1, 4, 6];
+
+fn patient(number: u64) -> String {
+    format!("pt-{}", number % PATIENTS)
+}
+
+fn change(number: u64) -> Draft {
+    let id = format!("t{number}").into_bytes();
+    Draft {
+        table: Some("observation".into()),
+        key: Some(vec![id.clone()]),
+        patient: Some(PatientId::Id(patient(number))),
+        row: Some(Row {
+            names: ["id".to_owned(), "value".to_owned()].into(),
+            values: vec![Some(id.into()), Some(number.to_be_bytes()[..].into())],
+        }),
+        ..Draft::new(Op::Create, at(number), "ehr", number.to_string())
+    }
+}
+
+/// Three closed segments and an open one, all sealed but for its last block.
+async fn trail(dir: &Path) -> Layout {
+    let (authority, client) = authority::start(&dir.join("authority")).await;
+    let layout = Layout::new(dir.join("trail"));
+    let mut trail = Trail::create(layout.clone(), "test.example/hospital", &genesis()).unwrap();
+    let mut next = 0;
+    for (block, lines) in BLOCKS.into_iter().enumerate() {
+        for number in next..next + lines {
+            trail.append(vec![change(number)]).unwrap();
+        }
+        next += lines;
+        close(&mut trail, next, CLOSED.contains(&block));
+        if block + 1 < BLOCKS.len() {
+            authority::seal(&mut trail, &client).await;
+        }
+    }
+    let head = trail.sign_head();
+    trail.store_head(&head).unwrap();
+    authority.shutdown().await.unwrap();
+    layout
+}
+
+fn close(trail: &mut Trail, second: u64, segment: bool) {
+    trail.set_segment_limits(SegmentLimits {
+        bytes: if segment { 1 } else { u64::MAX },
+        ..SegmentLimits::default()
+    });
+    let mapping = Digest::of(&[b"mapping"]);
+    let closed = trail.close_block(at(second), &second.to_string(), mapping, "It is time.");
+    closed.unwrap();
+}
+
+fn evidence(layout: &Layout, patient: &str) -> Result<Evidence, ExportError> {
+    let mut exporter = Exporter::open_at_head(layout.clone())?;
+    exporter.evidence(patient, None, None, |_, seal| seal.to_vec())
+}
+
+/// The evidence on everybody, each of which proves a whole list.
+fn all(layout: &Layout) -> Vec<Evidence> {
+    let all = (0..PATIENTS).map(|number| evidence(layout, &patient(number)).unwrap());
+    let all: Vec<Evidence> = all.collect();
+    let lines: usize = all.iter().map(|evidence| evidence.lines.len()).sum();
+    assert_eq!(lines as u64, BLOCKS.iter().sum::<u64>());
+    for evidence in &all {
+        let report = verify(evidence, None, Second(1_773_500_000));
+        assert!(!matches!(report.verdict, Verdict::Broken(_)), "{report:#?}");
+        for name in ["log", "lines", "subject", "complete"] {
+            let step = report.steps.iter().find(|step| step.name == name).unwrap();
+            assert_eq!(step.state, StepState::Matches, "{step:?}");
+        }
+    }
+    all
+}
+
+fn outlines(layout: &Layout) -> Vec<PathBuf> {
+    let files = fs::read_dir(layout.dir().join("outlines")).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_whole_whatever_became_of_the_outlines() {
+    let dir = TempDir::new().unwrap();
+    let layout = trail(dir.path()).await;
+    let told = all(&layout);
+    let kept = outlines(&layout);
+    assert_eq!(kept.len(), CLOSED.len(), "of closed segments alone");
+    assert_eq!(all(&layout), told);
+    let good: Vec<Vec<u8>> = kept.iter().map(|path| fs::read(path).unwrap()).collect();
+    // Each byte altered in turn, every seventh here: what was noted is noted again.
+    for at in (0..good[1].len()).step_by(7) {
+        let mut bytes = good[1].clone();
+        bytes[at] ^= 0x10;
+        fs::write(&kept[1], bytes).unwrap();
+        assert_eq!(evidence(&layout, "pt-1").unwrap(), told[1], "byte {at}");
+    }
+    // Cut short, empty, of another segment.
+    for bytes in [&good[1][..good[1].len() / 2], b"", &good[0], &good[2]] {
+        fs::write(&kept[1], bytes).unwrap();
+        assert_eq!(all(&layout), told);
+        assert_eq!(fs::read(&kept[1]).unwrap(), good[1]);
+    }
+    // In a folder that cannot be made they are not kept.
+    let folder = layout.dir().join("outlines");
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, b"no folder").unwrap();
+    assert_eq!(all(&layout), told);
+}
+
+/// That no more is read is what makes a list out of a long trail quick.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_log_signature_that_is_noted_only_seals_are_read() {
+    let dir = TempDir::new().unwrap();
+    let layout = trail(dir.path()).await;
+    let told = all(&layout);
+    for segment in 0..3 {
+        let path = layout.logsig(segment);
+        let whole = fs::read(&path).unwrap();
+        let mut seals = vec![0xff; whole.len()];
+        for block in BlockReader::new(&whole).unwrap() {
+            let seal = block.unwrap().seal;
+            seals[seal.at..seal.at + seal.bytes.len()].copy_from_slice(seal.bytes);
+        }
+        fs::write(&path, seals).unwrap();
+    }
+    assert_eq!(all(&layout), told);
+}
+
+/// Block 7 is the open segment's first, and has lines of two patients.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_seal_is_in_the_way_of_its_block_alone() {
+    let dir = TempDir::new().unwrap();
+    let layout = trail(dir.path()).await;
+    let told = all(&layout);
+    let block = told[1].blocks.iter().find(|block| block.block == 7);
+    let root = LogLeaf::decode(&block.unwrap().leaf.0).unwrap().root;
+    let mut seals = fs::read(layout.seals(3)).unwrap();
+    let root = root.0.digest();
+    let at = seals.windows(root.len()).position(|part| part == root);
+    seals[at.unwrap()] ^= 1;
+    fs::write(layout.seals(3), seals).unwrap();
+    for number in 0..PATIENTS {
+        let found = evidence(&layout, &patient(number));
+        match number {
+            1 | 2 => assert!(matches!(found, Err(ExportError::Block(7))), "{found:?}"),
+            _ => assert_eq!(found.unwrap(), told[number as usize]),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outlines_of_wrong_hashes_are_not_believed() {
+    let dir = TempDir::new().unwrap();
+    let layout = trail(dir.path()).await;
+    let mut bytes = fs::read(layout.logsig(1)).unwrap();
+    // The first record hash: a long element 0902 of 33 bytes.
+    let record = bytes
+        .windows(4)
+        .position(|head| head == [0x89, 0x02, 0, 33]);
+    bytes[record.unwrap() + 10] ^= 1;
+    fs::write(layout.logsig(1), bytes).unwrap();
+    let failed = evidence(&layout, "pt-1");
+    let Err(ExportError::Read(ReadError::Damaged(damage))) = &failed else {
+        panic!("{failed:?}");
+    };
+    assert_eq!(
+        (damage.code, &damage.path),
+        (Code::LineAltered, &layout.logsig(1))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_altered_line_leads_to_no_root() {
+    let dir = TempDir::new().unwrap();
+    let layout = trail(dir.path()).await;
+    let told = all(&layout);
+    let path = layout.segment(1);
+    let text = fs::read_to_string(&path).unwrap();
+    let at = text.find("\"op\":\"create\"").unwrap();
+    let altered = format!("{}\"op\":\"update\"{}", &text[..at], &text[at + 13..]);
+    fs::write(&path, altered).unwrap();
+    let wrong = (0..PATIENTS).filter(|number| {
+        let whose = &told[*number as usize].lines;
+        match evidence(&layout, &patient(*number)) {
+            Ok(evidence) => {
+                assert_eq!(evidence, told[*number as usize]);
+                false
+            }
+            Err(ExportError::Block(block)) => {
+                assert!(whose.iter().any(|line| line.block == block));
+                true
+            }
+            Err(error) => panic!("{error}"),
+        }
+    });
+    assert!(wrong.count() > 0);
+}
