@@ -37,6 +37,26 @@ pub(crate) fn pitser(dir: &Path) -> Command {
     command
 }
 
+/// A small generator of choices: the seed tells them all.
+pub(crate) struct Choices(pub(crate) u64);
+
+impl Choices {
+    /// By the environment's `SEED`, or by chance; says which.
+    pub(crate) fn seeded() -> Self {
+        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        println!("SEED={seed}");
+        Self(seed | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
 /// What a finished run said.
 #[derive(Debug)]
 pub(crate) struct Said {
