@@ -368,7 +368,25 @@ impl Trail {
         }
         let lock = take_lock(&layout)?;
         crate::map::discard(&OsFolder::new(layout.map()))?;
-        Self::open_locked(layout, lock, progress)
+        let (mut trail, gathered, recovery) = Self::open_locked(layout, lock, progress)?;
+        trail.commit_what_was_read()?;
+        Ok((trail, gathered, recovery))
+    }
+
+    /// Makes the map durable now, if the trail's last line ends a block. After a crash
+    /// it may not: then there is what was committed while it was read.
+    fn commit_what_was_read(&mut self) -> Result<(), TrailError> {
+        let last = self.state.next_seq().checked_sub(1);
+        let Some(last) = last.filter(|_| self.open.is_empty()) else {
+            return Ok(());
+        };
+        if let Some(line) = self.line(last)? {
+            self.commit_due = Some((Line::hash(&line.encode()), line.at.micros()));
+            let lines = std::mem::take(&mut self.commit_lines);
+            self.commit_map()?;
+            self.commit_lines = lines;
+        }
+        Ok(())
     }
 
     fn open_locked<T: Gather>(
