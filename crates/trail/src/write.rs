@@ -10,6 +10,7 @@ use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
 use crate::map::{Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
+use crate::marks;
 use crate::read::{self, Follow, Place, ReadError, View, part_magics};
 use crate::replay;
 use crate::vault::{Vault, VaultError};
@@ -496,7 +497,7 @@ impl Trail {
     /// # Errors
     /// [`TrailError::Map`].
     pub fn has_message(&self, pos: &str) -> Result<bool, TrailError> {
-        Ok(self.state.storage().is_marked(&read::message_mark(pos))?)
+        Ok(self.state.storage().is_marked(&marks::message(pos))?)
     }
 
     /// Bytes that the map and the index take on disk.
@@ -570,7 +571,7 @@ impl Trail {
         }
         let hash = Line::hash(&bytes);
         self.state.apply_to(before, line, hash)?;
-        read::note_message(&mut self.state, line)?;
+        marks::follow(&mut self.state, line, hash)?;
         self.gathered.line(line);
         self.open.push(hash.0);
         let offset = self.files.lines.len() + self.buffer.len() as u64;
