@@ -185,7 +185,7 @@ impl Session {
         while let Ok(command) = worker.inbox.try_recv() {
             match command {
                 Command::Stop { reply, .. } => {
-                    let _ = reply.send(());
+                    worker.stopped = Some(reply);
                     return Err(Ended::Stopped);
                 }
                 Command::Seal(outcome) => self.seal(worker, outcome)?,

@@ -414,6 +414,8 @@ struct Worker {
     unscanned: Option<String>,
     /// Another guardian was capturing: what it wrote may not be in this copy.
     stood_by: bool,
+    /// Who asked it to stop, and is told once the session has let go of the trail.
+    stopped: Option<oneshot::Sender<()>>,
 }
 
 impl Worker {
@@ -454,6 +456,7 @@ impl Worker {
             uncosigned: None,
             unscanned: None,
             stood_by: false,
+            stopped: None,
         };
         let handle = Handle {
             commands,
@@ -514,6 +517,9 @@ impl Worker {
             match ended {
                 Ended::Stopped => {
                     self.publish.send_modify(|s| s.state = SourceState::Stopped);
+                    if let Some(reply) = self.stopped.take() {
+                        let _ = reply.send(());
+                    }
                     return;
                 }
                 Ended::Erased => {}

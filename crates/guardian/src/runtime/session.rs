@@ -373,7 +373,7 @@ impl Session {
                 if let Err(Ended::Failed(error)) = self.finish(worker, patience) {
                     tracing::warn!(source = %worker.parts.source.name, error = %error, "the last block was not finished");
                 }
-                let _ = reply.send(());
+                worker.stopped = Some(reply);
                 Err(Ended::Stopped)
             }
         }
