@@ -242,6 +242,15 @@ def erasure():
         same(imprint(b"pitser/v1/person\0", own, name), line["erase"]["deciders"][which], "decider")
 
 
+def acceptance():
+    text = (HERE / "accept.jsonl").read_bytes()
+    line, n = json.loads(text), load("commitments.json")["line_nonce"]
+    assert canonical(line) + b"\n" == text and (line["v"], line["op"]) == (3, "accept")
+    nonce = mac(bytes([0x33] * 32), b"pitser/v1/line\0", n["origin"].encode(), b"\0", u32(n["timeline"]), u64(line["seq"]))
+    same(imprint(b"pitser/v1/person\0", mac(nonce, b"person\0"), b"Mari Maasikas"), line["actor"]["person"], "who accepts")
+    same(imprint(b"pitser/v1/raw\0", mac(nonce, b"raw\0"), b"the nightly import"), line["raw"], "why")
+
+
 def opened(c):
     value = c["value"].encode() if "value" in c else base64.b64decode(c["bytes"]) if "bytes" in c else None
     return unhex(c["hidden"]) if "hidden" in c else column(unhex(c["nonce"]), c["name"].encode(), value)
@@ -252,4 +261,5 @@ if __name__ == "__main__":
     maps()
     trail()
     erasure()
+    acceptance()
     print("all vectors follow from the chapters")

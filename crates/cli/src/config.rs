@@ -9,10 +9,10 @@ use pitser_client::fleet::Fleet;
 use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
 use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
+use pitser_guardian::approver::Approver;
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit::Admitted;
 use pitser_guardian::config::{Archive, Attribution, Kind, Source, Tuning, VaultToken, matches};
-use pitser_guardian::erasure::Approver;
 use pitser_trail::SegmentLimits;
 use pitser_trail::archive::CACHE_BYTES;
 use pitser_witness::{HttpWitness, Peer};
@@ -49,7 +49,7 @@ pub(crate) struct Config {
     /// Who cosigns heads.
     #[serde(rename = "witness", default)]
     witnesses: Vec<Witness>,
-    /// Who may have patients erased.
+    /// Who may have patients erased, or answer for findings.
     #[serde(rename = "approver", default)]
     approvers: Vec<Approver>,
     /// Auditors who may ask for the trails over HTTP.

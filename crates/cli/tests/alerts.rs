@@ -178,6 +178,40 @@ fn tampering_is_told_once_and_its_end_too() {
 }
 
 #[test]
+fn who_answers_for_a_finding_is_told() {
+    let hook = Hook::start();
+    let alert = format!("[[alert]]\nurl = \"http://{}/in\"\n", hook.address);
+    let site = Site::new(&alert);
+    let made = ["erase", "--new-token", "t", "--by", "Mari Maasikas"];
+    let approver = site.says(&made, 0) + "may = [\"accept\"]\n";
+    let path = site.path("pitser.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, config + &approver).unwrap();
+    site.says(&["guard", "init"], 0);
+    let guardian = site.guard();
+    let db = Connection::open(site.path("hospital.db")).unwrap();
+    db.execute("UPDATE entry SET note = 'pressure 121'", [])
+        .unwrap();
+    let (_, message) = hook.next();
+    assert_eq!(message["type"], "finding.opened");
+    assert_eq!(message["data"]["code"], "ACT-01");
+    let line = message["data"]["line"].to_string();
+    let accept = ["guard", "accept", "--finding", &line, "--token", "t"];
+    let reason = ["--reason", "the nightly import"];
+    site.says(&[&accept[..], &reason].concat(), 0);
+    let (_, message) = hook.next();
+    assert_eq!(message["type"], "finding.accepted");
+    assert_eq!(message["data"]["line"].to_string(), line);
+    assert_eq!(message["data"]["accepted"]["by"], "Mari Maasikas");
+    assert!(!message.to_string().contains("nightly"), "{message}");
+    guardian.stop();
+    let guardian = site.guard();
+    site.says(&["guard", "scan"], 0);
+    guardian.stop();
+    assert!(hook.seen.try_recv().is_err(), "nothing is told twice");
+}
+
+#[test]
 fn a_test_message_says_what_each_receiver_answered() {
     let site = Site::new("");
     let text = site.says(&["guard", "test-alert"], 3);

@@ -1,5 +1,6 @@
 //! `pitser trail archive` as an operator runs it: beside a running guardian, to a folder
 //! and to a bucket, killed in between; histories, evidence and `trail verify` afterwards.
+//! And `pitser trail rebuild`, after which all of these are what they were, too.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
@@ -11,9 +12,10 @@ mod s3;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Dev, Process, Said, run};
+use common::{Dev, Process, Said, first_line, pitser, run};
 use pitser_trail::Layout;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -183,6 +185,78 @@ fn a_folder() {
         .says("this segment is in an archive");
 }
 
+/// What is done to the map's folder.
+type Damage = fn(&std::path::Path);
+
+/// Every file of it, changed.
+fn each_file(map: &std::path::Path, change: fn(&mut Vec<u8>)) {
+    let files = common::files(map);
+    assert!(!files.is_empty());
+    for file in files {
+        let mut bytes = fs::read(&file).unwrap();
+        change(&mut bytes);
+        fs::write(&file, bytes).unwrap();
+    }
+}
+
+#[test]
+fn map_and_index_are_made_anew_when_asked() {
+    let hospital = Hospital::new();
+    let guardian = hospital.guard();
+    hospital.until_closed(3);
+    // Not beside whoever writes them.
+    hospital
+        .run("trail rebuild")
+        .exits(3)
+        .says("another pitser writes this trail");
+    guardian.stop();
+    let mut before = hospital.told();
+    let map = hospital.layout().map();
+    let damages: [Damage; 4] = [
+        |map| fs::remove_dir_all(map).unwrap(),
+        |map| each_file(map, Vec::clear),
+        |map| each_file(map, |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 1)),
+        |_| (),
+    ];
+    for damage in damages {
+        damage(&map);
+        let rebuilt = hospital.run("trail rebuild --json").exits(0).json();
+        for count in ["lines", "blocks"] {
+            assert_eq!(rebuilt[count], before[0][count], "{rebuilt}");
+        }
+        assert!(rebuilt["bytes"].as_u64() > Some(0), "{rebuilt}");
+        assert_eq!(hospital.told(), before);
+        assert!(!makes_the_map_anew(&hospital), "it was made anew before");
+        // The guardian's heartbeat may have written a block.
+        let history = before[1].clone();
+        before = hospital.told();
+        assert_eq!(before[1], history);
+    }
+    // Without a configuration.
+    fs::remove_dir_all(&map).unwrap();
+    let rebuilt = hospital.run("trail rebuild guard/h").exits(0);
+    rebuilt.says("map and index made anew from");
+    assert_eq!(hospital.told(), before);
+    // A guardian notices damage by itself.
+    each_file(&map, |bytes| bytes.iter_mut().for_each(|byte| *byte ^= 1));
+    assert!(makes_the_map_anew(&hospital), "it goes by a damaged map");
+}
+
+/// Whether a guardian that starts cannot use the map as it lies there.
+fn makes_the_map_anew(hospital: &Hospital) -> bool {
+    let path = hospital.dir.path().join("stderr");
+    let mut guardian = pitser(hospital.dir.path())
+        .args(["guard", "run"])
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(&path).unwrap())
+        .spawn()
+        .unwrap();
+    assert!(first_line(&mut guardian).starts_with("guarding"));
+    Process(guardian).stop();
+    let said = fs::read_to_string(path).unwrap();
+    said.contains("the map is made anew from the segments")
+}
+
 #[cfg(not(feature = "s3"))]
 #[test]
 fn without_the_feature_a_bucket_is_said_to_take_it() {
@@ -201,9 +275,7 @@ fn without_the_feature_a_bucket_is_said_to_take_it() {
 mod bucket {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
-    use std::process::Stdio;
 
-    use super::common::pitser;
     use super::s3::{KEY_ID, S3Server, SECRET};
     use super::*;
 

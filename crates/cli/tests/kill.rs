@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::first_line;
+use common::{Choices, first_line};
 use pitser_evidence::line::Op;
 use pitser_trail::{Layout, read};
 use rusqlite::Connection;
@@ -69,18 +69,6 @@ impl Drop for Guardian {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// A small generator of choices: the seed tells them all.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// The newest version of lines that this module reads and writes. A line carries the
 /// version that its [`Op`] came with: those of version 1 stay what they were.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Longest line read or written, in bytes without the line feed.
 pub const MAX_LINE: usize = 1 << 20;
@@ -23,6 +23,9 @@ pub const MAX_LINE: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Line {
+    /// Body of [`Op::Accept`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<Acceptance>,
     /// Who did it, and how far that is proved; absent if nobody is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Actor>,
@@ -104,6 +107,7 @@ impl Line {
         pos: impl Into<String>,
     ) -> Self {
         Self {
+            accept: None,
             actor: None,
             at,
             checkpoint: None,
@@ -206,6 +210,21 @@ impl Line {
             self.erase.is_some() == (self.op == Op::Erase),
             "erase body and op disagree",
         )?;
+        rule(
+            self.accept.is_some() == (self.op == Op::Accept),
+            "accept body and op disagree",
+        )?;
+        if let Some(accept) = &self.accept {
+            rule(
+                accept.finding.seq < self.seq,
+                "accept does not point back to a finding",
+            )?;
+            let person = self.actor.as_ref().and_then(|actor| actor.person);
+            rule(
+                person.is_some() && self.raw.is_some(),
+                "accept says who accepts and why",
+            )?;
+        }
         let of_somebody = matches!(self.patient, Some(Patient::Pseudonym(_)));
         rule(
             self.op != Op::Erase || (of_somebody && self.table.is_none()),
@@ -235,8 +254,8 @@ impl Line {
         )?;
         let alone = self.event == self.seq && self.more.is_none();
         rule(
-            !(self.op.is_about_the_trail() || self.op == Op::Erase) || alone,
-            "genesis, checkpoint and erase are events of their own",
+            !self.op.is_alone() || alone,
+            "genesis, checkpoint, erase and accept are events of their own",
         )?;
         for prev in [self.prev, self.patient_prev].into_iter().flatten() {
             rule(prev.seq < self.seq, "prev does not point back")?;
@@ -314,6 +333,8 @@ pub enum Op {
     Finding,
     /// The key of this patient was destroyed; since version 2.
     Erase,
+    /// Somebody answers for a finding; since version 3.
+    Accept,
     /// Last line of a block.
     Checkpoint,
 }
@@ -323,6 +344,7 @@ impl Op {
     pub fn version(self) -> u8 {
         match self {
             Self::Erase => 2,
+            Self::Accept => 3,
             _ => 1,
         }
     }
@@ -342,6 +364,11 @@ impl Op {
         matches!(self, Self::Genesis | Self::Checkpoint)
     }
 
+    /// Lines of this kind are events of their own.
+    fn is_alone(self) -> bool {
+        self.is_about_the_trail() || matches!(self, Self::Erase | Self::Accept)
+    }
+
     /// The word in the line.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -357,6 +384,7 @@ impl Op {
             Self::Gap => "gap",
             Self::Finding => "finding",
             Self::Erase => "erase",
+            Self::Accept => "accept",
             Self::Checkpoint => "checkpoint",
         }
     }
@@ -455,6 +483,15 @@ pub struct Erasure {
     pub basis: String,
     /// Commitments to the two people who decided, in the order in which they did.
     pub deciders: [Digest; 2],
+}
+
+/// Body of an acceptance: somebody has looked into a finding and answers for it. Who
+/// is the line's `actor`, and why is what its `raw` commits to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acceptance {
+    /// The finding's line.
+    pub finding: Prev,
 }
 
 /// Body of a block's last line.
@@ -721,6 +758,24 @@ mod tests {
             |l| *l = erasure(|e| e.more = Some(true)),
             "events of their own",
         );
+        let kept = acceptance(|_| {});
+        assert_eq!(Line::decode(&kept.encode()), Ok(kept));
+        refused(|l| *l = acceptance(|a| a.v = 2), "version");
+        refused(|l| *l = acceptance(|a| a.accept = None), "accept body");
+        refused(|l| l.accept = acceptance(|_| {}).accept, "accept body");
+        refused(|l| *l = acceptance(|a| a.raw = None), "who accepts and why");
+        refused(|l| *l = acceptance(|a| a.actor = None), "who accepts");
+        let nameless = |a: &mut Line| a.actor.as_mut().unwrap().person = None;
+        refused(|l| *l = acceptance(nameless), "who accepts");
+        for seq in [12, 13, u64::MAX] {
+            let ahead = |a: &mut Line| a.accept.as_mut().unwrap().finding.seq = seq;
+            refused(|l| *l = acceptance(ahead), "point back");
+        }
+        refused(
+            |l| *l = acceptance(|a| a.more = Some(true)),
+            "events of their own",
+        );
+        refused(|l| *l = acceptance(|a| a.event = 11), "events of their own");
         let about_somebody = || Line {
             patient: Some(Patient::Many),
             ..checkpoint(|_| {})
@@ -761,15 +816,35 @@ mod tests {
         line
     }
 
+    fn acceptance(change: impl FnOnce(&mut Line)) -> Line {
+        let mut line = Line::new(Op::Accept, 12, sample().at, "guardian", "841");
+        line.accept = Some(Acceptance {
+            finding: Prev {
+                hash: Digest::of(&[b"finding"]),
+                seq: 7,
+            },
+        });
+        line.actor = Some(Actor {
+            app: None,
+            binding: Binding::B,
+            client: None,
+            person: Some(Digest::of(&[b"p"])),
+            role: None,
+        });
+        line.raw = Some(Digest::of(&[b"why"]));
+        change(&mut line);
+        line
+    }
+
     #[test]
     fn what_a_newer_version_wrote_is_said_to_be_that() {
         let text = String::from_utf8(erasure(|_| {}).encode()).unwrap();
         let newer = text
-            .replace("\"v\":2", "\"v\":3")
+            .replace("\"v\":2", "\"v\":4")
             .replace("\"erase\"", "\"merge\"");
         let error = Line::decode(newer.as_bytes()).unwrap_err().to_string();
         assert!(
-            error.contains("version 3") && error.contains("newer Pitser"),
+            error.contains("version 4") && error.contains("newer Pitser"),
             "{error}"
         );
     }

@@ -13,7 +13,7 @@ use crate::codec::Digest;
 use crate::commit::{column_leaf, commit_person, commit_raw, patient_alpha, row_root};
 use crate::file::{BlockProof, Evidence, LineProof, MapEntry, OpenColumn, Opening};
 use crate::finding::Code;
-use crate::line::{Genesis, Line, Patient};
+use crate::line::{Genesis, Line, Op, Patient};
 use crate::map::{Leaf, LeafKind, patient_map_key};
 use crate::seal::{self, Seal, SealKeys};
 use crate::vrf::PublicKey;
@@ -494,12 +494,47 @@ impl<'a> Examination<'a> {
             check_list(&patient, entry, &lines, root).map_err(|text| missing(text.into()))?;
             counts.push(lines.len());
         }
+        self.accepted()
+            .map_err(|text| broken("complete", Code::LineAltered, text))?;
         let text = format!(
             "the map lists {} lines of the subject, {} of *many and {} of *unknown: all are here",
             counts[0], counts[1], counts[2]
         );
         self.note("complete", StepState::Matches, text);
         Ok(root)
+    }
+
+    /// What was accepted is a finding of the same list, and was accepted once. The
+    /// lists are known to be complete.
+    fn accepted(&self) -> Result<(), String> {
+        // Known to be in order.
+        let lines = &self.evidence.lines;
+        let mut seen = BTreeSet::new();
+        for line in lines.iter().map(|proof| &proof.line) {
+            let Some(accept) = &line.accept else { continue };
+            let seq = accept.finding.seq;
+            let found = lines.binary_search_by_key(&seq, |proof| proof.line.seq);
+            let is_it = |finding: &Line| {
+                let of_same = (&finding.patient, &finding.table, &finding.key)
+                    == (&line.patient, &line.table, &line.key);
+                finding.op == Op::Finding
+                    && of_same
+                    && Line::hash(&finding.encode()) == accept.finding.hash
+            };
+            if !found.is_ok_and(|at| is_it(&lines[at].line)) {
+                return Err(format!(
+                    "line {} accepts line {seq}, which is no such finding of its list",
+                    line.seq
+                ));
+            }
+            if !seen.insert(seq) {
+                return Err(format!(
+                    "line {} accepts the finding of line {seq} again",
+                    line.seq
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Somebody else replayed the trail and found this log and this map.

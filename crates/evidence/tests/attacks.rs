@@ -12,7 +12,7 @@ use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{column_leaf, patient_alpha};
 use pitser_evidence::file::OpenColumn;
-use pitser_evidence::line::{Op, Patient};
+use pitser_evidence::line::{Acceptance, Actor, Binding, Line, Op, Patient, Prev};
 use pitser_evidence::map::OtherLeaf;
 use pitser_evidence::vrf;
 use pitser_evidence::{StepState, verify};
@@ -1166,4 +1166,70 @@ fn erased_contents_leave_the_proofs_whole() {
         |_, e| e.lines.iter_mut().for_each(|l| l.open = None),
         "intact",
     );
+}
+
+/// Has lines of a trail accept its finding, which is about patient pt-2, and judges the
+/// evidence about that patient. `accepting` says which lines do.
+#[track_caller]
+fn accepted(accepting: &[u64], change: impl Fn(&mut Line), expected: &str) {
+    let sound = World::new();
+    let found = sound.lines.iter().find(|line| line.op == Op::Finding);
+    let found = found.unwrap().clone();
+    let mut world = World::meddled(7, &|line| {
+        if !accepting.contains(&line.seq) {
+            return;
+        }
+        line.op = Op::Accept;
+        line.v = Op::Accept.version();
+        line.table.clone_from(&found.table);
+        (line.key, line.patient) = (found.key, found.patient);
+        line.accept = Some(Acceptance {
+            finding: Prev {
+                hash: Line::hash(&found.encode()),
+                seq: found.seq,
+            },
+        });
+        line.actor = Some(Actor {
+            app: None,
+            binding: Binding::B,
+            client: None,
+            person: Some(Digest::of(&[b"person"])),
+            role: None,
+        });
+        line.raw = Some(Digest::of(&[b"reason"]));
+        change(line);
+    });
+    let anchors = world.anchors();
+    let mut evidence = world.evidence("pt-2");
+    evidence.lines.iter_mut().for_each(|line| line.open = None);
+    world.sign(&mut evidence);
+    assert_eq!(judge(&evidence, Some(&anchors)), expected);
+}
+
+/// Lines 21 and 22 are others': a `delete` of the finding's record, and a `read`.
+#[test]
+fn a_finding_of_the_list_is_accepted_once() {
+    accepted(&[], |_| {}, "intact");
+    accepted(&[21], |_| {}, "intact");
+    let broken = "broken TRL-01 at complete";
+    accepted(&[21, 22], |_| {}, broken);
+    let finding = |line: &mut Line, hash: Digest, seq: u64| {
+        line.accept = Some(Acceptance {
+            finding: Prev { hash, seq },
+        });
+    };
+    accepted(
+        &[21],
+        |line| finding(line, Digest::of(&[b"other"]), 13),
+        broken,
+    );
+    // Lines that are no findings: of the list, of others' and of nobody's.
+    let sound = World::new().lines;
+    for seq in [5, 8, 14] {
+        let hash = Line::hash(&sound[usize::try_from(seq).unwrap()].encode());
+        accepted(&[21], |line| finding(line, hash, seq), broken);
+    }
+    // The finding stands in another's list, or is about another record.
+    let sample = sound[8].clone();
+    accepted(&[22], |line| line.key = sample.key, broken);
 }

@@ -15,7 +15,7 @@ use pitser_evidence::commit::{
     Key, LineNonce, column_leaf, commit_person, commit_raw, commit_row, commit_table_key,
     patient_alpha, record_key,
 };
-use pitser_evidence::line::{Erasure, Line, Op, Patient};
+use pitser_evidence::line::{Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev};
 use pitser_evidence::map::{
     Leaf, LeafKind, MapKey, Path, RowRef, SparseMap, patient_map_key, record_map_key,
 };
@@ -48,6 +48,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
         .collect();
     let pretty = |value: Value| format!("{value:#}\n").into_bytes();
     vec![
+        ("accept.jsonl", [accept().encode(), b"\n".to_vec()].concat()),
         ("anchors.toml", world.anchors().to_toml().into_bytes()),
         ("blocks.json", pretty(blocks(&world))),
         ("commitments.json", pretty(commitments())),
@@ -98,6 +99,28 @@ fn the_published_files_are_found_intact() {
             "{name}"
         );
     }
+}
+
+/// A line of version 3, as if it followed the first fifteen of a trail.
+fn accept() -> Line {
+    let nonce = LineNonce::new(&Key::new([0x33; 32]), ORIGIN, 1, 15);
+    let at = "2026-03-14T09:26:53.589793Z".parse().unwrap();
+    let mut line = Line::new(Op::Accept, 15, at, "guardian", "841");
+    line.accept = Some(Acceptance {
+        finding: Prev {
+            hash: Digest::of(&[b"finding"]),
+            seq: 13,
+        },
+    });
+    line.actor = Some(Actor {
+        app: None,
+        binding: Binding::B,
+        client: None,
+        person: Some(commit_person(&nonce.person(), "Mari Maasikas")),
+        role: None,
+    });
+    line.raw = Some(commit_raw(&nonce.raw(), "the nightly import".as_bytes()));
+    line
 }
 
 /// A line of version 2, as if it followed the first fourteen of a trail.

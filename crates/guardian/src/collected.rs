@@ -17,6 +17,7 @@ pub(crate) struct Collected {
     /// Tables whose rows all have their line.
     pub(crate) live: HashSet<String>,
     pub(crate) events: u64,
+    /// Lines of findings, and those that accept them.
     pub(crate) findings: Vec<Line>,
     pub(crate) fingerprint: Option<Digest>,
     /// Tables that the trail was begun with.
@@ -65,7 +66,7 @@ impl Saved {
 }
 
 impl Gather for Collected {
-    const FORM: &'static str = "guardian 2";
+    const FORM: &'static str = "guardian 3";
 
     fn save(&self) -> Vec<u8> {
         let position = |position: &Option<Position>| position.as_ref().map(Position::to_string);
@@ -98,7 +99,7 @@ impl Gather for Collected {
                 Some(table) => drop(self.live.insert(table.clone())),
                 None => self.live.extend(std::mem::take(&mut self.first)),
             },
-            Op::Finding => self.findings.push(line.clone()),
+            Op::Finding | Op::Accept => self.findings.push(line.clone()),
             Op::Ddl => self.fingerprint = line.ddl.as_ref().map(|d| d.after),
             Op::Delete => {
                 if let (Some(table), Some(record)) = (&line.table, line.key)

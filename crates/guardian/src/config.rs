@@ -1,8 +1,8 @@
 //! What an operator decides about a guarded source.
 
+use crate::approver::Approver;
 use crate::archive::StoreArchive;
 use crate::audit::Admitted;
-use crate::erasure::Approver;
 use pitser_evidence::commit::Key;
 use pitser_trail::master::{Keeper, KeeperError};
 use serde::{Deserialize, Serialize};
@@ -230,7 +230,7 @@ pub struct Tuning {
     pub segments: pitser_trail::SegmentLimits,
     /// Where closed ones may have moved.
     pub archive: Option<Archive>,
-    /// Who may have patients erased.
+    /// Who may have patients erased, or answer for findings.
     pub approvers: Vec<Approver>,
     /// Auditors who may ask for the trails over HTTP.
     pub auditors: Vec<Admitted>,

@@ -1,35 +1,17 @@
 //! Who may have a patient erased, and what they ask (docs/erasure.md, spec 61 §4.5).
 //!
-//! Each approver has a secret token; the configuration knows its SHA-256. Two tokens
-//! are two people, as far as each keeps his own to himself. The same questions are
-//! answered by a running guardian and, while none runs, on the trail's folder.
+//! Two tokens are two people, as far as each keeps his own to himself. The same
+//! questions are answered by a running guardian and, while none runs, on the trail's
+//! folder.
 
+use crate::approver::{Approver, Power, Refused, who};
 use crate::collected::Collected;
-use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::Timestamp;
 use pitser_trail::erasure::{Erased, ErasureError, Hold, Plan, Request};
 use pitser_trail::{Layout, Trail, TrailError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
-
-/// Somebody who may decide erasures and holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Approver {
-    /// The name that the trail's vault keeps.
-    pub name: String,
-    /// SHA-256 of the person's token, which is at least 32 random bytes as text.
-    pub token_sha256: Bytes32,
-}
-
-/// The SHA-256 of a token, as the configuration has it.
-pub fn token_hash(token: &str) -> Bytes32 {
-    let hash = Digest::of(&[token.trim().as_bytes()]);
-    let bytes = hash.0.digest().try_into();
-    Bytes32(bytes.expect("SHA-256 has 32 bytes"))
-}
 
 /// What an approver asks.
 #[derive(Serialize, Deserialize)]
@@ -133,22 +115,6 @@ impl fmt::Debug for Answer {
     }
 }
 
-/// Why it was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// Nobody has that token.
-    #[error(
-        "this token is no approver's. Approvers are the [[approver]] blocks of the configuration; `pitser erase --new-token` makes a token"
-    )]
-    Unknown,
-    /// The rules of erasure speak against it.
-    #[error("{0}")]
-    Rule(String),
-    /// It could not be looked at, or not be finished: ask again later.
-    #[error("{0}")]
-    Unavailable(String),
-}
-
 /// Answers on a trail that no guardian has open.
 ///
 /// # Errors
@@ -178,8 +144,9 @@ pub fn answer(
     now: &Timestamp,
     pos: &str,
 ) -> (Result<Answer, Refused>, Option<TrailError>) {
-    let Some(by) = who(approvers, &asked.token) else {
-        return (Err(Refused::Unknown), None);
+    let by = match who(approvers, &asked.token, Power::Erase) {
+        Ok(by) => by,
+        Err(refused) => return (Err(refused), None),
     };
     match decide(trail, &asked.ask, by, now, pos) {
         Ok(answer) => (Ok(answer), None),
@@ -221,16 +188,4 @@ fn decide(
         Ask::RemoveHold { patient } => Answer::Hold(trail.remove_hold(patient)?),
         Ask::Holds {} => Answer::Holds(trail.holds()?),
     })
-}
-
-/// Whose token it is. All are compared, each in constant time.
-fn who<'a>(approvers: &'a [Approver], token: &str) -> Option<&'a str> {
-    let hash = token_hash(token);
-    let mut found = None;
-    for approver in approvers {
-        if bool::from(approver.token_sha256.0.ct_eq(&hash.0)) {
-            found = Some(approver.name.as_str());
-        }
-    }
-    found
 }

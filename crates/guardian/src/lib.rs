@@ -5,15 +5,18 @@
 //! running [`Guardian`]; preparing a database ([`init`]); the independent
 //! replay of a whole trail ([`audit`]); the store of archived segments ([`archive`]);
 //! telling receivers of findings ([`alert`]) and the authority of the trail ([`fleet`]);
-//! who may have a patient erased ([`erasure`]).
+//! people with a token of their own ([`approver`]), who may have a patient erased
+//! ([`erasure`]) or answer for a finding ([`acceptance`]).
 //! Elsewhere: reading databases (`capture`), files (`trail`), comparing rows
 //! (`monitor`), pages and APIs (`web`), clocks (`cli` hands one in).
 //!
 //! One thread owns the source and the trail; everything else reaches it as a
 //! command and waits for the answer.
 
+pub mod acceptance;
 mod actors;
 pub mod alert;
+pub mod approver;
 pub mod archive;
 pub mod audit;
 mod collected;
@@ -31,8 +34,8 @@ mod translate;
 pub use rebuild::{Rebuilt, rebuild};
 pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
 pub use status::{
-    AlertStatus, BlockStatus, FindingStatus, FleetStatus, Latency, SourceState, Status,
-    WitnessStatus,
+    AcceptedStatus, AlertStatus, BlockStatus, FindingStatus, FleetStatus, Latency, SourceState,
+    Status, WitnessStatus,
 };
 
 use std::sync::Arc;

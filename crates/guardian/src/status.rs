@@ -1,5 +1,7 @@
 //! What a guardian shows of itself. Names are in clear: for those who run it.
 
+use pitser_evidence::Code;
+use pitser_monitor::can_accept;
 use serde::Serialize;
 
 /// One source, as `guard status --json` and the status page show it.
@@ -140,10 +142,33 @@ pub struct FindingStatus {
     pub found_at_us: u64,
     /// One sentence.
     pub text: String,
-    /// False once a later scan no longer finds it.
+    /// False once a later scan no longer finds it, or somebody answers for it.
     pub open: bool,
     /// Its own line in the trail.
     pub line: Option<u64>,
+    /// Who answers for it, if somebody does.
+    pub accepted: Option<AcceptedStatus>,
+}
+
+impl FindingStatus {
+    /// Whether somebody could answer for it now.
+    pub fn can_be_accepted(&self) -> bool {
+        let known = Code::ALL.iter().find(|code| code.as_str() == self.code);
+        self.open && self.line.is_some() && known.is_some_and(|code| can_accept(*code).is_ok())
+    }
+}
+
+/// Somebody has looked into a finding and answers for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AcceptedStatus {
+    /// The line of the trail that says so.
+    pub line: u64,
+    /// When (RFC 3339).
+    pub at: String,
+    /// Who; null if the vault does not open it any more.
+    pub by: Option<String>,
+    /// Why; null if the vault does not open it any more.
+    pub reason: Option<String>,
 }
 
 /// Deliveries of one source's findings to one receiver.

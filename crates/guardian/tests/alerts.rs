@@ -96,6 +96,7 @@ fn finding(line: u64) -> FindingStatus {
         text: "a live row differs from its sealed version".into(),
         open: true,
         line: Some(line),
+        accepted: None,
     }
 }
 

@@ -9,5 +9,8 @@
 mod finding;
 mod scan;
 
-pub use finding::{Finding, Incident, Incidents, can_close, key_cells, key_of, show_key};
+pub use finding::{
+    Accepted, Finding, Incident, Incidents, NotAccepted, can_accept, can_close, key_cells, key_of,
+    show_key,
+};
 pub use scan::{Expected, Look, ScanTable, Sealed, Touched, expected, judge, look};

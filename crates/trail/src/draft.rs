@@ -2,7 +2,7 @@
 //! vault and, as commitments and pseudonyms, into the trail.
 
 use pitser_evidence::codec::Bytes32;
-use pitser_evidence::line::{Binding, Ddl, Finding, Gap, Op, Timestamp};
+use pitser_evidence::line::{Acceptance, Binding, Ddl, Finding, Gap, Op, Timestamp};
 use smallvec::SmallVec;
 use std::fmt;
 use std::sync::Arc;
@@ -119,6 +119,8 @@ pub enum Body {
     Gap(Gap),
     /// The schema changed.
     Ddl(Ddl),
+    /// A finding is accepted, by the draft's actor and for the reason in its `raw`.
+    Accept(Acceptance),
     /// A patient's key is to be destroyed: on what basis, and who decided.
     Erase {
         /// Stands in the line in clear.

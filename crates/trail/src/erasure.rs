@@ -341,7 +341,11 @@ fn name_of(code: &str) -> String {
     HEXLOWER.encode(Digest::of(&[spelled.as_bytes()]).0.digest())
 }
 
-fn check_text(text: &str) -> Result<(), ErasureError> {
+/// Whether a basis or a reason can be written.
+///
+/// # Errors
+/// [`ErasureError::Text`].
+pub fn check_text(text: &str) -> Result<(), ErasureError> {
     let is_good =
         !text.trim().is_empty() && text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
     is_good.then_some(()).ok_or(ErasureError::Text)

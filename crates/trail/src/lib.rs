@@ -25,6 +25,7 @@ pub mod index;
 pub mod keys;
 pub mod layout;
 pub mod map;
+mod marks;
 pub mod master;
 pub mod read;
 mod recent;

@@ -9,8 +9,9 @@ use crate::disk::{At, DiskError, SECTOR};
 use crate::index::{BlockEntry, Index};
 use crate::layout::Layout;
 use crate::map::{Commit, MapError};
+use crate::marks;
 use pitser_evidence::block::LogLeaf;
-use pitser_evidence::codec::{Bytes32, Digest};
+use pitser_evidence::codec::Digest;
 use pitser_evidence::finding::Code;
 use pitser_evidence::line::{Checkpoint, Line, MAX_LINE, Op, SealRef};
 use pitser_evidence::seal::{self, SealKeys};
@@ -759,12 +760,12 @@ where
         let altered = |text: String| damage(Code::LineAltered, &segment.path, Some(seq), text);
         let line = Line::decode(bytes).map_err(|e| altered(e.to_string()))?;
         let hash = Line::hash(bytes);
-        match self.view.state.apply(&line, hash) {
+        let applied = self.view.state.apply(&line, hash);
+        match applied.and_then(|()| marks::follow(&mut self.view.state, &line, hash)) {
             Ok(()) => {}
             Err(ApplyError::Line(e)) => return Err(altered(e.what.into()).into()),
             Err(ApplyError::Storage(e)) => return Err(Into::<MapError>::into(e).into()),
         }
-        note_message(&mut self.view.state, &line).map_err(Into::<MapError>::into)?;
         self.genesis_hash.get_or_insert(hash);
         self.view.index.push_line(seq, place.segment, place.offset);
         self.follow.line(&line, place);
@@ -797,26 +798,6 @@ where
         self.view.whole.lines = end;
         Ok(())
     }
-}
-
-/// Notes that a message was taken, so that it is not taken again: by the
-/// position that its lines have.
-pub(crate) fn note_message<P: Pages>(
-    state: &mut State<Tree<P>>,
-    line: &Line,
-) -> Result<(), P::Error> {
-    match line.op {
-        Op::Read => state.storage_mut().mark(&message_mark(&line.pos)),
-        _ => Ok(()),
-    }
-}
-
-/// What stands in the map's store for a message.
-pub(crate) fn message_mark(pos: &str) -> Bytes32 {
-    let hash = pitser_ksi::hash::hash(Algorithm::Sha256, &[b"message\0", pos.as_bytes()]);
-    let mut mark = [0; 32];
-    mark.copy_from_slice(hash.digest());
-    Bytes32(mark)
 }
 
 /// Whether the segments hold the line that a commit ends with.

@@ -15,6 +15,9 @@ use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
 
+/// What is kept in another form is read again: it lacks marks of findings.
+const FORM: &str = "replay 2";
+
 /// Follows a replay.
 pub trait Watch {
     /// So many lines of the trail are read.
@@ -52,7 +55,8 @@ pub fn replay(layout: &Layout, blocks: u64, watch: &mut dyn Watch) -> Result<Rep
     disk::private_dir(&layout.map())?;
     let folder = OsFolder::new(layout.map());
     let opened = Store::open(folder.clone())?;
-    let (start, store) = match opened.filter(|(_, _, commit)| commit.blocks <= blocks) {
+    let goes_on = |commit: &Commit| commit.blocks <= blocks && commit.gathered_as == FORM;
+    let (start, store) = match opened.filter(|(_, _, commit)| goes_on(commit)) {
         Some((tree, store, commit)) => (go_on(layout, &folder, tree, commit)?, store),
         None => begin(&folder)?,
     };
@@ -148,7 +152,7 @@ impl Keeping<'_> {
             root: Bytes32([0; 32]),
             genesis: Blob(self.genesis.clone()),
             gathered: Blob(Vec::new()),
-            gathered_as: String::new(),
+            gathered_as: FORM.to_owned(),
         };
         self.committed = commit.next_seq;
         let blocks = commit.blocks;

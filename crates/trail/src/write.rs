@@ -11,6 +11,7 @@ use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
 use crate::map::{Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
+use crate::marks;
 use crate::read::{self, Follow, Place, ReadError, View, part_magics};
 use crate::replay;
 use crate::vault::{Vault, VaultError};
@@ -376,7 +377,25 @@ impl Trail {
         }
         let lock = take_lock(&layout)?;
         crate::map::discard(&OsFolder::new(layout.map()))?;
-        Self::open_locked(layout, lock, progress)
+        let (mut trail, gathered, recovery) = Self::open_locked(layout, lock, progress)?;
+        trail.commit_what_was_read()?;
+        Ok((trail, gathered, recovery))
+    }
+
+    /// Makes the map durable now, if the trail's last line ends a block. After a crash
+    /// it may not: then there is what was committed while it was read.
+    fn commit_what_was_read(&mut self) -> Result<(), TrailError> {
+        let last = self.state.next_seq().checked_sub(1);
+        let Some(last) = last.filter(|_| self.open.is_empty()) else {
+            return Ok(());
+        };
+        if let Some(line) = self.line(last)? {
+            self.commit_due = Some((Line::hash(&line.encode()), line.at.micros()));
+            let lines = std::mem::take(&mut self.commit_lines);
+            self.commit_map()?;
+            self.commit_lines = lines;
+        }
+        Ok(())
     }
 
     fn open_locked<T: Gather>(
@@ -489,7 +508,7 @@ impl Trail {
     /// # Errors
     /// [`TrailError::Map`].
     pub fn has_message(&self, pos: &str) -> Result<bool, TrailError> {
-        Ok(self.state.storage().is_marked(&read::message_mark(pos))?)
+        Ok(self.state.storage().is_marked(&marks::message(pos))?)
     }
 
     /// Bytes that the map and the index take on disk.
@@ -563,7 +582,7 @@ impl Trail {
         }
         let hash = Line::hash(&bytes);
         self.state.apply_to(before, line, hash)?;
-        read::note_message(&mut self.state, line)?;
+        marks::follow(&mut self.state, line, hash)?;
         self.gathered.line(line);
         self.open.push(hash.0);
         let offset = self.files.lines.len() + self.buffer.len() as u64;

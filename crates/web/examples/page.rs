@@ -6,9 +6,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pitser_guardian::acceptance;
+use pitser_guardian::approver::Refused;
 use pitser_guardian::audit::Desk;
-use pitser_guardian::erasure::{Answer, Asked, Refused};
-use pitser_guardian::{BlockStatus, FindingStatus, ScanSummary, SourceState, Status, SubmitError};
+use pitser_guardian::erasure::{Answer, Asked};
+use pitser_guardian::{
+    AcceptedStatus, BlockStatus, FindingStatus, ScanSummary, SourceState, Status, SubmitError,
+};
 use pitser_web::{Guarded, Server, Taken, WebError};
 use tokio::sync::watch;
 
@@ -70,6 +74,10 @@ impl Guarded for Pretend {
     }
 
     async fn erasure(&self, _: Asked) -> Result<Answer, Refused> {
+        Err(Refused::Unknown)
+    }
+
+    async fn accept(&self, _: acceptance::Asked) -> Result<acceptance::Answer, Refused> {
         Err(Refused::Unknown)
     }
 
@@ -152,6 +160,12 @@ fn tampered() -> Status {
             text: text.into(),
             open,
             line: Some(1_291_007),
+            accepted: (!open).then(|| AcceptedStatus {
+                line: 1_291_042,
+                at: ago(3600),
+                by: Some("Mari Maasikas".into()),
+                reason: Some("the planned upgrade to version 4.2".into()),
+            }),
         };
     Status {
         findings: vec![

@@ -8,8 +8,12 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use pitser_guardian::erasure::{Asked, Refused};
+use pitser_guardian::acceptance;
+use pitser_guardian::approver::Refused;
+use pitser_guardian::erasure::Asked;
 use pitser_guardian::{ScanSummary, SourceState};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::Guarded;
@@ -97,51 +101,79 @@ async fn run_scan<G: Guarded>(source: &Source<G>) -> Response {
     }
 }
 
-/// An approver's question or decision. His token never goes over a network in clear,
-/// so nothing but a loopback address takes one.
+/// An approver's question about erasures, or his decision.
 pub(crate) async fn erasure<G: Guarded>(
     State(site): State<Arc<Site<G>>>,
     Path(name): Path<String>,
     body: Body,
 ) -> Response {
-    let refused =
-        |code: StatusCode, why: &str| (code, Json(json!({ "error": why }))).into_response();
-    if !site.is_local() {
-        let why = "this guardian can be reached from other machines without TLS: erasures are asked \
-                   for on a loopback address alone";
-        return refused(StatusCode::FORBIDDEN, why);
+    match asked::<Asked, G>(&site, &name, body, "4.5").await {
+        Ok((source, asked)) => answer(source.guardian.erasure(asked).await),
+        Err(refused) => refused,
     }
-    let Some(source) = site.source(Some(&name)) else {
-        return refused(
+}
+
+/// An approver answers for findings.
+pub(crate) async fn accept<G: Guarded>(
+    State(site): State<Arc<Site<G>>>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Response {
+    match asked::<acceptance::Asked, G>(&site, &name, body, "4.6").await {
+        Ok((source, asked)) => answer(source.guardian.accept(asked).await),
+        Err(refused) => refused,
+    }
+}
+
+/// What an approver asks, of which source. His token never goes over a network in
+/// clear, so nothing but a loopback address takes one.
+async fn asked<'a, T: DeserializeOwned, G: Guarded>(
+    site: &'a Site<G>,
+    name: &str,
+    body: Body,
+    section: &str,
+) -> Result<(&'a Source<G>, T), Response> {
+    if !site.is_local() {
+        let why = "this guardian can be reached from other machines without TLS: approvers are \
+                   heard on a loopback address alone";
+        return Err(refused(StatusCode::FORBIDDEN, why));
+    }
+    let unknown = || {
+        refused(
             StatusCode::NOT_FOUND,
             &format!("no source is named {name:?}"),
-        );
+        )
     };
-    let Ok(bytes) = to_bytes(body, ASKED_BYTES).await else {
-        return refused(
+    let source = site.source(Some(name)).ok_or_else(unknown)?;
+    let bytes = to_bytes(body, ASKED_BYTES).await.map_err(|_| {
+        refused(
             StatusCode::PAYLOAD_TOO_LARGE,
             "a question has at most 16 KiB",
-        );
-    };
+        )
+    })?;
     // What serde says of it could repeat the token.
-    let Ok(asked) = serde_json::from_slice::<Asked>(&bytes) else {
-        return refused(
-            StatusCode::BAD_REQUEST,
-            "this is no question of an approver: see spec 61, 4.5",
-        );
-    };
-    match source.guardian.erasure(asked).await {
+    let asked = serde_json::from_slice(&bytes).map_err(|_| {
+        let why = format!("this is no question of an approver: see spec 61, {section}");
+        refused(StatusCode::BAD_REQUEST, &why)
+    })?;
+    Ok((source, asked))
+}
+
+fn answer<T: Serialize>(answer: Result<T, Refused>) -> Response {
+    match answer {
         Ok(answer) => Json(answer).into_response(),
-        Err(error @ Refused::Unknown) => refused(StatusCode::FORBIDDEN, &error.to_string()),
-        Err(error @ Refused::Rule(_)) => refused(StatusCode::CONFLICT, &error.to_string()),
+        Err(error @ (Refused::Unknown | Refused::Powerless { .. })) => {
+            refused(StatusCode::FORBIDDEN, &error.to_string())
+        }
+        Err(Refused::Rule(why)) => refused(StatusCode::CONFLICT, &why),
         Err(Refused::Unavailable(why)) => unavailable(&why),
     }
 }
 
+fn refused(code: StatusCode, why: &str) -> Response {
+    (code, Json(json!({ "error": why }))).into_response()
+}
+
 fn unavailable(why: &str) -> Response {
-    (
-        StatusCode::SERVICE_UNAVAILABLE,
-        Json(json!({ "error": why })),
-    )
-        .into_response()
+    refused(StatusCode::SERVICE_UNAVAILABLE, why)
 }

@@ -11,6 +11,7 @@
 //! | GET `/api/status`, `/api/events` | all that is known, once or as it changes     |
 //! | POST `/api/scan/{source}`      | compares all live rows now                     |
 //! | POST `/api/erasure/{source}`   | an approver asks about erasures, or decides    |
+//! | POST `/api/accept/{source}`    | an approver answers for findings               |
 //! | `/audit/{source}/...`          | what auditors ask, each request signed (spec 64) |
 //! | GET `/health`, `/ready`        | is the process alive; are all sources guarded  |
 //! | GET `/metrics`                 | Prometheus text                                |
@@ -49,8 +50,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use pitser_guardian::acceptance;
+use pitser_guardian::approver::Refused;
 use pitser_guardian::audit::Desk;
-use pitser_guardian::erasure::{Answer, Asked, Refused};
+use pitser_guardian::erasure::{Answer, Asked};
 use pitser_guardian::{Handle, ScanSummary, Status, SubmitError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -165,6 +168,12 @@ pub trait Guarded: Clone + Send + Sync + 'static {
     /// Answers an approver of erasures.
     fn erasure(&self, asked: Asked) -> impl Future<Output = Result<Answer, Refused>> + Send;
 
+    /// Has an approver answer for findings.
+    fn accept(
+        &self,
+        asked: acceptance::Asked,
+    ) -> impl Future<Output = Result<acceptance::Answer, Refused>> + Send;
+
     /// Where auditors are answered; `None` where nobody is.
     fn desk(&self) -> Option<Arc<Desk>>;
 }
@@ -205,6 +214,10 @@ impl Guarded for Handle {
         Handle::erasure(self, asked).await
     }
 
+    async fn accept(&self, asked: acceptance::Asked) -> Result<acceptance::Answer, Refused> {
+        Handle::accept(self, asked).await
+    }
+
     fn desk(&self) -> Option<Arc<Desk>> {
         Some(Arc::clone(Handle::desk(self)))
     }
@@ -232,6 +245,7 @@ fn routes<G: Guarded>(site: Arc<Site<G>>) -> Router {
         .route("/api/events", get(events::statuses::<G>))
         .route("/api/scan/{source}", post(api::scan::<G>))
         .route("/api/erasure/{source}", post(api::erasure::<G>))
+        .route("/api/accept/{source}", post(api::accept::<G>))
         .route(
             "/audit/{source}/{*what}",
             get(audit::audit::<G>).post(audit::audit::<G>),

@@ -266,6 +266,7 @@ mod tests {
             text: String::new(),
             open,
             line: None,
+            accepted: None,
         }
     }
 

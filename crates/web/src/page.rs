@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE64;
-use pitser_guardian::{BlockStatus, FindingStatus, SourceState, Status};
+use pitser_guardian::{AcceptedStatus, BlockStatus, FindingStatus, SourceState, Status};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -232,25 +232,25 @@ fn findings(out: &mut String, at: usize, status: &Status) -> fmt::Result {
             out,
             r#"<section class="findings" aria-labelledby="s{at}-open"><h3 id="s{at}-open">{heading}</h3>"#
         )?;
-        cards(out, &open)?;
+        cards(out, &status.name, &open)?;
         out.write_str("</section>")?;
     }
     if !closed.is_empty() {
         let heading = count(closed.len() as u64, "earlier finding", "earlier findings");
         write!(
             out,
-            r#"<details class="findings"><summary>{heading} no longer found; still in the trail</summary>"#
+            r#"<details class="findings"><summary>{heading}, no longer found or accepted; all still in the trail</summary>"#
         )?;
-        cards(out, &closed)?;
+        cards(out, &status.name, &closed)?;
         out.write_str("</details>")?;
     }
     Ok(())
 }
 
-fn cards(out: &mut String, findings: &[&FindingStatus]) -> fmt::Result {
+fn cards(out: &mut String, source: &str, findings: &[&FindingStatus]) -> fmt::Result {
     out.write_str(r#"<ol class="cards">"#)?;
     for finding in findings.iter().take(SHOWN) {
-        card(out, finding)?;
+        card(out, source, finding)?;
     }
     out.write_str("</ol>")?;
     match findings.len().checked_sub(SHOWN) {
@@ -263,7 +263,7 @@ fn cards(out: &mut String, findings: &[&FindingStatus]) -> fmt::Result {
     }
 }
 
-fn card(out: &mut String, finding: &FindingStatus) -> fmt::Result {
+fn card(out: &mut String, source: &str, finding: &FindingStatus) -> fmt::Result {
     let kind = if finding.code.starts_with("ACT") || finding.code.starts_with("SEAL-01") {
         "wait"
     } else {
@@ -305,16 +305,42 @@ fn card(out: &mut String, finding: &FindingStatus) -> fmt::Result {
             Text(&shortened(&text, 400))
         )?;
     }
+    if let Some(accepted) = &finding.accepted {
+        return answered(out, accepted);
+    }
     let advice = Text(words::advice(&finding.code));
     write!(out, r#"<p class="next"><b>What to do</b> {advice}</p>"#)?;
-    if let Some(command) = words::command(finding) {
-        write!(
-            out,
-            r#"<p class="command"><code>{0}</code><button type="button" class="copy" data-copy="{0}">Copy</button></p>"#,
-            Text(&command)
+    if let Some(shown) = words::command(finding) {
+        command(out, &shown)?;
+    }
+    if let Some(shown) = words::accept_command(source, finding) {
+        out.write_str(
+            r#"<p class="next">Once it is explained, an approver says so, for the record:</p>"#,
         )?;
+        command(out, &shown)?;
     }
     out.write_str("</li>")
+}
+
+fn command(out: &mut String, command: &str) -> fmt::Result {
+    write!(
+        out,
+        r#"<p class="command"><code>{0}</code><button type="button" class="copy" data-copy="{0}">Copy</button></p>"#,
+        Text(command)
+    )
+}
+
+/// The end of a card that needs nobody any more.
+fn answered(out: &mut String, accepted: &AcceptedStatus) -> fmt::Result {
+    let gone = "(not to be opened any more)";
+    write!(
+        out,
+        r#"<p class="next"><b>Accepted</b> {at} by {by}, trail line {line}: {reason}</p></li>"#,
+        at = Moment(&accepted.at),
+        by = Text(&shortened(accepted.by.as_deref().unwrap_or(gone), 120)),
+        line = grouped(accepted.line),
+        reason = Text(&shortened(accepted.reason.as_deref().unwrap_or(gone), 500)),
+    )
 }
 
 fn fact(out: &mut String, name: &str, value: &dyn fmt::Display) -> fmt::Result {
@@ -615,14 +641,30 @@ mod tests {
                 text: HOSTILE.repeat(100),
                 open: true,
                 line: Some(1),
+                accepted: None,
             }],
             ..Status::default()
         }
     }
 
+    fn accepted() -> FindingStatus {
+        FindingStatus {
+            open: false,
+            accepted: Some(AcceptedStatus {
+                line: 9,
+                at: HOSTILE.into(),
+                by: Some(HOSTILE.into()),
+                reason: Some(HOSTILE.into()),
+            }),
+            ..hostile().findings.remove(0)
+        }
+    }
+
     #[test]
     fn nothing_from_outside_becomes_markup() {
-        let page = document(&[hostile(), hostile()]);
+        let mut first = hostile();
+        first.findings.push(accepted());
+        let page = document(&[first, hostile()]);
         assert!(page.contains("&lt;img src=x onerror=alert(1)&gt;&quot;&#39;&amp;"));
         assert!(!page.contains("<img"), "{page}");
         assert!(!page.contains('\r'), "{page}");
@@ -660,6 +702,36 @@ mod tests {
         }
         let empty = BASE64.encode(&Sha256::digest(""));
         assert!(!POLICY.contains(&empty), "{}", *POLICY);
+    }
+
+    #[test]
+    fn who_answers_for_a_finding_stands_in_the_place_of_advice() {
+        let mut finding = FindingStatus {
+            code: "ACT-01".into(),
+            ..hostile().findings.remove(0)
+        };
+        let page = |finding: &FindingStatus| {
+            document(&[Status {
+                name: "ehr".into(),
+                findings: vec![finding.clone()],
+                ..Status::default()
+            }])
+        };
+        let command = "pitser guard accept --source ehr --finding 1 --reason &#39;WHY&#39;";
+        assert!(page(&finding).contains(command));
+        finding.accepted = accepted().accepted;
+        finding.open = false;
+        let closed = page(&finding);
+        assert!(closed.contains("<b>Accepted</b>"), "{closed}");
+        assert!(!closed.contains("What to do") && !closed.contains("guard accept"));
+        // A row that is wrong is nobody's to answer for.
+        let row = FindingStatus {
+            code: "ROW-01".into(),
+            accepted: None,
+            open: true,
+            ..finding
+        };
+        assert!(!page(&row).contains("guard accept"));
     }
 
     #[test]

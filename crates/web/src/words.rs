@@ -150,6 +150,15 @@ pub(crate) fn command(finding: &FindingStatus) -> Option<String> {
     }
 }
 
+/// How an approver answers for a finding, if that is possible. Safe to paste, too.
+pub(crate) fn accept_command(source: &str, finding: &FindingStatus) -> Option<String> {
+    let line = finding.line.filter(|_| finding.can_be_accepted())?;
+    let source = shell(source)?;
+    Some(format!(
+        "pitser guard accept --source {source} --finding {line} --reason 'WHY'"
+    ))
+}
+
 /// What a code means, as a heading.
 pub(crate) fn meaning(code: &str) -> String {
     known(code).map_or_else(
@@ -353,6 +362,7 @@ mod tests {
             text: String::new(),
             open,
             line: None,
+            accepted: None,
         }
     }
 

@@ -12,8 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pitser_capture::fhir::{self, MAX_EVENT};
+use pitser_guardian::acceptance;
+use pitser_guardian::approver::{Power, Refused};
 use pitser_guardian::audit::Desk;
-use pitser_guardian::erasure::{self, Asked, Refused};
+use pitser_guardian::erasure::{self, Asked};
 use pitser_guardian::{FindingStatus, ScanSummary, SourceState, Status, SubmitError};
 use pitser_web::{Guarded, Server, ServerHandle, Taken, WebError};
 use serde_json::{Value, json};
@@ -67,6 +69,24 @@ impl Guarded for Recorder {
             "known" => Ok(erasure::Answer::Holds(Vec::new())),
             "busy" => Err(Refused::Unavailable("disk full".into())),
             "bound" => Err(Refused::Rule("a hold stands".into())),
+            _ => Err(Refused::Unknown),
+        }
+    }
+
+    async fn accept(&self, asked: acceptance::Asked) -> Result<acceptance::Answer, Refused> {
+        let line = |finding: &u64| acceptance::Line {
+            finding: *finding,
+            line: 9,
+        };
+        match asked.token.as_str() {
+            "known" => Ok(acceptance::Answer {
+                accepted: asked.findings.iter().map(line).collect(),
+                by: "Mari Maasikas".into(),
+            }),
+            "powerless" => Err(Refused::Powerless {
+                name: "Jaan Tamm".into(),
+                power: Power::Accept,
+            }),
             _ => Err(Refused::Unknown),
         }
     }
@@ -466,6 +486,7 @@ async fn the_page_says_it_without_javascript() {
             text: "differs".into(),
             open: true,
             line: Some(7),
+            accepted: None,
         });
     });
     let page = served.get("/").await.body;
@@ -670,4 +691,35 @@ async fn approvers_are_answered_by_their_token() {
     let long = served.post("/api/erasure/ehr", vec![b' '; 20_000]).await;
     assert_eq!(long.code, 413);
     assert_eq!(served.post("/api/erasure/other", "{}").await.code, 404);
+}
+
+#[tokio::test]
+async fn an_approver_answers_for_findings() {
+    let served = one();
+    let ask = async |token: &str| {
+        let body = format!("{{\"token\":\"{token}\",\"findings\":[7],\"reason\":\"why\"}}");
+        served.post("/api/accept/ehr", body).await
+    };
+    let answer = ask("known").await;
+    let done = r#"{"accepted":[{"finding":7,"line":9}],"by":"Mari Maasikas"}"#;
+    assert_eq!((answer.code, answer.body.as_str()), (200, done));
+    for token in ["T0KEN", "powerless"] {
+        let answer = ask(token).await;
+        assert_eq!(answer.code, 403);
+        assert!(answer.json()["error"].is_string() && !answer.body.contains("T0KEN"));
+    }
+    let wrong = [
+        r#"{"token":"T0KEN"}"#,
+        r#"{"token":"T0KEN","findings":[-1],"reason":"why"}"#,
+        r#"{"token":"T0KEN","findings":7,"reason":"why"}"#,
+        r#"{"token":"T0KEN","findings":[],"reason":"why","ask":{}}"#,
+    ];
+    for body in wrong {
+        let answer = served.post("/api/accept/ehr", body).await;
+        assert_eq!(answer.code, 400);
+        assert!(!answer.body.contains("T0KEN"));
+    }
+    let long = served.post("/api/accept/ehr", vec![b' '; 20_000]).await;
+    assert_eq!(long.code, 413);
+    assert_eq!(served.post("/api/accept/other", "{}").await.code, 404);
 }

@@ -8,9 +8,12 @@ use crate::files;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{clean, plural, print, print_json};
 use pitser_evidence::line::Timestamp;
+use pitser_guardian::acceptance;
+use pitser_guardian::approver::{Approver, Refused, token_hash};
 use pitser_guardian::config::Source;
-use pitser_guardian::erasure::{self, Ask, Asked, Refused};
+use pitser_guardian::erasure::{self, Ask, Asked};
 use pitser_trail::TrailError;
+use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
@@ -103,7 +106,7 @@ fn new_token(file: &Path, name: &str) -> Outcome {
         "# The token is in {}: keep it where nobody else reads it. Into pitser.toml goes, and is no secret:\n\
          [[approver]]\nname = {name}\ntoken_sha256 = \"{}\"\n",
         file.display(),
-        erasure::token_hash(&token)
+        token_hash(&token)
     ))?;
     Ok(Exit::Intact)
 }
@@ -113,37 +116,79 @@ impl Asking {
     pub(super) async fn ask(&self, ask: Ask, by: Option<&str>) -> Result<Value, Failure> {
         let config = Config::read(&self.config)?;
         let source = config.source(self.source.as_deref())?;
-        let token = self.token.as_ref().ok_or_else(|| {
-            Failure::Input("show who asks with --token FILE; `pitser erase --new-token FILE --by NAME` makes one".into())
-        })?;
         let asked = Asked {
-            token: files::read_text(token)?.trim().to_owned(),
+            token: self.token(&config, by)?,
             ask,
         };
-        self.check_name(&config, &asked, by)?;
-        let body = serde_json::to_vec(&asked).map(Zeroizing::new);
-        let body = body.map_err(Failure::service)?;
         let path = format!("/api/erasure/{}", source.name);
-        match super::guard::send(&config, "POST", &path, &body).await? {
-            Some((200, answer)) => Ok(answer),
-            Some((503, answer)) => Err(Failure::Service(error_of(&answer))),
-            Some((_, answer)) => Err(Failure::Input(error_of(&answer))),
+        match send(&config, &path, &asked).await? {
+            Some(answer) => Ok(answer),
             None => alone(&config, source, &asked),
         }
     }
 
-    /// A token in the wrong place is noticed before it decides anything.
-    fn check_name(&self, config: &Config, asked: &Asked, by: Option<&str>) -> Result<(), Failure> {
-        let Some(by) = by else { return Ok(()) };
-        let hash = erasure::token_hash(&asked.token);
-        let approvers = config.tuning().approvers;
-        let is_so = |a: &erasure::Approver| a.name == by && a.token_sha256 == hash;
-        match approvers.iter().any(is_so) {
-            true => Ok(()),
-            false => Err(Failure::Input(format!(
-                "the token is not that of an [[approver]] named {by:?}"
-            ))),
-        }
+    /// Asks the running guardian to accept findings.
+    pub(super) async fn accept(
+        &self,
+        findings: Vec<u64>,
+        reason: String,
+        by: Option<&str>,
+    ) -> Result<Value, Failure> {
+        let config = Config::read(&self.config)?;
+        let source = config.source(self.source.as_deref())?;
+        let asked = acceptance::Asked {
+            token: self.token(&config, by)?,
+            findings,
+            reason,
+        };
+        let path = format!("/api/accept/{}", source.name);
+        let answer = send(&config, &path, &asked).await?;
+        answer.ok_or_else(|| {
+            Failure::Service(format!(
+                "no guardian answers at {}. Start it with `pitser guard run`, or correct guard.listen",
+                config.guard.listen
+            ))
+        })
+    }
+
+    /// Who asks.
+    fn token(&self, config: &Config, by: Option<&str>) -> Result<String, Failure> {
+        let token = self.token.as_ref().ok_or_else(|| {
+            Failure::Input("show who asks with --token FILE; `pitser erase --new-token FILE --by NAME` makes one".into())
+        })?;
+        let token = files::read_text(token)?.trim().to_owned();
+        check_name(config, &token, by)?;
+        Ok(token)
+    }
+}
+
+/// Sends a question to the running guardian; `None` if there is none.
+async fn send(
+    config: &Config,
+    path: &str,
+    asked: &impl Serialize,
+) -> Result<Option<Value>, Failure> {
+    let body = serde_json::to_vec(asked).map(Zeroizing::new);
+    let body = body.map_err(Failure::service)?;
+    match super::guard::send(config, "POST", path, &body).await? {
+        Some((200, answer)) => Ok(Some(answer)),
+        Some((503, answer)) => Err(Failure::Service(error_of(&answer))),
+        Some((_, answer)) => Err(Failure::Input(error_of(&answer))),
+        None => Ok(None),
+    }
+}
+
+/// A token in the wrong place is noticed before it decides anything.
+fn check_name(config: &Config, token: &str, by: Option<&str>) -> Result<(), Failure> {
+    let Some(by) = by else { return Ok(()) };
+    let hash = token_hash(token);
+    let approvers = config.tuning().approvers;
+    let is_so = |a: &Approver| a.name == by && a.token_sha256 == hash;
+    match approvers.iter().any(is_so) {
+        true => Ok(()),
+        false => Err(Failure::Input(format!(
+            "the token is not that of an [[approver]] named {by:?}"
+        ))),
     }
 }
 

@@ -9,10 +9,12 @@ use crate::trust::instant;
 use pitser_authority::{Authority, AuthorityHandle, Config as AuthorityConfig, Micros, User};
 use pitser_client::{Client, Endpoint, Options};
 use pitser_evidence::Code;
+use pitser_guardian::acceptance;
 use pitser_guardian::alert::{Alerts, Pace, Surroundings};
+use pitser_guardian::approver::Refused;
 use pitser_guardian::audit::Desk;
 use pitser_guardian::config::Source;
-use pitser_guardian::erasure::{Answer, Asked, Refused};
+use pitser_guardian::erasure::{Answer, Asked};
 use pitser_guardian::fleet::{RegisterError, register};
 use pitser_guardian::init::{self, InitError, Plan};
 use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
@@ -47,6 +49,9 @@ enum Command {
     Status(Asking),
     /// Compare every live row with its seal now; exit code 1 if one differs
     Scan(Asking),
+    /// Answer for findings that were looked into: they are open no more, and the trail says who says
+    /// so and why
+    Accept(Accept),
     /// Send a test message to each receiver of findings; exit code 4 if one does not take it
     TestAlert(Common),
     /// Take everything of ours out of the databases; the trails stay
@@ -83,6 +88,21 @@ struct Asking {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Accept {
+    /// Trail line of a finding, as `guard status` shows it; several are accepted together
+    #[arg(long = "finding", value_name = "LINE", required = true, num_args = 1..)]
+    findings: Vec<u64>,
+    /// Why nobody has to look at them any more; kept in the vault, the trail commits to it
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// The approver's name: a check that the token is that person's
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    #[command(flatten)]
+    asking: super::erase::Asking,
+}
+
 /// How long a stopping guardian waits for the seal of its last block.
 const LAST_SEAL: Duration = Duration::from_secs(10);
 
@@ -101,6 +121,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         Command::Run(args) => guard(&Config::read(&args.config)?).await,
         Command::Status(args) => status(&args).await,
         Command::Scan(args) => scan(&args).await,
+        Command::Accept(args) => accept(args).await,
         Command::TestAlert(args) => test_alert(&Config::read(&args.config)?).await,
         Command::Example => {
             print(EXAMPLE)?;
@@ -345,6 +366,10 @@ impl Guarded for Overseen {
         Guarded::erasure(&self.handle, asked).await
     }
 
+    async fn accept(&self, asked: acceptance::Asked) -> Result<acceptance::Answer, Refused> {
+        Guarded::accept(&self.handle, asked).await
+    }
+
     fn desk(&self) -> Option<Arc<Desk>> {
         Guarded::desk(&self.handle)
     }
@@ -452,6 +477,24 @@ async fn scan(args: &Asking) -> Outcome {
         print_json(&json!({ "sources": reports }))?;
     }
     Ok(if open > 0 { Exit::Broken } else { Exit::Intact })
+}
+
+async fn accept(args: Accept) -> Outcome {
+    let by = args.by.as_deref();
+    let answer = args.asking.accept(args.findings, args.reason, by).await?;
+    if args.asking.json {
+        print_json(&answer)?;
+        return Ok(Exit::Intact);
+    }
+    let by = answer["by"].as_str().unwrap_or_default();
+    for accepted in answer["accepted"].as_array().into_iter().flatten() {
+        let line = format!(
+            "accepted   the finding of line {} by {by}\nline       {}, sealed with the next block\n",
+            accepted["finding"], accepted["line"]
+        );
+        print(&output::clean(&line))?;
+    }
+    Ok(Exit::Intact)
 }
 
 async fn test_alert(config: &Config) -> Outcome {
@@ -582,13 +625,24 @@ fn show_finding(finding: &Value) -> String {
         .flatten()
         .filter_map(Value::as_str)
         .collect();
-    let state = if finding["open"] == false {
-        " (no longer found)"
-    } else {
-        ""
+    let line = match finding["line"].as_u64() {
+        Some(line) => format!(" (line {line})"),
+        None => String::new(),
+    };
+    let accepted = &finding["accepted"];
+    let said = |key: &str| accepted[key].as_str().unwrap_or("?");
+    let state = match (accepted.is_object(), finding["open"] == false) {
+        (true, _) => format!(
+            " (accepted {} by {}: {})",
+            said("at"),
+            said("by"),
+            said("reason")
+        ),
+        (false, true) => " (no longer found)".to_owned(),
+        (false, false) => String::new(),
     };
     output::clean(&format!(
-        "  {} {} {} {} [{}] {}{state}\n",
+        "  {} {} {} {} [{}] {}{line}{state}\n",
         text("at"),
         text("code"),
         text("table"),

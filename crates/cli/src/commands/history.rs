@@ -58,8 +58,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
             print(&as_text(entry))?;
         }
     }
-    let open = entries.iter().any(|e| e.line.op == Op::Finding);
-    Ok(if open { Exit::Broken } else { Exit::Intact })
+    let accepted = |seq: u64| {
+        let mut accepted = entries.iter().filter_map(|entry| entry.line.accept);
+        accepted.any(|accept| accept.finding.seq == seq)
+    };
+    let is_open = |e: &Entry| e.line.op == Op::Finding && !accepted(e.line.seq);
+    Ok(if entries.iter().any(is_open) {
+        Exit::Broken
+    } else {
+        Exit::Intact
+    })
 }
 
 /// A table's name in the trail: in PostgreSQL, `public.` need not be said.
@@ -134,6 +142,12 @@ fn as_text(entry: &Entry) -> String {
     if let Some(finding) = &line.finding {
         out += &format!("  {} {}", finding.code, finding.text);
     }
+    if let Some(accept) = &line.accept {
+        out += &format!("  answers for the finding of line {}", accept.finding.seq);
+        if let Some(reason) = reason(entry) {
+            out += &format!(": {reason}");
+        }
+    }
     if let Some(erase) = &line.erase {
         out += &format!("  on the basis: {}", erase.basis);
     }
@@ -143,6 +157,13 @@ fn as_text(entry: &Entry) -> String {
     }
     out += &format!("\n    line {} · {}\n", line.seq, proof(entry));
     clean(&out)
+}
+
+/// Why a finding was accepted, as far as it opens.
+fn reason(entry: &Entry) -> Option<String> {
+    let raw = entry.content.as_ref()?.raw.as_ref();
+    let raw = raw.filter(|_| entry.line.accept.is_some())?;
+    Some(String::from_utf8_lossy(raw).into_owned())
 }
 
 fn proof(entry: &Entry) -> String {
@@ -166,6 +187,7 @@ fn as_json(entry: &Entry) -> Value {
     json!({
         "line": line_json(&entry.line),
         "deciders": entry.content.as_ref().and_then(|c| c.deciders.clone()),
+        "reason": reason(entry),
         "person": entry.content.as_ref().and_then(|c| c.person.clone()),
         "row": entry.content.as_ref().and_then(|c| c.row.as_ref()).map(|row| {
             row.iter()

@@ -10,7 +10,7 @@ use std::time::Duration;
 use pitser_tlog::note::VerifierKey;
 use serde_json::Value;
 
-use crate::common::{Dev, Process, Said, run};
+use crate::common::{Dev, Process, Said, past_triggers, run};
 
 pub(crate) const ORIGIN: &str = "hospital.example/ehr";
 
@@ -116,20 +116,8 @@ impl Hospital {
     pub(crate) fn change_unseen(&self, note: &str) {
         let db = rusqlite::Connection::open(self.dir.path().join("hospital.db")).unwrap();
         db.busy_timeout(Duration::from_secs(20)).unwrap();
-        let triggers =
-            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'entry'";
-        let mut triggers = db.prepare(triggers).unwrap();
-        let triggers = triggers.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
-        let triggers: Vec<(String, String)> = triggers.unwrap().map(Result::unwrap).collect();
-        let mut sql = String::from("BEGIN IMMEDIATE;");
-        for (name, _) in &triggers {
-            sql += &format!("DROP TRIGGER \"{name}\";");
-        }
-        sql += &format!("UPDATE entry SET note = '{note}';");
-        for (_, trigger) in &triggers {
-            sql += &format!("{trigger};");
-        }
-        db.execute_batch(&(sql + "COMMIT")).unwrap();
+        let change = format!("UPDATE entry SET note = '{note}'");
+        past_triggers(&db, &change);
     }
 
     pub(crate) fn guard(&self) -> Process {

@@ -37,6 +37,26 @@ pub(crate) fn pitser(dir: &Path) -> Command {
     command
 }
 
+/// A small generator of choices: the seed tells them all.
+pub(crate) struct Choices(pub(crate) u64);
+
+impl Choices {
+    /// By the environment's `SEED`, or by chance; says which.
+    pub(crate) fn seeded() -> Self {
+        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        println!("SEED={seed}");
+        Self(seed | 1)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
 /// What a finished run said.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -281,4 +301,22 @@ pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
     } else {
         vec![path.to_owned()]
     }
+}
+
+/// Runs a statement with no trigger of table `entry` seeing it, all in one transaction.
+pub(crate) fn past_triggers(db: &rusqlite::Connection, change: &str) {
+    let triggers =
+        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'entry'";
+    let mut triggers = db.prepare(triggers).unwrap();
+    let triggers = triggers.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
+    let triggers: Vec<(String, String)> = triggers.unwrap().map(Result::unwrap).collect();
+    let mut sql = String::from("BEGIN IMMEDIATE;");
+    for (name, _) in &triggers {
+        sql += &format!("DROP TRIGGER \"{name}\";");
+    }
+    sql += &format!("{change};");
+    for (_, trigger) in &triggers {
+        sql += &format!("{trigger};");
+    }
+    db.execute_batch(&(sql + "COMMIT")).unwrap();
 }

@@ -9,32 +9,13 @@ use std::process::Stdio;
 use pitser_evidence::line::Op;
 use serde_json::Value;
 
+use crate::common::Choices;
 use crate::world::{World, lsn, value};
 
 const GUARDIAN_KILLS: u64 = 10;
 const SERVER_KILLS: u64 = 3;
 
 const SOURCE: &str = "tables = [\"public.pgbench_*\"]\nkeyless = \"full\"\n";
-
-/// A small generator of choices: the seed tells them all.
-pub(crate) struct Choices(pub(crate) u64);
-
-impl Choices {
-    /// By the environment's `SEED`, or by chance; says which.
-    fn seeded() -> Self {
-        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-        println!("SEED={seed}");
-        Self(seed | 1)
-    }
-
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 /// A transaction as the trail tells it: the change of its branch's balance, and
 /// the amount in its history row.

@@ -14,7 +14,7 @@ use pitser_capture::postgres::Connection;
 use pitser_evidence::line::Op;
 use serde_json::Value;
 
-use crate::kill::Choices;
+use crate::common::Choices;
 use crate::world::{World, value};
 
 /// So little that nearly every transaction of more than one statement spills.

@@ -72,6 +72,8 @@ pub(crate) enum Kind {
     Opened,
     /// A later check no longer finds it.
     Closed,
+    /// Somebody answers for it.
+    Accepted,
 }
 
 impl Kind {
@@ -80,6 +82,7 @@ impl Kind {
         match self {
             Self::Opened => "finding.opened",
             Self::Closed => "finding.closed",
+            Self::Accepted => "finding.accepted",
         }
     }
 }
@@ -118,6 +121,11 @@ pub(crate) fn finding_body(
         at: &finding.at,
         text: &finding.text,
         line: finding.line,
+        accepted: finding.accepted.as_ref().map(|accepted| Accepted {
+            at: &accepted.at,
+            by: accepted.by.as_deref(),
+            line: accepted.line,
+        }),
     };
     body(kind.as_str(), at, &data)
 }
@@ -157,6 +165,16 @@ struct Data<'a> {
     at: &'a str,
     text: &'a str,
     line: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted: Option<Accepted<'a>>,
+}
+
+/// Who answers for it. Why stays at the guardian: it may be about anything.
+#[derive(Serialize)]
+struct Accepted<'a> {
+    at: &'a str,
+    by: Option<&'a str>,
+    line: u64,
 }
 
 #[cfg(test)]
@@ -213,6 +231,7 @@ mod tests {
             text: "a live row differs from its sealed version".into(),
             open: true,
             line: Some(7),
+            accepted: None,
         };
         let body = |keys| {
             let at = Second(1_773_480_413);

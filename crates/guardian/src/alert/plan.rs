@@ -260,14 +260,18 @@ pub(crate) fn due(
     for finding in status.findings.iter().filter(|f| choice.wants(&f.code)) {
         let count = told.count(finding);
         let mut push = |nth, kind| steps.push(Step::shown(finding, nth, kind));
+        let end = match finding.accepted {
+            Some(_) => Kind::Accepted,
+            None => Kind::Closed,
+        };
         match (count, finding.open) {
             (0, true) => push(1, Kind::Opened),
             // It opened and closed since we last could tell.
             (0, false) => {
                 push(1, Kind::Opened);
-                push(2, Kind::Closed);
+                push(2, end);
             }
-            (n, false) if n % 2 == 1 => push(n + 1, Kind::Closed),
+            (n, false) if n % 2 == 1 => push(n + 1, end),
             (n, true) if n % 2 == 0 && sight.is_confirmed() => push(n + 1, Kind::Opened),
             _ => {}
         }
@@ -372,6 +376,7 @@ impl Life {
             text: "it closed, and was found again as a new finding".into(),
             open: false,
             line,
+            accepted: None,
         }
     }
 }
@@ -394,6 +399,7 @@ const FORMAT: &str = "pitser-alert-1";
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::AcceptedStatus;
 
     /// An endpoint and a guardian that shows things, without a network.
     struct World {
@@ -465,6 +471,7 @@ mod tests {
         let sign = match event.kind {
             Kind::Opened => '+',
             Kind::Closed => '-',
+            Kind::Accepted => '=',
         };
         match event.finding.line {
             Some(line) => format!("{sign}{line}"),
@@ -483,6 +490,7 @@ mod tests {
             text: "wrong".into(),
             open,
             line: Some(line),
+            accepted: None,
         }
     }
 
@@ -514,6 +522,38 @@ mod tests {
         let mut world = World::new();
         world.shows(&[row(5, false), row(8, true)]);
         assert_eq!(world.told(), ["+5", "-5", "+8"]);
+    }
+
+    fn accepted(line: u64, by: u64) -> FindingStatus {
+        FindingStatus {
+            open: false,
+            accepted: Some(AcceptedStatus {
+                line: by,
+                at: "1970-01-01T00:00:08Z".into(),
+                by: Some("Mari Maasikas".into()),
+                reason: Some("the nightly import".into()),
+            }),
+            ..finding("ACT-01", line, false)
+        }
+    }
+
+    #[test]
+    fn who_answers_for_a_finding_is_told_once_also_over_restarts() {
+        let mut world = World::new();
+        world.shows(&[finding("ACT-01", 3, true)]);
+        assert_eq!(world.told(), ["+3"]);
+        world.shows(&[accepted(3, 4)]);
+        let body = String::from_utf8(world.due().events[0].body(false)).unwrap();
+        assert!(body.contains(r#""type":"finding.accepted""#), "{body}");
+        let by = r#""accepted":{"at":"1970-01-01T00:00:08Z","by":"Mari Maasikas","line":4}"#;
+        assert!(body.contains(by), "{body}");
+        assert!(!body.contains("nightly"), "why stays at the guardian");
+        assert_eq!(world.told(), ["=3"]);
+        let now = [accepted(3, 4), finding("ACT-01", 6, true)];
+        world.restart(&now);
+        assert_eq!(world.told(), ["+6"]);
+        world.scanned("a", &[accepted(3, 4), accepted(6, 7), accepted(8, 9)]);
+        assert_eq!(world.told(), ["=6", "+8", "=8"]);
     }
 
     #[test]

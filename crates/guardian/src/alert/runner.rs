@@ -222,6 +222,7 @@ impl Runner {
         let kind = match event.kind {
             Kind::Opened => "opened",
             Kind::Closed => "closed",
+            Kind::Accepted => "accepted",
         };
         tracing::debug!(endpoint = %self.parts.endpoint, id = %event.id, kind, "alert delivered");
     }

@@ -192,9 +192,10 @@ impl Session {
                 // It becomes a finding when the baseline is there.
                 Command::Fleet(told) => worker.told(told),
                 Command::Scan { reply } => self.scan_replies.push(reply),
-                Command::Submit { .. } | Command::Settle { .. } | Command::Erasure { .. } => {
-                    self.postponed.push(command);
-                }
+                Command::Submit { .. }
+                | Command::Settle { .. }
+                | Command::Erasure { .. }
+                | Command::Accept { .. } => self.postponed.push(command),
                 // Of a pass of an earlier session.
                 Command::Expect { .. } | Command::Looked { .. } => {}
             }

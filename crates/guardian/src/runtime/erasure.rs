@@ -1,7 +1,8 @@
 //! Approvers ask the thread that owns the trail.
 
 use super::{Ended, Session, Worker};
-use crate::erasure::{Answer, Asked, Refused, answer};
+use crate::approver::Refused;
+use crate::erasure::{Answer, Asked, answer};
 use crate::status::SourceState;
 use tokio::sync::oneshot;
 

@@ -1,5 +1,6 @@
 //! What is wrong: findings into the trail, and the schema that capture relies on.
 
+use super::accept::accepted;
 use super::{Ended, Session, StartError, Worker};
 use pitser_capture::Drift;
 use pitser_evidence::Code;
@@ -165,10 +166,14 @@ impl Session {
     }
 }
 
-/// Incidents that the trail already tells of, with keys from the vault.
+/// Incidents that the trail already tells of, with keys from the vault. `lines` are
+/// those of findings, and those that accept them.
 pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, StartError> {
     let mut incidents = Incidents::default();
     for line in lines {
+        if let Some((finding, accepted)) = accepted(trail, line).map_err(StartError::from)? {
+            incidents.accept(finding, accepted);
+        }
         let Some(body) = &line.finding else { continue };
         let content = trail
             .vault()

@@ -1,5 +1,6 @@
 //! The thread that owns a source and its trail.
 
+mod accept;
 mod baseline;
 mod blocks;
 mod capture;
@@ -17,11 +18,13 @@ mod transaction;
 mod word;
 
 use crate::Clock;
+use crate::acceptance;
 use crate::actors::Actors;
+use crate::approver::Refused;
 use crate::audit::Desk;
 use crate::collected::Collected;
 use crate::config::{Source, Tuning};
-use crate::erasure::{Answer, Asked, Refused};
+use crate::erasure::{Answer, Asked};
 use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
 use crate::patients::Patients;
@@ -182,6 +185,11 @@ enum Command {
     Erasure {
         asked: Asked,
         reply: oneshot::Sender<Result<Answer, Refused>>,
+    },
+    /// An approver answers for findings.
+    Accept {
+        asked: acceptance::Asked,
+        reply: oneshot::Sender<Result<acceptance::Answer, Refused>>,
     },
     Seal(Outcome),
     /// A witness has answered.
@@ -347,6 +355,18 @@ impl Handle {
     pub async fn erasure(&self, asked: Asked) -> Result<Answer, Refused> {
         let stopped = || Refused::Unavailable("the guardian has stopped".into());
         self.ask(|reply| Command::Erasure { asked, reply })
+            .await
+            .unwrap_or_else(|| Err(stopped()))
+    }
+
+    /// Has an approver answer for findings; the lines that say so are durable when it
+    /// is answered.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn accept(&self, asked: acceptance::Asked) -> Result<acceptance::Answer, Refused> {
+        let stopped = || Refused::Unavailable("the guardian has stopped".into());
+        self.ask(|reply| Command::Accept { asked, reply })
             .await
             .unwrap_or_else(|| Err(stopped()))
     }
@@ -547,6 +567,9 @@ impl Worker {
                 Ok(Command::Scan { reply }) => drop(reply.send(Err(trouble()))),
                 Ok(Command::Settle { reply }) => drop(reply.send(Err(trouble()))),
                 Ok(Command::Erasure { reply, .. }) => {
+                    drop(reply.send(Err(Refused::Unavailable(trouble()))))
+                }
+                Ok(Command::Accept { reply, .. }) => {
                     drop(reply.send(Err(Refused::Unavailable(trouble()))))
                 }
                 Ok(Command::Cosigned { witness, .. }) => {

@@ -362,6 +362,7 @@ impl Session {
                 self.settled(worker)
             }
             Command::Erasure { asked, reply } => self.erasure(worker, &asked, reply),
+            Command::Accept { asked, reply } => self.accept(worker, &asked, reply),
             Command::Seal(outcome) => self.seal(worker, outcome),
             Command::Cosigned { witness, answer } => self.heard(worker, witness, answer),
             Command::Fleet(told) => {

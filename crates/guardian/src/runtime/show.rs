@@ -1,7 +1,7 @@
 //! What a guardian shows of itself.
 
 use super::{SECOND_US, Session, Worker};
-use crate::status::{FindingStatus, Latency, SourceState, Status};
+use crate::status::{AcceptedStatus, FindingStatus, Latency, SourceState, Status};
 use pitser_evidence::line::Timestamp;
 use pitser_ksi::time::Second;
 use std::collections::VecDeque;
@@ -57,6 +57,12 @@ impl Session {
                 text: incident.finding.text.clone(),
                 open: incident.open,
                 line: incident.line,
+                accepted: incident.accepted.as_ref().map(|accepted| AcceptedStatus {
+                    line: accepted.line,
+                    at: Second(accepted.at / SECOND_US).to_string(),
+                    by: accepted.by.clone(),
+                    reason: accepted.reason.clone(),
+                }),
             })
             .collect()
     }

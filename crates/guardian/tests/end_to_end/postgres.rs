@@ -3,8 +3,9 @@
 
 use super::harness::Server;
 use super::*;
+use pitser_guardian::approver::{Approver, Power, Refused, token_hash};
 use pitser_guardian::config::Attribution;
-use pitser_guardian::erasure::{Answer, Approver, Ask, Asked, Refused, token_hash};
+use pitser_guardian::erasure::{Answer, Ask, Asked};
 
 const SCHEMA: &str = "
     CREATE TABLE staff (id int PRIMARY KEY, login text);
@@ -102,6 +103,7 @@ async fn evidence_of_an_erased_patient_is_intact_and_opens_nothing() {
         .map(|name| Approver {
             name: name.into(),
             token_sha256: token_hash(name),
+            may: vec![Power::Erase],
         })
         .into();
     let (authority, client) = authority(&site.dir.path().join("authority")).await;

@@ -15,6 +15,7 @@
 //! | `tx` | 64-bit integer | the engine's transaction |
 //! | `prev`, `patient_prev` | 64-bit integer | `seq` of the line before of this record, of this patient |
 //! | `finding_code`, `finding_text`, `finding_about` | text, text, 64-bit integer | of a finding |
+//! | `accepts` | 64-bit integer | of an acceptance: the finding's line |
 //! | `gap_from`, `gap_to` | text | of a gap |
 //! | `block` | 64-bit integer | of a checkpoint: the block that it ends |
 
@@ -210,6 +211,7 @@ const COLUMNS: &[Column] = &[
     Column::int("finding_about", |(line, _)| {
         line.finding.as_ref()?.about.and_then(int)
     }),
+    Column::int("accepts", |(line, _)| int(line.accept?.finding.seq)),
     Column::text("gap_from", |(line, _)| {
         line.gap.as_ref().map(|it| it.from.clone())
     }),

@@ -128,6 +128,7 @@ impl Trail {
             Body::Finding(finding) => line.finding = Some(finding),
             Body::Gap(gap) => line.gap = Some(gap),
             Body::Ddl(ddl) => line.ddl = Some(ddl),
+            Body::Accept(accept) => line.accept = Some(accept),
             Body::Erase {
                 basis,
                 deciders: names,

@@ -50,6 +50,10 @@ pub(crate) fn line(line: &Line) -> Map {
             }),
         )
         .maybe(
+            "accepts_finding_of_line",
+            line.accept.map(|accept| accept.finding.seq),
+        )
+        .maybe(
             "erase",
             line.erase.as_ref().map(|erase| {
                 let [first, second] = &erase.deciders;

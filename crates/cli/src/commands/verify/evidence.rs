@@ -125,6 +125,16 @@ fn history(evidence: &Evidence) -> String {
             let value = shown(column, is_lettered);
             let _ = writeln!(text, "    {} = {value}", output::clean(&column.name));
         }
+        if let Some(accept) = &line.accept {
+            let raw = proof.open.as_ref().and_then(|open| open.raw.as_ref());
+            let reason = raw.map(|raw| format!(": {}", String::from_utf8_lossy(&raw.bytes.0)));
+            let _ = writeln!(
+                text,
+                "    answers for the finding of line {}{}",
+                accept.finding.seq,
+                output::clean(&reason.unwrap_or_default())
+            );
+        }
         if let Some(finding) = &line.finding {
             let _ = writeln!(
                 text,

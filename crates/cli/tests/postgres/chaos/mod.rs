@@ -30,9 +30,9 @@ use pitser_ksi::signature::Signature;
 use pitser_trail::{Keys, Layout, Vault, View};
 use tempfile::TempDir;
 
+use crate::common::Choices;
 use crate::common::{Process, Said, found_authority, pitser, run, start_authority};
 use crate::harness::Server;
-use crate::kill::Choices;
 use crate::rollback::Step;
 use crate::sqlite::{init, witness, word_after};
 use crate::world::{PATIENCE, free_port, lsn, status_when, value};
