@@ -1,8 +1,14 @@
 //! Has closed blocks sealed: requests go out at once, several in flight, and
 //! signatures come back in the order of the blocks. While the service is
 //! down, each request is tried again until it succeeds.
+//!
+//! A block whose request failed may be sealed seconds after the one that continues it.
+//! No seal may be older than that of the block before (SEAL-02): whatever was sealed too
+//! early is sealed again.
 
 use pitser_client::{Client, ClientError};
+use pitser_evidence::seal;
+use pitser_ksi::Second;
 use pitser_ksi::hash::Imprint;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +21,7 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
 /// A block that wants a seal.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) block: u64,
     pub(crate) root: Imprint,
@@ -23,7 +29,7 @@ pub(crate) struct Wanted {
 }
 
 /// What comes back.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The signature of a block.
     Sealed { block: u64, signature: Vec<u8> },
@@ -31,53 +37,99 @@ pub(crate) enum Outcome {
     Delayed { block: u64, why: String },
 }
 
-/// Runs until the guardian drops its end of `wanted`.
-pub(crate) async fn run(
-    client: Client,
+/// A signature, and when it was made.
+pub(crate) struct Seal {
+    signature: Vec<u8>,
+    at: Option<Second>,
+}
+
+/// Asks the service for a block's signature, once.
+pub(crate) async fn ask(client: Client, wanted: Wanted) -> Result<Seal, String> {
+    match client.sign(wanted.root, wanted.level).await {
+        Ok(signature) => {
+            let signature = signature.encode();
+            let at = seal::time(&signature);
+            Ok(Seal { signature, at })
+        }
+        Err(error) => Err(reason(&error)),
+    }
+}
+
+/// Runs until the guardian drops its end of `wanted`. `ask` asks for one signature, once.
+pub(crate) async fn run<A: Future<Output = Result<Seal, String>> + Send + 'static>(
+    ask: impl Fn(Wanted) -> A + Clone + Send + Sync + 'static,
     mut wanted: mpsc::UnboundedReceiver<Wanted>,
     report: impl Fn(Outcome) + Clone + Send + Sync + 'static,
 ) {
-    let mut in_flight: VecDeque<(u64, JoinHandle<Vec<u8>>)> = VecDeque::new();
+    let begin = |wanted: Wanted| {
+        let task = tokio::spawn(sign(ask.clone(), wanted, report.clone()));
+        InFlight { wanted, task }
+    };
+    let mut in_flight: VecDeque<InFlight> = VecDeque::new();
+    let mut newest = None;
     loop {
         let full = in_flight.len() >= IN_FLIGHT;
         tokio::select! {
             next = wanted.recv(), if !full => match next {
-                Some(next) => {
-                    let task = sign(client.clone(), next, report.clone());
-                    in_flight.push_back((next.block, tokio::spawn(task)));
-                }
+                Some(next) => in_flight.push_back(begin(next)),
                 None => break,
             },
             signed = first(&mut in_flight), if !in_flight.is_empty() => {
-                let Some((block, _)) = in_flight.pop_front() else { continue };
-                if let Ok(signature) = signed {
-                    report(Outcome::Sealed { block, signature });
+                let Some(InFlight { wanted, .. }) = in_flight.pop_front() else { continue };
+                let block = wanted.block;
+                match signed {
+                    Ok(seal) if seal.at < newest => {
+                        report(Outcome::Delayed { block, why: TOO_EARLY.to_owned() });
+                        in_flight.push_front(begin(wanted));
+                        // Those that have theirs already got them before this one.
+                        for later in in_flight.iter_mut().skip(1) {
+                            if later.task.is_finished() {
+                                *later = begin(later.wanted);
+                            }
+                        }
+                    }
+                    Ok(Seal { signature, at }) => {
+                        newest = at;
+                        report(Outcome::Sealed { block, signature });
+                    }
+                    Err(_) => {}
                 }
             }
         }
     }
-    for (_, task) in in_flight {
+    for InFlight { task, .. } in in_flight {
         task.abort();
     }
 }
 
-async fn first(
-    in_flight: &mut VecDeque<(u64, JoinHandle<Vec<u8>>)>,
-) -> Result<Vec<u8>, tokio::task::JoinError> {
+const TOO_EARLY: &str = "it was sealed before the block that it continues, and is sealed again. \
+    If that goes on, the authority's clock was set back";
+
+/// A block whose seal was asked for.
+struct InFlight {
+    wanted: Wanted,
+    task: JoinHandle<Seal>,
+}
+
+async fn first(in_flight: &mut VecDeque<InFlight>) -> Result<Seal, tokio::task::JoinError> {
     match in_flight.front_mut() {
-        Some((_, task)) => task.await,
+        Some(InFlight { task, .. }) => task.await,
         None => std::future::pending().await,
     }
 }
 
-async fn sign(client: Client, wanted: Wanted, report: impl Fn(Outcome)) -> Vec<u8> {
+async fn sign<A: Future<Output = Result<Seal, String>>>(
+    ask: impl Fn(Wanted) -> A,
+    wanted: Wanted,
+    report: impl Fn(Outcome),
+) -> Seal {
     let mut wait = RETRY_MIN;
     loop {
-        match client.sign(wanted.root, wanted.level).await {
-            Ok(signature) => return signature.encode(),
-            Err(error) => report(Outcome::Delayed {
+        match ask(wanted).await {
+            Ok(seal) => return seal,
+            Err(why) => report(Outcome::Delayed {
                 block: wanted.block,
-                why: reason(&error),
+                why,
             }),
         }
         tokio::time::sleep(wait).await;
@@ -87,4 +139,66 @@ async fn sign(client: Client, wanted: Wanted, report: impl Fn(Outcome)) -> Vec<u
 
 fn reason(error: &ClientError) -> String {
     format!("{error}. Blocks are kept and sealed in order when the authority answers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_seal_that_is_older_than_the_one_before_is_asked_for_again() {
+        let (asked, mut requests) = mpsc::unbounded_channel();
+        let ask = move |wanted: Wanted| {
+            let (answer, answered) = oneshot::channel();
+            asked.send((wanted.block, answer)).unwrap();
+            async { answered.await.unwrap() }
+        };
+        let (report, mut told) = mpsc::unbounded_channel();
+        let (want, wanted) = mpsc::unbounded_channel();
+        let report = move |outcome| report.send(outcome).unwrap();
+        let running = tokio::spawn(run(ask, wanted, report));
+        for block in 0..4 {
+            let root = Imprint::zero(pitser_ksi::hash::Algorithm::Sha256);
+            let level = 0;
+            want.send(Wanted { block, root, level }).unwrap();
+        }
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            waiting.push(requests.recv().await.unwrap());
+        }
+        let seal = |second: u8| Seal {
+            signature: vec![second],
+            at: Some(Second(second.into())),
+        };
+        // The first was asked for once more, after the next two had been sealed.
+        for (block, second) in [(1, 5), (2, 6), (0, 7), (3, 8)] {
+            let at = waiting.iter().position(|(of, _)| *of == block).unwrap();
+            let (_, answer) = waiting.swap_remove(at);
+            assert!(answer.send(Ok(seal(second))).is_ok());
+        }
+        let again = tokio::spawn(async move {
+            let mut again = Vec::new();
+            while let Some((block, answer)) = requests.recv().await {
+                again.push(block);
+                let _ = answer.send(Ok(seal(8)));
+            }
+            again
+        });
+        let mut sealed = Vec::new();
+        while sealed.len() < 4 {
+            match told.recv().await.unwrap() {
+                Outcome::Sealed { block, signature } => sealed.push((block, signature[0])),
+                Outcome::Delayed { block, .. } => assert!([1, 2].contains(&block)),
+            }
+        }
+        assert_eq!(sealed, [(0, 7), (1, 8), (2, 8), (3, 8)]);
+        drop(want);
+        running.await.unwrap();
+        let mut again = again.await.unwrap();
+        // Those that had theirs when the second was found too early.
+        again.retain(|block| *block != 3);
+        again.sort_unstable();
+        assert_eq!(again, [1, 2]);
+    }
 }

@@ -234,7 +234,8 @@ impl Guardian {
             client.map(|client| {
                 let (wanted, requests) = mpsc::unbounded_channel();
                 let back = commands.clone();
-                tokio::spawn(sealer::run(client, requests, move |outcome| {
+                let ask = move |wanted| sealer::ask(client.clone(), wanted);
+                tokio::spawn(sealer::run(ask, requests, move |outcome| {
                     // The guardian is gone only when the process ends.
                     let _ = back.send(Command::Seal(outcome));
                 }));

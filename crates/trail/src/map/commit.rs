@@ -18,7 +18,7 @@ const BUCKET: usize = 8 + 1 + 8 + 32;
 const JOURNAL_MIN: u64 = if cfg!(test) { 6 << 10 } else { 4 << 20 };
 /// Replaced buckets are left where they are while they take less than this
 /// part of the others, and while they are few.
-const WASTE_PART: u64 = 6;
+const WASTE_PART: u64 = 2;
 const WASTE_MIN: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 /// Files that are cut to what a commit says, and gone on with.
 const SIDE: [&str; 3] = [PATIENTS, super::BLOCKS, super::LINES];

@@ -416,8 +416,10 @@ impl<'b> Bench<'b> {
             .map_err(Failure::service)?;
         match done.status.success() {
             true => Ok(()),
+            // A verdict stands in its output, whatever else is wrong beside it.
             false => Err(Failure::Service(format!(
-                "pitser {command}: {}",
+                "pitser {command}: {}{}",
+                String::from_utf8_lossy(&done.stdout).trim(),
                 String::from_utf8_lossy(&done.stderr).trim()
             ))),
         }
