@@ -7,6 +7,7 @@
 //! rows (`capture`), opening commitments (`trail`). This crate reads no clock.
 
 mod finding;
+mod met;
 mod scan;
 
 pub use finding::{

@@ -6,6 +6,7 @@
 //! with its seal when it was captured) and names what is left.
 
 use crate::finding::{Finding, key_cells, key_of};
+use crate::met::{AllMet, Met};
 use pitser_capture::{Key, Position, Row, Snapshot, SourceError, Unseen};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
@@ -64,7 +65,7 @@ pub struct Look {
     pub rows: u64,
     unseen: Unseen,
     suspects: Vec<Suspect>,
-    met: HashMap<String, HashSet<Bytes32>>,
+    met: HashMap<String, AllMet>,
 }
 
 /// Records that changed while a pass was under way, by table.
@@ -111,7 +112,7 @@ pub fn look(
     };
     for table in tables {
         let mut gave_up = false;
-        let met = look.met.entry(table.name.clone()).or_default();
+        let mut met = Met::new();
         let (rows, suspects) = (&mut look.rows, &mut look.suspects);
         let mut copies: HashMap<Bytes32, u64> = HashMap::new();
         snapshot.scan(&table.name, CHUNK, &mut |mut chunk| {
@@ -131,7 +132,7 @@ pub fn look(
                 return ControlFlow::Break(());
             };
             *rows += chunk.len() as u64;
-            met.extend(&records);
+            records.iter().for_each(|record| met.insert(record));
             for (((key, row), record), expected) in chunk.into_iter().zip(records).zip(expected) {
                 if !fits(&row, &expected) {
                     suspects.push(Suspect {
@@ -147,6 +148,7 @@ pub fn look(
         if gave_up {
             return Ok(None);
         }
+        look.met.insert(table.name.clone(), met.all());
     }
     Ok(Some(look))
 }
@@ -362,7 +364,7 @@ fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, Trail
 fn missing(
     trail: &Trail,
     table: &str,
-    met: &HashSet<Bytes32>,
+    met: &AllMet,
     touched: &Touched,
 ) -> Result<Vec<(Bytes32, u64)>, TrailError> {
     let missing = trail.state().records(table, |record, leaf| {
