@@ -178,8 +178,8 @@ mod tests {
     fn after_what_failed_nothing_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let (full, path) = (Path::new("/dev/full"), dir.path().join("lines"));
-        let file = |path| OpenOptions::new().write(true).create(true).open(path);
-        let (device, lines) = (file(full).unwrap(), file(&path).unwrap());
+        let device = OpenOptions::new().write(true).open(full).unwrap();
+        let lines = File::create(&path).unwrap();
         let behind = Behind::start(&path).unwrap();
         let first = behind.send((&device, full), Spot::End, b"content".to_vec());
         let second = behind.send((&lines, &path), Spot::At(0), b"line".to_vec());
