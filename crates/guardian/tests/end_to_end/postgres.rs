@@ -548,7 +548,15 @@ async fn a_standby_takes_over_unless_its_copy_is_short() {
     sql.query(named).unwrap();
     status_with(&second, "captured", |s| s.events > before).await;
     assert_eq!(second.scan().await.unwrap().findings, []);
-    assert_eq!(second.status().findings, []);
+    // A server writes of itself now and then, and the first guardian may have
+    // acknowledged that since the copy was made: the second cannot know then that
+    // nothing is missing between.
+    let is_past_the_copy = |f: &pitser_guardian::FindingStatus| {
+        f.code == "CAP-01" && f.text.contains("it was moved or made anew")
+    };
+    let mut found = second.status().findings;
+    found.retain(|finding| !is_past_the_copy(finding));
+    assert_eq!(found, []);
     second.stop().await;
 }
 
