@@ -5,12 +5,12 @@ use super::entry::Subject;
 use crate::map::{EMPTY, MapKey, bit};
 use std::cell::{RefCell, RefMut};
 
-/// Where a bucket's bytes are: up to 61 bits that [`Pages`] give a meaning.
+/// Where a bucket's bytes are: up to 61 bits that [`Pages`](super::Pages) give a meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Extent(u64);
 
 impl Extent {
-    /// Of a bucket without bytes; [`Pages`] never hear of it.
+    /// Of a bucket without bytes; [`Pages`](super::Pages) never hear of it.
     pub const NONE: Self = Self(LOW);
 
     /// `None` if `bits` are more than 61, or those of [`Extent::NONE`].
