@@ -1,7 +1,7 @@
 //! The binary tree above the buckets, and where in it those stand that were looked up
 //! lately.
 
-use super::entry::Subject;
+use super::entry::{Entry, Subject};
 use crate::map::{EMPTY, MapKey, bit};
 use std::cell::{RefCell, RefMut};
 
@@ -142,13 +142,16 @@ impl Node {
 /// remembered may be too high in the tree, but never wrong.
 pub(super) struct Places(RefCell<Vec<Place>>);
 
-/// A node on the way to the bucket of a subject, and where it stood in that.
+/// A node on the way to the bucket of a subject, where it stood in that, and what
+/// was there.
 pub(super) struct Place {
     subject: Option<Subject>,
     key: MapKey,
     pub(super) node: u32,
     depth: u8,
     pub(super) offset: usize,
+    /// The entry, or that there is none; `None` while nobody has looked.
+    pub(super) known: Option<Option<Entry>>,
 }
 
 impl Place {
@@ -160,6 +163,7 @@ impl Place {
             node: ROOT,
             depth: 0,
             offset: 0,
+            known: None,
         }
     }
 
@@ -186,14 +190,26 @@ impl Places {
         subject: &Subject,
         key: impl FnOnce() -> MapKey,
     ) -> RefMut<'_, Place> {
-        // What subjects are told apart by is a digest.
-        let [first, second] = subject.first_bytes();
-        let index = usize::from(u16::from_be_bytes([first, second])) % Self::LEN;
+        let index = Self::index(subject);
         let mut place = RefMut::map(self.0.borrow_mut(), |places| &mut places[index]);
         if place.subject.as_ref() != Some(subject) {
             *place = Place::root(Some(*subject), key());
         }
         place
+    }
+
+    /// Notes what stands where a subject was looked up last.
+    pub(super) fn learn(&self, subject: &Subject, entry: Entry) {
+        let mut places = self.0.borrow_mut();
+        let place = &mut places[Self::index(subject)];
+        if place.subject.as_ref() == Some(subject) {
+            place.known = Some(Some(entry));
+        }
+    }
+
+    fn index(subject: &Subject) -> usize {
+        // What subjects are told apart by is a digest.
+        usize::from(u16::from_be_bytes(subject.first_bytes())) % Self::LEN
     }
 }
 

@@ -15,13 +15,12 @@ use super::entry::{
     self, Entry, FIRST_PSEUDONYM, MANY, Malformed, PatientNumber, Subject, UNKNOWN,
 };
 use super::hashing::{self, Hashing, TOGETHER};
-use super::nodes::{Bucket, Extent, Link, Nodes, Place, Places, Prefix, ROOT};
+use super::nodes::{Bucket, Extent, Link, Nodes, Places, Prefix, ROOT};
 use super::{Storage, Whose};
 use crate::codec::Bytes32;
 use crate::line::Patient;
 use crate::map::{EMPTY, Leaf, MapKey, OtherLeaf, Path, bit, patient_map_key, record_map_key};
 use crate::state::Record;
-use std::cell::RefMut;
 use std::collections::HashMap;
 use std::fmt;
 
@@ -284,27 +283,26 @@ impl<P: Pages> Tree<P> {
         }
     }
 
-    /// Where a subject is, whose key in the map is `key()`: the node of its bucket,
-    /// for certain.
-    fn locate(&self, subject: &Subject, key: impl FnOnce() -> MapKey) -> RefMut<'_, Place> {
-        let mut place = self.places.place(subject, key);
-        self.nodes.descend(&mut place);
-        place
-    }
-
+    /// What is there about a subject, whose key in the map is `key()`.
     fn find(
         &self,
         subject: &Subject,
         key: impl FnOnce() -> MapKey,
     ) -> Result<Option<Entry>, P::Error> {
-        let mut place = self.locate(subject, key);
+        let mut place = self.places.place(subject, key);
+        if let Some(known) = place.known {
+            return Ok(known);
+        }
+        self.nodes.descend(&mut place);
         let look = |bytes: &[u8]| entry::find(bytes, subject, place.offset);
         let found = self.look(place.node, look)?;
         let found = found.map_err(|malformed| self.pages.malformed(malformed))?;
-        Ok(found.map(|(span, entry)| {
+        let entry = found.map(|(span, entry)| {
             place.offset = span.start;
             entry
-        }))
+        });
+        place.known = Some(entry);
+        Ok(entry)
     }
 
     /// Shows the bytes of the bucket at `node` to `look`.
@@ -324,7 +322,8 @@ impl<P: Pages> Tree<P> {
         key: impl FnOnce() -> MapKey,
         make: impl FnOnce(&mut P, Option<&Entry>) -> Result<Entry, P::Error>,
     ) -> Result<bool, P::Error> {
-        let place = self.locate(subject, key);
+        let mut place = self.places.place(subject, key);
+        self.nodes.descend(&mut place);
         let (node, prefix, offset) = (place.node, place.prefix(), place.offset);
         drop(place);
         let index = self.buffer_bucket(node, prefix)?;
@@ -332,6 +331,7 @@ impl<P: Pages> Tree<P> {
         let found = entry::find(&slot.bytes, subject, offset);
         let found = found.map_err(|e| self.pages.malformed(e))?;
         let made = make(&mut self.pages, found.as_ref().map(|(_, entry)| entry))?;
+        self.places.learn(subject, made);
         let before = slot.bytes.capacity();
         let is_first = found.is_none();
         match found {
