@@ -627,7 +627,7 @@ impl Audit {
             row: Some(row),
             ..Draft::new(
                 Op::Update,
-                newest.at.clone(),
+                newest.at,
                 &line.source,
                 newest.pos.clone(),
             )

@@ -19,13 +19,14 @@ pub const VERSION: u8 = 3;
 /// Longest line read or written, in bytes without the line feed.
 pub const MAX_LINE: usize = 1 << 20;
 
-/// One trail line. Members stand in canonical order; do not reorder them.
+/// One trail line. Members stand in canonical order; do not reorder them. What most
+/// lines lack has memory of its own: lines are made and moved by the hundred thousand.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Line {
     /// Body of [`Op::Accept`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accept: Option<Acceptance>,
+    pub accept: Option<Box<Acceptance>>,
     /// Who did it, and how far that is proved; absent if nobody is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Actor>,
@@ -39,18 +40,18 @@ pub struct Line {
     pub columns: Option<Arc<[String]>>,
     /// Body of [`Op::Ddl`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ddl: Option<Ddl>,
+    pub ddl: Option<Box<Ddl>>,
     /// Body of [`Op::Erase`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub erase: Option<Erasure>,
+    pub erase: Option<Box<Erasure>>,
     /// The `seq` of the first line of this event.
     pub event: u64,
     /// Body of [`Op::Finding`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finding: Option<Finding>,
+    pub finding: Option<Box<Finding>>,
     /// Body of [`Op::Gap`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gap: Option<Gap>,
+    pub gap: Option<Box<Gap>>,
     /// Body of [`Op::Genesis`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub genesis: Option<Box<Genesis>>,
@@ -604,7 +605,10 @@ impl std::str::FromStr for Patient {
 
 impl Serialize for Patient {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        match self {
+            Self::Pseudonym(pseudonym) => pseudonym.serialize(s),
+            Self::Many | Self::Unknown => s.collect_str(self),
+        }
     }
 }
 
@@ -615,43 +619,86 @@ impl<'de> Deserialize<'de> for Patient {
     }
 }
 
-/// An instant in the one spelling that lines use: `2026-03-14T09:26:53.589793Z`.
+/// An instant, in the one spelling that lines use: `2026-03-14T09:26:53.589793Z`.
 ///
-/// Instants in this spelling sort like their text.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Timestamp(String);
+/// Every line has one, and it is made, read and written in a fraction of a general
+/// calendar's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(u64);
+
+/// Length of an instant's spelling.
+const SPELLING: usize = "2026-03-14T09:26:53.589793Z".len();
+const DAY_US: u64 = 86_400_000_000;
 
 impl Timestamp {
+    /// The last microsecond of the year 9999.
+    const LAST: u64 = 253_402_300_800_000_000 - 1;
+
     /// From microseconds since 1970.
     ///
     /// # Errors
     /// Instants outside the years 1970 to 9999.
     pub fn from_micros(micros: u64) -> Result<Self, CodecError> {
-        i64::try_from(micros)
-            .ok()
-            .and_then(|us| jiff::Timestamp::from_microsecond(us).ok())
-            .map(|t| Self(format!("{t:.6}")))
+        (micros <= Self::LAST)
+            .then_some(Self(micros))
             .ok_or_else(|| CodecError::Rule("instant outside the years 1970 to 9999".into()))
     }
 
     /// Microseconds since 1970.
     pub fn micros(&self) -> u64 {
         self.0
-            .parse::<jiff::Timestamp>()
-            .ok()
-            .and_then(|t| u64::try_from(t.as_microsecond()).ok())
-            .expect("checked by every constructor")
     }
 
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
+    /// The instant's spelling.
+    fn spell(self, buffer: &mut [u8; SPELLING]) -> &str {
+        *buffer = *b"0000-00-00T00:00:00.000000Z";
+        let (year, month, day) = date(self.0 / DAY_US);
+        let us = self.0 % DAY_US;
+        let parts = [
+            (0..4, year),
+            (5..7, month),
+            (8..10, day),
+            (11..13, us / 3_600_000_000),
+            (14..16, us / 60_000_000 % 60),
+            (17..19, us / 1_000_000 % 60),
+            (20..26, us % 1_000_000),
+        ];
+        for (place, mut number) in parts {
+            for digit in buffer[place].iter_mut().rev() {
+                *digit += (number % 10) as u8;
+                number /= 10;
+            }
+        }
+        std::str::from_utf8(buffer).expect("digits are ASCII")
     }
+}
+
+/// Year, month and day of a day since 1970 in the Gregorian calendar, by eras of 400
+/// years that begin with a March.
+fn date(day: u64) -> (u64, u64, u64) {
+    const ERA: u64 = 146_097;
+    let since = day + 719_468;
+    let (era, of_era) = (since / ERA, since % ERA);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / (ERA - 1)) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = (from_march + 2) % 12 + 1;
+    (era * 400 + year + u64::from(month <= 2), month, day)
+}
+
+/// The day since 1970 of a date in the years 1970 to 9999: inverse of [`date`].
+fn day(year: u64, month: u64, day: u64) -> u64 {
+    let year = year - u64::from(month <= 2);
+    let (era, of_era) = (year / 400, year % 400);
+    let from_march = (month + 9) % 12;
+    let of_year = (153 * from_march + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
 }
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&self.0)
+        f.pad(self.spell(&mut [0; _]))
     }
 }
 
@@ -659,14 +706,31 @@ impl std::str::FromStr for Timestamp {
     type Err = CodecError;
     fn from_str(text: &str) -> Result<Self, CodecError> {
         let wrong = || CodecError::Rule("instant is not like 2026-03-14T09:26:53.589793Z".into());
-        let instant: jiff::Timestamp = text.parse().map_err(|_| wrong())?;
-        let micros = u64::try_from(instant.as_microsecond()).map_err(|_| wrong())?;
-        let canonical = Self::from_micros(micros)?;
-        if canonical.0 == text {
-            Ok(canonical)
-        } else {
-            Err(wrong())
+        let bytes: &[u8; SPELLING] = text.as_bytes().try_into().map_err(|_| wrong())?;
+        let number = |place: std::ops::Range<usize>| {
+            let digits = bytes[place].iter();
+            digits.fold(0, |number, digit| {
+                number * 10 + u64::from(digit.wrapping_sub(b'0') % 10)
+            })
+        };
+        let (year, month) = (number(0..4), number(5..7));
+        if year < 1970 || !(1..=12).contains(&month) {
+            return Err(wrong());
         }
+        let days = day(year, month, number(8..10).max(1));
+        let seconds = (number(11..13) * 60 + number(14..16)) * 60 + number(17..19);
+        let read = Self::from_micros(days * DAY_US + seconds * 1_000_000 + number(20..26))?;
+        // Whatever is no digit, or no such day or hour, is spelled otherwise.
+        match read.spell(&mut [0; _]) == text {
+            true => Ok(read),
+            false => Err(wrong()),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.spell(&mut [0; _]))
     }
 }
 
@@ -808,22 +872,22 @@ mod tests {
     fn erasure(change: impl FnOnce(&mut Line)) -> Line {
         let mut line = Line::new(Op::Erase, 12, sample().at, "guardian", "841");
         line.patient = sample().patient;
-        line.erase = Some(Erasure {
+        line.erase = Some(Box::new(Erasure {
             basis: "GDPR art. 17(1)(d)".into(),
             deciders: [Digest::of(&[b"one"]), Digest::of(&[b"two"])],
-        });
+        }));
         change(&mut line);
         line
     }
 
     fn acceptance(change: impl FnOnce(&mut Line)) -> Line {
         let mut line = Line::new(Op::Accept, 12, sample().at, "guardian", "841");
-        line.accept = Some(Acceptance {
+        line.accept = Some(Box::new(Acceptance {
             finding: Prev {
                 hash: Digest::of(&[b"finding"]),
                 seq: 7,
             },
-        });
+        }));
         line.actor = Some(Actor {
             app: None,
             binding: Binding::B,
@@ -851,11 +915,11 @@ mod tests {
 
     fn finding(about: u64) -> Line {
         let mut line = Line::new(Op::Finding, 12, sample().at, "ehr", "841");
-        line.finding = Some(Finding {
+        line.finding = Some(Box::new(Finding {
             about: Some(about),
             code: Code::RowDiffers,
             text: "it differs".into(),
-        });
+        }));
         line
     }
 
@@ -889,14 +953,40 @@ mod tests {
             "2026-03-14t09:26:53.589793Z",
             "2026-03-14T09:26:53.589793+00:00",
             "2026-02-30T00:00:00.000000Z",
+            "2026-00-01T00:00:00.000000Z",
+            "2026-13-01T00:00:00.000000Z",
+            "2026-03-00T00:00:00.000000Z",
+            "2026-03-14T24:00:00.000000Z",
+            "2026-03-14T09:26:60.000000Z",
+            "2026-03-14T09:2::53.000000Z",
+            "1969-12-31T23:59:59.999999Z",
+            "9999-99-99T99:99:99.999999Z",
+            "2026-03-14T09:26:53.58979õ",
             "",
         ] {
             assert!(wrong.parse::<Timestamp>().is_err(), "{wrong}");
         }
         let t = Timestamp::from_micros(1_773_480_413_589_793).unwrap();
-        assert_eq!(
-            (t.as_str(), t.micros()),
-            ("2026-03-14T09:26:53.589793Z", 1_773_480_413_589_793)
-        );
+        assert_eq!(t.to_string(), "2026-03-14T09:26:53.589793Z");
+        assert_eq!(t.micros(), 1_773_480_413_589_793);
+        let last = Timestamp::from_micros(Timestamp::LAST).unwrap();
+        assert_eq!(last.to_string(), "9999-12-31T23:59:59.999999Z");
+        assert!(Timestamp::from_micros(Timestamp::LAST + 1).is_err());
+    }
+
+    #[test]
+    fn instants_are_those_of_another_calendar() {
+        // Every day that the other one knows, at changing times of the day.
+        for day in 0..Timestamp::LAST / DAY_US {
+            let micros = day * DAY_US + day * 1_234_567_891_011 % DAY_US;
+            let ours = Timestamp::from_micros(micros).unwrap();
+            let Ok(other) = jiff::Timestamp::from_microsecond(micros.cast_signed()) else {
+                assert_eq!(ours.to_string().parse(), Ok(ours));
+                continue;
+            };
+            let text = format!("{other:.6}");
+            assert_eq!(ours.to_string(), text);
+            assert_eq!(text.parse(), Ok(ours));
+        }
     }
 }

@@ -1183,12 +1183,12 @@ fn accepted(accepting: &[u64], change: impl Fn(&mut Line), expected: &str) {
         line.v = Op::Accept.version();
         line.table.clone_from(&found.table);
         (line.key, line.patient) = (found.key, found.patient);
-        line.accept = Some(Acceptance {
+        line.accept = Some(Box::new(Acceptance {
             finding: Prev {
                 hash: Line::hash(&found.encode()),
                 seq: found.seq,
             },
-        });
+        }));
         line.actor = Some(Actor {
             app: None,
             binding: Binding::B,
@@ -1214,9 +1214,9 @@ fn a_finding_of_the_list_is_accepted_once() {
     let broken = "broken TRL-01 at complete";
     accepted(&[21, 22], |_| {}, broken);
     let finding = |line: &mut Line, hash: Digest, seq: u64| {
-        line.accept = Some(Acceptance {
+        line.accept = Some(Box::new(Acceptance {
             finding: Prev { hash, seq },
-        });
+        }));
     };
     accepted(
         &[21],

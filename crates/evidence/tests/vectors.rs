@@ -106,12 +106,12 @@ fn accept() -> Line {
     let nonce = LineNonce::new(&Key::new([0x33; 32]), ORIGIN, 1, 15);
     let at = "2026-03-14T09:26:53.589793Z".parse().unwrap();
     let mut line = Line::new(Op::Accept, 15, at, "guardian", "841");
-    line.accept = Some(Acceptance {
+    line.accept = Some(Box::new(Acceptance {
         finding: Prev {
             hash: Digest::of(&[b"finding"]),
             seq: 13,
         },
-    });
+    }));
     line.actor = Some(Actor {
         app: None,
         binding: Binding::B,
@@ -129,13 +129,13 @@ fn erase() -> Line {
     let at = "2026-03-14T09:26:53.589793Z".parse().unwrap();
     let mut line = Line::new(Op::Erase, 14, at, "guardian", "841");
     line.patient = Some(Patient::Pseudonym(Bytes32([0x44; 32])));
-    line.erase = Some(Erasure {
+    line.erase = Some(Box::new(Erasure {
         basis: "GDPR art. 17(1)(d)".into(),
         deciders: [
             commit_person(&nonce.decider(0), "Mari Maasikas"),
             commit_person(&nonce.decider(1), "Jaan Tamm"),
         ],
-    });
+    }));
     line
 }
 

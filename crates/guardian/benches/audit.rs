@@ -122,7 +122,7 @@ fn trail(layout: &Layout, lines: u64) -> Anchors {
     let at: Timestamp = "2026-03-14T09:26:53.000000Z".parse().unwrap();
     let names: Arc<[String]> = (0..10).map(|column| format!("column_{column}")).collect();
     let draft = GenesisDraft {
-        at: at.clone(),
+        at,
         system: "bench".into(),
         timeline: 1,
         pos: "0".into(),
@@ -147,15 +147,13 @@ fn trail(layout: &Layout, lines: u64) -> Anchors {
             let drafts = some.map(|number| {
                 let record = number * 7919 % records;
                 let known = std::mem::replace(&mut seen[usize::try_from(record).unwrap()], true);
-                vec![change(&names, record, record % patients, known, &at)]
+                vec![change(&names, record, record % patients, known, at)]
             });
             trail.append_all(drafts.collect()).unwrap();
         }
         trail.commit().unwrap();
         let mapping = Digest::of(&[b"mapping"]);
-        trail
-            .close_block(at.clone(), "1", mapping, "bench")
-            .unwrap();
+        trail.close_block(at, "1", mapping, "bench").unwrap();
     }
     let witness = CosigningKey::from_seed("witness.example", &[9; 32]).unwrap();
     let mut head = trail.sign_head();
@@ -174,7 +172,7 @@ fn anchors(genesis: Digest, witness: &CosigningKey) -> Anchors {
     Anchors::from_toml(&text).unwrap()
 }
 
-fn change(names: &Arc<[String]>, record: u64, patient: u64, known: bool, at: &Timestamp) -> Draft {
+fn change(names: &Arc<[String]>, record: u64, patient: u64, known: bool, at: Timestamp) -> Draft {
     let value = |column: usize| match column {
         0 => format!("i{record}"),
         1 => format!("tpt-{patient}"),
@@ -192,7 +190,7 @@ fn change(names: &Arc<[String]>, record: u64, patient: u64, known: bool, at: &Ti
         }),
         ..Draft::new(
             if known { Op::Update } else { Op::Create },
-            at.clone(),
+            at,
             "bench",
             "1",
         )

@@ -123,7 +123,7 @@ pub fn answer_alone(
     layout: Layout,
     approvers: &[Approver],
     asked: &Asked,
-    now: &Timestamp,
+    now: Timestamp,
 ) -> Result<Result<Answer, Refused>, TrailError> {
     let (mut trail, collected, _) = Trail::open::<Collected>(layout)?;
     let position = collected.position.or(collected.genesis_position);
@@ -141,7 +141,7 @@ pub fn answer(
     trail: &mut Trail,
     approvers: &[Approver],
     asked: &Asked,
-    now: &Timestamp,
+    now: Timestamp,
     pos: &str,
 ) -> (Result<Answer, Refused>, Option<TrailError>) {
     let by = match who(approvers, &asked.token, Power::Erase) {
@@ -162,7 +162,7 @@ fn decide(
     trail: &mut Trail,
     ask: &Ask,
     by: &str,
-    now: &Timestamp,
+    now: Timestamp,
     pos: &str,
 ) -> Result<Answer, ErasureError> {
     Ok(match ask {

@@ -31,8 +31,8 @@ pub(crate) struct About {
 
 /// The lines of one change. A record that moves to another patient is named
 /// in both lists. `now` stands in for a time that no line can hold.
-pub(crate) fn change(change: Change, source: &str, about: About, now: &Timestamp) -> Vec<Draft> {
-    let at = change.at.parse().unwrap_or_else(|_| now.clone());
+pub(crate) fn change(change: Change, source: &str, about: About, now: Timestamp) -> Vec<Draft> {
+    let at = change.at.parse().unwrap_or(now);
     let Whose { before, after } = about.whose;
     let patient = match change.new {
         Some(_) => after,
@@ -84,7 +84,7 @@ pub(crate) fn baseline(
     (table, key, row): (&str, &Key, Row),
     patient: Option<String>,
     image: bool,
-    at: &Timestamp,
+    at: Timestamp,
     source: &str,
     pos: Position,
 ) -> Draft {
@@ -94,7 +94,7 @@ pub(crate) fn baseline(
         patient: patient.map(PatientId::Id),
         row: Some(self::row(row)),
         image,
-        ..Draft::new(Op::Baseline, at.clone(), source, pos.to_string())
+        ..Draft::new(Op::Baseline, at, source, pos.to_string())
     }
 }
 
@@ -135,7 +135,7 @@ pub(crate) fn audit_event(
         source,
         now,
     } = message;
-    let at = event.recorded.parse().unwrap_or_else(|_| now.clone());
+    let at = event.recorded.parse().unwrap_or(*now);
     let mut named: Vec<PatientId> = Vec::new();
     for patient in &event.patients {
         let patient = patient_id(patient, &is_patient);
@@ -157,7 +157,7 @@ pub(crate) fn audit_event(
         }),
         purpose: event.purpose.first().cloned(),
         raw: Some(raw.to_vec()),
-        ..Draft::new(Op::Read, at.clone(), source, *id)
+        ..Draft::new(Op::Read, at, source, *id)
     };
     if event.patients.len() > many || records.len() > many.saturating_mul(20) {
         return vec![Draft {

@@ -42,7 +42,7 @@ pub struct Draft {
     /// The raw message.
     pub raw: Option<Vec<u8>>,
     /// What else the operation needs.
-    pub body: Body,
+    pub body: Option<Box<Body>>,
 }
 
 impl Draft {
@@ -64,7 +64,7 @@ impl Draft {
             row: None,
             image: true,
             raw: None,
-            body: Body::None,
+            body: None,
         }
     }
 }
@@ -111,8 +111,6 @@ impl fmt::Debug for Row {
 /// What some operations carry besides.
 #[derive(Clone)]
 pub enum Body {
-    /// Nothing.
-    None,
     /// Something is wrong.
     Finding(Finding),
     /// Capture did not see everything.

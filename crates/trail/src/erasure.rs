@@ -167,7 +167,7 @@ impl Trail {
         identifier: &str,
         basis: &str,
         by: &str,
-        now: &Timestamp,
+        now: Timestamp,
     ) -> Result<(String, Request), ErasureError> {
         check_text(basis)?;
         if identifier.len() >= TELLING && basis.contains(identifier) {
@@ -175,7 +175,7 @@ impl Trail {
         }
         let plan = self.plan_erasure(identifier)?;
         self.may_be_erased(plan.patient)?;
-        let expires_at = Timestamp::from_micros(now.micros() + VALID_US).unwrap_or(now.clone());
+        let expires_at = Timestamp::from_micros(now.micros() + VALID_US).unwrap_or(now);
         let request = Request {
             patient: plan.patient,
             basis: basis.to_owned(),
@@ -198,7 +198,7 @@ impl Trail {
     pub fn requested_erasure(
         &mut self,
         code: &str,
-        now: &Timestamp,
+        now: Timestamp,
     ) -> Result<(Request, String), ErasureError> {
         let wanted = name_of(code);
         let found = self
@@ -220,7 +220,7 @@ impl Trail {
         &mut self,
         code: &str,
         by: &str,
-        now: &Timestamp,
+        now: Timestamp,
         pos: &str,
     ) -> Result<Erased, ErasureError> {
         let (request, identifier) = self.requested_erasure(code, now)?;
@@ -229,7 +229,7 @@ impl Trail {
         }
         self.may_be_erased(request.patient)?;
         let deciders = [request.by, by.to_owned()];
-        let when = (now.clone(), pos);
+        let when = (now, pos);
         let basis = request.basis.clone();
         let seq = self.erase(&identifier, basis, deciders.clone(), when)?;
         for (name, other) in self.requests(now)? {
@@ -256,11 +256,11 @@ impl Trail {
     }
 
     /// Requests that still count, by name; those that do not are removed.
-    fn requests(&mut self, now: &Timestamp) -> Result<Vec<(String, Request)>, VaultError> {
+    fn requests(&mut self, now: Timestamp) -> Result<Vec<(String, Request)>, VaultError> {
         let mut valid = Vec::new();
         for (name, note) in self.vault().notes(REQUEST)? {
             match serde_json::from_slice::<Request>(&note) {
-                Ok(request) if request.expires_at >= *now => valid.push((name, request)),
+                Ok(request) if request.expires_at >= now => valid.push((name, request)),
                 _ => self.vault().set_note(REQUEST, &name, None)?,
             }
         }
@@ -277,13 +277,13 @@ impl Trail {
         identifier: &str,
         reason: &str,
         by: &str,
-        now: &Timestamp,
+        now: Timestamp,
     ) -> Result<Hold, ErasureError> {
         check_text(reason)?;
         let hold = Hold {
             reason: reason.to_owned(),
             by: by.to_owned(),
-            at: now.clone(),
+            at: now,
         };
         let patient = self.keys().pseudonym(identifier).to_string();
         let note = serde_json::to_vec(&hold).expect("texts alone");

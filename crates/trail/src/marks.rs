@@ -23,7 +23,7 @@ pub(crate) fn follow<P: Pages>(
     line: &Line,
     line_hash: Digest,
 ) -> Result<(), ApplyError<P::Error>> {
-    let marks = match (line.op, line.accept) {
+    let marks = match (line.op, line.accept.as_deref()) {
         (Op::Read, _) => message(&line.pos),
         (Op::Finding, _) => finding(line.seq, line_hash),
         (_, Some(accept)) => {
@@ -95,12 +95,12 @@ mod tests {
         let mut state = State::new();
         let found = line(Op::Finding, 5);
         let accept = |seq: u64, of: &Line| Line {
-            accept: Some(Acceptance {
+            accept: Some(Box::new(Acceptance {
                 finding: Prev {
                     hash: Line::hash(&of.encode()),
                     seq: of.seq,
                 },
-            }),
+            })),
             ..line(Op::Accept, seq)
         };
         let no_finding = Err("it accepts a line that is no finding of this trail");

@@ -335,7 +335,7 @@ impl Trail {
             uncovered: draft.uncovered.clone(),
             vrf_key: Bytes32(keys.vrf_public().0),
         };
-        let mut line = Line::new(Op::Genesis, 0, draft.at.clone(), &draft.source, &draft.pos);
+        let mut line = Line::new(Op::Genesis, 0, draft.at, &draft.source, &draft.pos);
         line.genesis = Some(Box::new(genesis));
         line.check()?;
         let mut bytes = line.encode();
@@ -671,13 +671,13 @@ impl Trail {
             trail.commit_map()?;
             let block = trail.blocks();
             let at_us = at.micros();
-            let line = trail.checkpoint_line(at.clone(), pos, mapping, block)?;
+            let line = trail.checkpoint_line(at, pos, mapping, block)?;
             trail.push(&line)?;
             let last_line = *trail.open.last().expect("just pushed");
             trail.commit()?;
             let summary = trail.write_block(block, reason)?;
-            trail.segment_began.get_or_insert_with(|| at.clone());
-            if trail.segment_is_due(&at) {
+            trail.segment_began.get_or_insert(at);
+            if trail.segment_is_due(at) {
                 trail.next_segment()?;
             }
             trail.commit_due = Some((Digest(last_line), at_us));
@@ -866,7 +866,7 @@ impl Trail {
         Ok(line.map(|bytes| Line::decode(&bytes)).transpose()?)
     }
 
-    fn segment_is_due(&self, now: &Timestamp) -> bool {
+    fn segment_is_due(&self, now: Timestamp) -> bool {
         let age_us = self
             .segment_began
             .as_ref()

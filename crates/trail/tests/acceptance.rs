@@ -20,11 +20,11 @@ fn finding(pos: u64) -> Draft {
         table: Some("observation".into()),
         key: Some(vec![b"tobs-1".to_vec()]),
         patient: Some(PatientId::Id("pt-1".into())),
-        body: Body::Finding(Finding {
+        body: Some(Box::new(Body::Finding(Finding {
             about: None,
             code: Code::Unattributed,
             text: "update without an attributed actor".into(),
-        }),
+        }))),
         ..Draft::new(Op::Finding, at(pos), "guardian", pos.to_string())
     }
 }
@@ -43,12 +43,12 @@ fn acceptance(trail: &Trail, seq: u64) -> Draft {
             role: None,
         }),
         raw: Some(REASON.to_vec()),
-        body: Body::Accept(Acceptance {
+        body: Some(Box::new(Body::Accept(Acceptance {
             finding: Prev {
                 hash: Line::hash(&line.encode()),
                 seq,
             },
-        }),
+        }))),
         ..Draft::new(Op::Accept, at(9), "guardian", "9")
     }
 }
@@ -169,12 +169,12 @@ fn a_reader_refuses_lines_that_accept_what_they_may_not() {
         let named = lines
             .get(of)
             .map_or(&b"nothing"[..], |line| line.as_bytes());
-        forged.accept = Some(Acceptance {
+        forged.accept = Some(Box::new(Acceptance {
             finding: Prev {
                 hash: Line::hash(named),
                 seq: (of as u64).min(forged.seq - 1),
             },
-        });
+        }));
         let forged = String::from_utf8(forged.encode()).unwrap();
         std::fs::write(&segment, format!("{text}{forged}\n")).unwrap();
         let outcome = read(&Layout::new(dir.path()), None, |_, _| {});

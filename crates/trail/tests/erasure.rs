@@ -80,10 +80,10 @@ fn reopened(dir: &Path) -> (Trail, Recovery) {
 
 fn erase(trail: &mut Trail, patient: &str) -> u64 {
     let (code, _) = trail
-        .request_erasure(patient, BASIS, "Mari", &at(20))
+        .request_erasure(patient, BASIS, "Mari", at(20))
         .unwrap();
     trail
-        .confirm_erasure(&code, "Jaan", &at(21), "6")
+        .confirm_erasure(&code, "Jaan", at(21), "6")
         .unwrap()
         .seq
 }
@@ -346,7 +346,7 @@ fn who_may_be_erased_and_by_whom() {
     let mut trail = populated(dir.path());
     let request = |trail: &mut Trail, patient: &str, basis: &str| {
         trail
-            .request_erasure(patient, basis, "Mari", &at(20))
+            .request_erasure(patient, basis, "Mari", at(20))
             .map(|(code, _)| code)
     };
     let plan = trail.plan_erasure("pt-1").unwrap();
@@ -365,7 +365,7 @@ fn who_may_be_erased_and_by_whom() {
     // The same person twice; a code that is none, or too old.
     let code = request(&mut trail, "pt-1", BASIS).unwrap();
     let confirm = |trail: &mut Trail, code: &str, by: &str, second: u64| {
-        trail.confirm_erasure(code, by, &at(second), "6")
+        trail.confirm_erasure(code, by, at(second), "6")
     };
     let alone = confirm(&mut trail, &code, "Mari", 21);
     assert!(matches!(alone, Err(ErasureError::SamePerson(_))));
@@ -382,7 +382,7 @@ fn who_may_be_erased_and_by_whom() {
     // A hold that is set after the request counts too.
     let code = request(&mut trail, "pt-1", BASIS).unwrap();
     trail
-        .add_hold("pt-1", "court case 2-26-117", "Jaan", &at(22))
+        .add_hold("pt-1", "court case 2-26-117", "Jaan", at(22))
         .unwrap();
     let held = confirm(&mut trail, &code, "Jaan", 23);
     assert!(matches!(held, Err(ErasureError::Held(_))));
@@ -402,7 +402,7 @@ fn who_may_be_erased_and_by_whom() {
 
     // The request has survived; a code may be typed in small letters.
     let before = trail.state().next_seq();
-    let (waiting, identifier) = trail.requested_erasure(&code, &at(24)).unwrap();
+    let (waiting, identifier) = trail.requested_erasure(&code, at(24)).unwrap();
     assert_eq!((waiting.by.as_str(), identifier.as_str()), ("Mari", "pt-1"));
     let erased = confirm(&mut trail, &code.to_lowercase(), "Jaan", 24).unwrap();
     assert_eq!(erased.seq, before);

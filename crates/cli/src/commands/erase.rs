@@ -202,7 +202,7 @@ fn alone(config: &Config, source: &Source, asked: &Asked) -> Result<Value, Failu
     let tuning = config.tuning();
     let now = Timestamp::from_micros(clock::micros()).map_err(Failure::service)?;
     let layout = tuning.layout(source);
-    let answer = erasure::answer_alone(layout, &tuning.approvers, asked, &now);
+    let answer = erasure::answer_alone(layout, &tuning.approvers, asked, now);
     let answer = answer.map_err(unopened)?;
     match answer {
         Ok(answer) => serde_json::to_value(answer).map_err(Failure::service),

@@ -59,7 +59,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
     }
     let accepted = |seq: u64| {
-        let mut accepted = entries.iter().filter_map(|entry| entry.line.accept);
+        let mut accepted = entries
+            .iter()
+            .filter_map(|entry| entry.line.accept.as_ref());
         accepted.any(|accept| accept.finding.seq == seq)
     };
     let is_open = |e: &Entry| e.line.op == Op::Finding && !accepted(e.line.seq);

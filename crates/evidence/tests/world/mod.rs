@@ -311,18 +311,24 @@ impl World {
             .content
             .raw
             .map(|raw| commit_raw(&nonce.raw(), raw.as_bytes()));
-        line.finding = (event.op == Op::Finding).then(|| Finding {
-            about: Some(5),
-            code: Code::RowDiffers,
-            text: "a live row differs from its sealed version".into(),
+        line.finding = (event.op == Op::Finding).then(|| {
+            Box::new(Finding {
+                about: Some(5),
+                code: Code::RowDiffers,
+                text: "a live row differs from its sealed version".into(),
+            })
         });
-        line.ddl = (event.op == Op::Ddl).then(|| Ddl {
-            after: Digest::of(&[b"after"]),
-            before: Some(Digest::of(&[b"before"])),
+        line.ddl = (event.op == Op::Ddl).then(|| {
+            Box::new(Ddl {
+                after: Digest::of(&[b"after"]),
+                before: Some(Digest::of(&[b"before"])),
+            })
         });
-        line.gap = (event.op == Op::Gap).then(|| Gap {
-            from: "842".into(),
-            to: "845".into(),
+        line.gap = (event.op == Op::Gap).then(|| {
+            Box::new(Gap {
+                from: "842".into(),
+                to: "845".into(),
+            })
         });
         self.contents.insert(seq, event.content);
         meddle(&mut line);

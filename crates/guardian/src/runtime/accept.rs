@@ -118,7 +118,7 @@ impl Session {
             patient: patient_id(&mut self.trail, line.patient)?,
             actor: Some(actor),
             raw: Some(reason.as_bytes().to_vec()),
-            body: Body::Accept(body),
+            body: Some(Box::new(Body::Accept(body))),
             ..Draft::new(
                 Op::Accept,
                 self.now(worker),

@@ -89,7 +89,7 @@ impl Session {
                 if let Some(copies) = &mut copies {
                     copies.number(&mut rows);
                 }
-                match self.baseline_rows(worker, table, rows, &at) {
+                match self.baseline_rows(worker, table, rows, at) {
                     Ok(count) => {
                         written += count;
                         progress(written);
@@ -147,7 +147,7 @@ impl Session {
         worker: &mut Worker,
         table: &str,
         rows: Rows,
-        at: &Timestamp,
+        at: Timestamp,
     ) -> Result<u64, Ended> {
         let mut written = 0;
         for (key, row) in rows {
@@ -209,7 +209,7 @@ impl Session {
         table: &str,
         key: &Key,
         row: Row,
-        at: &Timestamp,
+        at: Timestamp,
     ) -> Result<bool, Ended> {
         let record = self.trail.record_key(Some(table), &key_cells(key));
         if self.queue.is_about(&record) {

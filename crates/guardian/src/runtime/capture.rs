@@ -248,7 +248,7 @@ impl Session {
             _ => None,
         };
         let table = change.table.clone();
-        let drafts = translate::change(change, &worker.parts.source.name, about, &self.now(worker));
+        let drafts = translate::change(change, &worker.parts.source.name, about, self.now(worker));
         let Some(line) = drafts.last() else {
             return Ok(());
         };
@@ -347,7 +347,7 @@ impl Session {
             columns: Arc::default(),
             image: true,
         };
-        let drafts = translate::change(gone, &worker.parts.source.name, about, &self.now(worker));
+        let drafts = translate::change(gone, &worker.parts.source.name, about, self.now(worker));
         Ok(drafts.into_iter().next_back())
     }
 
@@ -460,10 +460,10 @@ impl Session {
         to: Position,
     ) -> Result<u64, Ended> {
         let draft = Draft {
-            body: Body::Gap(Gap {
+            body: Some(Box::new(Body::Gap(Gap {
                 from: from.to_string(),
                 to: to.to_string(),
-            }),
+            }))),
             ..Draft::new(
                 Op::Gap,
                 self.now(worker),

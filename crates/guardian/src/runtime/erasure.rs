@@ -20,7 +20,7 @@ impl Session {
         self.capture_all(worker)?;
         let (now, pos) = (self.now(worker), self.position.to_string());
         let approvers = &worker.parts.tuning.approvers;
-        let (answer, failed) = answer(&mut self.trail, approvers, asked, &now, &pos);
+        let (answer, failed) = answer(&mut self.trail, approvers, asked, now, &pos);
         let is_erased = matches!(answer, Ok(Answer::Erased(_)));
         if let Ok(Answer::Erased(erased)) = &answer {
             tracing::warn!(source = %worker.parts.source.name, line = erased.seq, "a patient was erased");

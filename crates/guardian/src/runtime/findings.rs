@@ -48,11 +48,11 @@ impl Session {
                 None => self.patient_of(&finding)?,
             },
             columns: (!finding.columns.is_empty()).then(|| finding.columns.clone().into()),
-            body: Body::Finding(LineFinding {
+            body: Some(Box::new(Body::Finding(LineFinding {
                 about: finding.about,
                 code: finding.code,
                 text: finding.text.clone(),
-            }),
+            }))),
             ..Draft::new(
                 Op::Finding,
                 self.now(worker),
@@ -133,10 +133,10 @@ impl Session {
             Vec::new()
         };
         let draft = Draft {
-            body: Body::Ddl(Ddl {
+            body: Some(Box::new(Body::Ddl(Ddl {
                 after: hash,
                 before,
-            }),
+            }))),
             ..Draft::new(
                 Op::Ddl,
                 self.now(worker),

@@ -99,7 +99,7 @@ impl Session {
             self.each(snapshot, &table, |session, rows| {
                 for (now, row) in rows {
                     let keys = (former(&key, &row), now);
-                    session.carry_row(worker, &table, keys, row, &at, &named)?;
+                    session.carry_row(worker, &table, keys, row, at, &named)?;
                 }
                 session.trail.commit()?;
                 if session.trail.open_lines() >= BLOCK_LINES {
@@ -161,7 +161,7 @@ impl Session {
         table: &str,
         (was, now): (Option<Key>, Key),
         row: Row,
-        at: &Timestamp,
+        at: Timestamp,
         named: &Named,
     ) -> Result<(), Ended> {
         let record = self.record_under(table, &now);
@@ -232,7 +232,7 @@ impl Session {
         worker: &Worker,
         table: &str,
         key: &Key,
-        at: &Timestamp,
+        at: Timestamp,
     ) -> Result<Draft, Ended> {
         let record = self.record_under(table, key);
         let patient = self.known_patient(table, &record)?;
@@ -241,7 +241,7 @@ impl Session {
             table: Some(table.to_owned()),
             key: Some(key_cells(key)),
             patient: patient.map(PatientId::Id),
-            ..Draft::new(Op::Delete, at.clone(), source, pos)
+            ..Draft::new(Op::Delete, at, source, pos)
         })
     }
 }

@@ -211,7 +211,9 @@ const COLUMNS: &[Column] = &[
     Column::int("finding_about", |(line, _)| {
         line.finding.as_ref()?.about.and_then(int)
     }),
-    Column::int("accepts", |(line, _)| int(line.accept?.finding.seq)),
+    Column::int("accepts", |(line, _)| {
+        int(line.accept.as_ref()?.finding.seq)
+    }),
     Column::text("gap_from", |(line, _)| {
         line.gap.as_ref().map(|it| it.from.clone())
     }),

@@ -68,7 +68,7 @@ impl Trail {
             || draft.row.is_some()
             || draft.raw.is_some()
             || person.is_some()
-            || matches!(draft.body, Body::Erase { .. });
+            || matches!(draft.body.as_deref(), Some(Body::Erase { .. }));
         let mut opened = None;
         if has_content {
             let compartment = self.compartment(draft, patient, seq)?;
@@ -123,17 +123,17 @@ impl Trail {
         let record = |cells| self.record_key(line.table.as_deref(), cells);
         line.key = draft.record.or_else(|| draft.key.as_deref().map(record));
         let mut deciders = None;
-        match draft.body {
-            Body::None => {}
-            Body::Finding(finding) => line.finding = Some(finding),
-            Body::Gap(gap) => line.gap = Some(gap),
-            Body::Ddl(ddl) => line.ddl = Some(ddl),
-            Body::Accept(accept) => line.accept = Some(accept),
-            Body::Erase {
+        match draft.body.map(|body| *body) {
+            None => {}
+            Some(Body::Finding(finding)) => line.finding = Some(finding.into()),
+            Some(Body::Gap(gap)) => line.gap = Some(gap.into()),
+            Some(Body::Ddl(ddl)) => line.ddl = Some(ddl.into()),
+            Some(Body::Accept(accept)) => line.accept = Some(accept.into()),
+            Some(Body::Erase {
                 basis,
                 deciders: names,
-            } => {
-                line.erase = Some(self.erasure(basis, &names, seq)?);
+            }) => {
+                line.erase = Some(self.erasure(basis, &names, seq)?.into());
                 deciders = Some(names);
             }
         }

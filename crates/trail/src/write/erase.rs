@@ -45,7 +45,7 @@ impl Trail {
         self.intend_erasure(patient, seq)?;
         self.append(vec![Draft {
             patient: Some(PatientId::Id(identifier.to_owned())),
-            body: Body::Erase { basis, deciders },
+            body: Some(Box::new(Body::Erase { basis, deciders })),
             ..Draft::new(Op::Erase, at, "guardian", pos)
         }])?;
         self.commit()?;

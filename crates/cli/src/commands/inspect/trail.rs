@@ -19,7 +19,7 @@ pub(crate) fn line(line: &Line) -> Map {
     let prev = |prev: &pitser_evidence::line::Prev| prev.seq;
     Map::new()
         .with("seq", line.seq)
-        .with("at", line.at.as_str())
+        .with("at", line.at.to_string())
         .with("op", line.op.as_str())
         .with("source", &line.source)
         .with("position", &line.pos)
@@ -51,7 +51,7 @@ pub(crate) fn line(line: &Line) -> Map {
         )
         .maybe(
             "accepts_finding_of_line",
-            line.accept.map(|accept| accept.finding.seq),
+            line.accept.as_ref().map(|accept| accept.finding.seq),
         )
         .maybe(
             "erase",
