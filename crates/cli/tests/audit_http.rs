@@ -625,12 +625,7 @@ impl Audit {
             key: Some(key),
             patient: Some(PatientId::Id("pt-1".into())),
             row: Some(row),
-            ..Draft::new(
-                Op::Update,
-                newest.at,
-                &line.source,
-                newest.pos.clone(),
-            )
+            ..Draft::new(Op::Update, newest.at, &line.source, newest.pos.clone())
         };
         change(&mut draft);
         trail.append(vec![draft]).unwrap();
