@@ -369,6 +369,46 @@ fn an_auditor_goes_on_beside_the_guardian() {
     guardian.stop();
 }
 
+/// Who answers for a finding is on record as a line like any other, and is replayed.
+#[test]
+fn an_accepted_finding_is_replayed_too() {
+    let mut audit = Audit::new();
+    let made = audit.run("erase --new-token m.token --by Mari").exits(0);
+    let approver = made
+        .out
+        .replace("name = \"Mari\"", "name = \"Mari\"\nmay = [\"accept\"]");
+    assert_ne!(approver, made.out);
+    let path = audit.path("pitser.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    fs::write(&path, config + &approver).unwrap();
+    // Nobody says who changed the row.
+    audit.goes_on("b");
+    audit.shows();
+    audit.run(&audit.follow()).exits(0);
+
+    let guardian = audit.hospital.guard();
+    let found = audit.run("guard status --json").exits(1).json();
+    let finding = found["sources"][0]["findings"][0]["line"].as_u64().unwrap();
+    let accept = format!("guard accept --finding {finding} --reason import --token m.token");
+    audit.run(&accept).exits(0);
+    guardian.stop();
+    audit.goes_on("c");
+    let lines = fs::read_dir(audit.path("guard/ehr/trail"))
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            fs::read_to_string(path).unwrap_or_default()
+        });
+    assert!(lines.collect::<String>().contains("{\"accept\":"));
+    audit.shows();
+    let said = audit.run(&audit.follow()).exits(0).json();
+    assert_eq!(said["verdict"], "intact");
+    audit.trust(&audit.key.clone());
+    audit.give().exits(0);
+    audit.run(EXPORT).exits(0);
+    assert_eq!(audit.waiting(0), [""; 0]);
+}
+
 /// Killed at any moment, he says one thing of each head, and goes on.
 #[test]
 fn a_killed_auditor_says_nothing_twice() {
