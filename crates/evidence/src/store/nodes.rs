@@ -57,6 +57,12 @@ impl Prefix {
         }
     }
 
+    /// How many bits two prefixes begin with alike.
+    fn shared(self, other: Self) -> u8 {
+        let alike = (self.bits ^ other.bits).leading_zeros();
+        u8::try_from(alike).map_or(0, |alike| alike.min(self.depth).min(other.depth))
+    }
+
     pub(super) fn side(self, depth: u8) -> usize {
         usize::from(self.bits >> (63 - depth) & 1 == 1)
     }
@@ -300,22 +306,36 @@ impl Nodes {
         }
     }
 
-    /// Puts a bucket where its prefix says.
-    pub(super) fn place(&mut self, bucket: &Bucket) {
-        let mut node = ROOT;
-        for depth in 0..bucket.prefix.depth.min(Prefix::DEEPEST) {
-            let left = match self.at(node).link() {
-                Link::Inner { left, .. } => {
-                    self.at_mut(node).set(Link::Inner { left, dirty: true });
-                    left
-                }
-                Link::Kept(_) | Link::Buffered(_) => self.split(node),
+    /// Puts buckets where their prefixes say; of two in the same place the later one,
+    /// and none where there are others below. In the order of their prefixes each is
+    /// put in a step or two, and neighbours lie side by side.
+    pub(super) fn place(&mut self, buckets: impl IntoIterator<Item = Bucket>) {
+        // From the root down to where the last one went.
+        let (mut path, mut last) = (vec![ROOT], Prefix::default());
+        for bucket in buckets {
+            let prefix = Prefix {
+                depth: bucket.prefix.depth.min(Prefix::DEEPEST),
+                ..bucket.prefix
             };
-            node = left + u32::from(bucket.prefix.side(depth) == 1);
-        }
-        if let Link::Kept(_) = self.at(node).link() {
-            self.at_mut(node).set(Link::Kept(bucket.extent));
-            self.set_hash(node, bucket.hash, bucket.single);
+            let shared = last.shared(prefix);
+            path.truncate(usize::from(shared) + 1);
+            let mut node = *path.last().expect("the root is never cut off");
+            for depth in shared..prefix.depth {
+                let left = match self.at(node).link() {
+                    Link::Inner { left, .. } => {
+                        self.at_mut(node).set(Link::Inner { left, dirty: true });
+                        left
+                    }
+                    Link::Kept(_) | Link::Buffered(_) => self.split(node),
+                };
+                node = left + u32::from(prefix.side(depth) == 1);
+                path.push(node);
+            }
+            if let Link::Kept(_) = self.at(node).link() {
+                self.at_mut(node).set(Link::Kept(bucket.extent));
+                self.set_hash(node, bucket.hash, bucket.single);
+            }
+            last = prefix;
         }
     }
 
@@ -333,22 +353,22 @@ impl Nodes {
         }
     }
 
-    /// Inner nodes whose hashes are not right, by depth.
-    pub(super) fn dirty(&self) -> Vec<Vec<u32>> {
-        let mut levels = Vec::new();
-        let mut level = vec![ROOT];
-        loop {
-            level.retain(|node| matches!(self.at(*node).link(), Link::Inner { dirty: true, .. }));
-            if level.is_empty() {
-                return levels;
-            }
-            let children = |node: &u32| match self.at(*node).link() {
-                Link::Inner { left, .. } => [left, left + 1],
-                Link::Kept(_) | Link::Buffered(_) => [ROOT, ROOT],
-            };
-            let below = level.iter().flat_map(children).collect();
-            levels.push(std::mem::replace(&mut level, below));
+    /// Inner nodes whose hashes are not right, from `root` down so many levels, by
+    /// depth; and those that come next.
+    pub(super) fn dirty(&self, root: u32, levels: usize) -> (Vec<Vec<u32>>, Vec<u32>) {
+        let is_dirty =
+            |node: &u32| matches!(self.at(*node).link(), Link::Inner { dirty: true, .. });
+        let children = |node: &u32| match self.at(*node).link() {
+            Link::Inner { left, .. } => [left, left + 1],
+            Link::Kept(_) | Link::Buffered(_) => [ROOT, ROOT],
+        };
+        let mut found = Vec::new();
+        let mut level: Vec<u32> = Some(root).filter(is_dirty).into_iter().collect();
+        while !level.is_empty() && found.len() < levels {
+            let below = level.iter().flat_map(children).filter(is_dirty).collect();
+            found.push(std::mem::replace(&mut level, below));
         }
+        (found, level)
     }
 
     pub(super) fn children(&self, node: u32) -> (&[u8; 32], &[u8; 32]) {

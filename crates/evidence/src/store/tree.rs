@@ -163,9 +163,7 @@ impl<P: Pages> Tree<P> {
         let numbers = counts.tables.iter().cloned().zip(0..);
         tree.table_numbers = numbers.collect();
         tree.counts = counts;
-        for bucket in buckets {
-            tree.nodes.place(&bucket);
-        }
+        tree.nodes.place(buckets);
         tree
     }
 
@@ -226,12 +224,12 @@ impl<P: Pages> Tree<P> {
         Ok(())
     }
 
-    /// The buckets that were written or moved since this was last asked.
-    /// Complete after [`Tree::spill`].
+    /// The buckets that were written or moved since this was last asked, in the order
+    /// of prefixes. Complete after [`Tree::spill`].
     pub fn take_changed(&mut self) -> Vec<Bucket> {
         let mut changed = std::mem::take(&mut self.changed);
-        changed.sort_unstable_by_key(|(node, _)| *node);
-        changed.dedup_by_key(|(node, _)| *node);
+        changed.sort_unstable_by_key(|(_, prefix)| *prefix);
+        changed.dedup_by_key(|(_, prefix)| *prefix);
         let bucket = |(node, prefix)| self.bucket(node, prefix);
         changed.into_iter().filter_map(bucket).collect()
     }
@@ -472,8 +470,19 @@ impl<P: Pages> Tree<P> {
         Ok(())
     }
 
+    /// Brings the hashes above the buckets up to date, one part of the tree after the
+    /// other, since all of it is more than the processor's caches hold.
     fn hash_nodes(&mut self) {
-        for level in self.nodes.dirty().into_iter().rev() {
+        let (top, parts) = self.nodes.dirty(ROOT, PART_DEPTH);
+        for part in parts {
+            let (levels, _) = self.nodes.dirty(part, usize::MAX);
+            self.hash_levels(levels);
+        }
+        self.hash_levels(top);
+    }
+
+    fn hash_levels(&mut self, levels: Vec<Vec<u32>>) {
+        for level in levels.into_iter().rev() {
             let mut hashed = Vec::new();
             for node in level {
                 match self.nodes.without_hashing(node) {
@@ -742,6 +751,8 @@ impl<P: Pages> Storage for Tree<P> {
     }
 }
 
+/// So deep a tree is hashed in parts.
+const PART_DEPTH: usize = 6;
 /// One buffer is kept to be used again for so many bytes that may be buffered.
 const SPARE_PART: usize = 8192;
 /// For one more entry, in bytes.
