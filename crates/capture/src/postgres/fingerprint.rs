@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::install::{UNREADABLE, ask, flag, number, string};
+use super::install::{UNREADABLE, ask, flag, string};
 use super::slot::text;
+use super::version::Version;
 use super::wire::Field;
 use super::{Connection, Name, PgError, spelled};
 
@@ -39,11 +40,13 @@ impl Fingerprint {
     pub fn take(sql: &mut Connection, publication: &Name, slot: &Name) -> Result<Self, PgError> {
         let rows = ask(
             sql,
-            "SELECT current_setting('server_version_num'), \
-               has_function_privilege('pg_control_system()', 'EXECUTE')",
+            &format!(
+                "SELECT {}, has_function_privilege('pg_control_system()', 'EXECUTE')",
+                Version::COLUMN
+            ),
         )?;
         let row = rows.first().ok_or(UNREADABLE)?;
-        let (version, permitted) = (number(row, 0)?, flag(row, 1));
+        let (version, permitted) = (Version::read(&string(row, 0)?)?, flag(row, 1));
         let mut entries = Vec::new();
         if !permitted {
             let system = super::install::system_identifier(sql)?.cast_signed();

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::quote;
 use super::slot::text;
+use super::version::Version;
 use super::wire::Field;
 use super::{Connection, Name, PgError};
 use catalogue::{
@@ -168,11 +169,11 @@ pub fn uninstall(
 /// [`PgError::Version`], [`PgError::Standby`], [`PgError::WalLevel`],
 /// [`PgError::Permission`], and [`PgError::NoFreeSlot`] unless `slot` is there.
 pub fn check(sql: &mut Connection, slot: &Name) -> Result<(), PgError> {
+    Version::ask(sql)?;
     let rows = ask(
         sql,
         &format!(
-            "SELECT current_setting('server_version_num'), current_setting('server_version'), \
-               pg_is_in_recovery(), current_setting('wal_level'), \
+            "SELECT pg_is_in_recovery(), current_setting('wal_level'), \
                r.rolsuper OR r.rolreplication, current_user, \
                (SELECT count(*) < current_setting('max_replication_slots')::int \
                   OR count(*) FILTER (WHERE slot_name = '{slot}') > 0 FROM pg_replication_slots) \
@@ -180,28 +181,32 @@ pub fn check(sql: &mut Connection, slot: &Name) -> Result<(), PgError> {
         ),
     )?;
     let row = rows.first().ok_or(UNREADABLE)?;
-    if number::<u32>(row, 0)? < OLDEST {
-        let found = string(row, 1)?;
-        return Err(PgError::Version { found });
-    }
-    if flag(row, 2) {
+    if flag(row, 0) {
         return Err(PgError::Standby);
     }
-    let level = string(row, 3)?;
+    let level = string(row, 1)?;
     if level != "logical" {
         return Err(PgError::WalLevel { found: level });
     }
-    if !flag(row, 4) {
-        let role = string(row, 5)?;
+    if !flag(row, 2) {
+        let role = string(row, 3)?;
         return Err(PgError::Permission {
             message: format!("role {role:?} may not replicate"),
             grant: format!("ALTER ROLE {} REPLICATION", quote(&role)),
         });
     }
-    match flag(row, 6) {
+    match flag(row, 4) {
         true => Ok(()),
         false => Err(PgError::NoFreeSlot),
     }
+}
+
+/// What to say of a server that is newer than those that capture was tested with.
+///
+/// # Errors
+/// [`PgError::Version`] for one that is too old, otherwise those of a query.
+pub fn untested(sql: &mut Connection) -> Result<Option<String>, PgError> {
+    Ok(Version::ask(sql)?.untested())
 }
 
 /// Which database this is.
@@ -277,10 +282,6 @@ pub(super) fn system_identifier(sql: &mut Connection) -> Result<u64, PgError> {
     }
 }
 
-/// Version 14: `CREATE OR REPLACE TRIGGER`, `messages` in `pgoutput`.
-const OLDEST: u32 = 140_000;
-/// The first version with column lists and publications of whole schemas.
-pub(super) const COLUMN_LISTS: u32 = 150_000;
 pub(super) const TRIGGER: &str = "pitser_attribution";
 pub(super) const UNREADABLE: PgError = PgError::Protocol("a catalogue that cannot be read");
 
@@ -325,6 +326,7 @@ fn draft(sql: &mut Connection, request: &Request<'_>) -> Result<Draft, PgError> 
     refuse(&server, &wanted, &relations)?;
     let emitters = emitters(sql, &server)?;
     let mut draft = Draft::default();
+    draft.plan.notes.extend(server.version.untested());
     base(&server, request, &mut draft);
     let left = Left {
         relations: &relations,
@@ -392,9 +394,10 @@ fn resolve<'a>(
 /// application's updates because of it.
 fn fits(server: &Server, found: &Found, columns: &[String], full: bool) -> Result<(), PgError> {
     let name = &found.name;
-    if server.version < COLUMN_LISTS {
+    if !server.version.has_column_lists() {
         return Err(unfit(format!(
-            "table {name}: publishing some of the columns needs PostgreSQL 15; publish all of them"
+            "table {name}: publishing some of its columns, for a rule that looks something up there, needs \
+             PostgreSQL 15: name it under `tables`, and not under `exclude`, to guard all of it"
         )));
     }
     if let Some(unknown) = columns
@@ -451,6 +454,15 @@ fn refuse(
             )));
         }
         let wanted = relation.root.and_then(|root| wanted.get(&root));
+        let full = relation.identity == 'f' || wanted.is_some_and(|wanted| wanted.full);
+        if full && relation.generates && server.version.sends_generated_columns() {
+            return Err(unfit(format!(
+                "table {name}: it has generated columns, which are not published, and with REPLICA IDENTITY FULL \
+                 PostgreSQL {} would refuse the application's updates: give it a primary key as its replica \
+                 identity, or exclude it",
+                server.version
+            )));
+        }
         if relation.identity == 'f' && wanted.is_some_and(|wanted| wanted.columns.is_some()) {
             return Err(unfit(format!(
                 "table {name}: with REPLICA IDENTITY FULL all columns must be published"
@@ -462,7 +474,7 @@ fn refuse(
         .filter(|found| found.can_trigger() && !found.owned)
         .collect();
     if !not_owned.is_empty() {
-        return Err(not_ours(&server.role, &not_owned));
+        return Err(not_ours(server, &not_owned));
     }
     if !server.may_create && (server.schema.is_none() || server.publication.is_none()) {
         return Err(PgError::Permission {
@@ -490,7 +502,8 @@ fn refuse(
 }
 
 /// The refusal that says how the role comes to own these tables.
-fn not_ours(role: &str, tables: &[&Relation]) -> PgError {
+fn not_ours(server: &Server, tables: &[&Relation]) -> PgError {
+    let role = &server.role;
     let names = |tables: &[&Relation]| {
         let names: Vec<String> = tables.iter().map(|found| found.name()).collect();
         names.join(", ")
@@ -511,9 +524,13 @@ fn not_ours(role: &str, tables: &[&Relation]) -> PgError {
     }
     let grants: BTreeSet<String> = tables
         .iter()
-        .map(|found| match found.member {
-            true => format!("ALTER ROLE {} INHERIT", quote(role)),
-            false => format!("GRANT {} TO {}", quote(&found.owner), quote(role)),
+        .map(|found| {
+            let grant = format!("GRANT {} TO {}", quote(&found.owner), quote(role));
+            match (server.version.grants_inherit(), found.member) {
+                (true, _) => format!("{grant} WITH INHERIT TRUE"),
+                (false, true) => format!("ALTER ROLE {} INHERIT", quote(role)),
+                (false, false) => grant,
+            }
         })
         .collect();
     PgError::Permission {
@@ -747,8 +764,13 @@ fn publish(
     relations: &[Relation],
     draft: &mut Draft,
 ) -> Result<(), PgError> {
-    const OPTIONS: &str =
-        "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
+    let generated = match server.version.sends_generated_columns() {
+        true => ", publish_generated_columns = none",
+        false => "",
+    };
+    let options = format!(
+        "publish = 'insert, update, delete, truncate', publish_via_partition_root = true{generated}"
+    );
     let name = quote(request.publication.as_str());
     let is_wanted: Publication = wanted
         .iter()
@@ -780,11 +802,11 @@ fn publish(
     let before = draft.plan.statements.len();
     match kept {
         None => draft.run(format!(
-            "CREATE PUBLICATION {name} FOR TABLE {list} WITH ({OPTIONS})"
+            "CREATE PUBLICATION {name} FOR TABLE {list} WITH ({options})"
         )),
         Some(kept) => {
             if !kept.options_sound {
-                draft.run(format!("ALTER PUBLICATION {name} SET ({OPTIONS})"));
+                draft.run(format!("ALTER PUBLICATION {name} SET ({options})"));
             }
             let has = catalogue::published(sql, server, request.publication)?;
             if kept.schemas || has != is_wanted {

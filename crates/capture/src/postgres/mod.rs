@@ -59,6 +59,7 @@ mod snapshot;
 mod source;
 mod stream;
 mod tls;
+mod version;
 mod wire;
 mod word;
 

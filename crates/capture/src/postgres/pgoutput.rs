@@ -5,6 +5,7 @@
 //! ```text
 //! B  commit:64 ‖ time:64 ‖ xid:32                              begin
 //! C  flags:8 ‖ commit:64 ‖ end:64 ‖ time:64                    commit
+//! A  xid:32 ‖ its part's xid:32                                stream abort
 //! O  commit:64 ‖ name                                          origin
 //! R  id:32 ‖ schema ‖ table ‖ identity:8 ‖ n:16 ‖              relation
 //!      n × (flags:8 (1: key) ‖ name ‖ type:32 ‖ modifier:32)
@@ -48,6 +49,9 @@ pub enum Message<'a> {
         /// The first byte after it: acknowledge this.
         end: Lsn,
     },
+    /// A transaction that was never told was rolled back. Version 18 says so of some that
+    /// it had put into files, though nobody asked for transactions that are under way.
+    StreamAbort,
     /// The transaction was replicated here from another server.
     Origin,
     /// A table as the changes after it have it.
@@ -213,6 +217,12 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
             let (commit, end) = (input.lsn()?, input.lsn()?);
             input.u64()?;
             Message::Commit { commit, end }
+        }
+        b'A' => {
+            // The transaction, and which part of it.
+            input.u32()?;
+            input.u32()?;
+            Message::StreamAbort
         }
         b'O' => {
             input.lsn()?;

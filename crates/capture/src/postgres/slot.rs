@@ -108,13 +108,18 @@ fn make(replication: &mut Connection, slot: &Name) -> Result<(Lsn, String), PgEr
         user: &user,
         slot: slot.as_str(),
     };
-    let command = format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export')");
-    let rows = replication.query_doing(&command, doing)?;
+    let rows = replication.query_doing(&making(slot), doing)?;
     let cell = |place: usize| text(rows.first()?.get(place)?);
     match (cell(1), cell(2)) {
         (Some(point), Some(snapshot)) => Ok((point.parse()?, snapshot.to_owned())),
         _ => Err(PgError::Protocol("a new slot without its snapshot")),
     }
+}
+
+/// The command that makes a slot, in the older spelling of `(SNAPSHOT 'export')`: version
+/// 14 knows no other.
+pub fn making(slot: &Name) -> String {
+    format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT")
 }
 
 /// How the slot stands, if everything before `durable` is durable here.
@@ -210,6 +215,25 @@ pub fn exists(sql: &mut Connection, slot: &Name) -> Result<bool, PgError> {
         "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
     ))?;
     Ok(!found.is_empty())
+}
+
+/// Moves a slot past all that was committed before `upto`, which nobody will be told.
+///
+/// # Errors
+/// [`PgError::SlotBusy`], [`PgError::Permission`].
+pub(super) fn advance(
+    sql: &mut Connection,
+    slot: &Name,
+    publication: &Name,
+    upto: Lsn,
+) -> Result<(), PgError> {
+    let doing = Doing::Streaming {
+        slot: slot.as_str(),
+        publication: publication.as_str(),
+    };
+    let advance = format!("SELECT pg_catalog.pg_replication_slot_advance('{slot}', '{upto}')");
+    sql.query_doing(&advance, doing)?;
+    Ok(())
 }
 
 /// Drops a slot of this database that nobody reads; none is no error.

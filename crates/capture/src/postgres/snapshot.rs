@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 
 use super::error::quote;
 use super::slot::text;
+use super::version::Version;
 use super::wire::{Field, NAMES};
 use super::{Config, Connection, Name, PgError, cell, install, spelled};
 use crate::event::{Cell, Key, Row, is_instant};
@@ -143,14 +144,9 @@ impl Snapshot {
         sql: &mut Connection,
         publication: &Name,
     ) -> Result<Vec<Table>, PgError> {
-        // Column lists came with PostgreSQL 15.
-        let version = sql.query("SHOW server_version_num")?;
-        let version = version
-            .first()
-            .and_then(|row| text(row.first()?)?.parse().ok());
-        let listed = match version.unwrap_or(0_u32) {
-            150_000.. => "AND a.attname = ANY (p.attnames)",
-            _ => "",
+        let listed = match Version::ask(sql)?.has_column_lists() {
+            true => "AND a.attname = ANY (p.attnames)",
+            false => "",
         };
         let rows = sql.query(&format!(
             "SELECT n.nspname, c.relname, a.attname, \

@@ -43,7 +43,7 @@ impl PgSource {
     /// Connects, and reads which tables the publication guards.
     ///
     /// # Errors
-    /// Those of [`Connection::open`].
+    /// Those of [`Connection::open`], and [`PgError::Version`].
     pub fn open(place: &Place) -> Result<Self, PgError> {
         let mut sql = Connection::open(&place.config)?.silent_for(Connection::PATIENCE);
         let shapes = shapes(&Snapshot::tables_of(&mut sql, &place.publication)?);
@@ -114,6 +114,35 @@ impl PgSource {
                 upto: from,
                 what,
             },
+        }))
+    }
+
+    fn is_published(&mut self) -> Result<bool, PgError> {
+        let publication = &self.place.publication;
+        let found = self.sql.query(&format!(
+            "SELECT 1 FROM pg_catalog.pg_publication WHERE pubname = '{publication}'"
+        ))?;
+        Ok(!found.is_empty())
+    }
+
+    /// Goes on after a time without our publication, which is there again. What was
+    /// committed meanwhile no server before version 18 decodes, however often it is
+    /// asked (later ones leave it out by themselves): the slot has to be moved past it.
+    fn pass_over(&mut self, after: Position) -> Result<Option<Captured>, PgError> {
+        // The slot is free once its reader has ended.
+        self.stream = None;
+        let Place {
+            publication, slot, ..
+        } = &self.place;
+        let upto = barrier(&mut self.sql)?;
+        slot::advance(&mut self.sql, slot, publication, upto)?;
+        let what = format!(
+            "publication {publication} was missing for a while, and of that time nothing can be decoded: slot {slot} \
+             was moved on to {upto}, and what was committed before is missing"
+        );
+        Ok(self.begin(after)?.map(|told| match told {
+            Captured::Gap { after, upto, .. } => Captured::Gap { after, upto, what },
+            other => other,
         }))
     }
 
@@ -213,7 +242,12 @@ impl Source for PgSource {
         if let Some(stream) = &mut self.stream
             && steps.is_empty()
         {
-            stream.take(&mut steps, max)?;
+            match stream.take(&mut steps, max) {
+                Err(PgError::NoPublication { .. }) if self.is_published()? => {
+                    steps.extend(self.pass_over(after)?);
+                }
+                taken => taken?,
+            }
         }
         Ok(steps)
     }

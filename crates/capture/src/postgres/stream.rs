@@ -393,6 +393,9 @@ impl Assembler {
                 prefix: PREFIX,
                 content,
             } => self.claim(content.0),
+            // Of what is rolled back nothing was told.
+            Message::StreamAbort if self.open.is_none() => Ok(()),
+            Message::StreamAbort => Err(FAULT_ORDER),
             Message::Logical { .. } | Message::Origin | Message::Type => Ok(()),
         }
     }

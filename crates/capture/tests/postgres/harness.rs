@@ -1,4 +1,6 @@
-//! A throw-away PostgreSQL 15 on a free loopback port.
+//! A throw-away PostgreSQL on a free loopback port: Debian's 15, or the one whose
+//! programs are in the folder that `PITSER_TEST_POSTGRES` names
+//! (`scripts/postgres-versions.sh` fetches some).
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -9,13 +11,42 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use pitser_capture::postgres::{Config, Connection};
+use pitser_capture::postgres::{Config, Connection, Field};
 use tempfile::TempDir;
 
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+/// Where Debian's programs are; its clients serve for servers that come without.
+const DEBIAN: &str = "/usr/lib/postgresql/15/bin";
+
+/// The folder of the server's programs, if it is not Debian's.
+const CHOSEN: &str = "PITSER_TEST_POSTGRES";
 
 /// The superuser's password; with characters that a URL must escape.
 const PASSWORD: &str = "p@ss/w:rd õ";
+
+/// All that is in schemas which are not the system's, one object a row.
+const OBJECTS: &str = "
+    WITH space AS (SELECT * FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'),
+    kept AS (SELECT c.* FROM pg_class c JOIN space s ON s.oid = c.relnamespace)
+    SELECT concat_ws(' ', 'schema', nspname, nspowner, nspacl) FROM space
+    UNION ALL SELECT concat_ws(' ', 'relation', oid::regclass, relkind, relpersistence, relreplident,
+      relowner, relacl, relrowsecurity, reloptions) FROM kept
+    UNION ALL SELECT concat_ws(' ', 'column', a.attrelid::regclass, a.attnum, a.attname,
+      format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated, pg_get_expr(d.adbin, d.adrelid))
+      FROM kept c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+      LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+    UNION ALL SELECT concat_ws(' ', 'index', pg_get_indexdef(indexrelid), indisreplident)
+      FROM pg_index i JOIN kept c ON c.oid = i.indrelid
+    UNION ALL SELECT concat_ws(' ', 'constraint', conname, pg_get_constraintdef(k.oid))
+      FROM pg_constraint k JOIN space s ON s.oid = k.connamespace
+    UNION ALL SELECT concat_ws(' ', 'trigger', pg_get_triggerdef(t.oid), tgenabled)
+      FROM pg_trigger t JOIN kept c ON c.oid = t.tgrelid
+    UNION ALL SELECT concat_ws(' ', 'function', f.oid::regprocedure, prosrc, prosecdef, proacl, proconfig)
+      FROM pg_proc f JOIN space s ON s.oid = f.pronamespace
+    UNION ALL SELECT concat_ws(' ', 'policy', c.oid::regclass, polname, polcmd)
+      FROM pg_policy p JOIN kept c ON c.oid = p.polrelid
+    UNION ALL SELECT concat_ws(' ', 'publication', to_jsonb(p)) FROM pg_publication p
+    UNION ALL SELECT concat_ws(' ', 'event trigger', evtname) FROM pg_event_trigger
+    ORDER BY 1";
 
 /// A server of our own, stopped when dropped, also by a test that fails.
 pub(crate) struct Server {
@@ -47,7 +78,7 @@ impl Server {
         files: &[(&str, &str)],
     ) -> Option<Self> {
         if !installed() {
-            eprintln!("skipped: no PostgreSQL 15 in {BIN}, and apt-get cannot install it");
+            eprintln!("skipped: no PostgreSQL 15 in {DEBIAN}, and apt-get cannot install it");
             return None;
         }
         let dir = tempfile::Builder::new()
@@ -64,6 +95,58 @@ impl Server {
         server.initialise(settings, hba);
         server.pg_ctl(&["start"]);
         Some(server)
+    }
+
+    /// A standby on a copy of this server's files, which follows it with these settings;
+    /// this server is stopped for a moment.
+    pub(crate) fn standby(&self, settings: &[&str]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("pitser-pg-")
+            .tempdir()
+            .unwrap();
+        let owner = self.owner;
+        chown(dir.path(), Some(owner.uid), Some(owner.gid)).unwrap();
+        let port = free_port();
+        let standby = Self { dir, port, owner };
+        self.stop();
+        run(Command::new("cp")
+            .arg("-a")
+            .args([self.data(), standby.data()]));
+        self.start_again();
+        // A base backup has none either.
+        for slot in fs::read_dir(standby.data().join("pg_replslot")).unwrap() {
+            fs::remove_dir_all(slot.unwrap().path()).unwrap();
+        }
+        let primary = format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres",
+            self.port
+        );
+        standby.set(&format!(
+            "port = {port}\nunix_socket_directories = '{}'\n\
+             primary_conninfo = '{primary} password=''{PASSWORD}'''\n{}\n",
+            standby.dir().display(),
+            settings.join("\n")
+        ));
+        standby.write("data/standby.signal", "");
+        standby.pg_ctl(&["start"]);
+        standby
+    }
+
+    /// This standby becomes the server that answers where the other one did, which has
+    /// stopped.
+    pub(crate) fn take_over(&mut self, from: &Self) {
+        self.stop();
+        self.port = from.port;
+        self.set(&format!("port = {}\n", self.port));
+        self.pg_ctl(&["start"]);
+        self.pg_ctl(&["promote"]);
+    }
+
+    /// Adds to the settings.
+    fn set(&self, settings: &str) {
+        let path = self.data().join("postgresql.conf");
+        let before = fs::read_to_string(&path).unwrap();
+        fs::write(&path, before + settings).unwrap();
     }
 
     /// Stops the server as a power cut would, and starts it again.
@@ -148,7 +231,11 @@ impl Server {
     /// One of PostgreSQL's own programs, connected as this role; the password
     /// of all roles is the superuser's.
     pub(crate) fn client(&self, program: &str, role: &str) -> Command {
-        let mut command = Command::new(Path::new(BIN).join(program));
+        let beside = bin().join(program);
+        let mut command = Command::new(match beside.exists() {
+            true => beside,
+            false => Path::new(DEBIAN).join(program),
+        });
         command
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", self.port.to_string())
@@ -156,6 +243,33 @@ impl Server {
             .env("PGPASSWORD", PASSWORD)
             .stdin(Stdio::null());
         command
+    }
+
+    /// A database without its rows, as `pg_dump` writes it. One that is older than the
+    /// server refuses; then, said loudly, what the catalogue says of everybody's objects.
+    pub(crate) fn schema(&self, database: &str) -> String {
+        let mut dump = self.client("pg_dump", "postgres");
+        let dump = dump.args(["--schema-only", database]).output().unwrap();
+        if dump.status.success() {
+            let dump = String::from_utf8(dump.stdout).unwrap();
+            // Two lines hold a random word, so that no restore can be misled.
+            let lines = dump
+                .lines()
+                .filter(|l| !l.starts_with("\\restrict ") && !l.starts_with("\\unrestrict "));
+            return lines.map(|line| format!("{line}\n")).collect();
+        }
+        let refusal = String::from_utf8_lossy(&dump.stderr);
+        let version = self.version();
+        assert!(
+            version > 15 && refusal.contains("server version mismatch"),
+            "{refusal}"
+        );
+        eprintln!("skipped: pg_dump cannot read PostgreSQL {version}; the catalogue is compared");
+        let mut sql = Connection::open(&Config::parse(&self.url(database)).unwrap()).unwrap();
+        let rows = sql.query(OBJECTS).unwrap();
+        assert!(!rows.is_empty());
+        let text = |row: &Vec<Field>| String::from_utf8(row[0].as_ref().unwrap().to_vec()).unwrap();
+        rows.iter().map(|row| text(row) + "\n").collect()
     }
 
     /// Starts a server that was stopped, or whose postmaster was killed: its children
@@ -184,6 +298,27 @@ impl Server {
         Connection::open_replication(&self.config()).unwrap()
     }
 
+    /// The server's major version, as in `15`.
+    pub(crate) fn version(&self) -> u32 {
+        let version = fs::read_to_string(self.data().join("PG_VERSION")).unwrap();
+        version.trim().parse().unwrap()
+    }
+
+    /// Whether it is 15 or newer: with column lists and row filters in publications, and `MERGE`.
+    pub(crate) fn since_15(&self) -> bool {
+        self.version() >= 15
+    }
+
+    /// The function that writes a logical message with this content, `text` or `bytea`.
+    pub(crate) fn emitter(&self, content: &str) -> String {
+        let flush = if self.version() >= 17 {
+            ", boolean"
+        } else {
+            ""
+        };
+        format!("pg_logical_emit_message(boolean, text, {content}{flush})")
+    }
+
     /// The folder of the server's files.
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -200,6 +335,7 @@ impl Server {
                 "--encoding=UTF8",
             ])
             .args(["--locale=C.UTF-8", "--no-sync"])
+            .args(self.without_checksums())
             .arg(format!("--pwfile={}", password.display()))
             .arg("-D")
             .arg(&data);
@@ -211,12 +347,26 @@ impl Server {
             self.port,
             settings.join("\n")
         );
-        let path = data.join("postgresql.conf");
-        let theirs = fs::read_to_string(&path).unwrap();
-        fs::write(&path, theirs + &ours).unwrap();
+        self.set(&ours);
         let path = data.join("pg_hba.conf");
         let theirs = fs::read_to_string(&path).unwrap();
         fs::write(&path, hba.join("\n") + "\n" + &theirs).unwrap();
+    }
+
+    /// As it was the default before 18: tests edit pages, and whoever does that with
+    /// intent mends the checksum, too.
+    fn without_checksums(&self) -> Option<&'static str> {
+        let version = self
+            .command("initdb")
+            .arg("--version")
+            .stdout(Stdio::piped())
+            .output();
+        let version = String::from_utf8(version.unwrap().stdout).unwrap();
+        let major = version
+            .rsplit(' ')
+            .next()
+            .and_then(|number| number.split('.').next());
+        (major.unwrap().parse::<u32>().unwrap() >= 18).then_some("--no-data-checksums")
     }
 
     fn pg_ctl(&self, arguments: &[&str]) {
@@ -238,7 +388,7 @@ impl Server {
     }
 
     fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(Path::new(BIN).join(name));
+        let mut command = Command::new(bin().join(name));
         command
             .uid(self.owner.uid)
             .gid(self.owner.gid)
@@ -272,8 +422,21 @@ fn is_running(process: &str) -> bool {
     status.is_ok_and(|status| !status.contains(") Z ") && !status.contains(") X "))
 }
 
+/// Where the server's programs are.
+fn bin() -> PathBuf {
+    std::env::var_os(CHOSEN).map_or_else(|| DEBIAN.into(), PathBuf::from)
+}
+
+/// A folder that was asked for and is not there is a failure, not a reason to skip.
 fn installed() -> bool {
-    let there = || Path::new(BIN).join("initdb").exists();
+    let bin = bin();
+    let there = || bin.join("initdb").exists();
+    let is_chosen = std::env::var_os(CHOSEN).is_some();
+    assert!(
+        there() || !is_chosen,
+        "{CHOSEN}: there is no initdb in {}",
+        bin.display()
+    );
     there() || {
         // Fails for all but root, which is as it should be.
         let install = ["install", "-y", "--no-install-recommends", "postgresql-15"];

@@ -1,4 +1,4 @@
-//! `pitser guard` on a real PostgreSQL 15, as those who run it see it.
+//! `pitser guard` on a real PostgreSQL, as those who run it see it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,6 +11,7 @@ mod sqlite;
 
 mod audit;
 mod chaos;
+mod failover;
 mod gnuhealth;
 mod hospital;
 mod kill;

@@ -105,18 +105,28 @@ fn a_table_that_is_made_and_dropped_while_guarding() {
 #[test]
 fn columns_that_come_change_and_go_between_changes_of_rows() {
     let Some(mut world) = world() else { return };
+    // From 18 on a table with all columns as its identity takes no updates with this one.
+    let (add, added) = match world.server.version() < 18 {
+        true => (
+            ", ADD twice int GENERATED ALWAYS AS (id * 2) STORED",
+            ", twice integer",
+        ),
+        false => ("", ""),
+    };
     world.psql(
         "postgres",
-        "BEGIN;
+        &format!(
+            "BEGIN;
          INSERT INTO visit VALUES (101, 1, 'two columns');
-         ALTER TABLE visit ADD COLUMN born date DEFAULT '2000-01-01', ADD twice int GENERATED ALWAYS AS (id * 2) STORED;
+         ALTER TABLE visit ADD COLUMN born date DEFAULT '2000-01-01'{add};
          INSERT INTO visit VALUES (102, 1, 'three');
          UPDATE visit SET n = n + 1 WHERE id <= 2;
          ALTER TABLE visit DROP COLUMN note;
          INSERT INTO visit VALUES (103, 1, '2001-01-01');
          ALTER TABLE visit RENAME born TO birth;
          UPDATE visit SET birth = '2002-02-02' WHERE id = 102;
-         COMMIT",
+         COMMIT"
+        ),
     );
     world.psql(
         "postgres",
@@ -129,7 +139,9 @@ fn columns_that_come_change_and_go_between_changes_of_rows() {
     for part in [
         "note text dropped",
         "birth date added",
-        "Before: (id integer, n integer, note text); now: (id integer, n integer, birth date, twice integer)",
+        &format!(
+            "Before: (id integer, n integer, note text); now: (id integer, n integer, birth date{added})"
+        ),
     ] {
         assert!(said.contains(part), "{said}");
     }

@@ -1,6 +1,7 @@
 //! Every way that we know to change a row while the stream tells nothing of it,
 //! against a running guardian; and upkeep that looks like one.
 
+use pitser_evidence::line::Op;
 use serde_json::Value;
 
 use crate::world::World;
@@ -56,7 +57,7 @@ fn no_trick_goes_unnoticed() {
     let Some(mut world) = world() else { return };
     let forge = |id: u32| format!("UPDATE trick SET note = 'forged' WHERE id = {id}");
     let all = "insert, update, delete, truncate";
-    let tricks = [
+    let mut tricks = vec![
         ("CAP-03", 1, format!("{OUT}; {}; {IN}", forge(1))),
         (
             "CAP-03",
@@ -92,6 +93,9 @@ fn no_trick_goes_unnoticed() {
             ),
         ),
     ];
+    if !world.server.since_15() {
+        tricks.pop();
+    }
     let mut forged = Vec::new();
     for (code, id, trick) in tricks {
         let before = count(&world, code);
@@ -133,6 +137,40 @@ fn no_trick_goes_unnoticed() {
 }
 
 #[test]
+fn a_publication_that_was_gone_for_a_while() {
+    let Some(mut world) = world() else { return };
+    world.psql("postgres", "DROP PUBLICATION pitser_hospital");
+    world.psql("postgres", "UPDATE trick SET note = 'forged' WHERE id = 1");
+    // Until 17 the server refuses to go on; from 18 on it leaves out what it cannot judge.
+    if world.server.version() < 18 {
+        world.status_when("is in trouble", |s| s["state"] == "database-unavailable");
+    } else {
+        world.finding("CAP-03", "public.trick");
+    }
+    world.run("guard init").exits(0);
+    let back = match world.server.version() < 18 {
+        true => "table public.trick was out of the publication",
+        false => "table public.trick was added to the publication",
+    };
+    world.status_when("guards it again", |s| {
+        s["state"] == "guarding" && s["findings"].to_string().contains(back)
+    });
+    world.psql("postgres", "UPDATE trick SET note = 'seen' WHERE id = 2");
+    world.settle();
+    world.scan();
+    let open = world.run("guard status");
+    open.exits(1).says("ROW-01 public.trick 1");
+    let gaps = world
+        .lines()
+        .iter()
+        .filter(|line| line.op == Op::Gap)
+        .count();
+    assert_eq!(gaps, usize::from(world.server.version() < 18));
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
 fn nobody_speaks_in_our_name() {
     let Some(world) = world() else { return };
     world.psql("postgres", "GRANT SELECT, UPDATE ON trick TO eve");
@@ -150,7 +188,10 @@ fn nobody_speaks_in_our_name() {
     // Even if she is let: that she is shows, and two voices are nobody's word.
     world.psql(
         "postgres",
-        "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO eve",
+        &format!(
+            "GRANT EXECUTE ON FUNCTION {} TO eve",
+            world.server.emitter("text")
+        ),
     );
     let told = world.finding("CAP-03", "");
     assert!(
@@ -219,6 +260,9 @@ fn rows_change_in_every_way_that_there_is() {
         "BEGIN; SAVEPOINT s; TRUNCATE trick CASCADE; ROLLBACK TO s; COMMIT",
         "BEGIN; DECLARE c CURSOR FOR SELECT * FROM trick WHERE id = 5 FOR UPDATE; FETCH c; UPDATE trick SET note = 'here' WHERE CURRENT OF c; COMMIT",
     ] {
+        if statements.starts_with("MERGE") && !world.server.since_15() {
+            continue;
+        }
         world.psql("postgres", statements);
         assert_eq!(world.scan(), Vec::<Value>::new(), "{statements}");
     }

@@ -71,6 +71,11 @@ impl World {
 
     /// Writes the configuration, with `source` after what all sources have.
     pub(crate) fn configure(&self, guard: &str, source: &str) {
+        // Without column lists, what rules look up has to be guarded whole.
+        let source = match self.server.since_15() {
+            true => source.to_owned(),
+            false => source.replace("\"public.staff\", \"public.journal\"", ""),
+        };
         let text = format!(
             "[authority]\naggregator = \"{}\"\npublications = \"{}\"\n\
              [guard]\ndata = \"guard\"\nlisten = \"127.0.0.1:{}\"\norganisation = \"test.example\"\n{guard}\n\

@@ -67,9 +67,7 @@ fn wait(why: &PgError) {
 
 /// What making the slot is, and what it means for a trail that was begun before.
 fn tell_slot(plan: &mut Plan, slot: &Name, new_trail: bool) {
-    plan.statements.push(format!(
-        "CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export')"
-    ));
+    plan.statements.push(slot::making(slot));
     if !new_trail {
         plan.notes.push(format!(
             "The trail goes on with a gap: its slot {slot} was gone, so nobody captured what was changed \
@@ -179,7 +177,10 @@ pub(super) fn uninstall(source: &Source, dry_run: bool) -> Result<Vec<String>, I
 }
 
 pub(super) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitError> {
-    let database = PgSource::open(&place(source)?)?;
+    let mut database = PgSource::open(&place(source)?)?;
+    if let Some(warning) = install::untested(database.sql())? {
+        tracing::warn!(source = %source.name, "{warning}");
+    }
     match database.shapes().is_empty() {
         true => Err(InitError::NotInitialised(source.name.clone())),
         false => Ok(Box::new(database)),

@@ -228,6 +228,9 @@ impl<'a> Object<'a> {
             }
             "slot" => match (was, now) {
                 (None, Some(_)) => (TOUCHED, format!("slot {name} was made")),
+                (Some(was), Some(now)) if now.facts == was.facts.replace("failover=f", "failover=t") => {
+                    (TOUCHED, format!("slot {name} is kept by standbys too now"))
+                }
                 _ => self.relied_on("slot", was, now),
             },
             _ => (

@@ -1,22 +1,30 @@
 //! The one query.
 
 use crate::postgres::Name;
-use crate::postgres::install::{COLUMN_LISTS, TRIGGER};
+use crate::postgres::install::TRIGGER;
+use crate::postgres::version::Version;
 
 /// Rows of `(kind, schema, name, part, facts, stamp)`.
 ///
 /// Facts are words, mostly `name=value`; stamps are numbers. What `VACUUM`,
 /// `ANALYZE` and `CREATE INDEX` write in place leaves `xmin` alone; what they
 /// write there (`reltuples`, `relhasindex`) is not among the facts.
-pub(super) fn query(version: u32, permitted: bool, publication: &Name, slot: &Name) -> String {
-    let lists = version >= COLUMN_LISTS;
-    let (columns, filter, schemas) = match lists {
+pub(super) fn query(version: Version, permitted: bool, publication: &Name, slot: &Name) -> String {
+    let (columns, filter, schemas) = match version.has_column_lists() {
         true => (
             "coalesce(replace(r.prattrs::text, ' ', ','), 'all')",
             "coalesce(left(encode(sha256(convert_to(r.prqual::text, getdatabaseencoding())), 'hex'), 32), 'none')",
             "(SELECT concat(count(*), '.', sum(s.xmin::text::bigint)) FROM pg_publication_namespace s WHERE s.pnpubid = p.oid)",
         ),
         false => ("'all'", "'none'", "'0'"),
+    };
+    let generated = match version.sends_generated_columns() {
+        true => ", ' generated=', p.pubgencols",
+        false => "",
+    };
+    let failover = match version.has_failover_slots() {
+        true => ", ' failover=', s.failover",
+        false => "",
     };
     let system = match permitted {
         true => {
@@ -42,7 +50,7 @@ pub(super) fn query(version: u32, permitted: bool, publication: &Name, slot: &Na
            UNION SELECT m.member FROM power JOIN pg_auth_members m ON m.roleid = power.oid) \
          SELECT 'publication', NULL, p.pubname, NULL, \
            concat('owner=', p.pubowner, ' all=', p.puballtables, ' insert=', p.pubinsert, ' update=', p.pubupdate, \
-             ' delete=', p.pubdelete, ' truncate=', p.pubtruncate, ' root=', p.pubviaroot, ' schemas=', {schemas}), \
+             ' delete=', p.pubdelete, ' truncate=', p.pubtruncate, ' root=', p.pubviaroot, ' schemas=', {schemas}{generated}), \
            concat(p.oid, '.', p.stamp) FROM pub p \
          UNION ALL SELECT 'published', n.nspname, c.relname, NULL, \
            concat('table=', c.oid, ' columns=', {columns}, ' filter=', {filter}), concat(r.oid, '.', r.xmin) \
@@ -118,7 +126,7 @@ pub(super) fn query(version: u32, permitted: bool, publication: &Name, slot: &Na
            ('session_replication_role'), ('fsync'), ('full_page_writes'), ('data_checksums')) v(name) \
          UNION ALL SELECT 'slot', NULL, s.slot_name, NULL, \
            concat('plugin=', s.plugin, ' type=', s.slot_type, ' database=', s.datoid, ' temporary=', s.temporary, \
-             ' two_phase=', s.two_phase), '' \
+             ' two_phase=', s.two_phase{failover}), '' \
          FROM pg_replication_slots s WHERE s.slot_name = '{slot}' \
          UNION ALL SELECT 'system', NULL, 'database', NULL, concat(d.oid, ' ', d.datname), '' \
          FROM pg_database d WHERE d.datname = current_database() \

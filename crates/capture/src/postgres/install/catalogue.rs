@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    COLUMN_LISTS, TRIGGER, UNREADABLE, UNSAID_PRINTED, ask, body, flag, letter, literal, number,
-    string,
+    TRIGGER, UNREADABLE, UNSAID_PRINTED, ask, body, flag, letter, literal, number, string,
 };
 use crate::postgres::error::quote;
 use crate::postgres::slot::text;
+use crate::postgres::version::Version;
 use crate::postgres::wire::Field;
 use crate::postgres::{Connection, Name, PgError, spelled};
 
@@ -138,7 +138,7 @@ fn table(rows: &[Vec<Field>]) -> Result<Listed, PgError> {
 
 /// The server, our role on it, and what is installed that is no table's.
 pub(super) struct Server {
-    pub(super) version: u32,
+    pub(super) version: Version,
     pub(super) role: String,
     pub(super) database: String,
     pub(super) superuser: bool,
@@ -185,14 +185,15 @@ impl Server {
 pub(super) fn server(connection: &mut Connection, publication: &Name) -> Result<Server, PgError> {
     let rows = ask(
         connection,
-        "SELECT current_setting('server_version_num'), r.rolname, current_database(), r.rolsuper, \
+        &format!(
+            "SELECT {}, r.rolname, current_database(), r.rolsuper, \
            getdatabaseencoding(), has_database_privilege(current_database(), 'CREATE'), n.oid, \
            EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid \
                AND relname NOT IN ('installed', 'installed_pkey')) \
              OR EXISTS (SELECT FROM pg_proc WHERE pronamespace = n.oid AND oid IS DISTINCT FROM f.oid) \
              OR EXISTS (SELECT FROM pg_type WHERE typnamespace = n.oid AND typrelid = 0 AND typelem = 0), \
            t.oid, f.oid, fo.rolname, \
-           f.prosrc, f.prosecdef AND f.proconfig = '{\"search_path=pg_catalog, pg_temp\"}' \
+           f.prosrc, f.prosecdef AND f.proconfig = '{{\"search_path=pg_catalog, pg_temp\"}}' \
              AND f.prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql') \
              AND NOT EXISTS (SELECT FROM aclexplode(coalesce(f.proacl, acldefault('f', f.proowner))) \
                WHERE grantee = 0), \
@@ -206,6 +207,8 @@ pub(super) fn server(connection: &mut Connection, publication: &Name) -> Result<
          LEFT JOIN pg_roles tow ON tow.oid = t.relowner \
          LEFT JOIN pg_roles fo ON fo.oid = f.proowner \
          WHERE r.rolname = current_user",
+            Version::COLUMN
+        ),
     )?;
     let row = rows.first().ok_or(UNREADABLE)?;
     let whose = [
@@ -225,7 +228,7 @@ pub(super) fn server(connection: &mut Connection, publication: &Name) -> Result<
     }
     let encoding = string(row, 4)?;
     let mut server = Server {
-        version: number(row, 0)?,
+        version: Version::read(&string(row, 0)?)?,
         role: string(row, 1)?,
         database: string(row, 2)?,
         superuser: flag(row, 3),
@@ -264,18 +267,22 @@ pub(super) fn server(connection: &mut Connection, publication: &Name) -> Result<
 
 fn kept(
     connection: &mut Connection,
-    version: u32,
+    version: Version,
     publication: &Name,
 ) -> Result<Option<Kept>, PgError> {
-    let schemas = match version < COLUMN_LISTS {
-        true => "false",
-        false => "EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid)",
+    let schemas = match version.has_column_lists() {
+        true => "EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid)",
+        false => "false",
+    };
+    let generated = match version.sends_generated_columns() {
+        true => "AND p.pubgencols = 'n'",
+        false => "",
     };
     let rows = ask(
         connection,
         &format!(
             "SELECT p.puballtables, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate \
-               AND p.pubviaroot, {schemas} FROM pg_publication p WHERE p.pubname = '{publication}'"
+               AND p.pubviaroot {generated}, {schemas} FROM pg_publication p WHERE p.pubname = '{publication}'"
         ),
     )?;
     Ok(rows.first().map(|row| Kept {
@@ -303,9 +310,9 @@ pub(super) fn published(
     server: &Server,
     publication: &Name,
 ) -> Result<Publication, PgError> {
-    let (filtered, columns) = match server.version < COLUMN_LISTS {
-        true => ("false", "false"),
-        false => ("r.prqual IS NOT NULL", "a.attnum = ANY (r.prattrs::int2[])"),
+    let (filtered, columns) = match server.version.has_column_lists() {
+        true => ("r.prqual IS NOT NULL", "a.attnum = ANY (r.prattrs::int2[])"),
+        false => ("false", "false"),
     };
     let rows = ask(
         connection,
@@ -378,6 +385,8 @@ pub(super) struct Relation {
     pub(super) identity_index: Option<String>,
     /// Whether an index identifies its rows.
     pub(super) keyed: bool,
+    /// Whether it has generated columns.
+    pub(super) generates: bool,
     /// Whether that index, or the primary key, has a generated column: such a
     /// column is not replicated.
     pub(super) generated_key: bool,
@@ -484,6 +493,7 @@ impl Relation {
             member: flag(row, 14),
             of_superuser: flag(row, 15),
             reading: Reading::read(row, 16),
+            generates: flag(row, 19),
             trigger: match (flag(row, 12), maybe(row, 13).as_deref()) {
                 (true, Some("A")) => TriggerState::Sound,
                 (true, _) => TriggerState::Silenced,
@@ -511,7 +521,9 @@ fn relation_columns(server: &Server) -> String {
          t.tgfoid = {attribute} AND t.tgtype = 62 AND t.tgnargs = 0 AND t.tgattr = '' \
            AND t.tgconstraint = 0 AND pg_get_expr(t.tgqual, t.tgrelid) = {}, \
          t.tgenabled, pg_has_role(c.relowner, 'MEMBER'), \
-         (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = c.relowner), {}",
+         (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = c.relowner), {}, \
+         EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+           AND NOT a.attisdropped AND a.attgenerated <> '')",
         literal(UNSAID_PRINTED),
         Reading::COLUMNS
     )
@@ -610,7 +622,7 @@ pub(super) fn altered(
         ),
     )?;
     // After the relation's columns come two of the subquery's own.
-    const OWN: usize = 21;
+    const OWN: usize = 22;
     rows.iter()
         .map(|row| {
             Ok(Altered {

@@ -204,3 +204,12 @@ proptest! {
         }
     }
 }
+
+/// PostgreSQL 18.4 sent one, unasked, for a part of a transaction that was rolled back.
+#[test]
+fn an_abort_that_nobody_asked_for() {
+    let abort = b"A\0\0\x02\xe0\0\0\x02\xe1";
+    assert_eq!(decode(abort), Ok(Message::StreamAbort));
+    assert!(decode(&abort[..8]).is_err());
+    assert!(decode(&[abort.as_slice(), b"x"].concat()).is_err());
+}
