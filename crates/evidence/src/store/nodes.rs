@@ -177,6 +177,11 @@ impl Place {
     pub(super) fn prefix(&self) -> Prefix {
         Prefix::of(&self.key, self.depth)
     }
+
+    /// The first bits of the key.
+    fn bits(&self) -> u64 {
+        Prefix::of(&self.key, Prefix::DEEPEST).bits
+    }
 }
 
 impl Places {
@@ -225,6 +230,41 @@ impl Places {
 pub(super) struct Nodes {
     pieces: Vec<Piece>,
     len: u32,
+    landings: RefCell<Landings>,
+}
+
+/// The nodes below the first bits of all keys: whoever goes down begins there, and meets
+/// few nodes that the processor's caches do not hold.
+#[derive(Debug)]
+struct Landings {
+    /// By those bits; [`ROOT`] where nobody went down yet.
+    nodes: Vec<u32>,
+    /// How many bits.
+    depth: u8,
+}
+
+impl Landings {
+    /// From a landing it is about three steps to a bucket: among so many nodes there is
+    /// one landing, of four bytes.
+    const SPREAD: u32 = 8;
+
+    fn new(depth: u8) -> Self {
+        Self {
+            nodes: vec![ROOT; 1 << depth],
+            depth,
+        }
+    }
+
+    /// The landing of the keys that begin with `bits`, in a tree of so many nodes, and
+    /// its depth.
+    fn at(&mut self, bits: u64, nodes: u32) -> (&mut u32, u8) {
+        let depth = (nodes / Self::SPREAD).max(1).ilog2();
+        if depth > u32::from(self.depth) {
+            *self = Self::new(depth as u8);
+        }
+        let index = bits.checked_shr(64 - u32::from(self.depth));
+        (&mut self.nodes[index.unwrap_or(0) as usize], self.depth)
+    }
 }
 
 #[derive(Debug)]
@@ -240,6 +280,7 @@ impl Nodes {
         let mut nodes = Self {
             pieces: Vec::new(),
             len: 0,
+            landings: RefCell::new(Landings::new(0)),
         };
         nodes.push(Node::EMPTY);
         nodes
@@ -287,10 +328,18 @@ impl Nodes {
 
     /// Goes on down to the bucket where a key belongs.
     pub(super) fn descend(&self, place: &mut Place) {
+        let mut landings = self.landings.borrow_mut();
+        let (landing, depth) = landings.at(place.bits(), self.len);
+        if place.depth < depth && *landing != ROOT {
+            (place.node, place.depth) = (*landing, depth);
+        }
         while let Link::Inner { left, .. } = self.at(place.node).link() {
             let side = bit(&place.key, usize::from(place.depth));
             place.node = left + u32::from(side == 1);
             place.depth += 1;
+            if place.depth == depth {
+                *landing = place.node;
+            }
         }
     }
 
