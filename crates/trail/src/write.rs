@@ -99,7 +99,7 @@ pub struct Recovery {
 
 /// A commit of the map is made after so many lines, which is about what is
 /// replayed when the trail is opened again.
-pub(crate) const COMMIT_LINES: u64 = 100_000;
+pub(crate) const COMMIT_LINES: u64 = 250_000;
 /// And after so many microseconds of the checkpoints' own time, so that those
 /// who read beside the writer have little to replay.
 const COMMIT_US: u64 = 10_000_000;
