@@ -9,6 +9,7 @@
 
 use crate::codec::{Bytes32, CodecError, Digest, bounded, from_canonical, to_canonical};
 use crate::finding::Code;
+use pitser_ksi::Second;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -652,7 +653,7 @@ impl Timestamp {
     /// The instant's spelling.
     fn spell(self, buffer: &mut [u8; SPELLING]) -> &str {
         *buffer = *b"0000-00-00T00:00:00.000000Z";
-        let (year, month, day) = date(self.0 / DAY_US);
+        let (year, month, day) = Second(self.0 / 1_000_000).date();
         let us = self.0 % DAY_US;
         let parts = [
             (0..4, year),
@@ -673,21 +674,8 @@ impl Timestamp {
     }
 }
 
-/// Year, month and day of a day since 1970 in the Gregorian calendar, by eras of 400
-/// years that begin with a March.
-fn date(day: u64) -> (u64, u64, u64) {
-    const ERA: u64 = 146_097;
-    let since = day + 719_468;
-    let (era, of_era) = (since / ERA, since % ERA);
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / (ERA - 1)) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = (from_march + 2) % 12 + 1;
-    (era * 400 + year + u64::from(month <= 2), month, day)
-}
-
-/// The day since 1970 of a date in the years 1970 to 9999: inverse of [`date`].
+/// The day since 1970 of a date in the years 1970 to 9999: the inverse of
+/// [`Second::date`].
 fn day(year: u64, month: u64, day: u64) -> u64 {
     let year = year - u64::from(month <= 2);
     let (era, of_era) = (year / 400, year % 400);
