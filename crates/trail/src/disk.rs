@@ -191,12 +191,23 @@ pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
         .at(dir, "cannot make durable")
 }
 
-/// Takes the lock that `path` stands for, for as long as the file is open; `None` if
-/// another process has it.
+/// The lock that a file stands for, until it is dropped.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a child of another thread, until that runs
+        // its own program. What fails here, closing does.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Takes the lock that `path` stands for; `None` if somebody else has it.
 ///
 /// # Errors
 /// [`DiskError`].
-pub fn lock(path: &Path) -> Result<Option<File>, DiskError> {
+pub fn lock(path: &Path) -> Result<Option<Lock>, DiskError> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -205,7 +216,7 @@ pub fn lock(path: &Path) -> Result<Option<File>, DiskError> {
         .open(path)
         .at(path, "cannot open")?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Lock(file))),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(e)) => Err(e).at(path, "cannot lock"),
     }
@@ -222,4 +233,21 @@ pub fn private_dir(path: &Path) -> Result<(), DiskError> {
         .mode(0o700)
         .create(path)
         .at(path, "cannot create")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_was_dropped_is_free_though_a_child_still_has_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = lock(&path).unwrap().unwrap();
+        // What a child has between fork and exec.
+        let _of_a_child = held.0.try_clone().unwrap();
+        assert!(lock(&path).unwrap().is_none(), "held");
+        drop(held);
+        assert!(lock(&path).unwrap().is_some(), "free");
+    }
 }

@@ -4,7 +4,7 @@ mod append;
 mod erase;
 
 use crate::behind::{Behind, Flight};
-use crate::disk::{self, AppendFile, DiskError};
+use crate::disk::{self, AppendFile, DiskError, Lock};
 use crate::draft::PatientId;
 use crate::gather::{Gather, Gathers};
 use crate::index::{BlockEntry, Index};
@@ -28,7 +28,6 @@ use pitser_tlog::checkpoint::Checkpoint as Head;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
 use std::collections::VecDeque;
-use std::fs::File;
 
 /// Lines in a block before it must be closed: 2^15 - 1 lines and the close
 /// metarecord make a tree that is signed at level 16.
@@ -205,8 +204,6 @@ pub struct Trail {
     /// and the time. Not with the block itself, whose seal would wait for it.
     commit_due: Option<(Digest, u64)>,
     log: LogTree,
-    /// Held until the trail is dropped.
-    _lock: File,
     files: SegmentFiles,
     limits: SegmentLimits,
     /// When the open segment's first block was closed; `None` before that.
@@ -228,6 +225,8 @@ pub struct Trail {
     last_seal: Option<SealRef>,
     head: Option<Digest>,
     poisoned: bool,
+    /// Held until all else is dropped: nothing is written afterwards.
+    _lock: Lock,
 }
 
 /// When the open segment is closed and the next one begun, at the end of a block.
@@ -400,7 +399,7 @@ impl Trail {
 
     fn open_locked<T: Gather>(
         layout: Layout,
-        lock: File,
+        lock: Lock,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(Self, T, Recovery), TrailError> {
         let keys = Keys::open(&layout)?;
@@ -433,7 +432,6 @@ impl Trail {
             genesis_line,
             genesis_hash: view.genesis_hash,
             log: view.log,
-            _lock: lock,
             files,
             limits: SegmentLimits::default(),
             segment_began: None,
@@ -455,6 +453,7 @@ impl Trail {
             last_seal: view.seals.last,
             head: head.as_ref().map(|note| Digest::of(&[note])),
             poisoned: false,
+            _lock: lock,
             layout,
         };
         let covered = head.and_then(|note| trail.covered_by(&Note::parse(&note).ok()?));
@@ -1215,7 +1214,7 @@ fn remove_parts(layout: &Layout, number: u32) -> Result<(), DiskError> {
     }
 }
 
-pub(crate) fn take_lock(layout: &Layout) -> Result<File, TrailError> {
+pub(crate) fn take_lock(layout: &Layout) -> Result<Lock, TrailError> {
     let path = layout.lock();
     disk::lock(&path)?.ok_or(TrailError::Locked(path))
 }

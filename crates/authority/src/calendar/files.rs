@@ -48,8 +48,6 @@ pub(super) struct Files {
     seconds: AtomicU64,
     /// Roots of perfect trees of zero leaves, by level.
     zeros: [Imprint; LEVELS],
-    /// Locked as long as this process has the calendar open to write.
-    _lock: Option<File>,
 }
 
 impl Files {
@@ -74,9 +72,10 @@ impl Files {
             .map_err(io_error("write", &dir.join(FORMAT)))
     }
 
-    pub(super) fn open(dir: &Path) -> Result<Self, CalendarError> {
+    /// Opens the files for their only writer, which is who has the lock.
+    pub(super) fn open(dir: &Path) -> Result<(Self, Lock), CalendarError> {
         let genesis = read_format(dir)?;
-        let lock = lock(dir)?;
+        let lock = Lock::take(dir)?;
         let levels = stored_levels()
             .map(|level| {
                 let path = dir.join(file_name(level));
@@ -92,10 +91,9 @@ impl Files {
             levels,
             seconds: AtomicU64::new(0),
             zeros: zero_nodes(),
-            _lock: Some(lock),
         };
         files.recover()?;
-        Ok(files)
+        Ok((files, lock))
     }
 
     /// Opens the files to read what is there, beside the process that writes, if any.
@@ -116,7 +114,6 @@ impl Files {
             levels,
             seconds: AtomicU64::new(0),
             zeros: zero_nodes(),
-            _lock: None,
         };
         // Entries first: nodes that are counted later are there for them, or soon.
         let entries = files.whole_entries(0)?;
@@ -415,15 +412,29 @@ fn read_format(dir: &Path) -> Result<Second, CalendarError> {
     Ok(Second(genesis))
 }
 
-fn lock(dir: &Path) -> Result<File, CalendarError> {
-    let path = dir.join(FORMAT);
-    let file = File::open(&path).map_err(io_error("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(CalendarError::InUse {
-            dir: dir.to_owned(),
-        }),
-        Err(TryLockError::Error(e)) => Err(io_error("lock", &path)(e)),
+/// The lock on a calendar's format file, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Lock {
+    fn take(dir: &Path) -> Result<Self, CalendarError> {
+        let path = dir.join(FORMAT);
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(CalendarError::InUse {
+                dir: dir.to_owned(),
+            }),
+            Err(TryLockError::Error(e)) => Err(io_error("lock", &path)(e)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a child of another thread (a hook that is
+        // being started), until that runs its own program. What fails here, closing does.
+        let _ = self.0.unlock();
     }
 }
 
@@ -433,5 +444,23 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cale
         action,
         path,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_was_dropped_is_free_though_a_child_still_has_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        Files::create(dir.path(), Second(10)).unwrap();
+        let held = Lock::take(dir.path()).unwrap();
+        // What a child has between fork and exec.
+        let _of_a_child = held.0.try_clone().unwrap();
+        let second = Lock::take(dir.path());
+        assert!(matches!(second, Err(CalendarError::InUse { .. })));
+        drop(held);
+        Lock::take(dir.path()).unwrap();
     }
 }

@@ -30,7 +30,7 @@ use pitser_ksi::chain::CalendarChain;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::time::Second;
 
-use files::Files;
+use files::{Files, Lock};
 pub use walk::Walk;
 
 /// The leaf of a second without requests: `01` ‖ 32 zero bytes.
@@ -44,6 +44,8 @@ pub struct Calendar {
     files: Arc<Files>,
     /// Set when a write failed: what is on disk is not known until it is opened again.
     poisoned: bool,
+    /// Readers outlive the writer, and hold up no other one.
+    _lock: Lock,
 }
 
 /// Looks things up in a calendar. Cheap to clone, safe beside the writer.
@@ -87,9 +89,11 @@ impl Calendar {
     /// [`CalendarError::InUse`] while another process has it open;
     /// [`CalendarError::Corrupt`] if an acknowledged entry is damaged.
     pub fn open(dir: &Path) -> Result<Self, CalendarError> {
+        let (files, lock) = Files::open(dir)?;
         Ok(Self {
-            files: Arc::new(Files::open(dir)?),
+            files: Arc::new(files),
             poisoned: false,
+            _lock: lock,
         })
     }
 

@@ -228,6 +228,11 @@ fn only_one_process_writes() {
     assert!(matches!(second, Err(CalendarError::InUse { .. })));
     let again = Calendar::create(world.dir.path(), Second(10));
     assert!(matches!(again, Err(CalendarError::Exists { .. })));
+    let World { dir, calendar, .. } = world;
+    let reader = calendar.as_ref().unwrap().reader();
+    drop(calendar);
+    let next = Calendar::open(dir.path()).unwrap();
+    assert_eq!(reader.head(), next.head(), "a reader holds up nobody");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::AuditError;
 use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::Digest;
 use pitser_tlog::note::{Note, SigningKey, VerifierKey};
-use pitser_trail::disk::{self, AppendFile, At};
+use pitser_trail::disk::{self, AppendFile, At, Lock};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -43,7 +43,7 @@ pub struct Auditor {
     /// and after it could not be written.
     memory: Option<HashMap<String, Signed>>,
     /// Held until the auditor is dropped.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// A statement that was signed, and the cosigned head that it is about.

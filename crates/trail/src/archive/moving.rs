@@ -8,7 +8,7 @@ use pitser_evidence::finding::Code;
 
 use super::shelf::{Shelf, receipt, unpack};
 use super::{Archive, ArchiveError, FORMAT, Kept, MAX_RECEIPT, MAX_SIZE, Receipt, check};
-use crate::disk::{self, At, DiskError};
+use crate::disk::{self, At, DiskError, Lock};
 use crate::layout::Layout;
 use crate::read::{self, Damage, ReadError};
 use crate::signatures::Signatures;
@@ -293,7 +293,7 @@ fn prefix(layout: &Layout) -> Result<String, ReadError> {
     Ok(format!("{origin}/{}", &hash[2..18]))
 }
 
-fn lock(layout: &Layout) -> Result<fs::File, MoveError> {
+fn lock(layout: &Layout) -> Result<Lock, MoveError> {
     let path = layout.dir().join("archive.lock");
     disk::lock(&path)?.ok_or(MoveError::Locked(path))
 }
