@@ -209,6 +209,35 @@ pub fn untested(sql: &mut Connection) -> Result<Option<String>, PgError> {
     Ok(Version::ask(sql)?.untested())
 }
 
+/// How long, or for how much log, the server waits for a guardian that is away, unless
+/// it does for ever.
+fn impatience(sql: &mut Connection) -> Result<Vec<String>, PgError> {
+    // The first is there from version 18 on.
+    let rows = sql.query(
+        "SELECT nullif(current_setting('idle_replication_slot_timeout', true), '0'), \
+           nullif(current_setting('max_slot_wal_keep_size'), '-1')",
+    )?;
+    let row = rows.first().ok_or(UNREADABLE)?;
+    let told = |place, what: fn(&str) -> String| {
+        let limit = row.get(place).and_then(text)?;
+        Some(format!(
+            "{}: what is committed until it is back is then missing (CAP-01)",
+            what(limit)
+        ))
+    };
+    let idle = told(0, |limit| {
+        format!(
+            "the server gives up a guardian that is away for {limit} (idle_replication_slot_timeout)"
+        )
+    });
+    let much = told(1, |limit| {
+        format!(
+            "the server gives up a guardian that is away while {limit} of log are written (max_slot_wal_keep_size)"
+        )
+    });
+    Ok(idle.into_iter().chain(much).collect())
+}
+
 /// Which database this is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -327,6 +356,7 @@ fn draft(sql: &mut Connection, request: &Request<'_>) -> Result<Draft, PgError> 
     let emitters = emitters(sql, &server)?;
     let mut draft = Draft::default();
     draft.plan.notes.extend(server.version.untested());
+    draft.plan.notes.extend(impatience(sql)?);
     base(&server, request, &mut draft);
     let left = Left {
         relations: &relations,

@@ -978,6 +978,7 @@ fn a_server_that_cannot_be_guarded_is_told_apart() {
         false,
         &["max_replication_slots"],
     );
+    is_impatient();
     let Some(server) = Server::start(&["wal_level = replica"], &[]) else {
         return;
     };
@@ -986,4 +987,34 @@ fn a_server_that_cannot_be_guarded_is_told_apart() {
         false,
         &["is replica", "wal_level = logical"],
     );
+}
+
+/// A server that does not wait for guardians for ever.
+fn is_impatient() {
+    let patient: &[&str] = &["max_slot_wal_keep_size = 3GB"];
+    let idle: &[&str] = &[patient[0], "idle_replication_slot_timeout = 2d"];
+    let mut told = Vec::new();
+    for settings in [patient, idle] {
+        let Some(server) = Server::start(settings, &[]) else {
+            return;
+        };
+        let mut sql = server.sql();
+        run(&mut sql, "CREATE TABLE visit(id int PRIMARY KEY)");
+        let tables = wanted(&mut sql, &["visit"]);
+        told.push(install::plan(&mut sql, &request(&tables)).unwrap().notes);
+        if server.version() < 18 {
+            break;
+        }
+    }
+    let says = |notes: &[String], words: &str| notes.iter().any(|note| note.contains(words));
+    for notes in &told {
+        assert!(
+            says(notes, "while 3GB of log are written (max_slot"),
+            "{notes:?}"
+        );
+        assert!(says(notes, "is then missing (CAP-01)"), "{notes:?}");
+    }
+    for (notes, is_idle) in told.iter().zip([false, true]) {
+        assert_eq!(says(notes, "away for 2d (idle_"), is_idle, "{notes:?}");
+    }
 }
