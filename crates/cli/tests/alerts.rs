@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::port::free_address;
 use common::{Process, first_line};
 use rusqlite::Connection;
 use serde_json::Value;
@@ -73,8 +74,7 @@ impl Site {
         let site = Self {
             dir: tempfile::tempdir().unwrap(),
         };
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let listen = free.local_addr().unwrap();
+        let listen = free_address();
         let config = format!(
             "[authority]\naggregator = \"embedded\"\n\
              [guard]\ndata = \"guard\"\nlisten = \"{listen}\"\nscan_every_s = 0\n\
@@ -224,9 +224,7 @@ fn a_test_message_says_what_each_receiver_answered() {
     assert!(text.contains("200 OK") && !text.contains("T0KEN"), "{text}");
     assert_eq!(hook.next().1["type"], "test");
 
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = free_address();
     let site = Site::new(&format!(
         "{alert}[[alert]]\nurl = \"http://{address}/T0KEN\"\n"
     ));

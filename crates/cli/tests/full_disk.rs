@@ -9,6 +9,7 @@
 mod common;
 
 use common::first_line;
+use common::port::free_address;
 use rusqlite::Connection;
 use serde_json::Value;
 use std::path::Path;
@@ -63,10 +64,7 @@ fn capture_waits_for_room_and_loses_nothing() {
         "PRAGMA journal_mode=WAL; CREATE TABLE entry (id INTEGER PRIMARY KEY, note TEXT);",
     )
     .unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let free = free_address();
     let config = dir.path().join("pitser.toml");
     std::fs::write(
         &config,

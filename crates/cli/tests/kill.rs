@@ -8,6 +8,7 @@
 
 mod common;
 
+use common::port::free_address;
 use common::{Choices, first_line};
 use pitser_evidence::line::Op;
 use pitser_trail::{Layout, read};
@@ -233,10 +234,7 @@ fn changes(layout: &Layout) -> Committed {
 /// nothing but the changes that the application made without naming anybody.
 fn nothing_was_found(config: &Path, seed: u64) {
     let text = std::fs::read_to_string(config).unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let free = free_address();
     std::fs::write(config, text.replace("127.0.0.1:0", &free.to_string())).unwrap();
     let mut guardian = Guardian::start(config);
     guardian.ready();

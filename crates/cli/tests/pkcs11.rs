@@ -6,9 +6,9 @@
 
 mod common;
 
+use common::port::free_address;
 use common::{Process, Said, first_line, pitser};
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -39,11 +39,10 @@ impl Site {
             eprintln!("skipped: there is no SoftHSM with pkcs11-tool");
             return None;
         };
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let site = Self {
             dir: tempfile::tempdir().unwrap(),
             module,
-            listen: free.local_addr().unwrap().to_string(),
+            listen: free_address().to_string(),
         };
         fs::create_dir(site.path("tokens")).unwrap();
         let tokens = site.path("tokens");

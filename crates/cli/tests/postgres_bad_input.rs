@@ -9,6 +9,7 @@ mod common;
 #[path = "../../capture/tests/postgres/harness.rs"]
 mod harness;
 
+use common::port::{self, free_address};
 use common::{Said, pitser, run};
 use harness::Server;
 use pitser_capture::postgres::{Config, Connection};
@@ -467,7 +468,7 @@ fn outages() {
         .query("CREATE TABLE entry (id int PRIMARY KEY, version int NOT NULL DEFAULT 0)")
         .unwrap();
     let site = Site::new(&server.url("postgres"), "");
-    let port = free_port();
+    let port = free_address().port();
     site.edit(EMBEDDED, &format!("ksi+tcp://anon:anon@127.0.0.1:{port}"));
     run(site.dir(), "guard init").exits(0);
     let (committed, commits) = channel();
@@ -749,7 +750,7 @@ impl Site {
     /// Guards `public.*` of a database; `extra` are more lines of the source.
     fn new(url: &str, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let listen = format!("127.0.0.1:{}", free_port());
+        let listen = free_address().to_string();
         let config = format!(
             "[authority]\naggregator = \"{EMBEDDED}\"\n[guard]\ndata = \"data\"\nlisten = \"{listen}\"\n\
              [[source]]\nname = \"h\"\nkind = \"postgres\"\nurl = \"{url}\"\ntables = [\"public.*\"]\n\
@@ -936,11 +937,6 @@ fn awaited(what: &str, mut there: impl FnMut() -> bool) {
 /// Somebody's URL, `user:password`, of a database.
 fn url(server: &Server, who: &str, database: &str) -> String {
     format!("postgres://{who}@127.0.0.1:{}/{database}", server.port())
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 fn text(field: &pitser_capture::postgres::Field) -> String {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_blocking;
 
 use crate::history::{Event, Kind};
+use crate::port::free_address;
 use crate::proxy::{Line, Proxy};
 
 /// The genesis of every authority here: 2026-03-14T09:26:53Z.
@@ -72,15 +73,9 @@ impl Network {
             return network;
         }
         network.tear_down();
-        // Held until all are chosen, so that all differ.
-        let held: Vec<TcpListener> = (0..MACHINES * 4)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let ports = held
-            .iter()
-            .map(|listener| listener.local_addr().unwrap().port());
+        let port = |_| free_address().port();
         Self::Loopback {
-            ports: ports.collect(),
+            ports: (0..MACHINES * 4).map(port).collect(),
         }
     }
 

@@ -9,6 +9,8 @@ mod history;
 mod machines;
 mod node;
 mod operation;
+#[path = "../common/port.rs"]
+mod port;
 mod proxy;
 mod run;
 #[cfg(feature = "s3")]

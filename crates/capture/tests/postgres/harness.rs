@@ -5,7 +5,6 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,8 @@ use std::process::{Command, Stdio};
 
 use pitser_capture::postgres::{Config, Connection, Field};
 use tempfile::TempDir;
+
+use crate::port::free_address;
 
 /// Where Debian's programs are; its clients serve for servers that come without.
 const DEBIAN: &str = "/usr/lib/postgresql/15/bin";
@@ -87,7 +88,7 @@ impl Server {
             .unwrap();
         let owner = owner(dir.path());
         chown(dir.path(), Some(owner.uid), Some(owner.gid)).unwrap();
-        let port = free_port();
+        let port = free_address().port();
         let server = Self { dir, port, owner };
         for (name, contents) in files {
             server.write(name, contents);
@@ -106,7 +107,7 @@ impl Server {
             .unwrap();
         let owner = self.owner;
         chown(dir.path(), Some(owner.uid), Some(owner.gid)).unwrap();
-        let port = free_port();
+        let port = free_address().port();
         let standby = Self { dir, port, owner };
         self.stop();
         run(Command::new("cp")
@@ -468,11 +469,6 @@ fn owner(ours: &Path) -> Owner {
         uid: number(2),
         gid: number(3),
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 #[track_caller]

@@ -5,6 +5,8 @@
 mod fingerprint;
 mod harness;
 mod install;
+#[path = "../../../authority/tests/common/port.rs"]
+mod port;
 mod tls;
 mod types;
 

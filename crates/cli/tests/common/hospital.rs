@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
 use pitser_tlog::note::VerifierKey;
 use serde_json::Value;
 
+use crate::common::port::free_address;
 use crate::common::{Dev, Process, Said, past_triggers, run};
 
 pub(crate) const ORIGIN: &str = "hospital.example/ehr";
@@ -67,8 +68,7 @@ impl Hospital {
         let (log, genesis) = (dev.fact("calendar_log_key"), dev.fact("calendar_genesis"));
         let add = format!("witness add-log --dir w {log} --calendar-genesis {genesis}");
         run(dir, &add).exits(0).says("one entry a second");
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let listen = free.local_addr().unwrap().to_string();
+        let listen = free_address().to_string();
         let config = format!(
             "[authority]\naggregator = \"{}\"\npublications = \"{}\"\ncalendar_log = \"{}\"\n\
              [guard]\norganisation = \"hospital.example\"\ndata = \"guard\"\nlisten = \"{listen}\"\n\

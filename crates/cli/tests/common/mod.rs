@@ -3,11 +3,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::Value;
+
+#[path = "../../../authority/tests/common/port.rs"]
+pub(crate) mod port;
+
+use port::free_address;
 
 /// `pitser`, in `dir`, with nothing of our environment that it looks at. What a
 /// killed one leaves behind goes away with `dir`.
@@ -161,13 +165,11 @@ pub(crate) const AUTHORITY: &str = "auth/authority.toml";
 pub(crate) fn found_authority(dir: &Path) -> (String, String) {
     let email = "publications@example.org";
     run(dir, &format!("authority init --dir auth --email {email}")).exits(0);
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-    let (tcp, http) = (free(), free());
-    let address = tcp.local_addr().unwrap().to_string();
+    let address = free_address().to_string();
     let config = fs::read_to_string(dir.join(AUTHORITY)).unwrap();
     let config = config
         .replace("127.0.0.1:3332", &address)
-        .replace("127.0.0.1:8080", &http.local_addr().unwrap().to_string())
+        .replace("127.0.0.1:8080", &free_address().to_string())
         .replace("monitor = \"127.0.0.1:7090\"", "");
     fs::write(dir.join(AUTHORITY), config).unwrap();
     let added = format!("authority user add hospital --config {AUTHORITY} --json");

@@ -1,9 +1,9 @@
 //! The hospital, and how its approvers use the binary.
 
+use crate::common::port::free_address;
 use crate::common::{Process, Said, first_line, pitser};
 use rusqlite::Connection;
 use serde_json::Value;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,8 +14,7 @@ impl Site {
     /// A database of two patients, guarded, and two approvers.
     pub(crate) fn new(more: &str) -> Self {
         let site = Self(tempfile::tempdir().unwrap());
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let listen = free.local_addr().unwrap();
+        let listen = free_address();
         let mut config = format!(
             "[authority]\naggregator = \"embedded\"\n\
              [guard]\ndata = \"guard\"\nlisten = \"{listen}\"\nscan_every_s = 0\n\

@@ -22,3 +22,5 @@ mod soak;
 mod tamper;
 mod tricks;
 mod world;
+
+use common::port;

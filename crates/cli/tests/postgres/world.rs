@@ -13,6 +13,7 @@ use pitser_trail::{Keys, Layout, Vault};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::common::port::free_address;
 use crate::common::{Dev, Said, pitser, run};
 use crate::harness::Server;
 
@@ -45,7 +46,7 @@ impl World {
             dev: Dev::start(dir.path(), 1),
             server,
             database,
-            listen: free_port(),
+            listen: free_address().port(),
             dir,
         };
         world.psql_in(
@@ -305,9 +306,4 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
         .join("../../../shared")
         .join(path);
     beside.exists().then_some(beside)
-}
-
-pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -5,6 +5,8 @@
 
 #[path = "../../../capture/tests/postgres/harness.rs"]
 mod harness;
+#[path = "../../../authority/tests/common/port.rs"]
+mod port;
 mod postgres;
 
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
@@ -459,11 +461,7 @@ async fn export(
 async fn the_trail_goes_on_while_the_authority_is_down_and_after_a_restart() {
     let site = Site::new();
     install(&site).unwrap();
-    // A port that nobody listens on.
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let free = port::free_address();
     let nobody = Client::new(
         Endpoint::parse(&format!("ksi+tcp://test:test@{free}")).unwrap(),
         Default::default(),

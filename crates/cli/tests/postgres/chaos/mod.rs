@@ -31,11 +31,12 @@ use pitser_trail::{Keys, Layout, Vault, View};
 use tempfile::TempDir;
 
 use crate::common::Choices;
+use crate::common::port::free_address;
 use crate::common::{Process, Said, found_authority, pitser, run, start_authority};
 use crate::harness::Server;
 use crate::rollback::Step;
 use crate::sqlite::{init, witness, word_after};
-use crate::world::{PATIENCE, free_port, lsn, status_when, value};
+use crate::world::{PATIENCE, lsn, status_when, value};
 use disk::{Disk, Lost};
 use load::{Client, Pace};
 
@@ -239,7 +240,7 @@ impl<'a> Run<'a> {
         fs::create_dir(&dir).unwrap();
         let run = Self {
             choices: Choices(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
-            listen: free_port(),
+            listen: free_address().port(),
             guardian: None,
             disk: None,
             is_doomed: false,
