@@ -104,7 +104,7 @@ fn collect() -> Round {
             level: 0,
             ticket: number,
         }));
-        let accepted = rounds.accept(Arc::clone(&anon), Micros(1), &mut requests);
+        let accepted = rounds.accept(Arc::clone(&anon), Micros(1), Micros(1), &mut requests);
         accepted.expect("the clock stands still");
     }
     rounds.close(Micros(1_000_000)).remove(0)

@@ -137,7 +137,7 @@ impl<T, S> Rounds<T, S> {
     }
 
     /// Puts requests into the round of the second they arrived in, or into the
-    /// next one if that round has just been closed. Those that the round has no
+    /// next one if that round has been closed by `now`. Those that the round has no
     /// room for stay in `requests`.
     ///
     /// # Errors
@@ -146,13 +146,14 @@ impl<T, S> Rounds<T, S> {
         &mut self,
         by: S,
         arrived_at: Micros,
+        now: Micros,
         requests: &mut Vec<Request<T>>,
     ) -> Result<Second, Refused> {
-        let arrived_in = arrived_at.round();
-        if self.closed.since(arrived_in) > 1 {
+        // Not by when they arrived: whoever took them may have been held up since.
+        if self.closed.since(now.round()) > 1 {
             return Err(Refused::ClockBehind);
         }
-        let second = arrived_in.max(self.closed.plus(1));
+        let second = arrived_at.round().max(self.closed.plus(1));
         let round = self.waiting.entry(second).or_default();
         let first = round.requests.len();
         let count = requests.len().min(self.capacity - first);
@@ -237,7 +238,8 @@ mod tests {
         arrived_us: u64,
     ) -> Result<Second, Refused> {
         let mut requests = vec![request(number, 0)];
-        let accepted = rounds.accept(anon(), Micros(arrived_us), &mut requests);
+        let at = Micros(arrived_us);
+        let accepted = rounds.accept(anon(), at, at, &mut requests);
         assert_eq!(requests.is_empty(), accepted.is_ok());
         accepted
     }
@@ -286,15 +288,29 @@ mod tests {
     }
 
     #[test]
+    fn who_was_held_up_for_seconds_is_in_the_next_round() {
+        let mut rounds = Rounds::after(Second(9), 10);
+        rounds.close(Micros(20_000_000));
+        let (arrived, now) = (Micros(9_500_000), Micros(20_300_000));
+        let mut requests = vec![request(1, 0)];
+        let second = rounds.accept(anon(), arrived, now, &mut requests);
+        assert_eq!(second, Ok(Second(21)));
+    }
+
+    #[test]
     fn a_full_round_takes_a_part_and_the_next_one_is_empty() {
         let mut rounds = Rounds::after(Second(0), 3);
         accept(&mut rounds, 1, 5).unwrap();
         let mut more: Vec<_> = (2..=5).map(|number| request(number, 0)).collect();
-        rounds.accept(anon(), Micros(6), &mut more).unwrap();
+        rounds
+            .accept(anon(), Micros(6), Micros(6), &mut more)
+            .unwrap();
         let left =
             |requests: &[Request<u64>]| requests.iter().map(|r| r.ticket).collect::<Vec<_>>();
         assert_eq!(left(&more), [4, 5]);
-        rounds.accept(anon(), Micros(7), &mut more).unwrap();
+        rounds
+            .accept(anon(), Micros(7), Micros(7), &mut more)
+            .unwrap();
         assert_eq!(left(&more), [4, 5]);
         assert_eq!(accept(&mut rounds, 6, 1_000_001), Ok(Second(2)));
         let closed = rounds.close(Micros(2_000_000));
@@ -316,7 +332,7 @@ mod tests {
                     .map(|number| request(number, (number % 6) as u8))
                     .collect();
                 rounds
-                    .accept(anon(), Micros(first + 1), &mut requests)
+                    .accept(anon(), Micros(first + 1), Micros(first + 1), &mut requests)
                     .unwrap();
             }
             let round = rounds.close(Micros(1_000_000)).remove(0);
@@ -342,7 +358,9 @@ mod tests {
     fn a_tree_that_would_be_too_high_is_not_built() {
         let mut rounds = Rounds::after(Second(0), 10);
         let mut requests = vec![request(1, 255)];
-        rounds.accept(anon(), Micros(5), &mut requests).unwrap();
+        rounds
+            .accept(anon(), Micros(5), Micros(5), &mut requests)
+            .unwrap();
         let round = rounds.close(Micros(1_000_000)).remove(0);
         let tree = TreeBuilder::new(Algorithm::Sha256);
         assert_eq!(round.tree(tree, "m").unwrap_err(), TreeFull);

@@ -105,7 +105,8 @@ impl Service {
             })
         };
         match &mut *self.intake() {
-            Intake::Open(rounds) => match rounds.accept(caller, arrived_at, requests) {
+            // The time as of now: no round is closed meanwhile.
+            Intake::Open(rounds) => match rounds.accept(caller, arrived_at, self.now(), requests) {
                 Ok(_) if requests.is_empty() => Ok(()),
                 Ok(_) => refused(
                     Status::TOO_MANY_REQUESTS,
