@@ -645,6 +645,7 @@ mod tests {
             "pin_file",
             "approver",
             "token_sha256",
+            "until  ",
             "auditor]]",
             "table_keys",
             "rows_per_day",

@@ -18,14 +18,24 @@ use std::net::TcpStream;
 
 const REASON: &str = "the nightly import, ticket 4711";
 
-/// A guarded database; of the two approvers, Mari may answer for findings.
+/// A guarded database; of the approvers, Mari may answer for findings, and Peeter
+/// might until a few years ago.
 fn site() -> Site {
     let site = Site::new("");
     let path = site.path("pitser.toml");
     let text = fs::read_to_string(&path).unwrap();
     let name = "name = \"Mari Maasikas\"\n";
     let text = text.replace(name, &format!("{name}may = [\"erase\", \"accept\"]\n"));
-    fs::write(&path, text).unwrap();
+    let new = [
+        "erase",
+        "--new-token",
+        "peeter.token",
+        "--by",
+        "Peeter Paju",
+    ];
+    let peeter = site.run(&new).exits(0).out;
+    let over = "may = [\"accept\"]\nuntil = \"2024-02-29\"\n";
+    fs::write(&path, text + &peeter + over).unwrap();
     site.run(&["guard", "init"]).exits(0);
     site
 }
@@ -86,6 +96,9 @@ fn an_accepted_finding_is_on_record_and_needs_nobody_any_more() {
     accept(&site, "jaan", &first, REASON)
         .exits(3)
         .says("Jaan Tamm may not decide this: add \"accept\" to `may`");
+    accept(&site, "peeter", &first, REASON)
+        .exits(3)
+        .says("the token of Peeter Paju was good until 2024-02-29");
     fs::write(site.path("stranger.token"), "AAAA").unwrap();
     accept(&site, "stranger", &first, REASON)
         .exits(3)

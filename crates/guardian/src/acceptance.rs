@@ -1,11 +1,11 @@
 //! Somebody answers for a finding (docs/findings.md, spec 61 §4.6): the request and its
 //! answer. The running guardian alone is asked, for it knows what is open.
 
+use crate::approver::Token;
 use pitser_trail::erasure::{ErasureError, check_text};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
-use zeroize::Zeroize;
 
 /// Findings that one request may name, at most.
 pub const MAX_FINDINGS: usize = 1000;
@@ -15,7 +15,7 @@ pub const MAX_FINDINGS: usize = 1000;
 #[serde(deny_unknown_fields)]
 pub struct Asked {
     /// Shows who asks.
-    pub token: String,
+    pub token: Token,
     /// Trail lines of the findings.
     pub findings: Vec<u64>,
     /// Why they need nobody's attention any more; kept in the vault.
@@ -40,12 +40,6 @@ impl Asked {
 impl fmt::Debug for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Asked(private)")
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.token.zeroize();
     }
 }
 

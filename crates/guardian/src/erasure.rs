@@ -4,21 +4,20 @@
 //! questions are answered by a running guardian and, while none runs, on the trail's
 //! folder.
 
-use crate::approver::{Approver, Power, Refused, who};
+use crate::approver::{Approver, Power, Refused, Token, who};
 use crate::collected::Collected;
 use pitser_evidence::line::Timestamp;
 use pitser_trail::erasure::{Erased, ErasureError, Hold, Plan, Request};
 use pitser_trail::{Layout, Trail, TrailError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use zeroize::Zeroize;
 
 /// What an approver asks.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Asked {
     /// Shows who asks.
-    pub token: String,
+    pub token: Token,
     /// What.
     pub ask: Ask,
 }
@@ -26,12 +25,6 @@ pub struct Asked {
 impl fmt::Debug for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Asked(private)")
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        self.token.zeroize();
     }
 }
 
@@ -144,7 +137,7 @@ pub fn answer(
     now: Timestamp,
     pos: &str,
 ) -> (Result<Answer, Refused>, Option<TrailError>) {
-    let by = match who(approvers, &asked.token, Power::Erase) {
+    let by = match who(approvers, &asked.token, Power::Erase, now) {
         Ok(by) => by,
         Err(refused) => return (Err(refused), None),
     };

@@ -162,7 +162,7 @@ async fn asked<'a, T: DeserializeOwned, G: Guarded>(
 fn answer<T: Serialize>(answer: Result<T, Refused>) -> Response {
     match answer {
         Ok(answer) => Json(answer).into_response(),
-        Err(error @ (Refused::Unknown | Refused::Powerless { .. })) => {
+        Err(error @ (Refused::Unknown | Refused::Powerless { .. } | Refused::Expired { .. })) => {
             refused(StatusCode::FORBIDDEN, &error.to_string())
         }
         Err(Refused::Rule(why)) => refused(StatusCode::CONFLICT, &why),

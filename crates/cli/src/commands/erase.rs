@@ -9,7 +9,7 @@ use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{clean, plural, print, print_json};
 use pitser_evidence::line::Timestamp;
 use pitser_guardian::acceptance;
-use pitser_guardian::approver::{Approver, Refused, token_hash};
+use pitser_guardian::approver::{Approver, Refused, Token};
 use pitser_guardian::config::Source;
 use pitser_guardian::erasure::{self, Ask, Asked};
 use pitser_trail::TrailError;
@@ -101,12 +101,12 @@ fn new_token(file: &Path, name: &str) -> Outcome {
     let token = data_encoding::BASE32_NOPAD.encode(&*random);
     let token = Zeroizing::new(token + "\n");
     files::write_secret(file, token.as_bytes())?;
+    let hash = Token::new(&token).hash();
     let name = toml::Value::from(name);
     print(&format!(
         "# The token is in {}: keep it where nobody else reads it. Into pitser.toml goes, and is no secret:\n\
-         [[approver]]\nname = {name}\ntoken_sha256 = \"{}\"\n",
+         [[approver]]\nname = {name}\ntoken_sha256 = \"{hash}\"\n",
         file.display(),
-        token_hash(&token)
     ))?;
     Ok(Exit::Intact)
 }
@@ -152,11 +152,11 @@ impl Asking {
     }
 
     /// Who asks.
-    fn token(&self, config: &Config, by: Option<&str>) -> Result<String, Failure> {
+    fn token(&self, config: &Config, by: Option<&str>) -> Result<Token, Failure> {
         let token = self.token.as_ref().ok_or_else(|| {
             Failure::Input("show who asks with --token FILE; `pitser erase --new-token FILE --by NAME` makes one".into())
         })?;
-        let token = files::read_text(token)?.trim().to_owned();
+        let token = Token::new(&Zeroizing::new(files::read_text(token)?));
         check_name(config, &token, by)?;
         Ok(token)
     }
@@ -179,9 +179,9 @@ async fn send(
 }
 
 /// A token in the wrong place is noticed before it decides anything.
-fn check_name(config: &Config, token: &str, by: Option<&str>) -> Result<(), Failure> {
+fn check_name(config: &Config, token: &Token, by: Option<&str>) -> Result<(), Failure> {
     let Some(by) = by else { return Ok(()) };
-    let hash = token_hash(token);
+    let hash = token.hash();
     let approvers = config.tuning().approvers;
     let is_so = |a: &Approver| a.name == by && a.token_sha256 == hash;
     match approvers.iter().any(is_so) {

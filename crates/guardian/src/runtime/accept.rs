@@ -46,7 +46,7 @@ impl Session {
     /// Who asks, if all that he names may be accepted.
     fn may_accept(&self, worker: &Worker, asked: &Asked) -> Result<String, Refused> {
         let approvers = &worker.parts.tuning.approvers;
-        let by = who(approvers, &asked.token, Power::Accept)?.to_owned();
+        let by = who(approvers, &asked.token, Power::Accept, self.now(worker))?.to_owned();
         asked.check().map_err(Refused::Rule)?;
         for finding in &asked.findings {
             let refused = |why: NotAccepted| Refused::Rule(format!("line {finding}: {why}"));

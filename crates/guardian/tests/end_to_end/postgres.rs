@@ -3,7 +3,7 @@
 
 use super::harness::Server;
 use super::*;
-use pitser_guardian::approver::{Approver, Power, Refused, token_hash};
+use pitser_guardian::approver::{Approver, Power, Refused, Token};
 use pitser_guardian::config::Attribution;
 use pitser_guardian::erasure::{Answer, Ask, Asked};
 
@@ -106,8 +106,9 @@ async fn evidence_of_an_erased_patient_is_intact_and_opens_nothing() {
     site.tuning.approvers = ["Mari", "Jaan"]
         .map(|name| Approver {
             name: name.into(),
-            token_sha256: token_hash(name),
+            token_sha256: Token::new(name).hash(),
             may: vec![Power::Erase],
+            until: None,
         })
         .into();
     let (authority, client) = authority(&site.dir.path().join("authority")).await;
@@ -116,7 +117,7 @@ async fn evidence_of_an_erased_patient_is_intact_and_opens_nothing() {
     guardian.settle().await.unwrap();
     let ask = async |token: &str, ask: Ask| {
         let asked = Asked {
-            token: token.to_owned(),
+            token: Token::new(token),
             ask,
         };
         guardian.erasure(asked).await
