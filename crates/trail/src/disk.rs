@@ -4,7 +4,7 @@
 use crate::behind::{Behind, Flight, Spot};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes that a disk writes whole or not at all.
@@ -164,6 +164,32 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     sync_dir(path)
 }
 
+/// Writes what a file has from byte `from` on once more, and makes it durable.
+///
+/// What a process reads may be in the system's memory alone, and stay there: once
+/// making it durable has failed, the system takes it for written, and does nothing the
+/// next time that it is asked to.
+///
+/// # Errors
+/// [`DiskError`].
+pub(crate) fn write_again(path: &Path, from: u64) -> Result<(), DiskError> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.at(path, "cannot open")?;
+    let len = file.metadata().at(path, "cannot look at")?.len();
+    let mut bytes = vec![0; 1 << 20];
+    let mut at = from;
+    while at < len {
+        let part = bytes
+            .len()
+            .min(usize::try_from(len - at).unwrap_or(usize::MAX));
+        let part = &mut bytes[..part];
+        file.read_exact_at(part, at).at(path, "cannot read")?;
+        file.write_all_at(part, at).at(path, "cannot write")?;
+        at += part.len() as u64;
+    }
+    file.sync_data().at(path, "cannot make durable")
+}
+
 /// Overwrites a small file, and removes it, durably. What the disk itself keeps of
 /// replaced blocks stays.
 ///
@@ -249,5 +275,17 @@ mod tests {
         assert!(lock(&path).unwrap().is_none(), "held");
         drop(held);
         assert!(lock(&path).unwrap().is_some(), "free");
+    }
+
+    #[test]
+    fn what_is_written_again_stays_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        for from in [0, 1, 1 << 20, 2_999_999, 3_000_000, 4_000_000] {
+            write_again(&path, from).unwrap();
+            assert!(std::fs::read(&path).unwrap() == bytes, "from {from}");
+        }
     }
 }

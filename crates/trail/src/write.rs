@@ -272,6 +272,16 @@ impl SegmentFiles {
         disk::sync_dir(&layout.segment(number))?;
         Ok(files)
     }
+
+    /// Writes all again that may not be on the disk, and makes it durable; lines before
+    /// `known`, a segment and an offset there, are.
+    fn write_again(&self, layout: &Layout, known: (u32, u64)) -> Result<(), DiskError> {
+        let (segment, offset) = known;
+        let lines_from = if segment == self.number { offset } else { 0 };
+        disk::write_again(&layout.segment(self.number), lines_from)?;
+        disk::write_again(&layout.blocks(self.number), 0)?;
+        disk::write_again(&layout.seals(self.number), 0)
+    }
 }
 
 /// After an orderly end there is nothing to replay; what was damaged is not
@@ -405,18 +415,19 @@ impl Trail {
         let keys = Keys::open(&layout)?;
         let mut vault = Vault::open(&layout.vault(), keys.master())?;
         let mut recovery = Recovery::default();
-        let (recovered, mut files) = recover::<T>(&layout, &mut recovery, progress)?;
+        let (recovered, files) = recover::<T>(&layout, &mut recovery, progress)?;
         let Recovered {
             view,
             store,
             gathered,
             kept,
             committed,
+            known,
             genesis_line,
         } = recovered;
         vault.discard_from(view.state.next_seq())?;
-        // Lines that a crash left in the system's cache count from now on.
-        files.lines.append(b"")?;
+        // What a crash left in the system's memory counts from now on.
+        files.write_again(&layout, known)?;
         let head = std::fs::read(layout.head()).ok();
         let summary = |leaf: &LogLeaf| BlockSummary {
             block: leaf.block,
@@ -906,6 +917,7 @@ impl Trail {
                 {
                     seals.truncate(*whole)?;
                 }
+                disk::write_again(&self.layout.seals(number), 0)?;
                 self.closing.push_back((number, end, seals));
             } else {
                 finish_segment(&self.layout, number)?;
@@ -982,6 +994,8 @@ struct Recovered<T> {
     kept: Box<dyn Gathers>,
     /// Line after the newest commit, unless none is to be made.
     committed: Option<u64>,
+    /// Segment and offset before which all was durable when the map was committed last.
+    known: (u32, u64),
     /// The genesis line's bytes.
     genesis_line: Vec<u8>,
 }
@@ -1155,6 +1169,7 @@ fn try_read_on<T: Gather>(
             (start, store, T::default(), None)
         }
     };
+    let known = commit.as_ref().map_or((0, 0), |c| (c.segment, c.offset));
     let kept_as = commit.as_ref().map(|c| c.gathered_as.as_str());
     let keeps = kept_as.is_none_or(|form| form == T::FORM);
     let mut gathering = Gathering {
@@ -1181,6 +1196,7 @@ fn try_read_on<T: Gather>(
         gathered,
         kept: Box::new(kept),
         committed,
+        known,
         genesis_line,
     })
 }

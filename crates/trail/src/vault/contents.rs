@@ -297,6 +297,10 @@ impl Contents {
         let last = self.number;
         for number in place.file..=last {
             let path = file_path(&self.folder, number);
+            // Before its records are counted on. Of a file that was closed, all are durable.
+            if number == last {
+                disk::write_again(&path, place.offset)?;
+            }
             let file = File::open(&path).at(&path, "cannot open")?;
             let length = file.metadata().at(&path, "cannot look at")?.len();
             while let Some((seq, next)) = self.header(&file, place, length, next_seq)? {

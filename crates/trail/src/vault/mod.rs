@@ -243,6 +243,16 @@ impl Vault {
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA secure_delete=ON; {SCHEMA}"
         );
         db.execute_batch(&setup).map_err(|e| store(&path, e))?;
+        // Its log may be in the system's memory alone, and stay there, after it could not
+        // be made durable: from here on the database has what it says. Somebody who reads
+        // beside us may keep a part of it.
+        db.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
+            .map_err(|e| store(&path, e))?;
+        // A new log is made by the first write. That its name could not be made durable
+        // the library does not tell.
+        db.execute_batch("PRAGMA user_version = 1")
+            .map_err(|e| store(&path, e))?;
+        disk::sync_dir(&path)?;
         let mut nonces = Nonces::default();
         let epoch = match epoch_number(&db).map_err(|e| store(&path, e))? {
             Some(number) => Epoch::open(folder, number, master)?,

@@ -30,15 +30,29 @@ pub(crate) fn is_there() -> bool {
     ran.is_ok_and(|status| status.success())
 }
 
-/// Runs what is added to it, and writes its calls to `log`. `death`: the call before
-/// which it is killed, and how many times a thread may make it.
-pub(crate) fn strace(log: &Path, death: Option<(&str, u64)>) -> Command {
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The process is killed before it.
+    Death,
+    /// It fails, and is not done. One that was to make bytes durable fails as the
+    /// system's own would: those bytes are taken for durable from then on.
+    Refusal,
+}
+
+/// Runs what is added to it, and writes its calls to `log`. `fault`: what becomes of
+/// which call, when a thread makes it for the so-manieth time.
+pub(crate) fn strace(log: &Path, fault: Option<(Fault, &str, u64)>) -> Command {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-xx", "-s", "100000000"]);
     strace.args(["-e", "signal=none", "-e", &format!("trace={CALLS}")]);
-    match death {
-        Some((call, times)) => {
-            strace.args(["-e", &format!("inject={call}:signal=KILL:when={times}")])
+    match fault {
+        Some((fault, call, times)) => {
+            let fault = match fault {
+                Fault::Death => "signal=KILL",
+                Fault::Refusal => "error=EIO",
+            };
+            strace.args(["-e", &format!("inject={call}:{fault}:when={times}")])
         }
         // Only these calls are stopped at. It kills nobody then.
         None => strace.arg("--seccomp-bpf"),
@@ -132,10 +146,23 @@ impl Node {
         }
     }
 
+    /// Making the first `count` of what came durable has failed: a file's bytes among
+    /// them will not be, unless they are written again. Names and lengths are the file
+    /// system's own, and go on waiting.
+    fn forsake(&mut self, count: usize) {
+        if let Self::File { since, .. } = self {
+            let count = count.min(since.len());
+            let is_bytes = |change: &mut Change| matches!(change, Change::Bytes { .. });
+            since.extract_if(..count, is_bytes).for_each(drop);
+        }
+    }
+
     /// The first `count` of what came are durable from now on.
     fn sync(&mut self, count: usize) {
         match self {
             Self::File { durable, since, .. } => {
+                // Some of them may have been forsaken meanwhile.
+                let count = count.min(since.len());
                 since.drain(..count).for_each(|it| it.apply(durable));
             }
             Self::Folder { durable, since, .. } => {
@@ -282,6 +309,9 @@ impl Disk {
             }
         };
         if result < 0 {
+            if let Some((id, count)) = covers {
+                self.nodes[id].forsake(count);
+            }
             return;
         }
         match name {
@@ -632,6 +662,14 @@ fn watched() {
     fs::write(path("new"), b"replaced").unwrap();
     fs::File::open(path("new")).unwrap().sync_all().unwrap();
     fs::rename(path("new"), path("renamed")).unwrap();
+    // The third of its kind, and the first that fails.
+    let mut refused = fs::File::create(path("refused")).unwrap();
+    refused.write_all(b"before ").unwrap();
+    refused.sync_data().unwrap();
+    refused.write_all(b"lost ").unwrap();
+    refused.sync_data().unwrap_err();
+    refused.write_all(b"after").unwrap();
+    refused.sync_data().unwrap();
     fs::create_dir(path("folder")).unwrap();
     fs::write(path("unsynced"), [7; 10_000]).unwrap();
     sync_folder();
@@ -655,7 +693,7 @@ fn what_was_not_synced_is_lost() {
     let (folder, log) = (dir.path().join("folder"), dir.path().join("log"));
     fs::create_dir(&folder).unwrap();
     let before = Disk::of(&folder, dir.path());
-    let mut process = strace(&log, None);
+    let mut process = strace(&log, Some((Fault::Refusal, "fdatasync", 3)));
     process.arg(std::env::current_exe().unwrap());
     process.args(["--ignored", "--exact", "chaos::disk::watched"]);
     let output = process.env(FOLDER, &folder).output().unwrap();
@@ -669,6 +707,12 @@ fn what_was_not_synced_is_lost() {
         disk.cut_power(&mut Choices(seed));
         let kept = fs::read(folder.join("kept")).unwrap();
         assert!(kept.starts_with(b"durable"));
+        // What failed once is not made durable by what succeeds later.
+        let refused = fs::read(folder.join("refused")).unwrap();
+        assert!(refused.starts_with(b"before ") && refused.ends_with(b"after"));
+        seen.entry("refused")
+            .or_default()
+            .push(&refused[7..12] == b"lost ");
         seen.entry("kept").or_default().push(kept.len() > 7);
         if let Ok(renamed) = fs::read(folder.join("renamed")) {
             assert_eq!(renamed, b"replaced");

@@ -37,7 +37,7 @@ use crate::harness::Server;
 use crate::rollback::Step;
 use crate::sqlite::{init, witness, word_after};
 use crate::world::{PATIENCE, lsn, status_when, value};
-use disk::{Disk, Lost};
+use disk::{Disk, Fault, Lost};
 use load::{Client, Pace};
 
 /// Nothing of the server's disk is lost here; and so little memory that nearly every
@@ -178,7 +178,11 @@ struct Told {
     deaths: u32,
 }
 
-/// Calls before which the guardian may die, and about how often it makes them.
+/// Set to have guardians refused an `fsync` each in all runs, in place of deaths.
+const REFUSE: &str = "CHAOS_REFUSE";
+
+/// Calls before which the guardian may die, and about how often it makes them. The first
+/// two may also fail, once.
 const DEATHS: [(&str, u64); 8] = [
     ("fdatasync", 30),
     ("fsync", 12),
@@ -293,11 +297,19 @@ impl<'a> Run<'a> {
             }
             true => {
                 self.disk = Some(Disk::of(&self.dir.join("guard"), &self.dir));
-                let death = DEATHS[self.below(DEATHS.len() as u64)];
-                let death = (death.0, 1 + self.choices.below(death.1));
-                self.is_doomed = may_die && self.choices.below(3) > 0;
+                let refuses = std::env::var_os(REFUSE).is_some();
+                let fault = (may_die && (refuses || self.choices.below(3) > 0)).then_some(refuses);
+                self.is_doomed = fault == Some(false);
+                let fault = fault.map(|refuses| match refuses {
+                    true => (Fault::Refusal, &DEATHS[..2]),
+                    false => (Fault::Death, &DEATHS[..]),
+                });
+                let fault = fault.map(|(fault, calls)| {
+                    let (call, times) = calls[self.below(calls.len() as u64)];
+                    (fault, call, 1 + self.choices.below(times))
+                });
                 let plain = pitser(&self.dir);
-                let mut command = disk::strace(&self.log(), self.is_doomed.then_some(death));
+                let mut command = disk::strace(&self.log(), fault);
                 command.current_dir(&self.dir).arg(plain.get_program());
                 command.args(["guard", "run"]);
                 for (name, value) in plain.get_envs() {
@@ -688,6 +700,8 @@ fn nothing_is_lost_or_told_twice_whatever_dies() {
     let runs = number("CHAOS_RUNS").unwrap_or(RUNS);
     println!("CHAOS_SEED={first} CHAOS_RUNS={runs}");
     let is_watched = disk::is_there();
+    // Instead of dying at a call, the guardian is refused one `fsync`.
+    let refuses = std::env::var_os(REFUSE).is_some();
     if !is_watched {
         eprintln!(
             "skipped: disks that lose writes, for no strace is here that may watch processes"
@@ -703,7 +717,7 @@ fn nothing_is_lost_or_told_twice_whatever_dies() {
                     return;
                 };
                 while let Some(seed) = next() {
-                    one(&mut grounds, seed, is_watched && seed % 3 == 0);
+                    one(&mut grounds, seed, is_watched && (seed % 3 == 0 || refuses));
                 }
             });
         }
