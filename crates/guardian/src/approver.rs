@@ -33,7 +33,7 @@ pub struct Token(String);
 impl Token {
     /// The token that a file or an answer has; space around it is none of it.
     pub fn new(text: &str) -> Self {
-        Self(text.trim().to_owned())
+        Self(text.to_owned())
     }
 
     /// Its SHA-256, as the configuration has it.

@@ -36,6 +36,13 @@ struct Recorder {
     room: usize,
 }
 
+/// Which of the tokens that mean something here this one is.
+fn spelled(token: &Token) -> &'static str {
+    let known = ["known", "busy", "bound", "powerless", "expired"];
+    let is_it = |it: &&str| Token::new(it).hash() == token.hash();
+    known.into_iter().find(is_it).unwrap_or_default()
+}
+
 impl Guarded for Recorder {
     fn desk(&self) -> Option<Arc<Desk>> {
         None
@@ -232,13 +239,6 @@ fn batch(events: &[&str]) -> String {
 }
 
 // --- audit events ------------------------------------------------------------
-
-/// Which of the tokens that mean something here this one is.
-fn spelled(token: &Token) -> &'static str {
-    let known = ["known", "busy", "bound", "powerless", "expired"];
-    let is_it = |it: &&str| Token::new(it).hash() == token.hash();
-    known.into_iter().find(is_it).unwrap_or_default()
-}
 
 #[tokio::test]
 async fn an_event_is_taken_once_with_its_exact_bytes() {

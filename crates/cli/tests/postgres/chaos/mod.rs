@@ -178,8 +178,10 @@ struct Told {
     deaths: u32,
 }
 
-/// Set to have guardians refused an `fsync` each in all runs, in place of deaths.
-const REFUSE: &str = "CHAOS_REFUSE";
+/// Whether guardians are refused an `fsync` each, in all runs and in place of deaths.
+fn refuses() -> bool {
+    std::env::var_os("CHAOS_REFUSE").is_some()
+}
 
 /// Calls before which the guardian may die, and about how often it makes them. The first
 /// two may also fail, once.
@@ -297,7 +299,7 @@ impl<'a> Run<'a> {
             }
             true => {
                 self.disk = Some(Disk::of(&self.dir.join("guard"), &self.dir));
-                let refuses = std::env::var_os(REFUSE).is_some();
+                let refuses = refuses();
                 let fault = (may_die && (refuses || self.choices.below(3) > 0)).then_some(refuses);
                 self.is_doomed = fault == Some(false);
                 let fault = fault.map(|refuses| match refuses {
@@ -700,8 +702,6 @@ fn nothing_is_lost_or_told_twice_whatever_dies() {
     let runs = number("CHAOS_RUNS").unwrap_or(RUNS);
     println!("CHAOS_SEED={first} CHAOS_RUNS={runs}");
     let is_watched = disk::is_there();
-    // Instead of dying at a call, the guardian is refused one `fsync`.
-    let refuses = std::env::var_os(REFUSE).is_some();
     if !is_watched {
         eprintln!(
             "skipped: disks that lose writes, for no strace is here that may watch processes"
@@ -717,7 +717,11 @@ fn nothing_is_lost_or_told_twice_whatever_dies() {
                     return;
                 };
                 while let Some(seed) = next() {
-                    one(&mut grounds, seed, is_watched && (seed % 3 == 0 || refuses));
+                    one(
+                        &mut grounds,
+                        seed,
+                        is_watched && (seed % 3 == 0 || refuses()),
+                    );
                 }
             });
         }
