@@ -202,6 +202,16 @@ pub trait Snapshot {
         each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
     ) -> Result<(), SourceError>;
 
+    /// About how many rows a table has, where the engine keeps such a number: for people
+    /// who wait.
+    ///
+    /// # Errors
+    /// The engine cannot be asked.
+    fn about(&mut self, table: &str) -> Result<Option<u64>, SourceError> {
+        let _ = table;
+        Ok(None)
+    }
+
     /// Transactions that the rows do not show, although [`Source::poll`] may have
     /// told of them already.
     fn unseen(&self) -> Unseen {

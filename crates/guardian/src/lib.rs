@@ -34,8 +34,8 @@ mod translate;
 pub use rebuild::{Rebuilt, rebuild};
 pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
 pub use status::{
-    AcceptedStatus, AlertStatus, BlockStatus, FindingStatus, FleetStatus, Latency, SourceState,
-    Status, WitnessStatus,
+    AcceptedStatus, AlertStatus, BaselineStatus, BlockStatus, FindingStatus, FleetStatus, Latency,
+    SourceState, Status, WitnessStatus,
 };
 
 use std::sync::Arc;

@@ -15,6 +15,8 @@ pub struct Status {
     pub state: SourceState,
     /// Why, if it is not `guarding`.
     pub trouble: Option<String>,
+    /// How far the rows that were there before are written, while they are.
+    pub baseline: Option<BaselineStatus>,
     /// The source's position that the trail covers.
     pub position: String,
     /// Bytes of log that the database keeps until we have taken it, where it says so.
@@ -103,6 +105,15 @@ pub enum SourceState {
     Damaged,
     /// Stopped.
     Stopped,
+}
+
+/// Rows that were there before they were guarded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct BaselineStatus {
+    /// Rows that were read since this start; those that have their line are passed over.
+    pub rows: u64,
+    /// About how many there are in all; null if the database does not say.
+    pub about: Option<u64>,
 }
 
 /// How long it takes from a change to its seal.

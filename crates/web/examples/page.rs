@@ -11,7 +11,8 @@ use pitser_guardian::approver::Refused;
 use pitser_guardian::audit::Desk;
 use pitser_guardian::erasure::{Answer, Asked};
 use pitser_guardian::{
-    AcceptedStatus, BlockStatus, FindingStatus, ScanSummary, SourceState, Status, SubmitError,
+    AcceptedStatus, BaselineStatus, BlockStatus, FindingStatus, ScanSummary, SourceState, Status,
+    SubmitError,
 };
 use pitser_web::{Guarded, Server, Taken, WebError};
 use tokio::sync::watch;
@@ -220,6 +221,10 @@ fn baseline() -> Status {
         origin: "north-hospital/pharmacy".into(),
         state: SourceState::Baseline,
         events: 14_500,
+        baseline: Some(BaselineStatus {
+            rows: 14_500,
+            about: Some(1_200_000),
+        }),
         genesis: intact("x").genesis,
         ..Status::default()
     }

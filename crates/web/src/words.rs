@@ -39,6 +39,13 @@ pub(crate) fn verdict(status: &Status) -> Verdict {
     if let Some(trouble) = &status.trouble {
         notes.push(sentence_of(trouble));
     }
+    if let Some(baseline) = &status.baseline {
+        let read = count(baseline.rows, "record was read", "records were read");
+        let of = baseline.about.map_or(String::new(), |about| {
+            format!(", of about {}", grouped(about))
+        });
+        notes.push(format!("Since this start {read}{of}."));
+    }
     if status.unsealed > 0 && status.trouble.is_some() {
         let blocks = count(status.unsealed, "block waits", "blocks wait");
         notes.push(format!(
@@ -350,6 +357,7 @@ const CAPTURE: &[Code] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pitser_guardian::BaselineStatus;
 
     fn finding(code: &str, key: &str, open: bool) -> FindingStatus {
         FindingStatus {
@@ -476,6 +484,21 @@ mod tests {
         };
         let notes = [state_words(status.state), "No such file."];
         assert_eq!(verdict(&status).notes, notes);
+    }
+
+    #[test]
+    fn how_far_a_baseline_is_is_told() {
+        let told = |rows, about| {
+            let status = Status {
+                state: SourceState::Baseline,
+                baseline: Some(BaselineStatus { rows, about }),
+                ..guarding(5, vec![])
+            };
+            verdict(&status).notes
+        };
+        let about = "Since this start 1,400,000 records were read, of about 9,000,000.";
+        assert_eq!(told(1_400_000, Some(9_000_000)), [about]);
+        assert_eq!(told(1, None), ["Since this start 1 record was read."]);
     }
 
     #[test]

@@ -219,6 +219,26 @@ impl Snapshot {
         Ok(pages.and_then(|pages| pages.parse().ok()).unwrap_or(0))
     }
 
+    /// About how many rows a table has, its partitions' together: what the server last
+    /// counted, 0 if it never did.
+    ///
+    /// # Errors
+    /// Those of a query.
+    pub fn about(&mut self, table: &Table) -> Result<u64, PgError> {
+        let [schema, name] = &table.parts;
+        let rows = self.sql.query(&format!(
+            "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint \
+             FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace \
+             JOIN pg_class c ON c.relkind <> 'p' AND (c.oid = r.oid \
+               OR c.oid IN (SELECT p.relid FROM pg_partition_tree(r.oid) p WHERE r.relkind = 'p')) \
+             WHERE n.nspname = {} AND r.relname = {}",
+            install::literal(schema),
+            install::literal(name)
+        ))?;
+        let rows = rows.first().and_then(|row| text(row.first()?));
+        Ok(rows.and_then(|rows| rows.parse().ok()).unwrap_or(0))
+    }
+
     /// Has a second session see the same moment; `false` if there can be none.
     fn second(&mut self) -> Result<bool, PgError> {
         if matches!(self.second, Second::Unneeded) {

@@ -373,6 +373,11 @@ impl source::Snapshot for Moment {
         };
         Ok(self.snapshot.scan(known, chunk, each)?)
     }
+
+    fn about(&mut self, table: &str) -> Result<Option<u64>, SourceError> {
+        let known = self.tables.get(table);
+        Ok(known.map(|it| self.snapshot.about(it)).transpose()?)
+    }
 }
 
 fn shapes(tables: &[Table]) -> Vec<Shape> {

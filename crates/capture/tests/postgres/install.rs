@@ -189,6 +189,38 @@ fn tables_are_found_with_what_matters_for_capture() {
 }
 
 #[test]
+fn about_how_many_rows_a_table_has_is_what_the_server_counted() {
+    let Some(mut world) = World::new(
+        "CREATE TABLE lab(id int, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+         CREATE TABLE old PARTITION OF lab FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
+         CREATE TABLE new PARTITION OF lab FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+         INSERT INTO lab SELECT n, '2025-02-03' FROM generate_series(1, 1000) n;
+         INSERT INTO lab SELECT n, '2026-02-03' FROM generate_series(1, 200) n;
+         CREATE TABLE \"it's\"(id int PRIMARY KEY);
+         INSERT INTO \"it's\" VALUES (1), (2); ANALYZE;
+         CREATE TABLE uncounted(id int PRIMARY KEY); INSERT INTO uncounted VALUES (1)",
+    ) else {
+        return;
+    };
+    world.run(&format!(
+        "CREATE PUBLICATION {} FOR TABLE lab, \"it's\", uncounted WITH (publish_via_partition_root = true)",
+        name()
+    ));
+    let mut snapshot = Snapshot::open(&world.server.config()).unwrap();
+    let tables = snapshot.tables(&name()).unwrap();
+    let about: Vec<_> = tables
+        .iter()
+        .map(|table| (table.name.as_str(), snapshot.about(table).unwrap()))
+        .collect();
+    let counted = [
+        ("public.\"it's\"", 2),
+        ("public.lab", 1200),
+        ("public.uncounted", 0),
+    ];
+    assert_eq!(about, counted);
+}
+
+#[test]
 fn each_transaction_says_once_who_is_acting() {
     let Some(mut world) = World::new(VISIT) else {
         return;

@@ -551,6 +551,11 @@ fn describe(source: &Value) -> String {
     if let Some(trouble) = source["trouble"].as_str() {
         out += &format!("  trouble    {trouble}\n");
     }
+    if let Some(rows) = source["baseline"]["rows"].as_u64() {
+        let about = source["baseline"]["about"].as_u64();
+        let about = about.map_or(String::new(), |about| format!(" of about {about}"));
+        out += &format!("  baseline   {rows}{about} rows read\n");
+    }
     for alert in source["alerts"].as_array().into_iter().flatten() {
         out += &output::clean(&format!(
             "  alerts     {} delivered, {} waiting: {}\n",

@@ -1,7 +1,7 @@
 //! The rows that were there when guarding began.
 
 use super::{BASELINE_CHUNK, BLOCK_LINES, Command, Ended, SECOND_US, Session, Worker};
-use crate::status::SourceState;
+use crate::status::{BaselineStatus, SourceState};
 use crate::translate;
 use pitser_capture::source::Rows;
 use pitser_capture::{Key, Row, Snapshot};
@@ -13,6 +13,9 @@ use pitser_monitor::{Finding, key_cells};
 use pitser_trail::{Draft, TrailError};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+
+/// How far it is, is told so often.
+const PROGRESS_US: u64 = 10 * SECOND_US;
 
 /// How often each row of a table without a key was met so far, by the hash of
 /// the row: there may be more of them than fit into memory.
@@ -82,6 +85,14 @@ impl Session {
         let from = self.position;
         let mut written = 0;
         let tables = self.unbaselined.clone();
+        let mut about = 0;
+        for table in &tables {
+            about += snapshot.about(table)?.unwrap_or(0);
+        }
+        self.baselined = Some(BaselineStatus {
+            rows: 0,
+            about: Some(about).filter(|about| *about > 0),
+        });
         for table in &tables {
             let mut failed = None;
             let mut copies = self.is_keyless(table).then(Copies::default);
@@ -130,6 +141,7 @@ impl Session {
             self.append(vec![live])?;
         }
         self.is_new = false;
+        self.baselined = None;
         self.live.extend(self.unbaselined.drain(..));
         self.gone.clear();
         self.close(worker)
@@ -149,6 +161,9 @@ impl Session {
         rows: Rows,
         at: Timestamp,
     ) -> Result<u64, Ended> {
+        if let Some(baselined) = &mut self.baselined {
+            baselined.rows += rows.len() as u64;
+        }
         let mut written = 0;
         for (key, row) in rows {
             written += u64::from(self.baseline_row(worker, table, &key, row, at)?);
@@ -162,7 +177,25 @@ impl Session {
             self.close(worker)?;
         }
         self.meanwhile(worker)?;
+        self.tell_progress(worker);
         Ok(written)
+    }
+
+    /// Says now and then how far it is.
+    fn tell_progress(&mut self, worker: &Worker) {
+        let now = (worker.parts.clock)();
+        if let Some(BaselineStatus { rows, about }) = self.baselined
+            && now >= self.next.progress
+        {
+            self.next.progress = now + PROGRESS_US;
+            let source = &worker.parts.source.name;
+            tracing::info!(
+                source,
+                rows,
+                about,
+                "writing down the rows that were there before"
+            );
+        }
     }
 
     /// Does what cannot wait while all rows of a table are read, and tells the

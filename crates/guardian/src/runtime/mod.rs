@@ -29,7 +29,7 @@ use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
 use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
-use crate::status::{BlockStatus, FindingStatus, FleetStatus, SourceState, Status};
+use crate::status::{BaselineStatus, BlockStatus, FindingStatus, FleetStatus, SourceState, Status};
 pub(crate) use word::FILE as WORD;
 
 use heads::{Cosigner, Heads};
@@ -624,6 +624,8 @@ struct Session {
     /// Tables whose rows that were there still lack their line, those first
     /// through which others find patients and people.
     unbaselined: Vec<String>,
+    /// How far they were read.
+    baselined: Option<BaselineStatus>,
     /// All of them are of a trail that was just begun.
     is_new: bool,
     /// Records that were deleted before their table's baseline was complete.
@@ -692,4 +694,6 @@ struct Due {
     word: u64,
     cosign: u64,
     commit: u64,
+    /// How far the rows of a baseline were read is told.
+    progress: u64,
 }

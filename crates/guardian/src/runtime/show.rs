@@ -25,6 +25,7 @@ impl Session {
                 false => SourceState::Baseline,
             };
             s.trouble = trouble;
+            s.baseline.clone_from(&self.baselined);
             // What is not durable yet is not shown.
             if self.trail.is_durable() {
                 s.position = self.position.to_string();
