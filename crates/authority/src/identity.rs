@@ -15,6 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
+use pitser_disk::{Access, replace};
 use pitser_ksi::pki::{
     self, Certificate, Constraint, PkiError, RsaSigner, SignError, Signer, Subject, Validity,
 };
@@ -22,7 +23,6 @@ use pitser_ksi::time::Second;
 use rand_core::{OsRng, RngCore};
 use zeroize::Zeroizing;
 
-use crate::durable::{write_durably, write_secret_durably};
 use crate::signer::{Checked, External, SignerCommand};
 
 const KEY_FILE: &str = "signing-key.pem";
@@ -48,15 +48,16 @@ impl Identity {
         };
         let der = pki::self_signed(subject, validity, &new_serial(), &signer)?;
         let key = dir.join(KEY_FILE);
-        write_secret_durably(&key, signer.to_pkcs8_pem()?.as_bytes())
+        replace(&key, signer.to_pkcs8_pem()?.as_bytes(), Access::Owner)
             .map_err(io_error("write", &key))?;
         let certificate = dir.join(CERTIFICATE_FILE);
-        write_durably(&certificate, to_pem(&der).as_bytes())
+        replace(&certificate, to_pem(&der).as_bytes(), Access::Everybody)
             .map_err(io_error("write", &certificate))?;
         let constraint = dir.join(CONSTRAINT_FILE);
-        write_durably(
+        replace(
             &constraint,
             format!("{}\n", constraint_on(subject)).as_bytes(),
+            Access::Everybody,
         )
         .map_err(io_error("write", &constraint))
     }
@@ -66,14 +67,14 @@ impl Identity {
         Self::refuse_existing(dir)?;
         if let BroughtKey::Pem(pem) = &brought.key {
             let key = dir.join(KEY_FILE);
-            write_secret_durably(&key, pem.as_bytes()).map_err(io_error("write", &key))?;
+            replace(&key, pem.as_bytes(), Access::Owner).map_err(io_error("write", &key))?;
         }
         for (name, text) in [
             (CERTIFICATE_FILE, brought.certificate_pem.to_owned()),
             (CONSTRAINT_FILE, format!("{}\n", brought.constraint)),
         ] {
             let path = dir.join(name);
-            write_durably(&path, text.as_bytes()).map_err(io_error("write", &path))?;
+            replace(&path, text.as_bytes(), Access::Everybody).map_err(io_error("write", &path))?;
         }
         Ok(())
     }

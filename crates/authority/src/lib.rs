@@ -48,7 +48,6 @@ mod clock;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 mod config;
-mod durable;
 mod engine;
 mod fleet;
 mod handover;

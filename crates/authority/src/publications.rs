@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use pitser_disk::{Access, replace};
 use pitser_ksi::error::DecodeError;
 use pitser_ksi::pki::PkiError;
 use pitser_ksi::publication::PublicationData;
@@ -18,7 +19,6 @@ use pitser_ksi::publications_file::{BuildError, Contents, PublicationsFile};
 use pitser_ksi::time::Second;
 
 use crate::calendar::{CalendarError, CalendarReader};
-use crate::durable::write_durably;
 #[cfg(feature = "cluster")]
 use crate::handover::added;
 use crate::handover::{Examiner, HandedIn, Refusal};
@@ -550,7 +550,7 @@ fn build(contents: &Contents, identity: &Identity) -> Result<PublicationsFile, B
 }
 
 fn store(path: &Path, file: &PublicationsFile) -> Result<(), PublicationsError> {
-    write_durably(path, file.encode()).map_err(io_error("write", path))
+    replace(path, file.encode(), Access::Everybody).map_err(io_error("write", path))
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PublicationsError {

@@ -11,11 +11,11 @@
 
 use std::path::Path;
 
+use pitser_disk::{Access, replace};
 use pitser_ksi::pki::{Certificate, Constraint, PkiError, Signer as _, TrustAnchors};
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
 
-use crate::durable::write_durably;
 use crate::identity::{Identity, IdentityError, io_error, read};
 
 /// The certificate of a publications key that is not on the authority's machines.
@@ -92,10 +92,18 @@ impl Pinned<'_> {
             });
         }
         let [certificate, constraint] = PINNED.map(|name| dir.join(name));
-        write_durably(&constraint, format!("{}\n", self.constraint).as_bytes())
-            .map_err(io_error("write", &constraint))?;
-        write_durably(&certificate, self.certificate_pem.as_bytes())
-            .map_err(io_error("write", &certificate))
+        replace(
+            &constraint,
+            format!("{}\n", self.constraint).as_bytes(),
+            Access::Everybody,
+        )
+        .map_err(io_error("write", &constraint))?;
+        replace(
+            &certificate,
+            self.certificate_pem.as_bytes(),
+            Access::Everybody,
+        )
+        .map_err(io_error("write", &certificate))
     }
 
     /// The certificate, if it is what the constraint demands.

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use pitser_disk::Access;
 use pitser_ksi::hash::{Algorithm, Hasher, Imprint};
 
 use crate::outcome::Failure;
@@ -23,17 +24,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 
 /// Writes a new file that its owner alone may read, durably.
 pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-    written.map_err(|e| Failure::Service(format!("{}: {e}", path.display())))
+    let created = pitser_disk::create(path, bytes, Access::Owner);
+    created.map_err(|e| Failure::Service(format!("{}: {e}", path.display())))
 }
 
 /// The file that systemd hands over under a name; `what` is the key of the
@@ -187,17 +179,12 @@ impl NewFile {
         };
         file.flush()?;
         file.get_ref().sync_all()?;
-        // Unlike a new name, a second one never takes another file's place.
-        let has_second_name = !force && fs::hard_link(&*name, &self.path).is_ok();
-        if !has_second_name {
-            if !force && self.path.exists() {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            fs::rename(&*name, &self.path)?;
-            self.target = Target::Done;
+        match force {
+            true => fs::rename(&*name, &self.path)?,
+            false => pitser_disk::give_new_name(name, &self.path)?,
         }
-        let folder = self.path.parent().filter(|it| !it.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        self.target = Target::Done;
+        pitser_disk::sync_folder_of(&self.path)
     }
 
     fn failure(&self, error: &io::Error) -> Failure {

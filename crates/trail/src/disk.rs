@@ -1,11 +1,14 @@
-//! The few things that files must do here: append and be durable, be replaced
-//! whole or not at all, and keep secrets from other users of the machine.
+//! What files must do here: grow durably, and what [`pitser_disk`] does for everybody,
+//! with errors that name the file.
 
 use crate::behind::{Behind, Flight, Spot};
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
+use pitser_disk::Access;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+pub use pitser_disk::Lock;
 
 /// Bytes that a disk writes whole or not at all.
 pub(crate) const SECTOR: usize = 512;
@@ -145,49 +148,23 @@ impl AppendFile {
     }
 }
 
-/// Replaces `path` by `bytes`, wholly or not at all, durably.
+/// Replaces `path` by `bytes`, wholly or not at all, durably; its owner alone reads it.
 ///
 /// # Errors
 /// [`DiskError`]; the old content is then still there.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)
-        .at(&temporary, "cannot create")?;
-    file.write_all(bytes).at(&temporary, "cannot write")?;
-    file.sync_all().at(&temporary, "cannot make durable")?;
-    std::fs::rename(&temporary, path).at(path, "cannot replace")?;
-    sync_dir(path)
+    pitser_disk::replace(path, bytes, Access::Owner).at(path, "cannot replace")
 }
 
-/// Writes what a file has from byte `from` on once more, and makes it durable.
-///
-/// What a process reads may be in the system's memory alone, and stay there: once
-/// making it durable has failed, the system takes it for written, and does nothing the
-/// next time that it is asked to.
+/// Writes what a file has from byte `from` on once more, durably: see
+/// [`pitser_disk::write_again`].
 ///
 /// # Errors
 /// [`DiskError`].
-pub(crate) fn write_again(path: &Path, from: u64) -> Result<(), DiskError> {
+pub fn write_again(path: &Path, from: u64) -> Result<(), DiskError> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.at(path, "cannot open")?;
-    let len = file.metadata().at(path, "cannot look at")?.len();
-    let mut bytes = vec![0; 1 << 20];
-    let mut at = from;
-    while at < len {
-        let part = bytes
-            .len()
-            .min(usize::try_from(len - at).unwrap_or(usize::MAX));
-        let part = &mut bytes[..part];
-        file.read_exact_at(part, at).at(path, "cannot read")?;
-        file.write_all_at(part, at).at(path, "cannot write")?;
-        at += part.len() as u64;
-    }
-    file.sync_data().at(path, "cannot make durable")
+    pitser_disk::write_again(&file, from).at(path, "cannot write again")
 }
 
 /// Overwrites a small file, and removes it, durably. What the disk itself keeps of
@@ -196,13 +173,7 @@ pub(crate) fn write_again(path: &Path, from: u64) -> Result<(), DiskError> {
 /// # Errors
 /// [`DiskError`].
 pub fn destroy(path: &Path) -> Result<(), DiskError> {
-    let file = OpenOptions::new().write(true).open(path);
-    let mut file = file.at(path, "cannot open")?;
-    let len = file.metadata().at(path, "cannot look at")?.len();
-    io::copy(&mut io::repeat(0).take(len), &mut file).at(path, "cannot overwrite")?;
-    file.sync_all().at(path, "cannot make durable")?;
-    std::fs::remove_file(path).at(path, "cannot remove")?;
-    sync_dir(path)
+    pitser_disk::destroy(path).at(path, "cannot destroy")
 }
 
 /// Makes the directory entry of `path` durable.
@@ -210,23 +181,7 @@ pub fn destroy(path: &Path) -> Result<(), DiskError> {
 /// # Errors
 /// [`DiskError`].
 pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
-    let named = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let dir = named.unwrap_or(Path::new("."));
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .at(dir, "cannot make durable")
-}
-
-/// The lock that a file stands for, until it is dropped.
-#[derive(Debug)]
-pub struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing alone would leave it to a child of another thread, until that runs
-        // its own program. What fails here, closing does.
-        let _ = self.0.unlock();
-    }
+    pitser_disk::sync_folder_of(path).at(pitser_disk::folder_of(path), "cannot make durable")
 }
 
 /// Takes the lock that `path` stands for; `None` if somebody else has it.
@@ -234,18 +189,10 @@ impl Drop for Lock {
 /// # Errors
 /// [`DiskError`].
 pub fn lock(path: &Path) -> Result<Option<Lock>, DiskError> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .at(path, "cannot open")?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(Lock(file))),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(e).at(path, "cannot lock"),
-    }
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(path).at(path, "cannot open")?;
+    Lock::take(file).at(path, "cannot lock")
 }
 
 /// Creates a folder that only its owner may enter.
@@ -253,39 +200,5 @@ pub fn lock(path: &Path) -> Result<Option<Lock>, DiskError> {
 /// # Errors
 /// [`DiskError`].
 pub fn private_dir(path: &Path) -> Result<(), DiskError> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .at(path, "cannot create")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_that_was_dropped_is_free_though_a_child_still_has_its_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let held = lock(&path).unwrap().unwrap();
-        // What a child has between fork and exec.
-        let _of_a_child = held.0.try_clone().unwrap();
-        assert!(lock(&path).unwrap().is_none(), "held");
-        drop(held);
-        assert!(lock(&path).unwrap().is_some(), "free");
-    }
-
-    #[test]
-    fn what_is_written_again_stays_what_it_was() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file");
-        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
-        std::fs::write(&path, &bytes).unwrap();
-        for from in [0, 1, 1 << 20, 2_999_999, 3_000_000, 4_000_000] {
-            write_again(&path, from).unwrap();
-            assert!(std::fs::read(&path).unwrap() == bytes, "from {from}");
-        }
-    }
+    pitser_disk::private_folder(path).at(path, "cannot create")
 }

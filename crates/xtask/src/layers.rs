@@ -21,14 +21,15 @@ enum Uses {
 }
 
 /// Our crates, from the ground up.
-const LAYERS: [Layer; 13] = [
+const LAYERS: [Layer; 14] = [
     layer("pitser-ksi", Uses::Only(&[], "formats stand alone")),
     layer("pitser-tlog", Uses::Only(&[], "formats stand alone")),
     layer("pitser-evidence", Uses::Above),
+    layer("pitser-disk", Uses::Only(&[], "files alone")),
     layer("pitser-client", Uses::Above),
     layer(
         "pitser-witness",
-        Uses::Only(&["pitser-tlog"], "it hears of heads alone"),
+        Uses::Only(&["pitser-tlog", "pitser-disk"], "it hears of heads alone"),
     ),
     layer("pitser-authority", NO_ROWS),
     layer("pitser-trail", Uses::Above),
@@ -44,6 +45,7 @@ const NO_ROWS: Uses = Uses::Only(
     &[
         "pitser-ksi",
         "pitser-tlog",
+        "pitser-disk",
         "pitser-client",
         "pitser-witness",
     ],

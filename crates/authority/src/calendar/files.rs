@@ -6,20 +6,22 @@
 //! |----------------------------------------------|-------------------------------|
 //! | part of an entry at the end of a file        | cut to whole entries          |
 //! | zero bytes where unacknowledged entries were | cut where they begin          |
+//! | entries in the system's memory alone, since  | written again before they     |
+//! | making them durable failed                   | count                         |
 //! | node files behind, ahead or torn             | their tail is computed again  |
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pitser_disk::{Access, Lock, replace, write_again};
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::time::Second;
 
 use super::tree::{self, Nodes};
 use super::{CalendarError, zero_leaf};
-use crate::durable::write_durably;
 
 /// Bytes of one SHA-256 imprint.
 pub(super) const ENTRY: u64 = 33;
@@ -68,14 +70,14 @@ impl Files {
             File::create(&nodes).map_err(io_error("create", &nodes))?;
         }
         let text = format!("{VERSION}\ngenesis {}\nalgorithm SHA-256\n", genesis.0);
-        write_durably(&dir.join(FORMAT), text.as_bytes())
+        replace(&dir.join(FORMAT), text.as_bytes(), Access::Everybody)
             .map_err(io_error("write", &dir.join(FORMAT)))
     }
 
     /// Opens the files for their only writer, which is who has the lock.
     pub(super) fn open(dir: &Path) -> Result<(Self, Lock), CalendarError> {
         let genesis = read_format(dir)?;
-        let lock = Lock::take(dir)?;
+        let lock = lock(dir)?;
         let levels = stored_levels()
             .map(|level| {
                 let path = dir.join(file_name(level));
@@ -299,6 +301,7 @@ impl Files {
         }
         let seconds = from + good as u64;
         self.truncate(0, seconds)?;
+        write_again(self.file(0), from * ENTRY).map_err(|e| self.io_error("write", 0, e))?;
         Ok(seconds)
     }
 
@@ -412,30 +415,14 @@ fn read_format(dir: &Path) -> Result<Second, CalendarError> {
     Ok(Second(genesis))
 }
 
-/// The lock on a calendar's format file, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Lock(File);
-
-impl Lock {
-    fn take(dir: &Path) -> Result<Self, CalendarError> {
-        let path = dir.join(FORMAT);
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => Err(CalendarError::InUse {
-                dir: dir.to_owned(),
-            }),
-            Err(TryLockError::Error(e)) => Err(io_error("lock", &path)(e)),
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing alone would leave it to a child of another thread (a hook that is
-        // being started), until that runs its own program. What fails here, closing does.
-        let _ = self.0.unlock();
-    }
+/// Takes the lock on a calendar's format file.
+fn lock(dir: &Path) -> Result<Lock, CalendarError> {
+    let path = dir.join(FORMAT);
+    let file = File::open(&path).map_err(io_error("open", &path))?;
+    let lock = Lock::take(file).map_err(io_error("lock", &path))?;
+    lock.ok_or_else(|| CalendarError::InUse {
+        dir: dir.to_owned(),
+    })
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CalendarError {
@@ -444,23 +431,5 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cale
         action,
         path,
         source,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_that_was_dropped_is_free_though_a_child_still_has_its_file() {
-        let dir = tempfile::tempdir().unwrap();
-        Files::create(dir.path(), Second(10)).unwrap();
-        let held = Lock::take(dir.path()).unwrap();
-        // What a child has between fork and exec.
-        let _of_a_child = held.0.try_clone().unwrap();
-        let second = Lock::take(dir.path());
-        assert!(matches!(second, Err(CalendarError::InUse { .. })));
-        drop(held);
-        Lock::take(dir.path()).unwrap();
     }
 }

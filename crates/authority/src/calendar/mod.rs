@@ -26,11 +26,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pitser_disk::Lock;
 use pitser_ksi::chain::CalendarChain;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::time::Second;
 
-use files::{Files, Lock};
+use files::Files;
 pub use walk::Walk;
 
 /// The leaf of a second without requests: `01` ‖ 32 zero bytes.

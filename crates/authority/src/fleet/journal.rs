@@ -14,11 +14,11 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
+use pitser_disk::{Access, replace};
 use pitser_ksi::hash::{Algorithm, hash};
 use serde_json::Value;
 
 use super::{FleetError, io_error};
-use crate::durable::write_durably;
 
 /// What becomes of lines that do not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(super) struct Journal {
     file: File,
     /// Bytes that are whole lines.
     len: u64,
+    /// Making some of them durable failed: the system takes them for written.
+    is_unsure: bool,
 }
 
 impl Journal {
@@ -43,7 +45,7 @@ impl Journal {
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                write_durably(path, b"").map_err(io_error("create", path))?;
+                replace(path, b"", Access::Everybody).map_err(io_error("create", path))?;
                 Vec::new()
             }
             Err(e) => return Err(io_error("read", path)(e)),
@@ -72,7 +74,10 @@ impl Journal {
             path: path.to_owned(),
             file: file.map_err(io_error("open", path))?,
             len: len as u64,
+            is_unsure: false,
         };
+        // A crash may have left lines in the system's memory alone.
+        write_again(path).map_err(io_error("write", path))?;
         if len < text.len() {
             tracing::warn!(path = %path.display(), "the end was torn by a crash, and is cut off");
             journal.cut().map_err(io_error("cut", path))?;
@@ -94,7 +99,7 @@ impl Journal {
         let line = written(event);
         let mut outcome = self.file.write_all(line.as_bytes());
         if is_durable {
-            outcome = outcome.and_then(|()| self.file.sync_data());
+            outcome = outcome.and_then(|()| self.sync());
         }
         if let Err(error) = outcome {
             // Should this fail too, the next line makes it a damaged one: say so then.
@@ -111,17 +116,34 @@ impl Journal {
         events: impl Iterator<Item = Value>,
     ) -> Result<(), FleetError> {
         let text: String = events.map(|event| written(&event)).collect();
-        write_durably(&self.path, text.as_bytes()).map_err(io_error("write", &self.path))?;
+        replace(&self.path, text.as_bytes(), Access::Everybody)
+            .map_err(io_error("write", &self.path))?;
         let file = OpenOptions::new().append(true).open(&self.path);
         self.file = file.map_err(io_error("open", &self.path))?;
         self.len = text.len() as u64;
+        self.is_unsure = false;
         Ok(())
     }
 
     fn cut(&mut self) -> io::Result<()> {
         self.file.set_len(self.len)?;
-        self.file.sync_data()
+        self.sync()
     }
+
+    fn sync(&mut self) -> io::Result<()> {
+        match std::mem::replace(&mut self.is_unsure, true) {
+            true => write_again(&self.path)?,
+            false => self.file.sync_data()?,
+        }
+        self.is_unsure = false;
+        Ok(())
+    }
+}
+
+/// Another handle: to this one a write anywhere is a write at the end.
+fn write_again(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    pitser_disk::write_again(&file, 0)
 }
 
 fn written(event: &Value) -> String {

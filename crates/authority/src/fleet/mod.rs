@@ -35,6 +35,7 @@ use std::thread;
 
 use data_encoding::HEXLOWER;
 use pitser_client::fleet::{Judgement, Registration};
+use pitser_disk::{Access, replace, replace_unsynced};
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
@@ -42,7 +43,6 @@ use pitser_tlog::note::{Note, SigningKey, VerifierKey};
 use pitser_tlog::proof::LogProof;
 
 use crate::clock::Micros;
-use crate::durable::{write_durably, write_whole};
 use crate::log::{LogConfig, LogError, open_key};
 use cosign::Cosigner;
 use journal::{Care, Journal};
@@ -365,7 +365,8 @@ impl Fleet {
         let note =
             note.map_err(|e| LogError::Config(format!("no checkpoint of the fleet: {e}")))?;
         let path = self.dir.join(CHECKPOINT);
-        write_durably(&path, note.to_string().as_bytes()).map_err(io_error("write", &path))?;
+        replace(&path, note.to_string().as_bytes(), Access::Everybody)
+            .map_err(io_error("write", &path))?;
         inner.checkpoint = Some(Signed { size, note });
         // Without a thread nobody is asked.
         let _ = self.bell.send(());
@@ -411,7 +412,7 @@ impl Fleet {
             return;
         }
         let path = self.dir.join(WITNESSED);
-        if let Err(error) = write_whole(&path, note.to_string().as_bytes()) {
+        if let Err(error) = replace_unsynced(&path, note.to_string().as_bytes()) {
             tracing::warn!(path = %path.display(), %error, "the witnessed checkpoint is not kept for the next start");
         }
         inner.witnessed = Some(Signed { size, note });

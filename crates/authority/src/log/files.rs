@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use data_encoding::HEXLOWER;
+use pitser_disk::{Access, replace, write_again};
 use pitser_ksi::calendar_entry::CalendarEntry;
 use pitser_ksi::time::Second;
 use pitser_tlog::merkle::{self, Frontier, Hash, Nodes, OutOfRange, leaf_hash, node_hash};
@@ -30,7 +31,6 @@ use pitser_tlog::tiles::{Content, FULL_WIDTH, Tile, encode_bundle};
 
 use super::{LogError, io_error};
 use crate::calendar::{CalendarReader, Walk};
-use crate::durable::write_durably;
 
 /// The log as anybody may read it. Shared by the keeper and the site.
 #[derive(Debug)]
@@ -52,6 +52,8 @@ pub(super) struct Follower {
     edge: Option<Edge>,
     /// Entries that `state` vouches for.
     synced: u64,
+    /// Making those after them durable failed: the system takes some for written.
+    is_unsure: bool,
 }
 
 #[derive(Debug)]
@@ -177,6 +179,7 @@ impl Follower {
             origin: origin.to_owned(),
             edge: None,
             synced,
+            is_unsure: false,
         })
     }
 
@@ -234,10 +237,16 @@ impl Follower {
             return Ok(());
         }
         let root = self.root()?;
+        let again = std::mem::replace(&mut self.is_unsure, true);
         for (level, file) in (0..).zip(&self.files.levels) {
-            file.sync_data()
-                .map_err(io_error("sync", &self.files.path(level)))?;
+            let first = self.synced >> (u32::from(level) * u32::from(TILE_HEIGHT));
+            let durable = match again {
+                true => write_again(file, first * HASH),
+                false => file.sync_data(),
+            };
+            durable.map_err(io_error("sync", &self.files.path(level)))?;
         }
+        self.is_unsure = false;
         let state = State {
             origin: self.origin.clone(),
             genesis: self.files.genesis(),
@@ -245,7 +254,8 @@ impl Follower {
             root,
         };
         let path = self.files.dir.join(STATE);
-        write_durably(&path, state.to_string().as_bytes()).map_err(io_error("write", &path))?;
+        replace(&path, state.to_string().as_bytes(), Access::Everybody)
+            .map_err(io_error("write", &path))?;
         self.synced = size;
         Ok(())
     }

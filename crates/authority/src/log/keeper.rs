@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
+use pitser_disk::replace_unsynced;
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::{Checkpoint, verify_quorum};
 use pitser_tlog::merkle;
@@ -26,7 +27,6 @@ use super::files::{Files, Follower};
 use super::key::open_key;
 use super::{LogConfig, LogError, LogStatus, LogWitnessStatus, io_error};
 use crate::calendar::CalendarReader;
-use crate::durable::write_whole;
 
 /// What there is to see of the log. Replaced as a whole, so that its parts agree.
 #[derive(Debug, Clone, Default)]
@@ -327,7 +327,7 @@ impl Keeper {
         // Written before anybody sees it: should the calendar be exchanged for an
         // older one, we are the first to notice.
         let path = self.path(CHECKPOINT);
-        write_whole(&path, note.to_string().as_bytes()).map_err(io_error("write", &path))?;
+        replace_unsynced(&path, note.to_string().as_bytes()).map_err(io_error("write", &path))?;
         let head = Arc::new(Head { size, note });
         self.view.send_modify(|view| {
             view.status.size = size;
@@ -444,7 +444,7 @@ impl Keeper {
             return;
         };
         let path = self.path(WITNESSED);
-        if let Err(error) = write_whole(&path, ballot.note().to_string().as_bytes()) {
+        if let Err(error) = replace_unsynced(&path, ballot.note().to_string().as_bytes()) {
             tracing::warn!(path = %path.display(), %error, "the witnessed checkpoint is not kept for the next start");
         }
         let head = Arc::new(Head {

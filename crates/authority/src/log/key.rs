@@ -8,12 +8,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
+use pitser_disk::{Access, replace};
 use pitser_tlog::note::SigningKey;
 use rand_core::{OsRng, RngCore};
 use zeroize::Zeroizing;
 
 use super::{LogError, io_error};
-use crate::durable::write_secret_durably;
 
 const KEY_FILE: &str = "log-key";
 
@@ -29,7 +29,7 @@ pub(crate) fn create_key(dir: &Path) -> Result<(), LogError> {
     OsRng.fill_bytes(&mut *seed);
     let mut text = Zeroizing::new(HEXLOWER.encode(&*seed));
     text.push('\n');
-    write_secret_durably(&path, text.as_bytes()).map_err(io_error("write", &path))
+    replace(&path, text.as_bytes(), Access::Owner).map_err(io_error("write", &path))
 }
 
 /// The key in `dir` under the name `origin`. An authority that was made before

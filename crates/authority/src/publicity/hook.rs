@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pitser_disk::{Access, replace};
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
@@ -21,7 +22,6 @@ use tokio::sync::watch;
 
 use super::Publicity;
 use super::sheet::root;
-use crate::durable::write_durably;
 use crate::publications::PublicationsError;
 use crate::running::RoundReport;
 use crate::service::Service;
@@ -127,7 +127,11 @@ impl Announced {
 }
 
 fn write(path: &Path, announced: Second) -> io::Result<()> {
-    write_durably(path, format!("{}\n", announced.0).as_bytes())
+    replace(
+        path,
+        format!("{}\n", announced.0).as_bytes(),
+        Access::Everybody,
+    )
 }
 
 /// Runs the hook while rounds go by, and ends with them.

@@ -23,13 +23,13 @@ use std::path::{Path, PathBuf};
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use data_encoding::{BASE64, HEXLOWER};
+use pitser_disk::{Access, replace};
 use pitser_ksi::hash::{Algorithm, hash};
 use rand_core::{OsRng, RngCore};
 use zeroize::Zeroizing;
 
 use super::Allowance;
 use crate::config::{MAX_LEVEL, Secret, User};
-use crate::durable::write_secret_durably;
 
 const VERSION: &str = "pitser users 1";
 const KEY_VERSION: &str = "pitser-users-key-1 ";
@@ -70,7 +70,7 @@ impl FileKey {
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let digits = Zeroizing::new(HEXLOWER.encode(&*self.0));
         let text = Zeroizing::new(format!("{KEY_VERSION}{}\n", *digits));
-        write_secret_durably(path, text.as_bytes())
+        replace(path, text.as_bytes(), Access::Owner)
     }
 
     /// Reads a key file. `guarded_elsewhere` says that somebody else sees to it
@@ -143,7 +143,7 @@ pub fn read(path: &Path, key: &FileKey) -> Result<Vec<Record>, FileError> {
 /// [`FileError::Io`]: it is as it was.
 pub fn write(path: &Path, records: &[Record], key: &FileKey) -> Result<(), FileError> {
     let text = encode(records, key)?;
-    write_secret_durably(path, text.as_bytes()).map_err(io_error("write", path))
+    replace(path, text.as_bytes(), Access::Owner).map_err(io_error("write", path))
 }
 
 fn encode(records: &[Record], key: &FileKey) -> Result<String, FileError> {

@@ -13,8 +13,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use pitser_disk::{Access, replace};
+
 use super::Spent;
-use crate::durable::write_secret_durably;
 
 const VERSION: &str = "pitser spent 1";
 
@@ -34,7 +35,7 @@ pub(crate) fn read(path: &Path) -> Vec<(String, Spent)> {
 }
 
 pub(crate) fn write(path: &Path, spent: &[(Arc<str>, Spent)]) {
-    if let Err(e) = write_secret_durably(path, encode(spent).as_bytes()) {
+    if let Err(e) = replace(path, encode(spent).as_bytes(), Access::Owner) {
         tracing::error!(file = %path.display(), error = %e, "spent quotas were not stored");
     }
 }

@@ -1,10 +1,9 @@
 //! `pitser witness`: cosigns the heads of others' logs, and remembers them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 
 use pitser_ksi::time::Second;
@@ -18,7 +17,7 @@ use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{self, Form, print, print_json};
 use crate::signals::stop_requested;
 use crate::trust::instant;
-use crate::{clock, service};
+use crate::{clock, files, service};
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -158,10 +157,7 @@ fn init(args: &Init) -> Outcome {
             _ => Failure::Input(format!("--name {:?}: {e}", args.name)),
         },
     )?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&place.dir)
+    pitser_disk::private_folder(&place.dir)
         .map_err(|e| Failure::Service(format!("{}: {e}", place.dir.display())))?;
     // The memory first: a key without one is never used.
     let store = place.open_store()?;
@@ -172,8 +168,8 @@ fn init(args: &Init) -> Outcome {
         )));
     }
     drop(store);
-    write_key(&place.key(), &key)
-        .map_err(|e| Failure::Service(format!("{}: {e}", place.key().display())))?;
+    let secret = Zeroizing::new(format!("{}\n", *key.expose()));
+    files::write_secret(&place.key(), secret.as_bytes())?;
     print(&format!(
         "witness  {}\nkey      {}\n\n\
          Publish the key where people would look for it, and give it to those whose logs you watch.\n\
@@ -369,22 +365,4 @@ impl Place {
             }
         })
     }
-}
-
-/// Writes the secret durably, for its owner alone, and never over another one.
-fn write_key(path: &Path, key: &CosigningKey) -> io::Result<()> {
-    let new = path.with_extension("new");
-    // What an interrupted attempt left was never used.
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(key.expose().as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::hard_link(&new, path)?;
-    fs::remove_file(&new)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }

@@ -9,13 +9,15 @@
 //! by page, or up to some call, also as zeroes where the length was there first;
 //! names come and go in their order, in each folder by itself.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use crate::common::Choices;
+use crate::common::{Choices, pitser};
 
 /// What is written down: whatever could change a file, so that none is missed.
 const CALLS: &str = "open,openat,creat,close,dup,dup2,dup3,fcntl,lseek,write,pwrite64,writev,\
@@ -59,6 +61,48 @@ pub(crate) fn strace(log: &Path, fault: Option<(Fault, &str, u64)>) -> Command {
     };
     strace.arg("-o").arg(log).arg("--");
     strace
+}
+
+/// `pitser`, in `dir`, under `strace`.
+pub(crate) fn watched(log: &Path, fault: Option<(Fault, &str, u64)>, dir: &Path) -> Command {
+    let plain = pitser(dir);
+    let mut command = strace(log, fault);
+    command.current_dir(dir).arg(plain.get_program());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+/// Sends a signal to the `pitser` that `strace` watches, unless it has ended, and waits
+/// for its end; whether it ended as it should.
+pub(crate) fn end(strace: &mut Child, signal: &str) -> bool {
+    let id = strace.id();
+    let process = loop {
+        if strace.try_wait().unwrap().is_some() {
+            break None;
+        }
+        // There is one as soon as it is begun; `strace` first tries itself out on children
+        // of its own.
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let children = children.unwrap_or_default();
+        let is_ours = |child: &&str| {
+            let name = fs::read_to_string(format!("/proc/{child}/comm"));
+            name.is_ok_and(|name| name == "pitser\n")
+        };
+        if let Some(child) = children.split_whitespace().find(is_ours) {
+            break Some(child.to_owned());
+        }
+    };
+    if let Some(process) = process {
+        // It may have ended meanwhile.
+        let mut kill = Command::new("kill");
+        let _ = kill.args([signal, &process]).stderr(Stdio::null()).status();
+    }
+    strace.wait().unwrap().success()
 }
 
 type Id = usize;
@@ -231,10 +275,8 @@ impl Disk {
             return id;
         }
         self.nodes.push(Node::folder());
-        for entry in fs::read_dir(path).unwrap() {
-            let entry = entry.unwrap();
-            let name = entry.file_name().into_string().unwrap();
-            let child = self.load(&entry.path());
+        for name in names(path) {
+            let child = self.load(&path.join(&name));
             self.name(id, Naming::Named(name, child));
         }
         let all = self.nodes[id].since();
@@ -277,6 +319,14 @@ impl Disk {
         for (_, call) in begun {
             self.call(&format!("{}) = ?", call.text), None);
         }
+        // The next process opens what it needs.
+        self.open.clear();
+    }
+
+    /// Whether a call was under way when the process was killed: what it did is not known
+    /// well enough to follow another process.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt
     }
 
     /// What an `fsync` that begins now makes durable.
@@ -297,7 +347,11 @@ impl Disk {
         let arguments = arguments.strip_suffix(')').unwrap();
         let arguments: Vec<&str> = arguments.split(", ").collect();
         let number = |at: usize| arguments[at].parse::<i64>().unwrap();
-        let result = match (result.parse::<i64>(), name) {
+        let result = match result.strip_prefix("0x") {
+            Some(flags) => i64::from_str_radix(flags, 16),
+            None => result.parse(),
+        };
+        let result = match (result, name) {
             (Ok(result), _) => result,
             (Err(_), "write" | "pwrite64") => {
                 self.is_in_doubt = true;
@@ -509,11 +563,7 @@ impl Disk {
                 assert!(is_same || is_ahead, "{}", path.display());
             }
             Node::Folder { live, .. } => {
-                let there = fs::read_dir(path).unwrap();
-                let mut there: Vec<String> = there
-                    .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                    .collect();
-                there.sort_unstable();
+                let there = names(path);
                 let modelled: Vec<&String> = live.keys().collect();
                 let is_same = there.iter().eq(modelled.iter().copied());
                 let one_call = there.len().abs_diff(modelled.len()) <= 1;
@@ -625,6 +675,17 @@ fn left_of(durable: &[u8], since: &[Change], live: &[u8], choices: &mut Choices)
     bytes
 }
 
+/// Of files and folders, sorted. Sockets are made anew by who listens.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let files = entries.filter(|entry| !entry.file_type().unwrap().is_socket());
+    let mut names: Vec<String> = files
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
 fn below(choices: &mut Choices, limit: usize) -> usize {
     usize::try_from(choices.below(limit as u64)).unwrap()
 }
@@ -641,97 +702,4 @@ fn bytes(quoted: &str) -> Vec<u8> {
 fn hex(path: &Path) -> String {
     let bytes = path.to_str().unwrap().bytes();
     bytes.map(|byte| format!("\\x{byte:02x}")).collect()
-}
-
-/// Where the watched test below writes.
-const FOLDER: &str = "WATCHED_FOLDER";
-
-/// Not a test: what `what_was_not_synced_is_lost` watches.
-#[test]
-#[ignore = "runs under strace, as a process of another test"]
-fn watched() {
-    use std::io::Write;
-    let Ok(folder) = std::env::var(FOLDER) else {
-        return;
-    };
-    let path = |name: &str| Path::new(&folder).join(name);
-    let sync_folder = || fs::File::open(&folder).unwrap().sync_all().unwrap();
-    let mut kept = fs::File::create(path("kept")).unwrap();
-    kept.write_all(b"durable").unwrap();
-    kept.sync_data().unwrap();
-    fs::write(path("new"), b"replaced").unwrap();
-    fs::File::open(path("new")).unwrap().sync_all().unwrap();
-    fs::rename(path("new"), path("renamed")).unwrap();
-    // The third of its kind, and the first that fails.
-    let mut refused = fs::File::create(path("refused")).unwrap();
-    refused.write_all(b"before ").unwrap();
-    refused.sync_data().unwrap();
-    refused.write_all(b"lost ").unwrap();
-    refused.sync_data().unwrap_err();
-    refused.write_all(b"after").unwrap();
-    refused.sync_data().unwrap();
-    fs::create_dir(path("folder")).unwrap();
-    fs::write(path("unsynced"), [7; 10_000]).unwrap();
-    sync_folder();
-    kept.write_all(b" and not").unwrap();
-    fs::write(path("folder/unnamed"), b"x").unwrap();
-    fs::File::open(path("folder/unnamed"))
-        .unwrap()
-        .sync_all()
-        .unwrap();
-    fs::write(path("late"), b"x").unwrap();
-    fs::remove_file(path("renamed")).unwrap();
-}
-
-#[test]
-fn what_was_not_synced_is_lost() {
-    if !is_there() {
-        eprintln!("skipped: no strace here, or it may not watch processes");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (folder, log) = (dir.path().join("folder"), dir.path().join("log"));
-    fs::create_dir(&folder).unwrap();
-    let before = Disk::of(&folder, dir.path());
-    let mut process = strace(&log, Some((Fault::Refusal, "fdatasync", 3)));
-    process.arg(std::env::current_exe().unwrap());
-    process.args(["--ignored", "--exact", "chaos::disk::watched"]);
-    let output = process.env(FOLDER, &folder).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let mut disk = before;
-    disk.replay(&log);
-    disk.check();
-    // Whatever the choices: what was synced is there.
-    let mut seen = HashMap::<&str, Vec<bool>>::new();
-    for seed in 1..200 {
-        disk.cut_power(&mut Choices(seed));
-        let kept = fs::read(folder.join("kept")).unwrap();
-        assert!(kept.starts_with(b"durable"));
-        // What failed once is not made durable by what succeeds later.
-        let refused = fs::read(folder.join("refused")).unwrap();
-        assert!(refused.starts_with(b"before ") && refused.ends_with(b"after"));
-        seen.entry("refused")
-            .or_default()
-            .push(&refused[7..12] == b"lost ");
-        seen.entry("kept").or_default().push(kept.len() > 7);
-        if let Ok(renamed) = fs::read(folder.join("renamed")) {
-            assert_eq!(renamed, b"replaced");
-        }
-        assert!(!folder.join("new").exists());
-        for name in ["renamed", "late", "folder/unnamed"] {
-            seen.entry(name)
-                .or_default()
-                .push(folder.join(name).exists());
-        }
-        let unsynced = fs::read(folder.join("unsynced")).unwrap();
-        seen.entry("unsynced")
-            .or_default()
-            .push(unsynced == [7; 10_000]);
-        let zeroes = unsynced.contains(&0) && unsynced.contains(&7);
-        seen.entry("zeroes").or_default().push(zeroes);
-    }
-    for (name, seen) in seen {
-        let times = seen.iter().filter(|there| **there).count();
-        assert!(times > 0 && times < seen.len(), "{name}: {times}");
-    }
 }

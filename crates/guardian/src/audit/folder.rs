@@ -19,15 +19,15 @@
 //! said. A crash after it: the next run finds it there, and gives it.
 
 use super::AuditError;
+use pitser_disk::Access;
 use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::Digest;
 use pitser_tlog::note::{Note, SigningKey, VerifierKey};
 use pitser_trail::disk::{self, AppendFile, At, Lock};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -96,7 +96,9 @@ impl Auditor {
         // The memory first: a key without one is never used.
         AppendFile::open(&statements, b"")?;
         disk::sync_dir(&statements)?;
-        write_new(&key_path, &Zeroizing::new(format!("{}\n", *key.expose())))?;
+        let secret = Zeroizing::new(format!("{}\n", *key.expose()));
+        pitser_disk::create(&key_path, secret.as_bytes(), Access::Owner)
+            .at(&key_path, "cannot create")?;
         Ok(key.verifier())
     }
 
@@ -178,9 +180,10 @@ impl Auditor {
     /// disk left.
     fn recall(&self) -> Result<HashMap<String, Signed>, AuditError> {
         let mut memory = HashMap::new();
-        let (mut whole, mut number) = (0, 0u64);
+        let (mut whole, mut last, mut number) = (0, 0, 0u64);
         self.each_line(|line| {
             if line.ends_with(b"\n") {
+                last = whole;
                 whole += line.len() as u64;
                 number += 1;
                 let signed = self.read(line, number)?;
@@ -188,12 +191,14 @@ impl Auditor {
             }
             Ok(())
         })?;
-        let mut file = AppendFile::open(&self.statements(), b"")?;
+        let path = self.statements();
+        let mut file = AppendFile::open(&path, b"")?;
         if file.len() > whole {
             file.truncate(whole)?;
         }
-        // What a crash left in the system's cache counts from now on.
-        file.append(b"")?;
+        // What a crash, or a failure to make it durable, left in the system's memory alone
+        // counts from now on.
+        disk::write_again(&path, last)?;
         Ok(memory)
     }
 
@@ -276,24 +281,4 @@ impl Auditor {
         disk::replace(&path, head.to_string().as_bytes())?;
         Ok(())
     }
-}
-
-/// Writes a secret durably, for its owner alone, and never over another one.
-fn write_new(path: &Path, text: &str) -> Result<(), AuditError> {
-    let new = path.with_extension("new");
-    // What an interrupted attempt left was never used.
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)
-        .at(&new, "cannot create")?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .at(&new, "cannot write")?;
-    fs::hard_link(&new, path).at(path, "cannot create")?;
-    fs::remove_file(&new).at(&new, "cannot remove")?;
-    disk::sync_dir(path)?;
-    Ok(())
 }

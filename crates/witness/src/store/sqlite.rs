@@ -38,9 +38,15 @@ impl SqliteStore {
     /// [`StoreError::UnknownFormat`] for a file of another kind or a newer
     /// version, [`StoreError::Failed`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref();
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         prepare(&mut connection)?;
+        // Its log may be in the system's memory alone, and stay there, after it could not
+        // be made durable: from here on the file itself has what was cosigned.
+        connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))?;
+        // The library does not tell that the log's name could not be made durable.
+        pitser_disk::sync_folder_of(path).map_err(StoreError::failed)?;
         Ok(Self { connection })
     }
 }
@@ -152,6 +158,8 @@ fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
         (APPLICATION_ID, VERSION, _) => {}
         _ => return Err(StoreError::UnknownFormat),
     }
+    // The first write makes the log.
+    transaction.pragma_update(None, "user_version", VERSION)?;
     Ok(transaction.commit()?)
 }
 
@@ -320,6 +328,30 @@ mod tests {
             assert_eq!(store.head("a").unwrap().map(|head| head.size), Some(7));
             assert_eq!(store.latest_at().unwrap(), Some(9));
             assert_eq!(store.logs().unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_in_the_log_is_in_the_file_once_it_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let mut store = SqliteStore::open(path("witness.db")).unwrap();
+        let head = Head {
+            size: 7,
+            root: [7; 32],
+            cosigned_at: 9,
+            note: "note".to_owned(),
+        };
+        store.advance("a", None, &head).unwrap();
+        // As after a kill: whoever closes a database brings its log into it.
+        std::fs::copy(path("witness.db"), path("left.db")).unwrap();
+        std::fs::copy(path("witness.db-wal"), path("left.db-wal")).unwrap();
+        let opened = SqliteStore::open(path("left.db")).unwrap();
+        // And as after a power cut that takes a log which could not be made durable.
+        std::fs::copy(path("left.db"), path("cut.db")).unwrap();
+        let cut = SqliteStore::open(path("cut.db")).unwrap();
+        for store in [&store, &opened, &cut] {
+            assert_eq!(store.head("a").unwrap().as_ref(), Some(&head));
         }
     }
 

@@ -1,8 +1,5 @@
 //! `pitser authority init`: everything that an authority begins with.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use pitser_authority::users::file::{self, FileKey};
@@ -121,10 +118,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         // What is wrong with it is said before anything is made.
         above(args)?;
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(place.data())
+    pitser_disk::private_folder(&place.data())
         .map_err(|e| Failure::Service(format!("{}: {e}", args.dir.display())))?;
     if args.below.is_empty() {
         make_authority(args, &place)?;
@@ -192,7 +186,7 @@ fn below(args: &Args, place: &Place<'_>) -> Result<String, Failure> {
         user,
         key,
     } = above(args)?;
-    write_secret(&place.parent_key(), key.as_bytes())?;
+    files::write_secret(&place.parent_key(), key.as_bytes())?;
     let block = format!(
         "[parent]\nservices = {services:?}\nuser     = {user:?}\nkey_file = \"parent-key\"\n"
     );
@@ -250,16 +244,6 @@ fn above(args: &Args) -> Result<Above, Failure> {
         user: first.user().to_owned(),
         key: Zeroizing::new(key.map_err(|_| Failure::Input("our key there is no text".into()))?),
     })
-}
-
-fn write_secret(path: &Path, secret: &[u8]) -> Result<(), Failure> {
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|mut file| {
-        file.write_all(secret)?;
-        file.sync_all()
-    })
-    .map_err(|e| Failure::Service(format!("{}: {e}", path.display())))
 }
 
 /// The example, with the program that signs.

@@ -4,14 +4,16 @@
 //! each seal verifies, and the trail is intact.
 //!
 //! In every third run the guardian's disk also loses what was not made durable
-//! (`disk.rs`), and the guardian dies at named calls of the system. A witness watches
+//! (`common/disk.rs`), and the guardian dies at named calls of the system. A witness watches
 //! all of them: a trail that lost what it had published would be found out.
 //!
 //! `CHAOS_SEED=17 CHAOS_RUNS=500 cargo test -p pitser --test postgres chaos` makes the
 //! runs 17 to 516, each of which follows from its number alone.
 
+#[path = "../../common/disk.rs"]
 mod disk;
 mod load;
+mod watched;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -115,31 +117,13 @@ impl Guardian {
     /// Sends it a signal, unless it has ended, and waits for its end; whether it ended
     /// as it should.
     fn end(&mut self, signal: &str) -> bool {
-        let id = self.child.id();
-        let process = match self.is_watched {
-            false => id.to_string(),
-            // There is one as soon as it is begun; `strace` first tries itself out on
-            // children of its own.
-            true => loop {
-                let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
-                let children = children.unwrap_or_default();
-                let is_ours = |child: &&str| {
-                    let name = fs::read_to_string(format!("/proc/{child}/comm"));
-                    name.is_ok_and(|name| name == "pitser\n")
-                };
-                if self.has_ended() {
-                    break String::new();
-                }
-                if let Some(child) = children.split_whitespace().find(is_ours) {
-                    break child.to_owned();
-                }
-            },
-        };
-        if !process.is_empty() {
-            // It may have ended meanwhile.
-            let mut kill = Command::new("kill");
-            let _ = kill.args([signal, &process]).stderr(Stdio::null()).status();
+        if self.is_watched {
+            return disk::end(&mut self.child, signal);
         }
+        // It may have ended meanwhile.
+        let mut kill = Command::new("kill");
+        kill.args([signal, &self.child.id().to_string()]);
+        let _ = kill.stderr(Stdio::null()).status();
         self.child.wait().unwrap().success()
     }
 }
@@ -310,16 +294,8 @@ impl<'a> Run<'a> {
                     let (call, times) = calls[self.below(calls.len() as u64)];
                     (fault, call, 1 + self.choices.below(times))
                 });
-                let plain = pitser(&self.dir);
-                let mut command = disk::strace(&self.log(), fault);
-                command.current_dir(&self.dir).arg(plain.get_program());
+                let mut command = disk::watched(&self.log(), fault, &self.dir);
                 command.args(["guard", "run"]);
-                for (name, value) in plain.get_envs() {
-                    match value {
-                        Some(value) => command.env(name, value),
-                        None => command.env_remove(name),
-                    };
-                }
                 Guardian::start(command, &self.dir, true)
             }
         };
