@@ -8,7 +8,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
-use common::{Dev, files, pitser, run, testdata};
+use common::{Dev, Said, files, pitser, run, testdata};
 
 #[test]
 fn from_a_document_to_a_printed_code() {
@@ -609,4 +609,46 @@ fn shells_and_man_know_the_commands() {
         "{page}"
     );
     run(dir.path(), "completions tcsh").exits(3).says("bash");
+}
+
+/// The published example: it is about patient pt-3, as its reader must be told.
+#[test]
+fn evidence_says_whom_it_is_about_and_as_of_when() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for file in ["evidence-pt-3.json", "anchors.toml"] {
+        fs::copy(testdata("pitser").join(file), dir.join(file)).unwrap();
+    }
+    let verify = "verify evidence-pt-3.json --anchors anchors.toml --at 1970-01-01T00:00:30Z";
+    let about = "captured about patient \"pt-3\" from the trail's genesis, 1970-01-01T00:00:01";
+    let said = run(dir, verify).exits(0).says(about);
+    said.says("to 1970-01-01T00:00:1");
+    let asked = |id: &str, more: &str| {
+        let mut command = pitser(dir);
+        command.args(verify.split(' ')).args(["--patient", id]);
+        let said: Said = command
+            .args(more.split_whitespace())
+            .output()
+            .unwrap()
+            .into();
+        said
+    };
+    asked("pt-3", "").exits(0).says("as asked");
+    let report = asked("pt-3", "--json").exits(0).json();
+    assert_eq!(report["patient"], "pt-3");
+    assert!(
+        report["as_of"]
+            .as_str()
+            .unwrap()
+            .starts_with("1970-01-01T00:00:1")
+    );
+    // What looks like it is not it.
+    for other in ["pt-1", "pt-3 ", "PT-3", "pt-3\u{200b}"] {
+        let said = asked(other, "").exits(1).says("EVD-03");
+        let told = format!("about \"pt-3\", not about {other:?}");
+        said.says(&told);
+    }
+    run(dir, "verify anchors.toml --patient pt-3")
+        .exits(3)
+        .says("--patient is about an evidence file");
 }

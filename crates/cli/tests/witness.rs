@@ -247,6 +247,24 @@ fn evidence_rests_on_a_witness_across_the_network() {
         .run("verify e.pitser --anchors anchors.toml")
         .exits(2)
         .says("no witness of yours to confirm it");
+
+    // The trail beside its head, another head, and none.
+    let head = hospital.dir.path().join("guard/ehr/head.note");
+    hospital
+        .run("trail verify")
+        .says("is a beginning of this trail");
+    let text = fs::read_to_string(&head).unwrap();
+    for other in ["", "garbage", &text.replacen("notary", "nobody", 1)[..40]] {
+        fs::write(&head, other).unwrap();
+        hospital
+            .run("trail verify")
+            .exits(2)
+            .says("head.note is not a head that this trail's key has signed");
+    }
+    fs::remove_file(&head).unwrap();
+    hospital
+        .run("trail verify")
+        .says("no cosigned head is kept here");
 }
 
 /// Two witnesses, one of each algorithm, and a verifier who wants both.

@@ -388,6 +388,8 @@ impl<'a> Examination<'a> {
         };
         let mut previous = None;
         let mut latest_s = 0;
+        // Of the line that states the time furthest behind its seal.
+        let mut earliest = (0, 0);
         for proof in &self.evidence.lines {
             let seq = proof.line.seq;
             if previous.is_some_and(|p| p >= seq) {
@@ -421,12 +423,23 @@ impl<'a> Examination<'a> {
             }
             let happened_at = Second(proof.line.at.micros() / 1_000_000);
             latest_s = latest_s.max(sealed_at.map_or(0, |at| at.since(happened_at)));
+            let ahead_s = sealed_at.map_or(0, |at| happened_at.since(at));
+            if ahead_s > earliest.0 {
+                earliest = (ahead_s, seq);
+            }
         }
         let count = self.evidence.lines.len();
         let text = format!(
             "{count} lines hash to the roots of their blocks, sealed at most {latest_s} s after the time they state"
         );
-        self.note("lines", StepState::Matches, text);
+        match earliest {
+            (ahead_s, seq) if ahead_s > AHEAD_S => self.note(
+                "lines",
+                StepState::Waiting,
+                format!("{text}; line {seq} was sealed {ahead_s} s before the time it states"),
+            ),
+            _ => self.note("lines", StepState::Matches, text),
+        }
         Ok(())
     }
 
@@ -892,5 +905,7 @@ impl Opened {
     }
 }
 
+/// A line may state a time so many seconds after its seal: clocks differ.
+const AHEAD_S: u64 = 600;
 /// What the two bytes of a count or length can say.
 const MAX_SHORT: usize = u16::MAX as usize;

@@ -1168,6 +1168,26 @@ fn erased_contents_leave_the_proofs_whole() {
     );
 }
 
+/// The first lines of pt-1 are sealed at second 5.
+#[test]
+fn a_line_that_was_sealed_before_the_time_it_states_is_not_confirmed() {
+    for (ahead_s, expected) in [
+        (0, "intact"),
+        (600, "intact"),
+        (601, "unconfirmed at lines"),
+        (10_000_000, "unconfirmed at lines"),
+    ] {
+        let mut world = World::meddled(7, &|line| {
+            if line.seq == 1 {
+                line.at = world::instant(world::SEALED[0] + ahead_s);
+            }
+        });
+        let anchors = world.anchors();
+        let evidence = world.evidence("pt-1");
+        assert_eq!(judge(&evidence, Some(&anchors)), expected, "{ahead_s} s");
+    }
+}
+
 /// Has lines of a trail accept its finding, which is about patient pt-2, and judges the
 /// evidence about that patient. `accepting` says which lines do.
 #[track_caller]

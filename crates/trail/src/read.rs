@@ -628,6 +628,14 @@ where
             let text = format!("block {number} does not continue the block before it");
             return Err(damage(Code::BlockMissing, &segment.signature_path, None, text).into());
         }
+        // Before anything is kept of its lines.
+        if block.line_count() > MOST_LINES {
+            let text = format!(
+                "block {number} has {} lines: {MOST_LINES} make a block at most",
+                block.line_count()
+            );
+            return Err(damage(Code::LineAltered, &segment.signature_path, None, text).into());
+        }
         let mut lines = Vec::new();
         for _ in 0..block.line_count() {
             let Some(line) = segment.next_line() else {
@@ -841,6 +849,8 @@ fn unwritten(file: &[u8], from: usize) -> impl Iterator<Item = usize> {
 
 /// So many zeroes in a row are in no signature.
 const NO_CHANCE: usize = 16;
+/// Lines of a block (chapter 32).
+const MOST_LINES: u64 = (1 << 15) - 1;
 
 impl Segment {
     /// Reads seals, then blocks, then lines: the writer goes the other way, so

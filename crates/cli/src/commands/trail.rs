@@ -221,11 +221,15 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
         },
         seals,
     ));
-    let (head, contradicted) = head_step(layout, view);
+    let head = head_step(layout, view);
+    let contradicted = head.state == State::Broken;
+    let has_head = head.state == State::Matches;
+    // Somebody has put something else where the head was.
+    let is_garbled = !has_head && layout.head().exists();
     steps.push(head);
     let verdict = if contradicted {
         Verdict::Broken
-    } else if all_sealed {
+    } else if all_sealed && !is_garbled {
         Verdict::Intact
     } else {
         Verdict::Unconfirmed
@@ -235,11 +239,20 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
         code: contradicted.then(|| "TRL-03".to_owned()),
         summary: match verdict {
             Verdict::Broken => "the trail is not what its own cosigned head says".into(),
+            Verdict::Unconfirmed if is_garbled => {
+                "consistent, but its head.note is not a head of this trail: take it from a copy, or from a witness"
+                    .into()
+            }
             Verdict::Unconfirmed => format!(
                 "consistent; {} lines wait for a block or its seal",
                 unsealed_lines(view)
             ),
-            Verdict::Intact => "the trail is consistent from its genesis to its end".into(),
+            Verdict::Intact if has_head => {
+                "the trail is consistent from its genesis to its end".into()
+            }
+            Verdict::Intact => "the trail is consistent from its genesis to its end. No cosigned head is kept here: \
+                 that something was cut off at the end would not show"
+                .into(),
         },
         steps,
         details: Map::new()
@@ -260,50 +273,43 @@ fn unsealed_lines(view: &View) -> u64 {
 }
 
 /// The newest cosigned head against the log as recomputed.
-fn head_step(layout: &Layout, view: &View) -> (Step, bool) {
+fn head_step(layout: &Layout, view: &View) -> Step {
     let log_key: Option<VerifierKey> = view.state.genesis().and_then(|g| g.log_key.parse().ok());
-    let head = std::fs::read(layout.head()).ok().and_then(|bytes| {
-        let note = Note::parse(&bytes).ok()?;
+    let bytes = match std::fs::read(layout.head()) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Step::new("head", State::Waiting, "no cosigned head is kept here");
+        }
+        Err(e) => {
+            let text = format!("{} cannot be read: {e}", layout.head().display());
+            return Step::new("head", State::Waiting, text);
+        }
+    };
+    let head = Note::parse(&bytes).ok().and_then(|note| {
         let key = log_key?;
         Checkpoint::open(&note, key.name(), &key).ok()
     });
     let Some(head) = head else {
-        return (
-            Step::new("head", State::Waiting, "no cosigned head is kept here"),
-            false,
-        );
+        let text = "head.note is not a head that this trail's key has signed";
+        return Step::new("head", State::Waiting, text);
     };
-    match view.log.root_at(head.size()) {
+    let size = head.size();
+    let (state, text) = match view.log.root_at(size) {
         Ok(root) if root == *head.root() => (
-            Step::new(
-                "head",
-                State::Matches,
-                format!(
-                    "the head over {} blocks is a beginning of this trail",
-                    head.size()
-                ),
-            ),
-            false,
+            State::Matches,
+            format!("the head over {size} blocks is a beginning of this trail"),
         ),
         Ok(_) => (
-            Step::new(
-                "head",
-                State::Broken,
-                "the cosigned head has another root: the trail was rewritten",
-            ),
-            true,
+            State::Broken,
+            "the cosigned head has another root: the trail was rewritten".to_owned(),
         ),
         Err(_) => (
-            Step::new(
-                "head",
-                State::Broken,
-                format!(
-                    "witnesses have seen {} blocks, there are {}",
-                    head.size(),
-                    view.log.size()
-                ),
+            State::Broken,
+            format!(
+                "witnesses have seen {size} blocks, there are {}",
+                view.log.size()
             ),
-            true,
         ),
-    }
+    };
+    Step::new("head", state, text)
 }

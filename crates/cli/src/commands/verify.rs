@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// What you trust, to judge evidence by
     #[arg(long, value_name = "ANCHORS.toml")]
     anchors: Option<PathBuf>,
+    /// The person whom the evidence must be about, as the database identifies them
+    #[arg(long, value_name = "ID")]
+    patient: Option<String>,
     /// Show the lines of the evidence, and what is disclosed of them
     #[arg(long)]
     show: bool,
@@ -46,7 +49,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Outcome {
     let bytes = files::read(&args.file)?;
     let name = args.file.display();
-    match Kind::of(&bytes) {
+    let kind = Kind::of(&bytes);
+    if args.patient.is_some() && !matches!(kind, Some(Kind::Evidence)) {
+        return Err(Failure::Input(format!(
+            "{name}: --patient is about an evidence file, which this is not"
+        )));
+    }
+    match kind {
         Some(Kind::Signature) => signature::run(&bytes, &args),
         Some(Kind::Evidence) => evidence::run(&bytes, &args),
         Some(Kind::PublicationsFile) => publications::run(&bytes, &args),

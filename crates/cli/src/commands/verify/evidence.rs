@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use pitser_evidence::file::{LineProof, OpenColumn, Opening};
-use pitser_evidence::{Anchors, Evidence, StepState, verify};
+use pitser_evidence::{Anchors, Code, Evidence, StepState, Verdict as Examined, verify};
+use pitser_ksi::time::Second;
 
 use super::Args;
 use crate::files;
@@ -24,14 +25,22 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
         None => None,
     };
     let report = verify(&evidence, anchors.as_ref(), args.trust.publications.at());
-    let steps = report.steps.iter().map(step).collect();
-    let (verdict, code, summary) = match report.verdict {
-        pitser_evidence::Verdict::Intact => (
+    let mut steps: Vec<Step> = report.steps.iter().map(step).collect();
+    let mut outcome = report.verdict;
+    if let Some(asked) = &args.patient {
+        steps.push(person(asked, &evidence.subject.id));
+        // What is already broken stays so for its own reason.
+        if *asked != evidence.subject.id && !matches!(outcome, Examined::Broken(_)) {
+            outcome = Examined::Broken(Code::SubjectMismatch);
+        }
+    }
+    let (verdict, code, summary) = match outcome {
+        Examined::Intact => (
             Verdict::Intact,
             None,
             "everything follows from your anchors".to_owned(),
         ),
-        pitser_evidence::Verdict::Unconfirmed => {
+        Examined::Unconfirmed => {
             let summary = match anchors {
                 Some(_) => "all checks so far agree; what is waiting has no anchor of yours",
                 None => "all checks so far agree; give what you trust with --anchors",
@@ -42,21 +51,21 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
                 summary.to_owned(),
             )
         }
-        pitser_evidence::Verdict::Broken(code) => (
+        Examined::Broken(code) => (
             Verdict::Broken,
             Some(code.to_string()),
             code.meaning().to_owned(),
         ),
     };
+    let claims = claims(verdict, &evidence, report.as_of);
     let mut details = Map::new()
         .with("file", name.to_string())
         .with("kind", "evidence file")
         .with("origin", &evidence.origin)
-        .list("claims", claims(verdict, &evidence));
-    let mut remarks: String = claims(verdict, &evidence)
-        .iter()
-        .map(|claim| format!("  {claim}\n"))
-        .collect();
+        .with("patient", &evidence.subject.id)
+        .maybe("as_of", report.as_of.map(|at| at.to_string()))
+        .list("claims", claims.clone());
+    let mut remarks: String = claims.iter().map(|claim| format!("  {claim}\n")).collect();
     if args.show {
         details = details.with(
             "lines",
@@ -75,6 +84,18 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
     .show(args.form)
 }
 
+/// Whether the evidence is about the person that was asked for.
+fn person(asked: &str, named: &str) -> Step {
+    let (state, text) = match asked == named {
+        true => (State::Matches, format!("it is about {named:?}, as asked")),
+        false => (
+            State::Broken,
+            format!("EVD-03 it is about {named:?}, not about {asked:?}"),
+        ),
+    };
+    Step::new("patient", state, text)
+}
+
 fn step(step: &pitser_evidence::Step) -> Step {
     let state = match step.state {
         StepState::Matches => State::Matches,
@@ -85,8 +106,14 @@ fn step(step: &pitser_evidence::Step) -> Step {
 }
 
 /// What is claimed, exactly (DESIGN §2). Of broken evidence nothing is.
-fn claims(verdict: Verdict, evidence: &Evidence) -> [String; 3] {
+fn claims(verdict: Verdict, evidence: &Evidence, as_of: Option<Second>) -> [String; 3] {
     let genesis = &evidence.genesis.at;
+    // Quoted, and with nothing in it that looks like something else.
+    let person = &evidence.subject.id;
+    let end = match as_of {
+        Some(at) => format!("to {at}, when witnesses had seen it"),
+        None => "to its head, whose time no witness of yours confirms".to_owned(),
+    };
     let claimed = match verdict {
         Verdict::Intact => "claimed",
         Verdict::Unconfirmed => "claimed once confirmed",
@@ -95,7 +122,8 @@ fn claims(verdict: Verdict, evidence: &Evidence) -> [String; 3] {
     [
         format!("{claimed}: any change to these lines after they were sealed would show"),
         format!(
-            "{claimed}: these are all events captured about this person since the trail's genesis, {genesis}"
+            "{claimed}: these are all events captured about patient {person:?} from the trail's genesis, {genesis}, \
+             {end}"
         ),
         "not claimed: anything before the genesis, that what was entered was true, \
          or reads outside the engine (backups, replicas, files, screens)"
