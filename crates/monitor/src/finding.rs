@@ -3,7 +3,7 @@
 use pitser_capture::{Cell, Key};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Something that is wrong, with names in clear for those who may see them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,12 +228,9 @@ impl Incidents {
 
     /// After a whole scan: whatever it did not find again is closed.
     pub fn settle(&mut self, scanned: &[Finding]) {
-        for incident in self.all.values_mut() {
-            if can_close(incident.finding.code)
-                && !scanned
-                    .iter()
-                    .any(|f| f.identity() == incident.finding.identity())
-            {
+        let again: BTreeSet<Identity> = scanned.iter().map(Finding::identity).collect();
+        for (identity, incident) in &mut self.all {
+            if can_close(incident.finding.code) && !again.contains(identity) {
                 incident.open = false;
             }
         }

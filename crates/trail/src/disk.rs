@@ -5,7 +5,7 @@ use crate::behind::{Behind, Flight, Spot};
 use pitser_disk::Access;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use pitser_disk::Lock;
@@ -91,12 +91,24 @@ impl AppendFile {
             file,
             len,
         };
-        if len < magic.len() as u64 {
+        if len < magic.len() as u64 || this.is_unwritten(magic.len())? {
             this.truncate(0)?;
             this.append(magic)?;
             sync_dir(path)?;
         }
         Ok(this)
+    }
+
+    /// Whether it has the length of its magic alone, and zeroes: a power cut came while it
+    /// was made.
+    fn is_unwritten(&self, magic: usize) -> Result<bool, DiskError> {
+        let mut bytes = vec![0; magic];
+        if magic == 0 || self.len != magic as u64 {
+            return Ok(false);
+        }
+        let read = self.file.read_exact_at(&mut bytes, 0);
+        read.at(&self.path, "cannot read")?;
+        Ok(bytes.iter().all(|byte| *byte == 0))
     }
 
     /// Length in bytes.
@@ -201,4 +213,27 @@ pub fn lock(path: &Path) -> Result<Option<Lock>, DiskError> {
 /// [`DiskError`].
 pub fn private_dir(path: &Path) -> Result<(), DiskError> {
     pitser_disk::private_folder(path).at(path, "cannot create")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_being_made_when_the_power_went_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blocks.dat");
+        for left in ["", "MAG", "\0\0\0", "\0\0\0\0\0\0\0\0"] {
+            std::fs::write(&path, left).unwrap();
+            let mut file = AppendFile::open(&path, b"MAGIC 01").unwrap();
+            file.append(b"x").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"MAGIC 01x", "{left:?}");
+        }
+        // Anything else is for its reader to judge.
+        for left in ["\0\0\0\0\0\0\0\0\0", "MAGIC 02", "\0\0\0\0\0\0\0x"] {
+            std::fs::write(&path, left).unwrap();
+            AppendFile::open(&path, b"MAGIC 01").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), left.as_bytes());
+        }
+    }
 }

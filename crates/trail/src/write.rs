@@ -4,7 +4,7 @@ mod append;
 mod erase;
 
 use crate::behind::{Behind, Flight};
-use crate::disk::{self, AppendFile, DiskError, Lock};
+use crate::disk::{self, AppendFile, At, DiskError, Lock};
 use crate::draft::PatientId;
 use crate::gather::{Gather, Gathers};
 use crate::index::{BlockEntry, Index};
@@ -28,6 +28,7 @@ use pitser_tlog::checkpoint::Checkpoint as Head;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 
 /// Lines in a block before it must be closed: 2^15 - 1 lines and the close
 /// metarecord make a tree that is signed at level 16.
@@ -385,9 +386,10 @@ impl Trail {
             return Err(ReadError::Nothing(layout.dir().to_owned()).into());
         }
         let lock = take_lock(&layout)?;
-        crate::map::discard(&OsFolder::new(layout.map()))?;
+        let aside = Aside::put(layout.map())?;
         let (mut trail, gathered, recovery) = Self::open_locked(layout, lock, progress)?;
         trail.commit_what_was_read()?;
+        aside.discard()?;
         Ok((trail, gathered, recovery))
     }
 
@@ -1203,7 +1205,6 @@ fn try_read_on<T: Gather>(
 
 /// Joins a closed segment's parts into its log signature.
 fn finish_segment(layout: &Layout, number: u32) -> Result<(), TrailError> {
-    use crate::disk::At;
     let (blocks_path, seals_path) = (layout.blocks(number), layout.seals(number));
     let blocks = std::fs::read(&blocks_path).at(&blocks_path, "cannot read")?;
     let seals = std::fs::read(&seals_path).at(&seals_path, "cannot read")?;
@@ -1222,11 +1223,56 @@ fn finish_segment(layout: &Layout, number: u32) -> Result<(), TrailError> {
 
 /// Removes the parts that a segment's log signature has replaced.
 fn remove_parts(layout: &Layout, number: u32) -> Result<(), DiskError> {
-    use crate::disk::At;
-    let parts = layout.parts(number);
-    match std::fs::remove_dir_all(&parts) {
+    remove_all(&layout.parts(number))
+}
+
+/// A map that is there until another one was made; it comes back when that fails.
+struct Aside {
+    map: PathBuf,
+    beside: PathBuf,
+    is_discarded: bool,
+}
+
+impl Aside {
+    fn put(map: PathBuf) -> Result<Self, DiskError> {
+        let beside = map.with_added_extension("before");
+        remove_all(&beside)?;
+        match std::fs::rename(&map, &beside) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            other => other.at(&map, "cannot rename")?,
+        }
+        Ok(Self {
+            map,
+            beside,
+            is_discarded: false,
+        })
+    }
+
+    fn discard(mut self) -> Result<(), DiskError> {
+        self.is_discarded = true;
+        remove_all(&self.beside)
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if self.is_discarded || !self.beside.exists() {
+            return;
+        }
+        let back = remove_all(&self.map).and_then(|()| {
+            let renamed = std::fs::rename(&self.beside, &self.map);
+            renamed.at(&self.beside, "cannot rename")
+        });
+        if let Err(error) = back {
+            tracing::warn!(%error, "the map as it was is not put back; the next start makes it anew");
+        }
+    }
+}
+
+fn remove_all(folder: &Path) -> Result<(), DiskError> {
+    match std::fs::remove_dir_all(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.at(&parts, "cannot remove"),
+        other => other.at(folder, "cannot remove"),
     }
 }
 

@@ -552,3 +552,56 @@ assert types == "TIMESTAMP WITH TIME ZONE", types
         .collect();
     assert_eq!(read, told);
 }
+
+/// What the archive has lost was put back from a copy: that is the only one now.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_put_back_is_archived_again_before_it_is_removed() {
+    let original = trail().await;
+    let whole = Layout::new(original.path().join("hospital"));
+    let before = comes_to(&whole).unwrap();
+    for lost in [".jsonl.zst", ".logsig.zst"] {
+        let site = Site::of(&original);
+        site.move_all().unwrap();
+        fs::remove_file(&site.objects(lost)[1]).unwrap();
+        assert_eq!(damaged(&site.layout()).code, Code::BlockMissing);
+        // The log signature alone: nobody has the lines that it is about.
+        fs::copy(whole.logsig(1), site.bare().logsig(1)).unwrap();
+        if lost == ".jsonl.zst" {
+            site.move_all().unwrap_err();
+            assert!(site.bare().logsig(1).exists());
+            fs::copy(whole.segment(1), site.bare().segment(1)).unwrap();
+        }
+        assert_eq!(comes_to(&site.layout()).unwrap(), before);
+        assert_eq!(site.move_all().unwrap(), [1]);
+        assert!(!site.bare().segment(1).exists() && !site.bare().logsig(1).exists());
+        assert_eq!(comes_to(&site.layout()).unwrap(), before);
+    }
+}
+
+/// Making the map anew needs what the archive has; when that fails, the map stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_that_cannot_be_made_anew_stays() {
+    let original = trail().await;
+    let site = Site::of(&original);
+    site.move_all().unwrap();
+    drop(Trail::open::<()>(site.layout()).unwrap());
+    let map = || {
+        let files = fs::read_dir(site.bare().map()).unwrap();
+        let mut files: Vec<_> = files
+            .map(|file| file.unwrap())
+            .map(|file| (file.file_name(), fs::read(file.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = map();
+    assert!(!before.is_empty());
+    let Err(error) = Trail::rebuild::<()>(site.bare(), &mut |_| {}) else {
+        panic!("made of nothing");
+    };
+    assert!(error.to_string().contains("archive"), "{error}");
+    assert!(map() == before);
+    drop(Trail::rebuild::<()>(site.layout(), &mut |_| {}).unwrap());
+    assert!(!map().is_empty());
+    assert!(!site.bare().dir().join("map.before").exists());
+}

@@ -321,6 +321,29 @@ fn a_killed_erasure_is_finished_when_the_trail_is_opened() {
     assert_eq!(trail.plan_erasure("pt-1").unwrap().live_rows, 1);
 }
 
+/// Whoever is in it would come back with an old copy of the vault.
+#[test]
+fn notes_that_cannot_be_read_are_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = populated(dir.path());
+    erase(&mut trail, "pt-1");
+    let path = Layout::new(dir.path()).erasures();
+    let mut noted = std::fs::read(&path).unwrap();
+    noted.push(0xff);
+    std::fs::write(&path, &noted).unwrap();
+    let (code, _) = trail
+        .request_erasure("pt-2", BASIS, "Mari", at(20))
+        .unwrap();
+    let refused = trail.confirm_erasure(&code, "Jaan", at(21), "6");
+    assert!(refused.is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), noted);
+    drop(trail);
+    let Err(error) = Trail::open::<()>(Layout::new(dir.path())) else {
+        panic!("nobody knows whom to erase");
+    };
+    assert!(error.to_string().contains("erasures"), "{error}");
+}
+
 #[test]
 fn a_note_without_its_line_erases_nobody() {
     let dir = tempfile::tempdir().unwrap();

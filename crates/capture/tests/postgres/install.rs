@@ -213,7 +213,7 @@ fn about_how_many_rows_a_table_has_is_what_the_server_counted() {
         .map(|table| (table.name.as_str(), snapshot.about(table).unwrap()))
         .collect();
     let counted = [
-        ("public.\"it's\"", 2),
+        ("public.it's", 2),
         ("public.lab", 1200),
         ("public.uncounted", 0),
     ];

@@ -300,6 +300,11 @@ impl Disk {
                 let (text, _) = text.rsplit_once(" <detached ...>")?;
                 Some(text)
             });
+            // The number is free when the call begins: another thread may have it before
+            // this one is told.
+            if text.starts_with("close(") {
+                self.closes(text);
+            }
             if let Some(text) = unfinished {
                 let covers = self.covers(text);
                 let text = text.to_owned();
@@ -339,6 +344,12 @@ impl Disk {
         Some((id, self.nodes[id].since()))
     }
 
+    fn closes(&mut self, text: &str) {
+        let (_, rest) = text.split_once('(').unwrap();
+        let number = rest.split([')', ' ']).next().unwrap();
+        self.open.remove(&number.parse().unwrap());
+    }
+
     /// A call that came to its end.
     fn call(&mut self, text: &str, covers: Option<(Id, usize)>) {
         let (head, result) = text.rsplit_once(" = ").unwrap();
@@ -376,7 +387,7 @@ impl Disk {
             }
             "openat" => self.opens(&arguments, result),
             "open" => self.opens(&[&["AT_FDCWD"], &arguments[..]].concat(), result),
-            "close" => drop(self.open.remove(&number(0))),
+            "close" => {}
             "fcntl" if arguments[1].starts_with("F_DUPFD") => {
                 if let Some(open) = self.open.get(&number(0)).copied() {
                     self.open.insert(result, open);

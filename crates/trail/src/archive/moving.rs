@@ -120,7 +120,7 @@ impl Mover<'_> {
     fn run(&self) -> Result<Moved, MoveError> {
         let path = self.layout.receipt(self.number);
         let receipt = match receipt(&path, self.number)? {
-            Some(receipt) => receipt,
+            Some(receipt) => self.confirm(receipt)?,
             None => {
                 let receipt = self.store()?;
                 disk::replace(&path, &receipt.encode())?;
@@ -140,6 +140,37 @@ impl Mover<'_> {
         })
     }
 
+    /// Makes sure that the archive still has what a receipt of an earlier run says: a
+    /// file that is here may be the only one, put back since. What is gone is put again.
+    fn confirm(&self, mut receipt: Receipt) -> Result<Receipt, MoveError> {
+        let (lines, signatures) = (
+            self.layout.segment(self.number),
+            self.layout.logsig(self.number),
+        );
+        let before = (receipt.lines.clone(), receipt.signatures.clone());
+        for (path, kept) in [
+            (lines, &mut receipt.lines),
+            (signatures, &mut receipt.signatures),
+        ] {
+            if !path.exists() {
+                self.shelf.stored(kept, &path)?;
+                continue;
+            }
+            let bytes = self.read(&path)?;
+            if Digest::of(&[&bytes]) != kept.hash {
+                let text = "it is not what was archived, and both are kept";
+                return Err(self.damage(&path, text.into()).into());
+            }
+            let object = kept.object.clone();
+            *kept = self.store_packed(object, &bytes)?;
+        }
+        // Packed by another version it may be other bytes.
+        if before != (receipt.lines.clone(), receipt.signatures.clone()) {
+            disk::replace(&self.layout.receipt(self.number), &receipt.encode())?;
+        }
+        Ok(receipt)
+    }
+
     /// Puts everything into the archive, and reads it back.
     fn store(&self) -> Result<Receipt, MoveError> {
         let lines = self.read(&self.layout.segment(self.number))?;
@@ -151,9 +182,10 @@ impl Mover<'_> {
             archive: self.archive().name(),
             events: self.store_events(&lines)?,
             format: FORMAT.to_owned(),
-            lines: self.store_packed(&format!("{name}.zst"), &lines)?,
+            lines: self.store_packed(format!("{}/{name}.zst", self.prefix), &lines)?,
             segment: self.number,
-            signatures: self.store_packed(&format!("{name}.logsig.zst"), &signatures)?,
+            signatures: self
+                .store_packed(format!("{}/{name}.logsig.zst", self.prefix), &signatures)?,
         };
         // For whoever has lost this folder. An older one says the same of the same files.
         let object = format!("{}/{name}.archived", self.prefix);
@@ -167,8 +199,7 @@ impl Mover<'_> {
 
     /// Puts a file into the archive unless it is there: packed by another version, it
     /// may be other bytes, and is taken as it is.
-    fn store_packed(&self, name: &str, bytes: &[u8]) -> Result<Kept, MoveError> {
-        let object = format!("{}/{name}", self.prefix);
+    fn store_packed(&self, object: String, bytes: &[u8]) -> Result<Kept, MoveError> {
         let packed = zstd::bulk::compress(bytes, LEVEL).map_err(|source| DiskError {
             path: self.layout.segment(self.number),
             what: "cannot compress",

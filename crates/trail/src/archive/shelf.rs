@@ -65,7 +65,7 @@ impl Shelf {
     }
 
     /// The object as it lies in the archive, and as the receipt says.
-    fn stored(&self, kept: &Kept, receipt: &Path) -> Result<Vec<u8>, ReadError> {
+    pub(super) fn stored(&self, kept: &Kept, receipt: &Path) -> Result<Vec<u8>, ReadError> {
         let max = usize::try_from(kept.stored_size).unwrap_or(usize::MAX);
         match self.archive.get(&kept.object, max) {
             Ok(stored) if Digest::of(&[&stored]) == kept.stored_hash => Ok(stored),

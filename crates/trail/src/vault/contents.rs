@@ -563,10 +563,13 @@ fn open_file(folder: &Path, number: u32) -> Result<(File, u64), ContentsError> {
     if length >= MAGIC.len() as u64 {
         let mut magic = [0; MAGIC.len()];
         file.read_exact_at(&mut magic, 0).at(&path, "cannot read")?;
-        return match &magic == MAGIC {
-            true => Ok((file, length)),
-            false => Err(damaged(&path, 0)),
-        };
+        // A power cut came while it was made.
+        let is_unwritten = length == MAGIC.len() as u64 && magic == [0; MAGIC.len()];
+        match &magic == MAGIC {
+            true => return Ok((file, length)),
+            false if !is_unwritten => return Err(damaged(&path, 0)),
+            false => {}
+        }
     }
     file.set_len(0).at(&path, "cannot shorten")?;
     file.write_all_at(MAGIC, 0).at(&path, "cannot write")?;

@@ -614,7 +614,7 @@ impl Vault {
     /// [`VaultError`]; the vault must be opened again.
     pub fn erase(&mut self, id: &str, seq: u64) -> Result<bool, VaultError> {
         self.commit()?;
-        if self.compartment(id)?.is_none_or(|found| found.since >= seq) {
+        if !self.is_older(id, seq)? {
             return Ok(false);
         }
         let number = self.epoch.number + 1;
@@ -632,6 +632,14 @@ impl Vault {
         self.forget();
         self.wipe()?;
         Ok(true)
+    }
+
+    /// Whether there is a key with this name that was made before line `seq`.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub fn is_older(&mut self, id: &str, seq: u64) -> Result<bool, VaultError> {
+        Ok(self.compartment(id)?.is_some_and(|found| found.since < seq))
     }
 
     /// Wraps all keys under that of another epoch, a few at a time in memory.

@@ -1,7 +1,7 @@
 //! Erasure: a line that says so, then the key's end.
 
 use super::{ERASURES, Trail, TrailError};
-use crate::disk::{self, DiskError};
+use crate::disk::{self, At, DiskError};
 use crate::draft::{Body, Draft, PatientId};
 use crate::vault::VaultError;
 use pitser_evidence::commit::commit_person;
@@ -57,18 +57,32 @@ impl Trail {
     /// Notes beside the trail that line `seq` is to erase a patient. Without that line
     /// the note means nothing.
     fn intend_erasure(&self, patient: Patient, seq: u64) -> Result<(), DiskError> {
-        let noted = std::fs::read_to_string(self.layout.erasures()).unwrap_or_default();
+        let noted = self.noted_erasures()?;
         let text = format!("{noted}{seq} {patient}\n");
         disk::replace(&self.layout.erasures(), text.as_bytes())
+    }
+
+    /// What was noted. Only a file that is not there says nothing: one that cannot be
+    /// read would be replaced, and everybody in it forgotten.
+    fn noted_erasures(&self) -> Result<String, DiskError> {
+        let path = self.layout.erasures();
+        match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            read => read.at(&path, "cannot read"),
+        }
     }
 
     /// Erases whom a durable line says to be erased and the vault still knows: a crash
     /// came between, or an older copy of the vault was put back. `true` if there was one.
     pub(super) fn finish_erasures(&mut self) -> Result<bool, TrailError> {
-        let noted = std::fs::read_to_string(self.layout.erasures()).unwrap_or_default();
+        let noted = self.noted_erasures()?;
         let mut has_finished = false;
         for (seq, patient) in noted.lines().filter_map(|note| note.split_once(' ')) {
             let Ok(seq) = seq.parse() else { continue };
+            // Nearly always it is done, and the line may be in an archive.
+            if !self.vault.is_older(patient, seq)? {
+                continue;
+            }
             let line = self.line(seq)?;
             let is_so = |line: Line| {
                 line.op == Op::Erase && line.patient.is_some_and(|p| p.to_string() == patient)
