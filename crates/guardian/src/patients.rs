@@ -113,11 +113,15 @@ impl Patients {
     /// All tables, each after those that its patients are found through.
     pub(crate) fn order(&self) -> Vec<String> {
         let mut tables: Vec<&String> = self.paths.keys().collect();
-        tables.sort_by_key(|table| self.depth(table, self.paths.len()));
+        tables.sort_by_key(|table| self.steps(table));
         tables.into_iter().cloned().collect()
     }
 
     /// Steps from a table to the one that holds the patient's identifier.
+    pub(crate) fn steps(&self, table: &str) -> usize {
+        self.depth(table, self.paths.len())
+    }
+
     fn depth(&self, table: &str, most: usize) -> usize {
         match self.paths.get(table) {
             Some(Path::Through { table, .. }) if most > 0 => 1 + self.depth(table, most - 1),

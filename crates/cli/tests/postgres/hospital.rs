@@ -69,6 +69,42 @@ impl World {
     }
 }
 
+/// With constraints that are deferred, or none, rows may come in any order.
+#[test]
+fn a_row_that_comes_before_its_patient_is_on_the_patients_list() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "SET session_replication_role = replica;
+         BEGIN;
+         INSERT INTO result VALUES (300, 30, 5.0, 2, now());
+         INSERT INTO visit VALUES (30, 3, 'cough', 2, now());
+         INSERT INTO patient VALUES (3, 'Tiiu Kask', 'none', '', 2, now());
+         INSERT INTO result VALUES (301, 30, 5.1, 2, now());
+         COMMIT;
+         BEGIN;
+         INSERT INTO result VALUES (302, 31, 5.2, 2, now());
+         INSERT INTO visit VALUES (31, 1, 'not hers', 2, now());
+         UPDATE visit SET patient = 3 WHERE id = 31;
+         COMMIT",
+    );
+    world.settle();
+    let said = world.run("history --patient 3 --json").json();
+    let lines = said["lines"].as_array().unwrap().iter();
+    let mut tables: Vec<String> = lines
+        .filter(|entry| entry["line"]["op"] == "create")
+        .map(|entry| entry["line"]["table"].as_str().unwrap().to_owned())
+        .collect();
+    tables.sort_unstable();
+    let results = ["public.result"; 3];
+    let others = ["public.patient", "public.visit"];
+    assert_eq!(tables, [&others[..1], &results[..], &others[1..]].concat());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 #[test]
 fn everybody_is_told_apart() {
     let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {

@@ -135,6 +135,7 @@ impl Session {
             let changed = changed.as_deref();
             self.actors.witness(&mut self.open.witness, change, changed);
         }
+        self.learn_targets(&changes);
         let mut left = None;
         let mut changes = changes.into_iter().peekable();
         while let Some(mut change) = changes.next() {
@@ -367,6 +368,24 @@ impl Session {
         }
         if let Some(row) = row {
             self.actors.learn_row(table, value, row);
+        }
+    }
+
+    /// Remembers whose rows are that others of these changes may point at: a row may come
+    /// before the one that says whose it is, and a line keeps what held at the commit.
+    fn learn_targets(&mut self, changes: &[Change]) {
+        let says_whose =
+            |change: &&Change| self.patients.is_target(&change.table) && change.unsent.is_empty();
+        let mut found: Vec<&Change> = changes.iter().filter(says_whose).collect();
+        // Of one row the last version counts.
+        found.sort_by_key(|change| self.patients.steps(&change.table));
+        for change in found {
+            if let Some(row) = &change.new
+                && let Some(value) = translate::key_value(&change.key)
+            {
+                let owner = self.patients.of(&change.table, row);
+                self.patients.learn(&change.table, value, owner);
+            }
         }
     }
 
