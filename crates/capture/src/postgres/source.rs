@@ -103,6 +103,12 @@ impl PgSource {
         let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
         let catalogue = Connection::open(config)?.silent_for(Connection::PATIENCE);
         let stream = Stream::start(connection, slot, publication, from)?;
+        // From here on nobody else can move it. Whoever did so a moment ago is told as
+        // before: of that the server would say nothing, and leave out what lies between.
+        if let State::Moved { .. } = slot::state(&mut self.sql, slot, lsn(from)?)? {
+            drop(stream);
+            return self.begin(after);
+        }
         self.stream = Some(Reader::start(stream.asking(catalogue))?);
         Ok(start.map(|_| match is_rewound {
             true => Captured::Rewound {

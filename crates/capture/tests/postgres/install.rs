@@ -99,7 +99,7 @@ fn request<'a>(tables: &'a [Wanted]) -> Request<'a> {
     }
 }
 
-fn column(rows: &[Vec<pitser_capture::postgres::Field>]) -> Vec<String> {
+pub(crate) fn column(rows: &[Vec<pitser_capture::postgres::Field>]) -> Vec<String> {
     let text = |row: &Vec<pitser_capture::postgres::Field>| {
         String::from_utf8(row[0].as_ref().unwrap().to_vec()).unwrap()
     };

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use harness::Server;
 use pitser_capture::postgres::slot::{self, State};
-use pitser_capture::postgres::{Connection, Lsn, Name, PgError, Snapshot, Stream};
-use pitser_capture::{Binding, Captured, Cell, Change, Key, Op, Position, Row};
+use pitser_capture::postgres::{Connection, Lsn, Name, PgError, PgSource, Place, Snapshot, Stream};
+use pitser_capture::{Binding, Captured, Cell, Change, Key, Op, Position, Row, Source as _};
 
 const WAIT: Duration = Duration::from_millis(200);
 /// Silences of `WAIT` in a row before a test gives up.
@@ -489,6 +489,78 @@ fn a_slot_that_is_missing_moved_or_busy_is_noticed() {
             ..
         }
     ));
+}
+
+/// By a lock on a catalogue its administrator stops whoever begins, between the question
+/// how the slot stands and the command that takes it. Of a slot that was moved then the
+/// server says nothing, and leaves out what lies between.
+#[test]
+fn a_slot_that_is_moved_while_we_begin_is_noticed() {
+    // A session that is beginning does nothing yet.
+    const WAITS: &str = "SELECT coalesce((SELECT a.query FROM pg_stat_activity a WHERE a.pid = l.pid), '') \
+        FROM pg_locks l WHERE NOT l.granted AND l.relation = 'pg_index'::regclass AND l.mode ";
+    let Some(mut world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
+        return;
+    };
+    let place = Place {
+        config: world.server.config(),
+        publication: name(),
+        slot: name(),
+        attribution: false,
+    };
+    let (mut source, after) = (PgSource::open(&place).unwrap(), world.start);
+    world.run("INSERT INTO visit VALUES (1)");
+    let lock = |session: &mut Connection| {
+        let lock = "BEGIN; LOCK TABLE pg_index IN ACCESS EXCLUSIVE MODE";
+        session.query(lock).unwrap();
+    };
+    let [mut holder, mut other] = [(); 2].map(|()| {
+        let mut session = world.server.sql();
+        // It may need what is locked.
+        session.query(&format!("{WAITS} = 'any'")).unwrap();
+        session
+    });
+    lock(&mut holder);
+    let poll = move || {
+        let told = loop {
+            match source.poll(after, 10) {
+                Err(error) if error.is_busy() || error.is_taken() => {}
+                told => break told.unwrap(),
+            }
+        };
+        (source, told)
+    };
+    let begun = std::thread::spawn(poll);
+    loop {
+        let waiting = holder
+            .query(&format!("{WAITS} <> 'AccessExclusiveLock'"))
+            .unwrap();
+        assert!(!begun.is_finished(), "it never waits where it should");
+        if waiting.is_empty() {
+            continue;
+        }
+        if install::column(&waiting)
+            .iter()
+            .any(|query| query.contains("i.indrelid"))
+        {
+            break;
+        }
+        // One step on: whoever locks next stands in the queue behind it.
+        let next = std::thread::spawn(move || {
+            lock(&mut other);
+            other
+        });
+        let queued = format!("{WAITS} = 'AccessExclusiveLock'");
+        while holder.query(&queued).unwrap().is_empty() {}
+        holder.query("COMMIT").unwrap();
+        other = std::mem::replace(&mut holder, next.join().unwrap());
+    }
+    holder
+        .query("SELECT pg_replication_slot_advance('pitser', pg_current_wal_lsn())")
+        .unwrap();
+    holder.query("COMMIT").unwrap();
+    let (_source, told) = begun.join().unwrap();
+    assert!(matches!(told[..], [Captured::Gap { .. }]), "{told:?}");
 }
 
 #[test]
