@@ -30,9 +30,11 @@ pub(crate) struct About {
 }
 
 /// The lines of one change. A record that moves to another patient is named
-/// in both lists. `now` stands in for a time that no line can hold.
+/// in both lists. `now` stands in for a time that no line can hold, or that is yet to come.
 pub(crate) fn change(change: Change, source: &str, about: About, now: Timestamp) -> Vec<Draft> {
-    let at = change.at.parse().unwrap_or(now);
+    let at: Option<Timestamp> = change.at.parse().ok();
+    let at = at.filter(|at| at.micros() <= now.micros() + CLOCKS_DIFFER_US);
+    let at = at.unwrap_or(now);
     let Whose { before, after } = about.whose;
     let patient = match change.new {
         Some(_) => after,
@@ -70,6 +72,9 @@ pub(crate) fn change(change: Change, source: &str, about: About, now: Timestamp)
     drafts.push(line);
     drafts
 }
+
+/// So far the database's clock and ours may be apart, in microseconds.
+pub(crate) const CLOCKS_DIFFER_US: u64 = 600 * 1_000_000;
 
 /// Names of the columns that differ between two versions of a row.
 pub(crate) fn changed_columns(old: &Row, new: &Row) -> Vec<String> {

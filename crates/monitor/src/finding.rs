@@ -58,7 +58,8 @@ impl Finding {
             | Code::DatabaseRewound
             | Code::CaptureWeakened
             | Code::Truncated
-            | Code::SchemaChanged => self.about,
+            | Code::SchemaChanged
+            | Code::ClockDisagrees => self.about,
             _ => None,
         }
     }

@@ -195,9 +195,6 @@ pub enum DecodeErrorKind {
     /// Messages in an order that the protocol does not allow.
     #[error("a message out of order")]
     Order,
-    /// A time that no calendar holds.
-    #[error("an impossible time")]
-    Time,
 }
 
 /// Reads one message.

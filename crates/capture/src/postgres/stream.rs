@@ -408,7 +408,7 @@ impl Assembler {
         self.open = Some(Transaction {
             commit,
             xid: self.near_xid,
-            at: instant(time).ok_or(fault(DecodeErrorKind::Time))?,
+            at: instant(time),
             events: 0,
             claim: Claim::Nothing,
         });
@@ -664,11 +664,20 @@ fn widen(near: u64, xid: u32) -> u64 {
 }
 
 /// PostgreSQL's microseconds since 2000 as the time of an event.
-fn instant(since_2000: i64) -> Option<String> {
+/// A transaction's time, which its session may have set to anything: one that cannot be
+/// written is the farthest that can.
+fn instant(since_2000: i64) -> String {
     const FROM_1970_TO_2000: i64 = 946_684_800_000_000;
-    let time = Timestamp::from_microsecond(since_2000.checked_add(FROM_1970_TO_2000)?).ok()?;
-    let shown = format!("{time:.6}");
-    is_instant(&shown).then_some(shown)
+    let since_1970 = since_2000.checked_add(FROM_1970_TO_2000);
+    let time = since_1970.and_then(|it| Timestamp::from_microsecond(it).ok());
+    let shown = time.map(|time| format!("{time:.6}"));
+    shown.filter(|it| is_instant(it)).unwrap_or_else(|| {
+        let farthest = match since_2000 < 0 {
+            true => "0001-01-01T00:00:00.000000Z",
+            false => "9999-12-31T23:59:59.999999Z",
+        };
+        farthest.to_owned()
+    })
 }
 
 #[cfg(test)]

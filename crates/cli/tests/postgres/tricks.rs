@@ -4,6 +4,7 @@
 use pitser_evidence::line::Op;
 use serde_json::Value;
 
+use crate::hospital::SOURCE;
 use crate::world::World;
 
 const OUT: &str = "ALTER PUBLICATION pitser_hospital DROP TABLE ONLY trick";
@@ -132,6 +133,66 @@ fn no_trick_goes_unnoticed() {
         let of_lab = |f: &Value| f["code"] == "ROW-01" && f["table"] == "public.lab";
         s["findings"].as_array().unwrap().iter().any(of_lab)
     });
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+/// Whoever may replay another server's log gives transactions any time: none of them ends
+/// the capture, and none is believed in silence.
+#[test]
+fn a_transaction_that_is_dated_by_its_session_is_noticed() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    let change = |value: &str| format!("UPDATE visit SET note = '{value}' WHERE id = 10");
+    let dated = |at: &str, value: &str| {
+        world.psql(
+            "postgres",
+            &format!(
+                "SELECT pg_replication_origin_session_setup('elsewhere');
+                 BEGIN; SELECT pg_replication_origin_xact_setup('0/1', '{at}'); {}; COMMIT",
+                change(value)
+            ),
+        );
+    };
+    world.psql(
+        "postgres",
+        "SELECT pg_replication_origin_create('elsewhere')",
+    );
+    world.psql("postgres", &change("first"));
+    dated("2019-05-05", "backdated");
+    world.psql("postgres", &change("in between"));
+    dated("infinity", "for ever");
+    dated("2999-01-01", "still to come");
+    dated("-infinity", "always");
+    world.psql("postgres", &change("last"));
+    world.settle();
+    let status = world.run("guard status --json").exits(1).json();
+    let findings = status["sources"][0]["findings"].as_array().unwrap().iter();
+    let told: Vec<&str> = findings
+        .filter(|finding| finding["code"] == "CLK-01")
+        .map(|finding| finding["text"].as_str().unwrap())
+        .collect();
+    let says = [
+        "at 2019-05-05T00:00:00.000000Z, which is long before",
+        "at 9999-12-31T23:59:59.999999Z, which is yet to come",
+        "at 0001-01-01T00:00:00.000000Z, which is long before",
+    ];
+    assert_eq!(told.len(), says.len(), "{told:?}");
+    for (told, says) in told.iter().zip(says) {
+        assert!(told.contains(says), "{told}");
+    }
+    let history = world.run("history public.visit 10 --json").json();
+    let lines = history["lines"].as_array().unwrap().iter();
+    let changes = lines.filter(|entry| entry["line"]["op"] == "update");
+    let years: Vec<String> = changes
+        .map(|entry| entry["line"]["at"].as_str().unwrap()[..4].to_owned())
+        .collect();
+    let this = years.last().unwrap();
+    assert_eq!(years.len(), 7);
+    for (at, year) in years.iter().enumerate() {
+        assert!(year == this || at == 1 && year == "2019", "{years:?}");
+    }
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }

@@ -4,14 +4,14 @@ use super::{
     BATCH, BLOCK_LINES, COMMIT_US, Ended, POSITION, Receipt, Session, SubmitError, Worker,
 };
 use crate::actors::Judged;
-use crate::translate::{self, About, Message, Resolved, Whose, text_key};
+use crate::translate::{self, About, CLOCKS_DIFFER_US, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
 use pitser_capture::fhir::{self, Patient as FhirPatient};
 use pitser_capture::{Cell, Key, Position};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::commit::commit_row;
-use pitser_evidence::line::{Gap, Op};
+use pitser_evidence::line::{Gap, Op, Timestamp};
 use pitser_monitor::{Expected, Finding, Sealed, expected, key_cells, key_of};
 use pitser_trail::{Body, Draft, PatientId, TrailError};
 use std::collections::HashSet;
@@ -106,10 +106,52 @@ impl Session {
         if !self.open.is(change.tx) {
             self.end_transaction(worker)?;
         }
+        if self.open.is_empty() {
+            self.compare_clocks(worker, &change)?;
+        }
         if self.open.keep(change) {
             self.write_open(worker)?;
         }
         Ok(())
+    }
+
+    /// Commits come in their order: one that says to be far older than those before it, or
+    /// yet to come, was dated by somebody, or a clock was set. Told once, until it is so
+    /// no longer.
+    fn compare_clocks(&mut self, worker: &mut Worker, change: &Change) -> Result<(), Ended> {
+        let at: Option<Timestamp> = change.at.parse().ok();
+        let at = at.map_or(0, |at| at.micros());
+        let now = (worker.parts.clock)();
+        let is_ahead = at > now + CLOCKS_DIFFER_US;
+        let is_behind = self
+            .committed_at
+            .is_some_and(|before| at + CLOCKS_DIFFER_US < before);
+        let why = match (is_ahead, is_behind) {
+            (true, _) if !self.is_ahead => {
+                "is yet to come, by this machine's clock: its line has ours"
+            }
+            (_, true) => "is long before that of the transaction before it",
+            _ => "",
+        };
+        self.is_ahead = is_ahead;
+        if !is_ahead {
+            self.committed_at = Some(at);
+        }
+        if why.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "transaction {} says that it was committed at {}, which {why}: its session has set that time, or a \
+             clock was set",
+            change.tx, change.at
+        );
+        self.flush()?;
+        let finding = Finding {
+            table: Some(change.table.clone()),
+            about: Some(self.trail.state().next_seq()),
+            ..Finding::general(Code::ClockDisagrees, text)
+        };
+        self.finding(worker, finding)
     }
 
     /// Writes what is left of the transaction, and what is wrong with it.

@@ -647,6 +647,11 @@ struct Session {
     events: u64,
     /// The transaction whose changes are coming.
     open: Transaction,
+    /// When the one before says that it was committed, in microseconds since 1970; `None`
+    /// before the first since the start.
+    committed_at: Option<u64>,
+    /// What came last says to be yet to come.
+    is_ahead: bool,
     /// The last poll gave something: there may be more.
     more: bool,
     /// Something was taken that is not durable, or not shown.

@@ -69,6 +69,8 @@ impl Session {
             unguarded: HashSet::new(),
             events: collected.events,
             open: Transaction::after(collected.written),
+            committed_at: None,
+            is_ahead: false,
             waiting: VecDeque::new(),
             open_times: Vec::new(),
             latencies: VecDeque::new(),

@@ -60,6 +60,11 @@ impl Transaction {
         self.tx.is_none_or(|open| open == tx)
     }
 
+    /// Whether nothing of a transaction was kept yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tx.is_none()
+    }
+
     /// Keeps a change; `true` if no more should be kept before some are written.
     pub(super) fn keep(&mut self, change: Change) -> bool {
         self.tx = Some(change.tx);
