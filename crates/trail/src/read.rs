@@ -240,6 +240,16 @@ pub(crate) struct Start<P> {
     pub(crate) commit: Option<Commit>,
 }
 
+impl<P: Pages + Default> Start<P> {
+    fn beginning() -> Self {
+        Self {
+            tree: Tree::default(),
+            index: Index::default(),
+            commit: None,
+        }
+    }
+}
+
 /// Reads the trail, or its first `until` blocks, and shows each line to `visit`.
 ///
 /// # Errors
@@ -249,13 +259,17 @@ pub fn read(
     until: Option<u64>,
     visit: impl FnMut(&Line, Place),
 ) -> Result<View, ReadError> {
-    let from = Start {
-        tree: Tree::default(),
-        index: Index::default(),
-        commit: None,
-    };
-    let mut visit = Visit(visit);
-    read_on(layout, until, from, &mut visit, true)
+    read_on(layout, until, Start::beginning(), &mut Visit(visit), true)
+}
+
+/// Reads all of the trail and keeps none of its blocks, of which there may be more than
+/// fit into memory: those without a seal are in [`View::seals`].
+///
+/// # Errors
+/// [`ReadError`].
+pub fn check(layout: &Layout) -> Result<View, ReadError> {
+    let mut visit = Visit(|_: &Line, _| {});
+    read_on(layout, None, Start::beginning(), &mut visit, false)
 }
 
 /// Reads on from `from`, and keeps the blocks if that is asked for.

@@ -11,7 +11,7 @@ use pitser_tlog::note::{Note, VerifierKey};
 use pitser_trail::archive::{MoveError, MoveOptions, move_segments};
 use pitser_trail::keys::KeyError;
 use pitser_trail::master::move_to_keeper;
-use pitser_trail::{Layout, ReadError, TrailError, View, read};
+use pitser_trail::{Layout, ReadError, TrailError, View, check};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `pitser trail`.
@@ -166,7 +166,7 @@ fn verify(args: &Verify) -> Outcome {
         Some(dir) => Layout::new(dir),
         None => args.which.layout()?,
     };
-    match read(&layout, None, |_, _| {}) {
+    match check(&layout) {
         Ok(view) => intact(&layout, &view).show(args.form),
         Err(ReadError::Damaged(damage)) => Judgement {
             verdict: Verdict::Broken,
@@ -182,7 +182,8 @@ fn verify(args: &Verify) -> Outcome {
 }
 
 fn intact(layout: &Layout, view: &View) -> Judgement {
-    let sealed = view.blocks.iter().filter(|b| b.seal.is_some()).count();
+    let blocks = view.log.size();
+    let sealed = blocks - view.seals.waiting.len() as u64;
     let mut steps = vec![
         Step::new("genesis", State::Matches, view.genesis_hash.to_string()),
         Step::new(
@@ -193,10 +194,7 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
         Step::new(
             "blocks",
             State::Matches,
-            format!(
-                "{} blocks, each continuing the one before",
-                view.blocks.len()
-            ),
+            format!("{blocks} blocks, each continuing the one before",),
         ),
         Step::new(
             "map",
@@ -207,11 +205,8 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
             ),
         ),
     ];
-    let seals = format!(
-        "{sealed} of {} blocks are sealed, consistently with their roots",
-        view.blocks.len()
-    );
-    let all_sealed = sealed == view.blocks.len() && view.tail.is_empty();
+    let seals = format!("{sealed} of {blocks} blocks are sealed, consistently with their roots",);
+    let all_sealed = sealed == blocks && view.tail.is_empty();
     steps.push(Step::new(
         "seals",
         if all_sealed {
@@ -257,19 +252,14 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
         steps,
         details: Map::new()
             .with("lines", view.state.next_seq())
-            .with("blocks", view.blocks.len() as u64),
+            .with("blocks", blocks),
         remarks: String::new(),
     }
 }
 
 fn unsealed_lines(view: &View) -> u64 {
-    let in_blocks: u64 = view
-        .blocks
-        .iter()
-        .filter(|b| b.seal.is_none())
-        .map(|b| b.leaf.count)
-        .sum();
-    in_blocks + view.tail.len() as u64
+    let waiting = view.seals.waiting.iter();
+    waiting.map(|leaf| leaf.count).sum::<u64>() + view.tail.len() as u64
 }
 
 /// The newest cosigned head against the log as recomputed.

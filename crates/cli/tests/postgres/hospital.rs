@@ -457,6 +457,20 @@ fn equal_rows_of_a_table_without_a_key() {
         "3\n"
     );
     assert_eq!(world.scan(), Vec::<Value>::new());
+    // Each is numbered without counting all that are there.
+    world.psql(
+        "postgres",
+        "INSERT INTO log SELECT 7, 'same' FROM generate_series(1, 20000)",
+    );
+    world.psql(
+        "postgres",
+        "DELETE FROM log WHERE ctid IN (SELECT ctid FROM log WHERE at = 7 LIMIT 15000);
+         INSERT INTO log VALUES (7, 'same')",
+    );
+    world.settle();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.psql("postgres", "DELETE FROM log WHERE at = 7");
+    world.settle();
     crate::tamper::unseen(
         &world,
         "log",

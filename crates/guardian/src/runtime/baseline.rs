@@ -83,6 +83,8 @@ impl Session {
             .send_modify(|s| s.state = SourceState::Baseline);
         let at: Timestamp = snapshot.at().parse().unwrap_or_else(|_| self.now(worker));
         let from = self.position;
+        // Rows are numbered here in another way.
+        self.copies.clear();
         let mut written = 0;
         let tables = self.unbaselined.clone();
         let mut about = 0;

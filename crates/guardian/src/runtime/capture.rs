@@ -20,6 +20,8 @@ use std::sync::Arc;
 /// Bytes of lines that are not durable yet, at most, while more is coming: making a
 /// few durable takes as long as making many.
 const WAITING_BYTES: usize = 4 << 20;
+/// Of so many rows that have equals it is remembered how many there are.
+const COPIES: usize = 1 << 16;
 /// Lines of one truncation that are one event.
 const TRUNCATED: usize = 500;
 
@@ -199,6 +201,7 @@ impl Session {
             match change.op {
                 Changed::Truncate => {
                     self.flush()?;
+                    self.copies.clear();
                     self.truncate(worker, &change)?;
                 }
                 _ => self.change(worker, change, record, left.take())?,
@@ -221,21 +224,35 @@ impl Session {
 
     /// Tells equal rows apart: a new one takes the first number that is free, a
     /// deleted one the last that is not.
-    fn number(&self, change: &mut Change) -> Result<(), TrailError> {
-        let is_there = |nth: u64| -> Result<bool, TrailError> {
+    fn number(&mut self, change: &mut Change) -> Result<(), TrailError> {
+        let record_of = |session: &Self, nth: u64| {
             let key = key_cells(&change.key.copy(nth));
-            let record = self.trail.record_key(Some(&change.table), &key);
-            let known = self.trail.state().record_leaf(&change.table, &record)?;
-            Ok(known.is_some_and(|leaf| leaf.row.is_some()))
+            session.trail.record_key(Some(&change.table), &key)
         };
-        let mut there = 0;
-        while is_there(there + 1)? {
-            there += 1;
+        let first = record_of(self, 1);
+        let there = match self.copies.get(&first) {
+            Some(there) => *there,
+            None => {
+                let mut there = 0;
+                loop {
+                    let record = record_of(self, there + 1);
+                    let known = self.trail.state().record_leaf(&change.table, &record)?;
+                    if known.is_none_or(|leaf| leaf.row.is_none()) {
+                        break there;
+                    }
+                    there += 1;
+                }
+            }
+        };
+        let (nth, left) = match change.op {
+            Changed::Create | Changed::Baseline => (there + 1, there + 1),
+            Changed::Delete => (there.max(1), there.saturating_sub(1)),
+            Changed::Update | Changed::Truncate => (there.max(1), there),
+        };
+        if self.copies.len() >= COPIES {
+            self.copies.clear();
         }
-        let nth = match change.op {
-            Changed::Create | Changed::Baseline => there + 1,
-            _ => there.max(1),
-        };
+        self.copies.insert(first, left);
         change.key = change.key.copy(nth);
         Ok(())
     }
@@ -258,6 +275,8 @@ impl Session {
             _ => None,
         };
         if !fill_in(&mut change, sealed.as_ref().or(left.as_ref())) {
+            // Its number was counted.
+            self.copies.clear();
             let why = "a large value that the update left alone was not sent, and its sealed version is not known: set REPLICA IDENTITY FULL";
             return self.unreadable(worker, change.pos, why);
         }

@@ -46,7 +46,7 @@ use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
 use queue::Queue;
 use rekey::Rekeyed;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -645,6 +645,8 @@ struct Session {
     /// Tables that the configuration names and nobody guards, and that were told.
     unguarded: HashSet<String>,
     events: u64,
+    /// How often rows of tables without a key are there, by the record of the first.
+    copies: HashMap<Bytes32, u64>,
     /// The transaction whose changes are coming.
     open: Transaction,
     /// When the one before says that it was committed, in microseconds since 1970; `None`

@@ -15,7 +15,7 @@ use pitser_capture::{Cell, Position};
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_monitor::Sealed;
 use pitser_trail::{Trail, TrailError};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -68,6 +68,7 @@ impl Session {
             rekeyed: Rekeyed::new(),
             unguarded: HashSet::new(),
             events: collected.events,
+            copies: HashMap::new(),
             open: Transaction::after(collected.written),
             committed_at: None,
             is_ahead: false,
