@@ -137,6 +137,39 @@ fn no_trick_goes_unnoticed() {
     world.run("trail verify").exits(0);
 }
 
+/// A finding that names more than a line can hold does not end the capture: what comes
+/// meanwhile is found.
+#[test]
+fn more_than_fits_into_a_finding_is_cut() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+         DO $$ BEGIN FOR n IN 1..12000 LOOP
+           EXECUTE format('CREATE TRIGGER %s AFTER DELETE ON visit EXECUTE FUNCTION nothing()',
+             rpad('trigger_' || n || '_', 63, 'x'));
+         END LOOP; END $$",
+    );
+    world.status_when("cuts the text", |s| {
+        let mut findings = s["findings"].as_array().unwrap().iter();
+        findings.any(|finding| finding["text"].as_str().unwrap().ends_with("bytes more"))
+    });
+    world.psql(
+        "postgres",
+        "CREATE ROLE passing SUPERUSER; DROP ROLE passing; CREATE ROLE staying SUPERUSER",
+    );
+    world.status_when("finds the superuser", |s| {
+        let findings = s["findings"].as_array().unwrap().iter();
+        findings
+            .filter(|finding| finding["code"] == "CAP-03")
+            .any(|finding| finding["text"].as_str().unwrap().contains("staying"))
+    });
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 /// Whoever may replay another server's log gives transactions any time: none of them ends
 /// the capture, and none is believed in silence.
 #[test]

@@ -33,6 +33,10 @@ impl Session {
         patient: Option<PatientId>,
     ) -> Result<(), Ended> {
         let found_at = (worker.parts.clock)();
+        let finding = Finding {
+            text: bounded(finding.text),
+            ..finding
+        };
         if !self.incidents.note(finding.clone(), found_at) {
             if !event.is_empty() {
                 self.append(event)?;
@@ -195,6 +199,21 @@ pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, 
     Ok(incidents)
 }
 
+/// A text that fits into a line, whatever somebody has made it of: thousands of triggers,
+/// say, with long names.
+fn bounded(mut text: String) -> String {
+    let length = text.len();
+    if length > TEXT_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_MAX));
+        text += &format!("… and {} bytes more", length - text.len());
+    }
+    text
+}
+
+/// Bytes of a finding's text: of a line of 1 MiB a part, each byte of which may be written
+/// as six.
+const TEXT_MAX: usize = 64 << 10;
+
 /// One drift for all of a look that are of one code and table: they are one event.
 fn together(drifts: Vec<Drift>) -> Vec<Drift> {
     let mut together: Vec<Drift> = Vec::new();
@@ -218,5 +237,23 @@ fn drift_code(code: &str) -> Option<Code> {
         "CAP-02" => Some(Code::DatabaseRewound),
         "CAP-05" => Some(Code::SchemaChanged),
         _ => Some(Code::CaptureWeakened),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_any_length_fits_into_a_line() {
+        assert_eq!(bounded("a trigger".into()), "a trigger");
+        let long = bounded("\u{1}õ".repeat(100_000));
+        assert!(
+            long.ends_with("… and 234464 bytes more"),
+            "{:?}",
+            long.get(65_000..)
+        );
+        let escaped = serde_json::to_string(&long).unwrap();
+        assert!(escaped.len() < pitser_evidence::line::MAX_LINE / 2);
     }
 }
