@@ -323,6 +323,11 @@ impl SourceError {
         matches!(self, Self::Postgres(PgError::NotGuarded { .. }))
     }
 
+    /// A right is missing, so that it will not be otherwise until somebody does something.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Postgres(PgError::Permission { .. }))
+    }
+
     /// The stored data itself cannot be read as the engine wrote it.
     pub fn is_damage(&self) -> bool {
         match self {

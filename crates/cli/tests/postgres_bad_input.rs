@@ -447,6 +447,10 @@ fn a_role_that_only_reads(server: &Server) {
         s["trouble"].as_str().is_some_and(|t| t.contains(grant))
     });
     site.refuses("guard scan", 4, &[grant]);
+    site.until("the finding", |s| {
+        let mut findings = s["findings"].as_array().unwrap().iter();
+        findings.any(|f| f["code"] == "CAP-03" && f["text"].as_str().unwrap().contains(grant))
+    });
     sql.query(grant).unwrap();
     run(site.dir(), "guard scan")
         .exits(0)

@@ -276,10 +276,10 @@ pub enum PgError {
         /// All of them.
         tables: Vec<String>,
     },
-    /// Somebody works on a table that has to be altered.
+    /// Somebody works on a table that has to be altered, or read.
     #[error(
-        "table {table} is locked by another transaction, for longer than we may make others wait: \
-         nothing was changed; try again when it has ended"
+        "table {table} is locked by another transaction, for longer than can be waited for: nothing was \
+         changed; try again when it has ended"
     )]
     Locked {
         /// The table.

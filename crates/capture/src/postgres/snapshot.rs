@@ -87,10 +87,11 @@ impl Snapshot {
     pub fn open(config: &Config) -> Result<Self, PgError> {
         let mut sql = Connection::open(config)?;
         // Row security must refuse, not leave rows out. Rows are read as fast as
-        // they are worked on: no limit of the role's may end that.
+        // they are worked on: no limit of the role's may end that. But whoever locks a
+        // table does not keep all others from being read for as long.
         sql.query(
             "SET row_security = off; SET statement_timeout = 0; \
-             SET idle_in_transaction_session_timeout = 0",
+             SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '60s'",
         )?;
         for (name, value) in NAMES {
             sql.query(&format!("SET {name} = {value}"))?;

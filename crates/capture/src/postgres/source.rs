@@ -377,7 +377,14 @@ impl source::Snapshot for Moment {
             let table = table.to_owned();
             return Err(PgError::NotGuarded { table }.into());
         };
-        Ok(self.snapshot.scan(known, chunk, each)?)
+        Ok(match self.snapshot.scan(known, chunk, each) {
+            // lock_timeout
+            Err(PgError::Server { code, .. }) if code == "55P03" => {
+                let table = table.to_owned();
+                Err(PgError::Locked { table })
+            }
+            read => read,
+        }?)
     }
 
     fn about(&mut self, table: &str) -> Result<Option<u64>, SourceError> {

@@ -18,7 +18,9 @@ use std::time::Duration;
 use harness::Server;
 use pitser_capture::postgres::slot::{self, State};
 use pitser_capture::postgres::{Connection, Lsn, Name, PgError, PgSource, Place, Snapshot, Stream};
-use pitser_capture::{Binding, Captured, Cell, Change, Key, Op, Position, Row, Source as _};
+use pitser_capture::{
+    Binding, Captured, Cell, Change, Key, Op, Position, Row, Source as _, SourceError,
+};
 
 const WAIT: Duration = Duration::from_millis(200);
 /// Silences of `WAIT` in a row before a test gives up.
@@ -489,6 +491,32 @@ fn a_slot_that_is_missing_moved_or_busy_is_noticed() {
             ..
         }
     ));
+}
+
+/// It takes a minute, as long as is waited for.
+#[test]
+fn a_table_that_is_locked_does_not_keep_a_reader_for_ever() {
+    let Some(mut world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
+        return;
+    };
+    let place = Place {
+        config: world.server.config(),
+        publication: name(),
+        slot: name(),
+        attribution: false,
+    };
+    let mut source = PgSource::open(&place).unwrap();
+    let mut moment = source.snapshot().unwrap()().unwrap();
+    world.run("BEGIN; LOCK TABLE visit IN ACCESS EXCLUSIVE MODE");
+    let mut each = |_| ControlFlow::Continue(());
+    let error = moment.scan("public.visit", 10, &mut each).unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("table public.visit is locked"), "{told}");
+    let error: Result<PgError, _> = match error {
+        SourceError::Postgres(error) => Ok(error),
+        other => Err(other),
+    };
+    assert!(error.unwrap().is_passing());
 }
 
 /// By a lock on a catalogue its administrator stops whoever begins, between the question

@@ -5,7 +5,7 @@ use pitser_capture::{Position, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
-use pitser_monitor::{Look, ScanTable, Touched};
+use pitser_monitor::{Finding, Look, ScanTable, Touched};
 use std::sync::mpsc::channel;
 
 impl Session {
@@ -89,7 +89,11 @@ impl Session {
         }
     }
 
-    pub(super) fn looked(&mut self, worker: &mut Worker, seen: Result<Option<Look>, SourceError>) {
+    pub(super) fn looked(
+        &mut self,
+        worker: &mut Worker,
+        seen: Result<Option<Look>, SourceError>,
+    ) -> Result<(), Ended> {
         let until = |look: Look| Ok((self.judged_at(&look)?, look));
         let seen = seen.and_then(|look| look.map(until).transpose());
         let trouble = match seen {
@@ -97,7 +101,7 @@ impl Session {
                 if let Some(pass) = &mut self.scanning {
                     pass.seen = Some((look, until));
                 }
-                return;
+                return Ok(());
             }
             Err(error) if error.is_not_guarded() => {
                 // Begun anew, once it is known what became of the table.
@@ -106,13 +110,20 @@ impl Session {
                     .extend(pass.into_iter().flat_map(|pass| pass.replies));
                 self.scan_due = true;
                 self.next.fingerprint = 0;
-                return;
+                return Ok(());
             }
             Ok(None) => "the scan was given up".to_owned(),
             Err(error) if error.is_damage() => format!(
                 "{error}. The database's files are damaged: restore the table from a backup and scan again"
             ),
-            Err(error) => error.to_string(),
+            Err(error) => {
+                if error.is_refused() {
+                    // What nobody looks at, somebody may change.
+                    let text = format!("rows are not compared any more: {error}");
+                    self.finding(worker, Finding::general(Code::CaptureWeakened, text))?;
+                }
+                error.to_string()
+            }
         };
         tracing::warn!(error = %trouble, "scan failed");
         worker.unscanned = Some(trouble.clone());
@@ -125,6 +136,7 @@ impl Session {
         {
             let _ = reply.send(Err(trouble.clone()));
         }
+        Ok(())
     }
 
     /// Judges a pass once everything that it can have seen is in the trail.
