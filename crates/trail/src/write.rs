@@ -1115,6 +1115,9 @@ fn recover<T: Gather>(
                 "Block closed after a restart.",
             )
             .map_err(|()| TrailError::Block(view.log.size()))?;
+            // No block before its lines, of which the system's memory may have more than
+            // the disk.
+            files.write_again(layout, recovered.known)?;
             files.blocks.append(&closed.bytes)?;
         } else {
             return Ok((recovered, files));

@@ -368,6 +368,11 @@ impl Disk {
                 self.is_in_doubt = true;
                 number(2)
             }
+            // It may have been done too.
+            (Err(_), "ftruncate") => {
+                self.is_in_doubt = true;
+                0
+            }
             (Err(_), _) => {
                 self.is_in_doubt = true;
                 return;
