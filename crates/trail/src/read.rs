@@ -10,6 +10,7 @@ use crate::index::{BlockEntry, Index};
 use crate::layout::Layout;
 use crate::map::{Commit, MapError};
 use crate::marks;
+use crate::write::MAX_BLOCK_LINES;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::finding::Code;
@@ -863,8 +864,8 @@ fn unwritten(file: &[u8], from: usize) -> impl Iterator<Item = usize> {
 
 /// So many zeroes in a row are in no signature.
 const NO_CHANCE: usize = 16;
-/// Lines of a block (chapter 32).
-const MOST_LINES: u64 = (1 << 15) - 1;
+/// Lines of a block (chapter 32), its checkpoint's among them.
+const MOST_LINES: u64 = MAX_BLOCK_LINES as u64 + 1;
 
 impl Segment {
     /// Reads seals, then blocks, then lines: the writer goes the other way, so

@@ -204,20 +204,11 @@ impl Snapshot {
     /// How many pages the longest part of a table has; 0 if it is stored in
     /// another way, so that it can be read only as a whole.
     fn pages(&mut self, table: &Table) -> Result<u64, PgError> {
-        let [schema, name] = &table.parts;
-        let rows = self.sql.query(&format!(
-            "SELECT CASE WHEN bool_and(c.relkind = 'p' OR (c.relkind = 'r' AND a.amname = 'heap')) \
-               THEN max(pg_relation_size(c.oid)) / current_setting('block_size')::bigint ELSE 0 END \
-             FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace \
-             JOIN pg_class c ON c.oid = r.oid OR c.oid IN (SELECT p.relid FROM pg_partition_tree(r.oid) p \
-               WHERE r.relkind = 'p') \
-             LEFT JOIN pg_am a ON a.oid = c.relam \
-             WHERE n.nspname = {} AND r.relname = {}",
-            install::literal(schema),
-            install::literal(name)
-        ))?;
-        let pages = rows.first().and_then(|row| text(row.first()?));
-        Ok(pages.and_then(|pages| pages.parse().ok()).unwrap_or(0))
+        self.of_parts(
+            table,
+            "CASE WHEN bool_and(c.relkind = 'p' OR (c.relkind = 'r' AND a.amname = 'heap')) \
+             THEN max(pg_relation_size(c.oid)) / current_setting('block_size')::bigint ELSE 0 END",
+        )
     }
 
     /// About how many rows a table has, its partitions' together: what the server last
@@ -226,18 +217,28 @@ impl Snapshot {
     /// # Errors
     /// Those of a query.
     pub fn about(&mut self, table: &Table) -> Result<u64, PgError> {
+        self.of_parts(
+            table,
+            "coalesce(sum(greatest(c.reltuples, 0)) FILTER (WHERE c.relkind <> 'p'), 0)::bigint",
+        )
+    }
+
+    /// A number about a table and its partitions, which are `c` in `what`, and their
+    /// access methods `a`.
+    fn of_parts(&mut self, table: &Table, what: &str) -> Result<u64, PgError> {
         let [schema, name] = &table.parts;
         let rows = self.sql.query(&format!(
-            "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint \
+            "SELECT {what} \
              FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace \
-             JOIN pg_class c ON c.relkind <> 'p' AND (c.oid = r.oid \
-               OR c.oid IN (SELECT p.relid FROM pg_partition_tree(r.oid) p WHERE r.relkind = 'p')) \
+             JOIN pg_class c ON c.oid = r.oid OR c.oid IN (SELECT p.relid FROM pg_partition_tree(r.oid) p \
+               WHERE r.relkind = 'p') \
+             LEFT JOIN pg_am a ON a.oid = c.relam \
              WHERE n.nspname = {} AND r.relname = {}",
             install::literal(schema),
             install::literal(name)
         ))?;
-        let rows = rows.first().and_then(|row| text(row.first()?));
-        Ok(rows.and_then(|rows| rows.parse().ok()).unwrap_or(0))
+        let number = rows.first().and_then(|row| text(row.first()?));
+        Ok(number.and_then(|number| number.parse().ok()).unwrap_or(0))
     }
 
     /// Has a second session see the same moment; `false` if there can be none.

@@ -378,7 +378,7 @@ impl source::Snapshot for Moment {
             return Err(PgError::NotGuarded { table }.into());
         };
         Ok(match self.snapshot.scan(known, chunk, each) {
-            // lock_timeout
+            // lock_timeout; asking how large it is waits for the lock, too.
             Err(PgError::Server { code, .. }) if code == "55P03" => {
                 let table = table.to_owned();
                 Err(PgError::Locked { table })

@@ -663,9 +663,9 @@ fn widen(near: u64, xid: u32) -> u64 {
         .unwrap_or_else(|| u64::from(xid))
 }
 
-/// PostgreSQL's microseconds since 2000 as the time of an event.
-/// A transaction's time, which its session may have set to anything: one that cannot be
-/// written is the farthest that can.
+/// A transaction's time, in PostgreSQL's microseconds since 2000, as that of its events.
+/// Its session may have set it to anything: one that cannot be written is the farthest
+/// that can.
 fn instant(since_2000: i64) -> String {
     const FROM_1970_TO_2000: i64 = 946_684_800_000_000;
     let since_1970 = since_2000.checked_add(FROM_1970_TO_2000);

@@ -55,6 +55,16 @@ impl World {
             .unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
+    fn source(&self) -> PgSource {
+        let place = Place {
+            config: self.server.config(),
+            publication: name(),
+            slot: name(),
+            attribution: false,
+        };
+        PgSource::open(&place).unwrap()
+    }
+
     fn stream(&self, from: Position) -> Stream {
         Stream::start(self.server.replication(), &name(), &name(), from).unwrap()
     }
@@ -499,14 +509,7 @@ fn a_table_that_is_locked_does_not_keep_a_reader_for_ever() {
     let Some(mut world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
         return;
     };
-    let place = Place {
-        config: world.server.config(),
-        publication: name(),
-        slot: name(),
-        attribution: false,
-    };
-    let mut source = PgSource::open(&place).unwrap();
-    let mut moment = source.snapshot().unwrap()().unwrap();
+    let mut moment = world.source().snapshot().unwrap()().unwrap();
     world.run("BEGIN; LOCK TABLE visit IN ACCESS EXCLUSIVE MODE");
     let mut each = |_| ControlFlow::Continue(());
     let error = moment.scan("public.visit", 10, &mut each).unwrap_err();
@@ -530,13 +533,7 @@ fn a_slot_that_is_moved_while_we_begin_is_noticed() {
     let Some(mut world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
         return;
     };
-    let place = Place {
-        config: world.server.config(),
-        publication: name(),
-        slot: name(),
-        attribution: false,
-    };
-    let (mut source, after) = (PgSource::open(&place).unwrap(), world.start);
+    let (mut source, after) = (world.source(), world.start);
     world.run("INSERT INTO visit VALUES (1)");
     let lock = |session: &mut Connection| {
         let lock = "BEGIN; LOCK TABLE pg_index IN ACCESS EXCLUSIVE MODE";

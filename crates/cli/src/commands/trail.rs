@@ -194,7 +194,7 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
         Step::new(
             "blocks",
             State::Matches,
-            format!("{blocks} blocks, each continuing the one before",),
+            format!("{blocks} blocks, each continuing the one before"),
         ),
         Step::new(
             "map",
@@ -205,7 +205,7 @@ fn intact(layout: &Layout, view: &View) -> Judgement {
             ),
         ),
     ];
-    let seals = format!("{sealed} of {blocks} blocks are sealed, consistently with their roots",);
+    let seals = format!("{sealed} of {blocks} blocks are sealed, consistently with their roots");
     let all_sealed = sealed == blocks && view.tail.is_empty();
     steps.push(Step::new(
         "seals",

@@ -420,33 +420,35 @@ impl Session {
 
     /// Remembers what other rows will be looked up by.
     pub(super) fn learn(&mut self, table: &str, key: &Key, row: Option<&Row>) {
-        let Some(value) = translate::key_value(key) else {
-            return;
-        };
-        if self.patients.is_target(table) {
+        self.learn_owner(table, key, row);
+        if let (Some(value), Some(row)) = (translate::key_value(key), row) {
+            self.actors.learn_row(table, value, row);
+        }
+    }
+
+    /// Remembers whose a row is that others point at.
+    fn learn_owner(&mut self, table: &str, key: &Key, row: Option<&Row>) {
+        if self.patients.is_target(table)
+            && let Some(value) = translate::key_value(key)
+        {
             let owner = row.and_then(|row| self.patients.of(table, row));
             self.patients.learn(table, value, owner);
-        }
-        if let Some(row) = row {
-            self.actors.learn_row(table, value, row);
         }
     }
 
     /// Remembers whose rows are that others of these changes may point at: a row may come
     /// before the one that says whose it is, and a line keeps what held at the commit.
     fn learn_targets(&mut self, changes: &[Change]) {
-        let says_whose =
-            |change: &&Change| self.patients.is_target(&change.table) && change.unsent.is_empty();
+        let says_whose = |change: &&Change| {
+            self.patients.is_target(&change.table)
+                && change.new.is_some()
+                && change.unsent.is_empty()
+        };
         let mut found: Vec<&Change> = changes.iter().filter(says_whose).collect();
         // Of one row the last version counts.
         found.sort_by_key(|change| self.patients.steps(&change.table));
         for change in found {
-            if let Some(row) = &change.new
-                && let Some(value) = translate::key_value(&change.key)
-            {
-                let owner = self.patients.of(&change.table, row);
-                self.patients.learn(&change.table, value, owner);
-            }
+            self.learn_owner(&change.table, &change.key, change.new.as_ref());
         }
     }
 

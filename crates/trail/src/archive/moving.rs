@@ -147,7 +147,7 @@ impl Mover<'_> {
             self.layout.segment(self.number),
             self.layout.logsig(self.number),
         );
-        let before = (receipt.lines.clone(), receipt.signatures.clone());
+        let before = receipt.clone();
         for (path, kept) in [
             (lines, &mut receipt.lines),
             (signatures, &mut receipt.signatures),
@@ -156,16 +156,11 @@ impl Mover<'_> {
                 self.shelf.stored(kept, &path)?;
                 continue;
             }
-            let bytes = self.read(&path)?;
-            if Digest::of(&[&bytes]) != kept.hash {
-                let text = "it is not what was archived, and both are kept";
-                return Err(self.damage(&path, text.into()).into());
-            }
-            let object = kept.object.clone();
-            *kept = self.store_packed(object, &bytes)?;
+            let bytes = self.archived(&path, kept)?;
+            *kept = self.store_packed(kept.object.clone(), &bytes)?;
         }
         // Packed by another version it may be other bytes.
-        if before != (receipt.lines.clone(), receipt.signatures.clone()) {
+        if receipt != before {
             disk::replace(&self.layout.receipt(self.number), &receipt.encode())?;
         }
         Ok(receipt)
@@ -255,15 +250,24 @@ impl Mover<'_> {
             if !path.exists() {
                 continue;
             }
-            if Digest::of(&[&self.read(&path)?]) != kept.hash {
-                let text = "it is not what was archived, and both are kept";
-                return Err(self.damage(&path, text.into()).into());
-            }
+            self.archived(&path, kept)?;
             fs::remove_file(&path).at(&path, "cannot remove")?;
             disk::sync_dir(&path)?;
             freed += kept.size;
         }
         Ok(freed)
+    }
+
+    /// A file that is here still, if it is the one that was archived.
+    fn archived(&self, path: &Path, kept: &Kept) -> Result<Vec<u8>, MoveError> {
+        let bytes = self.read(path)?;
+        match Digest::of(&[&bytes]) == kept.hash {
+            true => Ok(bytes),
+            false => {
+                let text = "it is not what was archived, and both are kept";
+                Err(self.damage(path, text.into()).into())
+            }
+        }
     }
 
     fn read(&self, path: &Path) -> Result<Vec<u8>, MoveError> {
