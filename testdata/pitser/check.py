@@ -232,6 +232,15 @@ def evidence():
                 same(row(columns), proof["line"]["row"], "opened row")
 
 
+def genesis():
+    text = (HERE / "genesis.jsonl").read_bytes()
+    line = json.loads(text)
+    assert canonical(line) + b"\n" == text and (line["v"], line["op"]) == (4, "genesis")
+    assert line["genesis"].pop("rules") == 15
+    old = json.loads((HERE / "trail.jsonl").read_bytes().split(b"\n")[0])
+    assert {**line, "v": 1} == old, "it is that of the trail but for its rules"
+
+
 def erasure():
     text = (HERE / "erase.jsonl").read_bytes()
     line, n = json.loads(text), load("commitments.json")["line_nonce"]
@@ -260,6 +269,7 @@ if __name__ == "__main__":
     commitments()
     maps()
     trail()
+    genesis()
     erasure()
     acceptance()
     print("all vectors follow from the chapters")

@@ -19,6 +19,7 @@ pub mod file;
 pub mod finding;
 pub mod line;
 pub mod map;
+pub mod marks;
 pub mod sample;
 pub mod seal;
 pub mod state;

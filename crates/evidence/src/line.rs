@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The newest version of lines that this module reads and writes. A line carries the
-/// version that its [`Op`] came with: those of version 1 stay what they were.
-pub const VERSION: u8 = 3;
+/// version that all of it came with: those of version 1 stay what they were.
+pub const VERSION: u8 = 4;
+
+/// The last rule of docs/spec/30-trail.md §3 that a trail begun now keeps.
+pub const RULES: u8 = 15;
 
 /// Longest line read or written, in bytes without the line feed.
 pub const MAX_LINE: usize = 1 << 20;
@@ -95,7 +98,7 @@ pub struct Line {
     /// The engine's transaction number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx: Option<u64>,
-    /// Format version: that of the `op`.
+    /// Format version: see [`Line::version`].
     pub v: u8,
 }
 
@@ -138,6 +141,25 @@ impl Line {
         }
     }
 
+    /// The first line of a trail.
+    pub fn genesis(
+        genesis: Genesis,
+        at: Timestamp,
+        source: impl Into<String>,
+        pos: impl Into<String>,
+    ) -> Self {
+        let mut line = Self::new(Op::Genesis, 0, at, source, pos);
+        line.genesis = Some(Box::new(genesis));
+        line.v = line.version();
+        line
+    }
+
+    /// The lowest version that knows everything in the line, which it carries.
+    pub fn version(&self) -> u8 {
+        let has_rules = self.genesis.as_ref().is_some_and(|it| it.rules.is_some());
+        if has_rules { 4 } else { self.op.version() }
+    }
+
     /// Reads one line, without its line feed.
     ///
     /// # Errors
@@ -176,8 +198,13 @@ impl Line {
             }
         };
         rule(
-            self.v == self.op.version(),
-            "line version is not that of its op: a newer Pitser wrote it",
+            self.v == self.version(),
+            "line version is not that of its content: a newer Pitser wrote it",
+        )?;
+        let rules = self.genesis.as_ref().and_then(|genesis| genesis.rules);
+        rule(
+            rules.is_none_or(|rules| rules == RULES),
+            "its trail keeps rules that are not known here: a newer Pitser wrote it",
         )?;
         for (name, value) in self.integers() {
             bounded(name, value)?;
@@ -342,8 +369,8 @@ pub enum Op {
 }
 
 impl Op {
-    /// The version of lines that has it first, and that its lines carry.
-    pub fn version(self) -> u8 {
+    /// The version of lines that has it first.
+    fn version(self) -> u8 {
         match self {
             Self::Erase => 2,
             Self::Accept => 3,
@@ -447,6 +474,10 @@ pub struct Genesis {
     pub origin: String,
     /// Head of the trail that this one continues, or `none`.
     pub predecessor: String,
+    /// The last rule of docs/spec/30-trail.md §3 that its lines keep, [`RULES`]; those
+    /// of trails without it keep the rules up to 14. Since version 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<u8>,
     /// Random number, so that no two trails share a genesis.
     pub salt: Bytes32,
     /// The database's own identity.
@@ -892,13 +923,54 @@ mod tests {
     fn what_a_newer_version_wrote_is_said_to_be_that() {
         let text = String::from_utf8(erasure(|_| {}).encode()).unwrap();
         let newer = text
-            .replace("\"v\":2", "\"v\":4")
+            .replace("\"v\":2", "\"v\":5")
             .replace("\"erase\"", "\"merge\"");
         let error = Line::decode(newer.as_bytes()).unwrap_err().to_string();
         assert!(
-            error.contains("version 4") && error.contains("newer Pitser"),
+            error.contains("version 5") && error.contains("newer Pitser"),
             "{error}"
         );
+        // Rules that came later, in a line whose form is known.
+        let later = Genesis {
+            rules: Some(RULES + 1),
+            ..genesis()
+        };
+        let later = Line::genesis(later, sample().at, "ehr", "841").encode();
+        let error = Line::decode(&later).unwrap_err().to_string();
+        assert!(error.contains("newer Pitser"), "{error}");
+    }
+
+    fn genesis() -> Genesis {
+        Genesis {
+            log_key: "haigla.example/hospital+00000000+AA".into(),
+            origin: "haigla.example/hospital".into(),
+            predecessor: "none".into(),
+            rules: Some(RULES),
+            salt: Bytes32([7; 32]),
+            system: "sqlite:test".into(),
+            tables: Vec::new(),
+            timeline: 1,
+            uncovered: Vec::new(),
+            vrf_key: Bytes32([8; 32]),
+        }
+    }
+
+    #[test]
+    fn a_genesis_with_rules_is_of_version_4_and_one_without_of_version_1() {
+        let line = Line::genesis(genesis(), sample().at, "ehr", "841");
+        assert_eq!(line.v, 4);
+        assert_eq!(Line::decode(&line.encode()), Ok(line.clone()));
+        let old = Genesis {
+            rules: None,
+            ..genesis()
+        };
+        let old = Line::genesis(old, sample().at, "ehr", "841");
+        assert_eq!(old.v, 1);
+        assert_eq!(Line::decode(&old.encode()), Ok(old.clone()));
+        for mut line in [line, old] {
+            line.v = 5 - line.v;
+            assert!(Line::decode(&line.encode()).is_err());
+        }
     }
 
     fn finding(about: u64) -> Line {

@@ -506,6 +506,7 @@ mod tests {
                 log_key: String::new(),
                 origin: ORIGIN.into(),
                 predecessor: "none".into(),
+                rules: None,
                 salt: Bytes32([0; 32]),
                 system: "x".into(),
                 tables: vec![

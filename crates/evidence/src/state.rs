@@ -7,6 +7,7 @@
 use crate::codec::{Bytes32, Digest};
 use crate::line::{Genesis, Line, Op, Patient, Prev};
 use crate::map::{Leaf, LeafKind, Path, RowRef, patient_map_key, record_map_key};
+use crate::marks;
 use crate::store::{Memory, Storage, Tree, Whose};
 use std::sync::Arc;
 
@@ -28,6 +29,19 @@ pub struct Standing {
     pub next_seq: u64,
     /// The event that the next line must continue.
     pub open_event: Option<u64>,
+    /// The records that move in the open event, and the lists that say so: rule 15.
+    pub moving: Vec<Moving>,
+}
+
+/// A `relink` line of the open event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moving {
+    /// The record's table.
+    pub table: String,
+    /// The record.
+    pub key: Bytes32,
+    /// In whose list it says that the record moves.
+    pub patient: Patient,
 }
 
 /// What is known of a record.
@@ -165,6 +179,11 @@ impl<S: Storage> State<S> {
         hash: Digest,
     ) -> Result<(), ApplyError<S::Error>> {
         self.follows(line, &before)?;
+        let what = self.breaks(line, &before).map_err(ApplyError::Storage)?;
+        if let Some(what) = what {
+            let seq = line.seq;
+            return Err(StateError { seq, what }.into());
+        }
         self.carry(line, hash, before).map_err(ApplyError::Storage)
     }
 
@@ -228,6 +247,60 @@ impl<S: Storage> State<S> {
         Ok(())
     }
 
+    /// What is wrong with a line by more than its own leaves.
+    fn breaks(&self, line: &Line, before: &Before) -> Result<Option<&'static str>, S::Error> {
+        if let Some(accept) = &line.accept {
+            let finding = marks::finding(accept.finding.seq, accept.finding.hash);
+            if !self.storage.is_marked(&finding)? {
+                return Ok(Some("it accepts a line that is no finding of this trail"));
+            }
+            let accepted = marks::accepted(accept.finding.seq);
+            if self.storage.is_marked(&accepted)? {
+                return Ok(Some("it accepts a finding that was accepted before"));
+            }
+        }
+        let is_listed = self.is_listed(line, before)?;
+        Ok((!is_listed).then_some("it does not name the patient whose record it is about"))
+    }
+
+    /// Rule 15: a line about a patient's record stands in that patient's list.
+    fn is_listed(&self, line: &Line, before: &Before) -> Result<bool, S::Error> {
+        let rules = self.at.genesis.as_ref().and_then(|genesis| genesis.rules);
+        let (Some(table), Some(key), Some(leaf)) = (&line.table, &line.key, &before.record) else {
+            return Ok(true);
+        };
+        let is_bound = match line.op {
+            // In whichever list it has to stand: the lines after it are bound.
+            Op::Relink => false,
+            // Where the finding stands.
+            Op::Accept => false,
+            // Of a row that is gone, or never was, another may take the key.
+            op if op.commits_row() => leaf.row.is_some(),
+            _ => true,
+        };
+        if rules.is_none_or(|rules| rules < 15) || !is_bound {
+            return Ok(true);
+        }
+        if let Some(patient) = &line.patient
+            && self.storage.is_of(table, key, patient)? == Some(true)
+        {
+            return Ok(true);
+        }
+        let record = self.storage.record(table, key)?;
+        let Some(owner @ Patient::Pseudonym(_)) = record.and_then(|record| record.patient) else {
+            return Ok(true);
+        };
+        let leaves = |it: &Moving| (&it.table, &it.key, it.patient) == (table, key, owner);
+        if line.row.is_some() && self.at.moving.iter().any(leaves) {
+            return Ok(true);
+        }
+        // Of one who was erased, and of whom nothing came since, nobody knows the identifier.
+        let Some(list) = self.storage.patient_leaf(&owner)? else {
+            return Ok(false);
+        };
+        self.storage.is_marked(&marks::erased(list.last_seq))
+    }
+
     fn carry(&mut self, line: &Line, hash: Digest, before: Before) -> Result<(), S::Error> {
         if let Some(genesis) = &line.genesis {
             self.at.genesis = Some(Arc::new((**genesis).clone()));
@@ -242,6 +315,26 @@ impl<S: Storage> State<S> {
             let timeline = self.at.genesis.as_ref().map_or(1, |g| g.timeline);
             let (leaf, whose) = record_after(before.record, line, hash, timeline);
             self.storage.put_record(table, key, &leaf, whose)?;
+            if let (Op::Relink, Some(patient)) = (line.op, line.patient) {
+                let (table, key) = (table.clone(), *key);
+                self.at.moving.push(Moving {
+                    table,
+                    key,
+                    patient,
+                });
+            }
+        }
+        let mark = match (line.op, &line.accept) {
+            (Op::Finding, _) => Some(marks::finding(line.seq, hash)),
+            (Op::Erase, _) => Some(marks::erased(line.seq)),
+            (_, Some(accept)) => Some(marks::accepted(accept.finding.seq)),
+            _ => None,
+        };
+        if let Some(mark) = mark {
+            self.storage.mark(&mark)?;
+        }
+        if line.more.is_none() {
+            self.at.moving.clear();
         }
         self.at.open_event = line.more.map(|_| line.event);
         self.at.next_seq += 1;

@@ -158,7 +158,7 @@ impl<'a> Examination<'a> {
         let blocks = self.blocks(&head)?;
         self.lines(&blocks)?;
         let subject = self.subject(genesis)?;
-        let map_root = self.complete(&head, &blocks, subject)?;
+        let map_root = self.complete(&head, &blocks, subject, genesis)?;
         self.audit(&log_key, genesis_hash, &head, map_root)?;
         self.openings()
     }
@@ -481,6 +481,7 @@ impl<'a> Examination<'a> {
         head: &Head,
         blocks: &BTreeMap<u64, Placed>,
         subject: Patient,
+        genesis: &Genesis,
     ) -> Result<Digest, Contradiction> {
         let missing = |text: String| broken("complete", Code::BlockMissing, text);
         let map = &self.evidence.map;
@@ -509,10 +510,14 @@ impl<'a> Examination<'a> {
         }
         self.accepted()
             .map_err(|text| broken("complete", Code::LineAltered, text))?;
-        let text = format!(
+        let mut text = format!(
             "the map lists {} lines of the subject, {} of *many and {} of *unknown: all are here",
             counts[0], counts[1], counts[2]
         );
+        if genesis.rules.is_none() {
+            text += "; the trail began before rule 15: that none about the subject's records is in another list, \
+                     but for their rows, is the operator's word";
+        }
         self.note("complete", StepState::Matches, text);
         Ok(root)
     }

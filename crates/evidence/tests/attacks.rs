@@ -1200,7 +1200,7 @@ fn accepted(accepting: &[u64], change: impl Fn(&mut Line), expected: &str) {
             return;
         }
         line.op = Op::Accept;
-        line.v = Op::Accept.version();
+        line.v = line.version();
         line.table.clone_from(&found.table);
         (line.key, line.patient) = (found.key, found.patient);
         line.accept = Some(Box::new(Acceptance {

@@ -5,7 +5,7 @@
 mod world;
 
 use pitser_evidence::codec::Digest;
-use pitser_evidence::line::{Line, Op, Patient};
+use pitser_evidence::line::{Acceptance, Erasure, Line, Op, Patient, Prev, RULES};
 use pitser_evidence::map::{patient_map_key, record_map_key};
 use pitser_evidence::state::{State, StateError};
 use world::World;
@@ -181,5 +181,251 @@ fn events_are_whole() {
             l[i].more = Some(true)
         },
         event,
+    );
+}
+
+/// The lines as an operator rewrites them who holds all keys: numbered anew, and each
+/// pointing to those before it. `rules` are those of the genesis.
+fn rewritten(
+    rules: Option<u8>,
+    change: impl FnOnce(&mut Vec<Line>),
+) -> Result<[u8; 32], &'static str> {
+    let mut lines = World::new().lines;
+    change(&mut lines);
+    let mut genesis = lines[0].genesis.take().unwrap();
+    genesis.rules = rules;
+    let (at, pos) = (lines[0].at, lines[0].pos.clone());
+    lines[0] = Line::genesis(*genesis, at, "ehr", pos);
+    let mut state = State::new();
+    let mut hashes = Vec::new();
+    for (seq, mut line) in (0..).zip(lines) {
+        line.seq = seq;
+        line.event = state.standing().open_event.unwrap_or(seq);
+        if let Some(accept) = &mut line.accept {
+            accept.finding.hash = hashes[usize::try_from(accept.finding.seq).unwrap()];
+        }
+        let before = state.before(&line).unwrap();
+        (line.prev, line.patient_prev) = (before.prev(), before.patient_prev());
+        let hash = Line::hash(&line.encode());
+        hashes.push(hash);
+        state
+            .apply(&line, hash)
+            .map_err(|e| StateError::from(e).what)?;
+    }
+    Ok(state.root().unwrap())
+}
+
+/// A trail with this change keeps all rules but the last one.
+#[track_caller]
+fn unlisted(change: impl Fn(&mut Vec<Line>)) {
+    let what = "it does not name the patient whose record it is about";
+    assert_eq!(rewritten(Some(RULES), &change), Err(what));
+    assert!(rewritten(None, &change).is_ok(), "a trail of before");
+}
+
+#[track_caller]
+fn listed(change: impl Fn(&mut Vec<Line>)) {
+    assert_eq!(
+        rewritten(Some(RULES), &change),
+        rewritten(None, &change),
+        "the map does not depend on the rules"
+    );
+    assert!(rewritten(Some(RULES), &change).is_ok());
+}
+
+/// What comes right after the last line about pt-2's deleted record 21.
+fn then(lines: &mut Vec<Line>, change: impl FnOnce(&mut Line)) {
+    let deleted = at(lines, Op::Delete);
+    let after = lines.len() - 1;
+    let mut line = lines[deleted].clone();
+    change(&mut line);
+    lines.insert(after, line);
+}
+
+fn erasure(of: Option<Patient>, at: &Line) -> Line {
+    let mut line = Line::new(Op::Erase, 0, at.at, "guardian", "841");
+    line.patient = of;
+    line.erase = Some(Box::new(Erasure {
+        basis: "GDPR Art. 17(1)(b)".into(),
+        deciders: [Digest::of(&[b"one"]), Digest::of(&[b"two"])],
+    }));
+    line
+}
+
+#[test]
+fn what_is_about_a_patients_record_stands_in_that_patients_list() {
+    listed(|_| {});
+    let others = World::new().pseudonym("pt-3");
+    for op in [Op::Update, Op::Read, Op::Finding, Op::Delete] {
+        for other in [
+            None,
+            Some(Patient::Many),
+            Some(Patient::Unknown),
+            Some(others),
+        ] {
+            unlisted(|l| {
+                let i = at(l, op);
+                l[i].patient = other;
+            });
+        }
+    }
+    // Also when its row is gone.
+    listed(|l| then(l, |line| line.op = Op::Read));
+    unlisted(|l| {
+        then(l, |line| {
+            line.op = Op::Read;
+            line.patient = None;
+        })
+    });
+}
+
+#[test]
+fn a_record_leaves_no_list_without_a_word() {
+    // Lines 19 to 21: record 12 goes from pt-1 to pt-2.
+    listed(|l| {
+        let to = at(l, Op::Relink) + 1;
+        l.remove(to);
+    });
+    unlisted(|l| {
+        let from = at(l, Op::Relink);
+        l.remove(from);
+    });
+    // Whoever is named nowhere else, as if the row had no patient.
+    let nobody = |l: &mut Vec<Line>| {
+        let from = at(l, Op::Relink);
+        l[from + 2].patient = None;
+        l.remove(from + 1);
+    };
+    listed(nobody);
+    unlisted(|l| {
+        nobody(l);
+        let from = at(l, Op::Relink);
+        l.remove(from);
+    });
+    // The word is about another record, or of another table.
+    unlisted(|l| {
+        let from = at(l, Op::Relink);
+        l[from].key = l[at(l, Op::Update)].key;
+    });
+    unlisted(|l| {
+        let from = at(l, Op::Relink);
+        l[from].table = Some("patient".into());
+    });
+    // It was of another event.
+    unlisted(|l| {
+        let from = at(l, Op::Relink);
+        l[from].more = None;
+    });
+    // It says that the record moves, and a line that commits to no row names nobody.
+    unlisted(|l| {
+        let from = at(l, Op::Relink);
+        l[from + 2].op = Op::Delete;
+        l[from + 2].row = None;
+    });
+}
+
+#[test]
+fn a_key_that_is_free_may_become_anybodys() {
+    let juri = World::new().pseudonym("pt-2");
+    let again = |l: &mut Vec<Line>, patient| {
+        then(l, |line| {
+            line.op = Op::Create;
+            line.row = Some(Digest::of(&[b"row"]));
+            line.patient = patient;
+        });
+    };
+    for patient in [None, Some(World::new().pseudonym("pt-3")), Some(juri)] {
+        listed(|l| again(l, patient));
+    }
+    // From then on it is.
+    let others = Some(World::new().pseudonym("pt-3"));
+    unlisted(|l| {
+        again(l, others);
+        then(l, |line| line.patient = Some(juri));
+    });
+    listed(|l| {
+        again(l, None);
+        then(l, |line| line.patient = Some(juri));
+    });
+}
+
+#[test]
+fn of_an_erased_patient_nobody_knows_the_name_until_it_comes_again() {
+    let (mari, juri) = {
+        let world = World::new();
+        (world.pseudonym("pt-1"), world.pseudonym("pt-2"))
+    };
+    let erased = |l: &mut Vec<Line>, of| {
+        let at = at(l, Op::Delete);
+        l.insert(at, erasure(Some(of), &l[at]));
+    };
+    let delete = |l: &mut Vec<Line>, patient| {
+        let i = at(l, Op::Delete);
+        l[i].patient = patient;
+    };
+    for patient in [None, Some(Patient::Unknown), Some(juri)] {
+        listed(|l| {
+            erased(l, juri);
+            delete(l, patient);
+        });
+    }
+    unlisted(|l| {
+        erased(l, mari);
+        delete(l, None);
+    });
+    // A line about the patient came since.
+    unlisted(|l| {
+        erased(l, juri);
+        let i = at(l, Op::Delete);
+        let mut read = l[at(l, Op::Finding)].clone();
+        (read.op, read.finding) = (Op::Read, None);
+        l.insert(i, read);
+        delete(l, None);
+    });
+}
+
+#[test]
+fn a_finding_is_accepted_once_and_by_its_hash() {
+    let accept = |l: &mut Vec<Line>, seq: usize| {
+        let mut line = l[seq].clone();
+        (line.op, line.finding) = (Op::Accept, None);
+        line.accept = Some(Box::new(Acceptance {
+            finding: Prev {
+                hash: Digest::of(&[b"that of the line"]),
+                seq: l[seq].seq,
+            },
+        }));
+        let last = l.len() - 1;
+        l.insert(last, line);
+    };
+    let found = at(&World::new().lines, Op::Finding);
+    listed(|l| accept(l, found));
+    for rules in [None, Some(RULES)] {
+        let twice = |l: &mut Vec<Line>| (0..2).for_each(|_| accept(l, found));
+        let before = Err("it accepts a finding that was accepted before");
+        assert_eq!(rewritten(rules, twice), before);
+        for other in [at(&World::new().lines, Op::Read), found + 1] {
+            let none = Err("it accepts a line that is no finding of this trail");
+            assert_eq!(rewritten(rules, |l| accept(l, other)), none);
+        }
+    }
+    let mut state = State::new();
+    let mut lines = World::new().lines;
+    accept(&mut lines, found);
+    let i = at(&lines, Op::Accept);
+    for line in &lines[..i] {
+        state.apply(line, Line::hash(&line.encode())).unwrap();
+    }
+    // The right number, with another hash.
+    let mut line = lines[i].clone();
+    line.seq = state.next_seq();
+    line.event = line.seq;
+    let before = state.before(&line).unwrap();
+    (line.prev, line.patient_prev) = (before.prev(), before.patient_prev());
+    let refused = state.apply(&line, Line::hash(&line.encode()));
+    let what = refused.map_err(|e| StateError::from(e).what);
+    assert_eq!(
+        what,
+        Err("it accepts a line that is no finding of this trail")
     );
 }

@@ -15,7 +15,7 @@ use pitser_evidence::commit::{
     Key, LineNonce, column_leaf, commit_person, commit_raw, commit_row, commit_table_key,
     patient_alpha, record_key,
 };
-use pitser_evidence::line::{Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev};
+use pitser_evidence::line::{Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev, RULES};
 use pitser_evidence::map::{
     Leaf, LeafKind, MapKey, Path, RowRef, SparseMap, patient_map_key, record_map_key,
 };
@@ -55,6 +55,10 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
         ("erase.jsonl", [erase().encode(), b"\n".to_vec()].concat()),
         ("evidence-pt-1.json", world.evidence("pt-1").encode()),
         ("evidence-pt-3.json", world.evidence("pt-3").encode()),
+        (
+            "genesis.jsonl",
+            [genesis(&world).encode(), b"\n".to_vec()].concat(),
+        ),
         ("map.json", pretty(map(&mut world))),
         ("texts.json", pretty(texts(&mut world))),
         ("trail.jsonl", lines),
@@ -99,6 +103,14 @@ fn the_published_files_are_found_intact() {
             "{name}"
         );
     }
+}
+
+/// A genesis of version 4: that of the trail, with rules.
+fn genesis(world: &World) -> Line {
+    let old = &world.lines[0];
+    let mut genesis = *old.genesis.clone().unwrap();
+    genesis.rules = Some(RULES);
+    Line::genesis(genesis, old.at, &old.source, &old.pos)
 }
 
 /// A line of version 3, as if it followed the first fifteen of a trail.

@@ -437,7 +437,7 @@ where
         *view.state.standing_mut() = Standing {
             genesis: Some(std::sync::Arc::new(*genesis)),
             next_seq: commit.next_seq,
-            open_event: None,
+            ..Standing::default()
         };
         self.genesis_hash = Some(view.genesis_hash);
         self.resumed = commit.blocks;
@@ -784,7 +784,8 @@ where
         let line = Line::decode(bytes).map_err(|e| altered(e.to_string()))?;
         let hash = Line::hash(bytes);
         let applied = self.view.state.apply(&line, hash);
-        match applied.and_then(|()| marks::follow(&mut self.view.state, &line, hash)) {
+        let marked = |()| marks::follow(&mut self.view.state, &line).map_err(ApplyError::Storage);
+        match applied.and_then(marked) {
             Ok(()) => {}
             Err(ApplyError::Line(e)) => return Err(altered(e.what.into()).into()),
             Err(ApplyError::Storage(e)) => return Err(Into::<MapError>::into(e).into()),

@@ -19,9 +19,10 @@ use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{Key, LineNonce, Rows, commit_table_key, record_key};
 use pitser_evidence::line::{
-    Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, SealRef, TableGenesis, Timestamp,
+    Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, RULES, SealRef, TableGenesis, Timestamp,
 };
 use pitser_evidence::state::{ApplyError, Before, State, StateError};
+use pitser_evidence::store::Storage;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{self, BLOCK_CLOSE_REASON, BlockBuilder, StoredHashes};
 use pitser_tlog::checkpoint::Checkpoint as Head;
@@ -338,6 +339,7 @@ impl Trail {
             log_key: keys.log().verifier().to_string(),
             origin: origin.to_owned(),
             predecessor: "none".into(),
+            rules: Some(RULES),
             salt: Bytes32(random()?),
             system: draft.system.clone(),
             tables: tables_of(&keys, &draft.tables),
@@ -345,8 +347,7 @@ impl Trail {
             uncovered: draft.uncovered.clone(),
             vrf_key: Bytes32(keys.vrf_public().0),
         };
-        let mut line = Line::new(Op::Genesis, 0, draft.at, &draft.source, &draft.pos);
-        line.genesis = Some(Box::new(genesis));
+        let line = Line::genesis(genesis, draft.at, &draft.source, &draft.pos);
         line.check()?;
         let mut bytes = line.encode();
         bytes.push(b'\n');
@@ -594,7 +595,7 @@ impl Trail {
         }
         let hash = Line::hash(&bytes);
         self.state.apply_to(before, line, hash)?;
-        marks::follow(&mut self.state, line, hash)?;
+        marks::follow(&mut self.state, line)?;
         self.gathered.line(line);
         self.open.push(hash.0);
         let offset = self.files.lines.len() + self.buffer.len() as u64;

@@ -12,6 +12,7 @@ use pitser_evidence::map::patient_map_key;
 use pitser_trail::export::{ExportError, Exporter};
 use pitser_trail::{Draft, Gather, Layout, PatientId, Row, SegmentLimits, Trail, TrailError, read};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Numbers of all lines, in order: nothing is shown twice or left out.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -50,11 +51,12 @@ fn open(dir: &Path) -> Result<(Trail, Seen), TrailError> {
 }
 
 fn change(n: u64) -> Draft {
-    let id = format!("t{}", n % 90).into_bytes();
+    let record = n % 90;
+    let id = format!("t{record}").into_bytes();
     Draft {
         table: Some("observation".into()),
         key: Some(vec![id.clone()]),
-        patient: Some(PatientId::Id(format!("pt-{}", n % 7))),
+        patient: Some(PatientId::Id(format!("pt-{}", record % 7))),
         row: Some(Row {
             names: ["id".to_owned(), "value".to_owned()].into(),
             values: vec![Some(id.into()), Some(n.to_be_bytes()[..].into())],
@@ -342,6 +344,15 @@ fn a_commit_that_the_segments_do_not_reach_is_not_believed() {
     is_what_the_segments_say(dir.path(), "segments of an earlier moment");
 }
 
+/// Tells readers to stop, also if the writer fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn readers_beside_the_writer_see_whole_lists() {
     let dir = tempfile::tempdir().unwrap();
@@ -350,12 +361,12 @@ fn readers_beside_the_writer_see_whole_lists() {
     let head = trail.sign_head();
     trail.store_head(&head).unwrap();
     let layout = Layout::new(dir.path());
-    let is_over = std::sync::atomic::AtomicBool::new(false);
-    let over = std::sync::atomic::Ordering::SeqCst;
+    let is_over = AtomicBool::new(false);
     let read = std::thread::scope(|scope| {
+        let over = Over(&is_over);
         let reader = scope.spawn(|| {
             let mut read = 0u64;
-            while !is_over.load(over) || read == 0 {
+            while !is_over.load(Ordering::SeqCst) || read == 0 {
                 let mut exporter = Exporter::open(layout.clone()).unwrap();
                 for patient in 0..7 {
                     let entry = exporter.prove_patient(&format!("pt-{patient}")).unwrap();
@@ -377,7 +388,7 @@ fn readers_beside_the_writer_see_whole_lists() {
             let head = trail.sign_head();
             trail.store_head(&head).unwrap();
         }
-        is_over.store(true, over);
+        drop(over);
         reader.join().unwrap()
     });
     assert!(read > 0);

@@ -92,6 +92,18 @@ pub trait Storage {
     /// Number of patients, the two pseudo-patients included where they occur.
     fn patients(&self) -> u64;
 
+    /// Notes a digest beside the leaves: the map's root knows nothing of it.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn mark(&mut self, mark: &Bytes32) -> Result<(), Self::Error>;
+
+    /// Whether a digest was noted.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn is_marked(&self, mark: &Bytes32) -> Result<bool, Self::Error>;
+
     /// The map's root over all leaves (docs/spec/33-map.md §3).
     ///
     /// # Errors

@@ -182,24 +182,6 @@ impl<P: Pages> Tree<P> {
         &mut self.pages
     }
 
-    /// Notes a digest beside the leaves.
-    ///
-    /// # Errors
-    /// What the pages say.
-    pub fn mark(&mut self, mark: &Bytes32) -> Result<(), P::Error> {
-        let made = |_: &mut P, _: Option<&Entry>| Ok(Entry::Mark(*mark));
-        self.put(&Subject::Mark(*mark), || mark.0, made).map(drop)
-    }
-
-    /// Whether a digest was noted.
-    ///
-    /// # Errors
-    /// What the pages say.
-    pub fn is_marked(&self, mark: &Bytes32) -> Result<bool, P::Error> {
-        let found = self.find(&Subject::Mark(*mark), || mark.0)?;
-        Ok(found.is_some())
-    }
-
     /// Hashes and writes all changed buckets.
     ///
     /// # Errors
@@ -711,6 +693,16 @@ impl<P: Pages> Storage for Tree<P> {
 
     fn patients(&self) -> u64 {
         self.counts.patients
+    }
+
+    fn mark(&mut self, mark: &Bytes32) -> Result<(), P::Error> {
+        let made = |_: &mut P, _: Option<&Entry>| Ok(Entry::Mark(*mark));
+        self.put(&Subject::Mark(*mark), || mark.0, made).map(drop)
+    }
+
+    fn is_marked(&self, mark: &Bytes32) -> Result<bool, P::Error> {
+        let found = self.find(&Subject::Mark(*mark), || mark.0)?;
+        Ok(found.is_some())
     }
 
     fn root(&mut self) -> Result<[u8; 32], P::Error> {

@@ -14,7 +14,8 @@ impl Session {
         self.finding_of(worker, finding, None)
     }
 
-    /// Notes a finding, and writes it into the trail if it is new.
+    /// Notes a finding, and writes it into the trail if it is new. `patient` is whose record
+    /// it is about, where the trail does not know.
     pub(super) fn finding_of(
         &mut self,
         worker: &Worker,
@@ -47,10 +48,8 @@ impl Session {
         let draft = Draft {
             table: finding.table.clone(),
             key: finding.key.as_ref().map(key_cells),
-            patient: match patient {
-                Some(patient) => Some(patient),
-                None => self.patient_of(&finding)?,
-            },
+            // A record may have moved since: its list is the one where it stands now.
+            patient: self.patient_of(&finding)?.or(patient),
             columns: (!finding.columns.is_empty()).then(|| finding.columns.clone().into()),
             body: Some(Box::new(Body::Finding(LineFinding {
                 about: finding.about,
