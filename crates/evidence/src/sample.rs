@@ -122,6 +122,9 @@ pub struct OpenedRow {
     /// The key's canonical values, in key order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<Vec<Blob>>,
+    /// The key's columns, where they are not those that the genesis names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_columns: Option<Vec<String>>,
     /// How the live row compares, by the guardian's word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<Live>,
@@ -151,6 +154,9 @@ impl fmt::Debug for OpenedRow {
 pub struct Via {
     /// As in [`OpenedRow::columns`].
     pub columns: Vec<OpenColumn>,
+    /// As in [`OpenedRow::key_columns`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_columns: Option<Vec<String>>,
     /// The line that commits to it.
     pub line: u64,
 }
@@ -305,13 +311,14 @@ fn compare_key(
         }
         (None, _) => kept = Some("the table's key is kept, so that the key is the site's word"),
     }
-    let (Some(table), Some(columns)) = (table, columns) else {
+    let named = KeyColumns::of(table, shown.key_columns.as_deref());
+    let (Some(named), Some(columns)) = (named, columns) else {
         return Ok(kept);
     };
-    if table.key.len() != cells.len() {
-        return Ok(kept.or(Some("its table had another key when trail began")));
+    if named.columns.len() != cells.len() {
+        return Err(Wrong::Other("its key is not the row's"));
     }
-    for (name, cell) in table.key.iter().zip(cells) {
+    for (name, cell) in named.columns.iter().zip(cells) {
         match columns.value(name) {
             // NULL is no bytes in a key.
             Some(value) if value.unwrap_or_default() == cell.0 => {}
@@ -319,7 +326,27 @@ fn compare_key(
             None => return Ok(kept.or(Some("a column of the key is not opened"))),
         }
     }
-    Ok(kept)
+    Ok(kept.or(named.kept))
+}
+
+/// Which columns are a table's key.
+struct KeyColumns<'a> {
+    columns: &'a [String],
+    /// What is the site's word about that.
+    kept: Option<&'static str>,
+}
+
+impl<'a> KeyColumns<'a> {
+    /// Those that the site names, or those of the genesis.
+    fn of(table: Option<&'a TableGenesis>, shown: Option<&'a [String]>) -> Option<Self> {
+        let first = table.map(|table| table.key.as_slice());
+        let columns = shown.or(first)?;
+        let kept = "its table had another key when the trail began: which columns are its key is the site's word";
+        Some(Self {
+            columns,
+            kept: (Some(columns) != first).then_some(kept),
+        })
+    }
 }
 
 /// The identifier behind the line's pseudonym, if the line names a patient.
@@ -343,6 +370,11 @@ fn identifier<'a>(
     }
 }
 
+/// The hash of the mapping that a trail begins with (docs/spec/32-blocks.md §1).
+pub fn first_mapping(genesis: &Genesis) -> Digest {
+    Digest::of(&[Mapping::first(genesis).text().as_bytes()])
+}
+
 /// How the patients of tables are found, as text (chapter 32 §1).
 struct Mapping(Vec<(String, String)>);
 
@@ -350,9 +382,7 @@ impl Mapping {
     /// The one that the line's block was closed under, if the genesis or the answer
     /// has it.
     fn of(trail: &Trail<'_>, shown: &OpenedRow) -> Option<Self> {
-        let tables = &trail.genesis.tables;
-        let rows = tables.iter().map(|t| (t.name.clone(), t.patient.clone()));
-        let first = Self(rows.collect());
+        let first = Self::first(trail.genesis);
         let wanted = trail.mapping?;
         if Digest::of(&[first.text().as_bytes()]) == wanted {
             return Some(first);
@@ -363,6 +393,12 @@ impl Mapping {
         let shown = Self(rows.collect::<Option<_>>()?);
         let is_wanted = shown.text() == *text && Digest::of(&[text.as_bytes()]) == wanted;
         is_wanted.then_some(shown)
+    }
+
+    fn first(genesis: &Genesis) -> Self {
+        let tables = genesis.tables.iter();
+        let rows = tables.map(|t| (t.name.clone(), t.patient.clone()));
+        Self(rows.collect())
     }
 
     fn text(&self) -> String {
@@ -414,9 +450,9 @@ impl Found<'_> {
         };
         let value = value.filter(|value| value.len() > 1);
         let Some(target) = target else {
-            // A cell's value without its type letter.
-            let named = value.map(|value| &value[1..]);
-            return match named == self.identifier.map(str::as_bytes) {
+            // A cell's value without its type letter; what is no text is no identifier.
+            let named = value.and_then(|value| std::str::from_utf8(&value[1..]).ok());
+            return match named == self.identifier {
                 true => Ok(None),
                 false => Err(OTHER),
             };
@@ -452,18 +488,23 @@ impl Found<'_> {
         };
         let columns = Columns::open(&via.columns, &line)?;
         let mut tables = trail.genesis.tables.iter();
-        let named = tables.find(|t| t.name == table).map(|t| &t.key[..]);
-        let Some([named]) = named else {
+        let first = tables.find(|t| t.name == table);
+        let Some(named) = KeyColumns::of(first, via.key_columns.as_deref()) else {
             return Ok(Some(
                 "the table through which its patient is found is not in the genesis",
             ));
         };
-        if columns.value(named) != Some(Some(key)) {
+        let is_this_row = match named.columns {
+            [named] => columns.value(named) == Some(Some(key)),
+            _ => false,
+        };
+        if !is_this_row {
             return Err(Wrong::Opening(
                 "its patient is found through another row than the one shown",
             ));
         }
-        self.through(table, &columns, trail, step + 1)
+        let kept = self.through(table, &columns, trail, step + 1)?;
+        Ok(kept.or(named.kept))
     }
 }
 
@@ -612,11 +653,16 @@ mod tests {
             let (_, via) = self.row(1, "person", person, Some("pt-1"));
             let (line, mut shown) =
                 self.row(2, "entry", [Some("i1"), Some("i7"), Some("tx")], patient);
-            shown.via = vec![Via {
-                columns: via.columns.unwrap(),
-                line: 1,
-            }];
+            shown.via = vec![via_line(1, via)];
             (line, shown)
+        }
+    }
+
+    fn via_line(line: u64, shown: OpenedRow) -> Via {
+        Via {
+            columns: shown.columns.unwrap(),
+            key_columns: None,
+            line,
         }
     }
 
@@ -723,10 +769,7 @@ mod tests {
             [Some("i1"), Some("i7"), Some("tx")],
             Some("pt-2"),
         );
-        wrong.via = vec![Via {
-            columns: via.columns.unwrap(),
-            line: 3,
-        }];
+        wrong.via = vec![via_line(3, via)];
         does_not_open(world.compare(&line, &wrong));
     }
 
@@ -745,6 +788,72 @@ mod tests {
         let (line, mut shown) = world.entry(Some("pt-1"));
         shown.via.clear();
         assert_eq!(world.compare(&line, &shown).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_key_that_was_changed_since_is_the_sites_word() {
+        let mut world = World::new();
+        // From here on the key of `person` is `who`.
+        let keyed = |line: &mut Line, shown: &mut OpenedRow| {
+            line.key = Some(record_key(&table_key("person"), [&b"tpt-1"[..]]));
+            shown.key = Some(vec![Blob(b"tpt-1".to_vec())]);
+            shown.key_columns = Some(vec!["who".into()]);
+        };
+        let (mut line, mut shown) = world.row(1, "person", PERSON, Some("pt-1"));
+        keyed(&mut line, &mut shown);
+        assert_eq!(world.compare(&line, &shown).unwrap().len(), 1);
+        let with = |columns: Option<&[&str]>| {
+            let columns = columns.map(|it| it.iter().map(|name| (*name).to_owned()).collect());
+            OpenedRow {
+                key_columns: columns,
+                ..shown.clone()
+            }
+        };
+        // It holds something else, or is another number of columns.
+        for columns in [None, Some(&["id"][..]), Some(&["who", "who"]), Some(&[])] {
+            is_other(world.compare(&line, &with(columns)));
+        }
+        // Nothing is compared with a column that is kept back.
+        assert_eq!(
+            world.compare(&line, &with(Some(&["note"]))).unwrap().len(),
+            1
+        );
+        // Those of the genesis are nobody's word.
+        let (line, mut shown) = world.row(2, "person", PERSON, Some("pt-1"));
+        shown.key_columns = Some(vec!["id".into()]);
+        assert_eq!(world.compare(&line, &shown), Ok(vec![]));
+
+        // The row through which a patient is found.
+        let (_, via) = world.row(3, "person", PERSON, Some("pt-1"));
+        let entry = [Some("i1"), Some("tpt-1"), Some("tx")];
+        let (line, mut shown) = world.row(4, "entry", entry, Some("pt-1"));
+        shown.via = vec![via_line(3, via)];
+        does_not_open(world.compare(&line, &shown));
+        shown.via[0].key_columns = Some(vec!["who".into()]);
+        assert_eq!(world.compare(&line, &shown).unwrap().len(), 1);
+        shown.via[0].key_columns = Some(vec!["who".into(), "id".into()]);
+        does_not_open(world.compare(&line, &shown));
+    }
+
+    #[test]
+    fn what_is_no_text_names_nobody() {
+        let mut world = World::new();
+        let nonce = LineNonce::new(&Key::new([9; 32]), ORIGIN, 1, 1);
+        for (who, named) in [(&b"t\xff\xfe"[..], false), (b"tpt-1", true), (b"t", false)] {
+            let row = [("id", &b"i7"[..]), ("who", who)];
+            let columns =
+                row.map(|(name, value)| OpenColumn::open(name, nonce.column(name), Some(value)));
+            let leaves = row
+                .map(|(name, value)| (name, column_leaf(&nonce.column(name), name, Some(value))));
+            let (mut line, mut shown) = world.row(1, "person", PERSON, None);
+            line.row = Some(row_root(leaves));
+            shown.columns = Some(columns.to_vec());
+            let compared = world.compare(&line, &shown);
+            match named {
+                true => is_other(compared),
+                false => assert_eq!(compared, Ok(vec![])),
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use pitser_evidence::file::{
     Opening, Subject,
 };
 use pitser_evidence::line::{Genesis, Line, Op, Patient};
+use pitser_evidence::map::Leaf;
 use pitser_evidence::seal;
 use pitser_evidence::store::Tree;
 use pitser_ksi::logsig::{Lines, Outline};
@@ -570,14 +571,38 @@ impl Exporter {
         cells: &[Vec<u8>],
         seq: u64,
     ) -> Result<Option<u64>, ExportError> {
-        let leaf = self
-            .view
-            .state
-            .record_leaf(table, &self.record_key(table, cells))?;
+        let leaf = self.record_leaf(table, cells)?;
         let before = |line: &Line| line.prev.map(|prev| prev.seq);
         self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
             line.seq <= seq && line.row.is_some()
         })
+    }
+
+    /// The same among the lines that `counts`, if its row stands there: if none of them
+    /// says later that it is gone.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn standing_row_line(
+        &self,
+        table: &str,
+        cells: &[Vec<u8>],
+        counts: impl Fn(&Line) -> bool,
+    ) -> Result<Option<u64>, ExportError> {
+        let leaf = self.record_leaf(table, cells)?;
+        let before = |line: &Line| line.prev.map(|prev| prev.seq);
+        let last = self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
+            counts(line) && (line.row.is_some() || line.op == Op::Delete)
+        })?;
+        match last {
+            Some(last) => Ok(self.line(last)?.0.row.is_some().then_some(last)),
+            None => Ok(None),
+        }
+    }
+
+    fn record_leaf(&self, table: &str, cells: &[Vec<u8>]) -> Result<Option<Leaf>, ExportError> {
+        let record = self.record_key(table, cells);
+        Ok(self.view.state.record_leaf(table, &record)?)
     }
 
     /// The line after `seq` that erased the patient, if there is one.

@@ -113,4 +113,36 @@ fn evidence_is_intact_under_an_anchored_auditor() {
     world.stop_guardian();
     world.run(EXPORT).exits(0);
     world.run(VERIFY).exits(0).says("\"intact\"");
+
+    // What no row can show accuses nobody: a table that was given another key, a row that
+    // is changed after the one that leads to its patient is gone, and one that was found
+    // through a row which its own transaction changed later.
+    world.guard();
+    world.psql(
+        "postgres",
+        "SET session_replication_role = replica;
+         DELETE FROM visit WHERE id = 20;
+         UPDATE result SET value = 7.2 WHERE id = 200;
+         BEGIN;
+         INSERT INTO result VALUES (300, 10, 5.0, 2, now());
+         UPDATE visit SET patient = 2 WHERE id = 10;
+         COMMIT;
+         ALTER TABLE result DROP CONSTRAINT result_pkey, ADD PRIMARY KEY (value);
+         UPDATE result SET create_uid = 1 WHERE value = 7.2",
+    );
+    world.settle();
+    let before = world.status_when("told", |_| true)["blocks"].as_u64();
+    world.psql_as(
+        "ehr",
+        "ehr",
+        "UPDATE result SET create_uid = 1 WHERE id = 300",
+    );
+    world.settle();
+    world.status_when("is cosigned", |s| {
+        s["witnessed"].as_u64() > before && s["witnessed"] == s["blocks"]
+    });
+    let again = follow.replace(" --json", " --sample-every 0");
+    let said = world.run(&again).exits(0);
+    said.says("another key").says("is not shown");
+    world.stop_guardian();
 }

@@ -82,6 +82,8 @@ impl<'a> Opener<'a> {
         }
         if let Some(cells) = content.key.filter(|_| !self.is_whole_key(&table)) {
             shown.live = self.live(&line, &table, &cells)?;
+            let row = content.row.as_ref();
+            shown.key_columns = row.and_then(|row| self.key_columns(&table, &cells, row));
             shown.key = Some(cells.into_iter().map(Blob).collect());
             if self.table_keys {
                 let key = self.exporter.keys().table(&table);
@@ -89,8 +91,10 @@ impl<'a> Opener<'a> {
             }
         }
         if let Some(row) = &content.row {
-            shown.columns = Some(self.columns(&table, &nonce, row));
-            shown.via = self.via(&table, row, seq)?;
+            let key = self.key(&table, shown.key_columns.as_deref());
+            shown.columns = Some(self.columns(&table, key, &nonce, row));
+            let named = shown.patient.as_ref().map(|patient| patient.id.as_str());
+            shown.via = self.via(&table, row, &line, named)?;
         }
         Ok(ShownRow::Opened(Box::new(shown)))
     }
@@ -102,14 +106,44 @@ impl<'a> Opener<'a> {
         table.is_some_and(|table| table.key.len() >= table.columns.len() && table.key.len() > 1)
     }
 
-    /// The row's columns: open are those of the key, and the one that leads to the patient.
-    fn columns(&self, table: &str, nonce: &LineNonce, row: &Row) -> Vec<OpenColumn> {
+    /// The columns of a table's key that may be shown: those given, or those of the genesis.
+    fn key<'k>(&'k self, table: &str, given: Option<&'k [String]>) -> &'k [String] {
         let mut tables = self.genesis.tables.iter();
-        let key = tables.find(|known| known.name == table);
-        let key: &[String] = match key.filter(|_| !self.is_whole_key(table)) {
-            Some(table) => &table.key,
-            None => &[],
+        let known = tables.find(|known| known.name == table);
+        let first = known.filter(|_| !self.is_whole_key(table));
+        given.unwrap_or_else(|| first.map_or(&[], |table| table.key.as_slice()))
+    }
+
+    /// The columns of `row` that hold its key, if they are not those that the genesis
+    /// names, and the row has them.
+    fn key_columns(&self, table: &str, cells: &[Vec<u8>], row: &Row) -> Option<Vec<String>> {
+        let first = self.key(table, None);
+        let value = |wanted: &str| {
+            let mut columns = row.iter();
+            let (_, value) = columns.find(|(name, _)| *name == wanted)?;
+            Some(value.unwrap_or_default())
         };
+        let holds = |(name, cell): (&String, &Vec<u8>)| value(name) == Some(cell.as_slice());
+        if first.len() == cells.len() && first.iter().zip(cells).all(holds) {
+            return None;
+        }
+        let mut left: Vec<_> = row.iter().collect();
+        let columns = cells.iter().map(|cell| {
+            let is_it = |(_, value): &(&str, Option<&[u8]>)| value.unwrap_or_default() == cell;
+            let at = left.iter().position(is_it)?;
+            Some(left.remove(at).0.to_owned())
+        });
+        columns.collect()
+    }
+
+    /// The row's columns: open are those of the key, and the one that leads to the patient.
+    fn columns(
+        &self,
+        table: &str,
+        key: &[String],
+        nonce: &LineNonce,
+        row: &Row,
+    ) -> Vec<OpenColumn> {
         let (patient, _) = self.path(table).unwrap_or_default();
         let column = |(name, value): (&str, Option<&[u8]>)| {
             let secret = nonce.column(name);
@@ -136,12 +170,39 @@ impl<'a> Opener<'a> {
         })
     }
 
-    /// The rows through which the patient of `row` was found.
-    fn via(&mut self, table: &str, row: &Row, seq: u64) -> Result<Vec<Via>, ExportError> {
+    /// The rows through which `named`, the patient of a line's `row`, was found: as they
+    /// were at the line, or at the end of its transaction.
+    fn via(
+        &mut self,
+        table: &str,
+        row: &Row,
+        line: &Line,
+        named: Option<&str>,
+    ) -> Result<Vec<Via>, ExportError> {
+        let is_before = |other: &Line| other.seq <= line.seq;
+        let is_of_same = |other: &Line| other.tx.is_some() && other.tx == line.tx;
+        let at_end = |other: &Line| is_before(other) || is_of_same(other);
+        let (via, found) = self.way(table, row, &at_end)?;
+        match found.as_deref() == named {
+            true => Ok(via),
+            false => Ok(self.way(table, row, &is_before)?.0),
+        }
+    }
+
+    /// The rows on the way from `row` to its patient by the lines that count, and whom
+    /// they lead to.
+    fn way(
+        &mut self,
+        table: &str,
+        row: &Row,
+        counts: &dyn Fn(&Line) -> bool,
+    ) -> Result<(Vec<Via>, Option<String>), ExportError> {
         let mut via = Vec::new();
+        let mut found = self.named(table, row);
         let mut next = self.target(table, row);
         while let Some((table, cell)) = next.take().filter(|_| via.len() < STEPS) {
-            let Some(line) = self.exporter.row_line(&table, &[cell], seq)? else {
+            let cells = [cell];
+            let Some(line) = self.exporter.standing_row_line(&table, &cells, counts)? else {
                 break;
             };
             let (_, opened) = self.exporter.opened(line)?;
@@ -150,11 +211,30 @@ impl<'a> Opener<'a> {
             else {
                 break;
             };
-            let columns = self.columns(&table, &nonce, &row);
-            via.push(Via { columns, line });
+            let key_columns = self.key_columns(&table, &cells, &row);
+            let key = self.key(&table, key_columns.as_deref());
+            let columns = self.columns(&table, key, &nonce, &row);
+            via.push(Via {
+                columns,
+                key_columns,
+                line,
+            });
+            found = self.named(&table, &row);
             next = self.target(&table, &row);
         }
-        Ok(via)
+        Ok((via, found))
+    }
+
+    /// The patient whom a row names itself.
+    fn named(&self, table: &str, row: &Row) -> Option<String> {
+        let (column, None) = self.path(table)? else {
+            return None;
+        };
+        let mut values = row.iter();
+        let (_, value) = values.find(|(name, _)| *name == column)?;
+        // Without the letter of its type.
+        let text = std::str::from_utf8(value?.get(1..)?).ok()?;
+        (!text.is_empty()).then(|| text.to_owned())
     }
 
     /// The table, and the key in it, that a row's patient is found through.
