@@ -606,8 +606,14 @@ fn overwrite(path: &std::path::Path, bytes: &[u8]) {
 
 impl Audit {
     /// The operator writes one more line about the only record, while no guardian runs:
-    /// whatever `change` makes of the newest one.
+    /// whatever `change` makes of the newest one. If that is about another patient, a
+    /// `relink` says so, or nobody would follow the trail any more.
     fn forges(&self, change: impl FnOnce(&mut Draft)) {
+        self.forges_under(None, change);
+    }
+
+    /// The same, in a block that is closed under another mapping from tables to patients.
+    fn forges_under(&self, mapping: Option<Digest>, change: impl FnOnce(&mut Draft)) {
         let layout = Layout::new(self.path("guard/ehr"));
         let (line, row, key) = {
             let mut exporter = Exporter::open(layout.clone()).unwrap();
@@ -627,10 +633,19 @@ impl Audit {
             row: Some(row),
             ..Draft::new(Op::Update, newest.at, &line.source, newest.pos.clone())
         };
+        let owner = draft.patient.clone();
         change(&mut draft);
-        trail.append(vec![draft]).unwrap();
+        let moves = draft.patient != owner;
+        let relink = moves.then(|| Draft {
+            op: Op::Relink,
+            patient: owner,
+            row: None,
+            ..draft.clone()
+        });
+        let event: Vec<Draft> = relink.into_iter().chain([draft]).collect();
+        trail.append(event).unwrap();
         trail.commit().unwrap();
-        let mapping = newest_mapping(&trail);
+        let mapping = mapping.unwrap_or_else(|| newest_mapping(&trail));
         trail
             .close_block(newest.at, &newest.pos, mapping, "forged")
             .unwrap();
@@ -680,6 +695,40 @@ fn a_line_about_another_patient_than_its_row_is_found_by_the_sample() {
         .map(|column| column["name"].as_str().unwrap())
         .collect();
     assert_eq!(open, ["id", "patient"]);
+    guardian.stop();
+}
+
+/// For a while a row's patient is found as the operator likes: the mapping that the site
+/// shows fits the block. That it was another one stands in the checkpoints.
+#[test]
+fn a_mapping_that_was_changed_for_a_while_is_told() {
+    let mut audit = Audit::with("scan_every_s = 0", "");
+    let guardian = audit.hospital.guard();
+    audit.goes_on("b");
+    let said = audit.run(&audit.follow()).exits(0).json();
+    assert_eq!(said["mapping_changes"], 0, "{said}");
+    let blocks = said["block"].as_u64().unwrap() + 1;
+    guardian.stop();
+    audit.forges_under(Some(Digest::of(&[b"entry\tnote\n"])), |_| {});
+    let guardian = audit.hospital.guard();
+    audit.goes_on("c");
+    let follow = format!(
+        "{} --sample 0",
+        audit.follow_at(&audit.hospital.listen, "a")
+    );
+    let said = audit.run(&follow).exits(0).json();
+    assert_eq!(said["mapping_changes"], 2, "{said}");
+    let changed: Vec<_> = said["mapping_changed"].as_array().unwrap().to_vec();
+    assert!(changed[0].as_u64() >= Some(blocks), "{said}");
+    assert_eq!(changed[1].as_u64(), changed[0].as_u64().map(|it| it + 1));
+    // Who begins anew is told of it too.
+    audit.afresh("b");
+    let follow = format!(
+        "{} --sample 0",
+        audit.follow_at(&audit.hospital.listen, "b")
+    );
+    let anew = audit.run(&follow).exits(0).json();
+    assert_eq!(anew["mapping_changed"], said["mapping_changed"], "{anew}");
     guardian.stop();
 }
 

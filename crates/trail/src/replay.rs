@@ -29,6 +29,11 @@ pub trait Watch {
         0
     }
 
+    /// The mapping from tables to patients that block `block` was closed under.
+    fn mapping(&mut self, block: u64, mapping: Digest) {
+        let _ = (block, mapping);
+    }
+
     /// The seal of a block, consistent in itself and with the block.
     ///
     /// # Errors
@@ -176,6 +181,9 @@ impl Follow<DiskPages<OsFolder>> for Keeping<'_> {
             // A block ends with one, and commits are made there.
             Op::Checkpoint => self.last_line = Some(Line::hash(&line.encode())),
             _ => {}
+        }
+        if let Some(checkpoint) = &line.checkpoint {
+            self.watch.mapping(checkpoint.block, checkpoint.mapping);
         }
         if line.seq.is_multiple_of(PROGRESS_LINES) {
             self.watch.lines(line.seq);

@@ -1,12 +1,14 @@
 //! An auditor goes on with a trail: from the head that he has signed to the one
 //! that is there now.
 
-use super::sampling::{Sampled, Sampling};
+use super::sampling::{Lines, Sampled, Sampling};
 use super::{AuditError, Auditor, Known, Signed, contradiction, cosigned, named_key, sign};
 use pitser_evidence::Anchors;
 use pitser_evidence::anchors::trusted;
 use pitser_evidence::block::LogLeaf;
+use pitser_evidence::codec::Digest;
 use pitser_evidence::finding::Code;
+use pitser_evidence::sample::first_mapping;
 use pitser_evidence::seal::{self, Seal, SealKeys};
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint;
@@ -94,6 +96,31 @@ pub struct Audited {
     pub seals: SealCounts,
     /// What came of a sample of rows, if one was due.
     pub sampled: Option<Sampled>,
+    /// Where the mapping from tables to patients changed among the blocks that were
+    /// replayed now.
+    pub mappings: MappingChanges,
+}
+
+/// Blocks that were closed under another mapping from tables to patients than the one
+/// before them, or, of the first, than the genesis has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MappingChanges {
+    /// How many they are.
+    pub count: u64,
+    /// The first of them, [`Self::TOLD`] at most.
+    pub blocks: Vec<u64>,
+}
+
+impl MappingChanges {
+    /// So many are named.
+    pub const TOLD: usize = 16;
+
+    fn note(&mut self, block: u64) {
+        self.count += 1;
+        if self.blocks.len() < Self::TOLD {
+            self.blocks.push(block);
+        }
+    }
 }
 
 /// What the trail is judged by, and how.
@@ -249,6 +276,7 @@ impl Auditor {
             replayed: head.size() - attempted.known,
             seals,
             sampled,
+            mappings: attempted.mappings,
         })
     }
 }
@@ -309,6 +337,7 @@ struct Attempted {
     statement: pitser_evidence::audit::Statement,
     known: u64,
     view: View<DiskPages<OsFolder>>,
+    mappings: MappingChanges,
 }
 
 fn attempt(
@@ -329,11 +358,42 @@ fn attempt(
             return Err(forked(old.size));
         }
     }
+    let mappings = mapping_changes(layout, view, replayed.known, known, counting)?;
     Ok(Attempted {
         statement,
         known: replayed.known,
         view: replayed.view,
+        mappings,
     })
+}
+
+/// Where the mapping changed since the `replayed` blocks that were known before.
+fn mapping_changes(
+    layout: &Layout,
+    view: &View<DiskPages<OsFolder>>,
+    replayed: u64,
+    known: &Known,
+    counting: &mut Counting<'_>,
+) -> Result<MappingChanges, AuditError> {
+    let mut changes = std::mem::take(&mut counting.mappings);
+    let Some((block, first)) = counting.first_mapping else {
+        return Ok(changes);
+    };
+    let lines = Lines {
+        layout,
+        view,
+        known,
+    };
+    let before = match replayed.checked_sub(1) {
+        Some(last) => lines.mapping_of(last)?,
+        None => view.state.genesis().map(|genesis| first_mapping(genesis)),
+    };
+    if before != Some(first) {
+        changes.count += 1;
+        changes.blocks.insert(0, block);
+        changes.blocks.truncate(MappingChanges::TOLD);
+    }
+    Ok(changes)
 }
 
 /// Whether an error may come of what was kept from earlier replays.
@@ -366,6 +426,10 @@ struct Counting<'a> {
     /// Seals of the blocks before this one were judged in earlier looks.
     judged: u64,
     seals: SealCounts,
+    /// The first block that was replayed, and the mapping that it was closed under.
+    first_mapping: Option<(u64, Digest)>,
+    last_mapping: Option<Digest>,
+    mappings: MappingChanges,
     progress: &'a mut dyn FnMut(u64),
 }
 
@@ -376,6 +440,9 @@ impl<'a> Counting<'a> {
             clock: judge.clock,
             judged,
             seals: SealCounts::default(),
+            first_mapping: None,
+            last_mapping: None,
+            mappings: MappingChanges::default(),
             progress,
         }
     }
@@ -388,6 +455,14 @@ impl Watch for Counting<'_> {
 
     fn judged(&self) -> u64 {
         self.judged
+    }
+
+    fn mapping(&mut self, block: u64, mapping: Digest) {
+        self.first_mapping.get_or_insert((block, mapping));
+        let before = self.last_mapping.replace(mapping);
+        if before.is_some_and(|before| before != mapping) {
+            self.mappings.note(block);
+        }
     }
 
     fn seal(&mut self, leaf: &LogLeaf, bytes: &[u8]) -> Result<(), String> {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 
+use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::Key;
 use pitser_evidence::finding::Code;
@@ -229,10 +230,10 @@ fn sampling_key(key: &SigningKey) -> SecretKey {
 }
 
 /// The lines of a replayed trail.
-struct Lines<'a, P> {
-    layout: &'a Layout,
-    view: &'a View<P>,
-    known: &'a Known,
+pub(super) struct Lines<'a, P> {
+    pub(super) layout: &'a Layout,
+    pub(super) view: &'a View<P>,
+    pub(super) known: &'a Known,
 }
 
 impl<P> Lines<'_, P> {
@@ -273,7 +274,20 @@ impl<P> Lines<'_, P> {
         let Some(block) = block.map_err(ReadError::from)? else {
             return Ok(None);
         };
-        let last = self.line(block.leaf.first_seq + block.leaf.count - 1)?;
+        self.mapping_under(&block.leaf)
+    }
+
+    /// The same of a block, by its number.
+    pub(super) fn mapping_of(&self, block: u64) -> Result<Option<Digest>, AuditError> {
+        let block = self.view.index.block(block, &self.known.origin);
+        match block.map_err(ReadError::from)? {
+            Some(block) => self.mapping_under(&block.leaf),
+            None => Ok(None),
+        }
+    }
+
+    fn mapping_under(&self, block: &LogLeaf) -> Result<Option<Digest>, AuditError> {
+        let last = self.line(block.first_seq + block.count - 1)?;
         Ok(last.and_then(|line| Some(line.checkpoint?.mapping)))
     }
 }

@@ -10,7 +10,8 @@ use pitser_evidence::{Anchors, Code};
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit as look;
 use pitser_guardian::audit::{
-    AuditError, Audited, Auditor, Given, Judge, Look, RemoteError, Sampled, SealCounts, Site,
+    AuditError, Audited, Auditor, Given, Judge, Look, MappingChanges, RemoteError, Sampled,
+    SealCounts, Site,
 };
 use pitser_trail::{Layout, ReadError, disk};
 use tokio::runtime::{Handle, Runtime};
@@ -293,6 +294,9 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
         Step::new("seals", State::Matches, told(seals)),
         Step::new("map", State::Matches, statement.map_root.to_string()),
     ];
+    if audited.mappings.count > 0 {
+        steps.push(mapping_step(&audited.mappings));
+    }
     let mut details = Map::new();
     let mut remarks = String::new();
     if let Some(sampled) = &audited.sampled {
@@ -315,6 +319,8 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
         steps,
         details: details
             .with("given", matches!(given, Some(Given::Taken)))
+            .with("mapping_changes", audited.mappings.count)
+            .list("mapping_changed", audited.mappings.blocks.iter().copied())
             .with("origin", &statement.origin)
             .with("block", statement.block)
             .with("lines", *lines)
@@ -328,6 +334,20 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
             .with("note", &audited.signed.note),
         remarks,
     }
+}
+
+fn mapping_step(changes: &MappingChanges) -> Step {
+    let blocks: Vec<String> = changes.blocks.iter().map(u64::to_string).collect();
+    let more = changes.count - changes.blocks.len() as u64;
+    let more = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let text = format!(
+        "the site changed how a row's patient is found with block {}{more}: ask why",
+        blocks.join(", ")
+    );
+    Step::new("mapping", State::Waiting, text)
 }
 
 fn given_step(given: &Given) -> Step {
