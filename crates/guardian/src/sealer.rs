@@ -4,12 +4,14 @@
 //!
 //! A block whose request failed may be sealed seconds after the one that continues it.
 //! No seal may be older than that of the block before (SEAL-02): whatever was sealed too
-//! early is sealed again.
+//! early is sealed again. What was sealed before a restart counts as well: another service
+//! may answer now, whose clock is behind.
 
 use pitser_client::{Client, ClientError};
 use pitser_evidence::seal;
 use pitser_ksi::Second;
 use pitser_ksi::hash::Imprint;
+use pitser_trail::{BlockSummary, Trail};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -26,6 +28,20 @@ pub(crate) struct Wanted {
     pub(crate) block: u64,
     pub(crate) root: Imprint,
     pub(crate) level: u8,
+    /// When the newest seal that was kept by then was made.
+    pub(crate) kept_at: Option<Second>,
+}
+
+impl Wanted {
+    /// A seal for a block of this trail.
+    pub(crate) fn of(trail: &Trail, block: &BlockSummary) -> Self {
+        Self {
+            block: block.block,
+            root: block.root,
+            level: block.level,
+            kept_at: trail.sealed_at(),
+        }
+    }
 }
 
 /// What comes back.
@@ -71,7 +87,10 @@ pub(crate) async fn run<A: Future<Output = Result<Seal, String>> + Send + 'stati
         let full = in_flight.len() >= IN_FLIGHT;
         tokio::select! {
             next = wanted.recv(), if !full => match next {
-                Some(next) => in_flight.push_back(begin(next)),
+                Some(next) => {
+                    newest = newest.max(next.kept_at);
+                    in_flight.push_back(begin(next));
+                }
                 None => break,
             },
             signed = first(&mut in_flight), if !in_flight.is_empty() => {
@@ -144,7 +163,56 @@ fn reason(error: &ClientError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pitser_ksi::hash::Algorithm;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::sync::oneshot;
+
+    fn of(block: u64, kept_at: Option<Second>) -> Wanted {
+        Wanted {
+            block,
+            root: Imprint::zero(Algorithm::Sha256),
+            level: 0,
+            kept_at,
+        }
+    }
+
+    fn seal(second: u64) -> Seal {
+        Seal {
+            signature: vec![second as u8],
+            at: Some(Second(second)),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_seal_that_is_older_than_one_before_the_restart_is_asked_for_again() {
+        let (report, mut told) = mpsc::unbounded_channel();
+        let (want, wanted) = mpsc::unbounded_channel();
+        let report = move |outcome| report.send(outcome).unwrap();
+        let clock = Arc::new(AtomicU64::new(5));
+        let behind = Arc::clone(&clock);
+        let ask = move |_| {
+            let second = behind.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Ok(seal(second)))
+        };
+        let running = tokio::spawn(run(ask, wanted, report));
+        want.send(of(0, Some(Second(7)))).unwrap();
+        let mut outcomes = Vec::new();
+        while !matches!(outcomes.last(), Some(Outcome::Sealed { .. })) {
+            outcomes.push(told.recv().await.unwrap());
+        }
+        let early = || Outcome::Delayed {
+            block: 0,
+            why: TOO_EARLY.to_owned(),
+        };
+        let sealed = Outcome::Sealed {
+            block: 0,
+            signature: vec![7],
+        };
+        assert_eq!(outcomes, [early(), early(), sealed]);
+        drop(want);
+        running.await.unwrap();
+    }
 
     #[tokio::test]
     async fn a_seal_that_is_older_than_the_one_before_is_asked_for_again() {
@@ -159,18 +227,12 @@ mod tests {
         let report = move |outcome| report.send(outcome).unwrap();
         let running = tokio::spawn(run(ask, wanted, report));
         for block in 0..4 {
-            let root = Imprint::zero(pitser_ksi::hash::Algorithm::Sha256);
-            let level = 0;
-            want.send(Wanted { block, root, level }).unwrap();
+            want.send(of(block, None)).unwrap();
         }
         let mut waiting = Vec::new();
         for _ in 0..4 {
             waiting.push(requests.recv().await.unwrap());
         }
-        let seal = |second: u8| Seal {
-            signature: vec![second],
-            at: Some(Second(second.into())),
-        };
         // The first was asked for once more, after the next two had been sealed.
         for (block, second) in [(1, 5), (2, 6), (0, 7), (3, 8)] {
             let at = waiting.iter().position(|(of, _)| *of == block).unwrap();

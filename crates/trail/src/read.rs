@@ -486,7 +486,8 @@ where
             && self.follow.wants_known_seals()
             && let Some(before) = first.checked_sub(1)
         {
-            self.view.seals.last = self.last_seal(before)?;
+            let last = self.last_seal(before)?;
+            (self.view.seals.last, self.view.sealed_at) = last.unzip();
         }
         Ok(View {
             genesis_hash,
@@ -495,14 +496,14 @@ where
     }
 
     /// The seal of the last block of a segment that is all sealed.
-    fn last_seal(&self, number: u32) -> Result<Option<SealRef>, ReadError> {
+    fn last_seal(&self, number: u32) -> Result<Option<(SealRef, Second)>, ReadError> {
         let block = self.view.index.first_of(number + 1)?.checked_sub(1);
         let last = signatures(self.layout, number)?.pop();
-        let seal = last.and_then(|last| last.seal);
-        Ok(block.zip(seal).map(|(block, seal)| SealRef {
-            block,
-            hash: Digest::of(&[&seal]),
-        }))
+        let Some((block, seal)) = block.zip(last.and_then(|last| last.seal)) else {
+            return Ok(None);
+        };
+        let hash = Digest::of(&[&seal]);
+        Ok(seal::time(&seal).map(|at| (SealRef { block, hash }, at)))
     }
 
     fn segment(&mut self, number: u32, last: bool) -> Result<(), ReadError> {

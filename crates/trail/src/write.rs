@@ -21,10 +21,12 @@ use pitser_evidence::commit::{Key, LineNonce, Rows, commit_table_key, record_key
 use pitser_evidence::line::{
     Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, RULES, SealRef, TableGenesis, Timestamp,
 };
+use pitser_evidence::seal;
 use pitser_evidence::state::{ApplyError, Before, State, StateError};
 use pitser_evidence::store::Storage;
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{self, BLOCK_CLOSE_REASON, BlockBuilder, StoredHashes};
+use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint as Head;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
@@ -225,6 +227,8 @@ pub struct Trail {
     /// Segments whose parts still wait for seals: number and end block.
     closing: VecDeque<(u32, u64, AppendFile)>,
     last_seal: Option<SealRef>,
+    /// When that was made.
+    sealed_at: Option<Second>,
     head: Option<Digest>,
     poisoned: bool,
     /// Held until all else is dropped: nothing is written afterwards.
@@ -465,6 +469,7 @@ impl Trail {
             unsealed: view.seals.waiting.iter().map(summary).collect(),
             closing: VecDeque::new(),
             last_seal: view.seals.last,
+            sealed_at: view.sealed_at,
             head: head.as_ref().map(|note| Digest::of(&[note])),
             poisoned: false,
             _lock: lock,
@@ -803,6 +808,11 @@ impl Trail {
         self.unsealed.iter()
     }
 
+    /// When the newest seal was made, if there is one: none that follows may be older.
+    pub fn sealed_at(&self) -> Option<Second> {
+        self.sealed_at
+    }
+
     /// Keeps the signature of the block that has waited longest, durably.
     ///
     /// # Errors
@@ -829,6 +839,7 @@ impl Trail {
                 block,
                 hash: Digest::of(&[signature]),
             });
+            trail.sealed_at = seal::time(signature).or(trail.sealed_at);
             if trail
                 .closing
                 .front()

@@ -344,6 +344,9 @@ async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() 
         trail.unsealed().map(|b| b.block).collect::<Vec<_>>(),
         [1, 2, 3]
     );
+    let kept_at = pitser_evidence::seal::time(&signed[0].1);
+    assert!(kept_at.is_some());
+    assert_eq!(trail.sealed_at(), kept_at, "of a segment that is closed");
     trail.add_seal(1, &signed[1].1).unwrap();
     trail.add_seal(2, &signed[2].1).unwrap();
     trail.set_segment_limits(sized(1 << 20));
@@ -356,7 +359,10 @@ async fn seals_cut_at_every_byte_are_asked_for_again_and_segments_close_whole() 
     };
     let seal = client.sign(block.root, block.level).await.unwrap().encode();
     trail.add_seal(block.block, &seal).unwrap();
+    let kept_at = pitser_evidence::seal::time(&seal);
+    assert_eq!(trail.sealed_at(), kept_at);
     drop(trail);
+    assert_eq!(reopen(&dir).unwrap().0.sealed_at(), kept_at);
 
     let open = 4;
     let end = std::fs::metadata(layout.seals(open)).unwrap().len();

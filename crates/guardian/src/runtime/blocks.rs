@@ -26,11 +26,7 @@ impl Session {
         self.recent.truncate(RECENT);
         if let Some(seals) = &worker.seals {
             // The sealer ends only with the guardian.
-            let _ = seals.send(Wanted {
-                block: block.block,
-                root: block.root,
-                level: block.level,
-            });
+            let _ = seals.send(Wanted::of(&self.trail, &block));
         }
         // The checkpoint line holds the position: from here on it survives.
         self.kept = self.position;

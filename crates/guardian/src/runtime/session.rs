@@ -111,11 +111,7 @@ impl Session {
         session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
         for block in session.trail.unsealed() {
-            let wanted = Wanted {
-                block: block.block,
-                root: block.root,
-                level: block.level,
-            };
+            let wanted = Wanted::of(&session.trail, block);
             session.waiting.push_back((block.block, Vec::new()));
             worker.seals.as_ref().map(|seals| seals.send(wanted));
         }

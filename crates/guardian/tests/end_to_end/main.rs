@@ -25,6 +25,7 @@ use pitser_trail::export::Exporter;
 use pitser_witness::{ClockedWitness, Cosign, Log, MemoryStore, Peer, Witness};
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -162,17 +163,28 @@ impl Site {
 }
 
 async fn authority(dir: &Path) -> (AuthorityHandle, Client) {
+    authority_at(dir, micros).await
+}
+
+/// One by another clock.
+async fn authority_at(
+    dir: &Path,
+    micros: impl Fn() -> u64 + Clone + Send + Sync + 'static,
+) -> (AuthorityHandle, Client) {
     let subject = Subject {
         email: "publications@test.example".into(),
         ..Subject::default()
     };
-    Authority::init(dir, second(), &subject).unwrap();
+    Authority::init(dir, Second(micros() / 1_000_000), &subject).unwrap();
     let config = Config {
         publish_every_s: 0,
+        max_clock_jump: Duration::from_secs(600),
         ..Config::new(dir)
     }
     .with_user(User::new("test", b"test".as_slice()));
-    let authority = Authority::start(config, || Micros(micros())).await.unwrap();
+    let authority = Authority::start(config, move || Micros(micros()))
+        .await
+        .unwrap();
     let uri = format!("ksi+tcp://test:test@{}", authority.tcp_address());
     let client = Client::connect(Endpoint::parse(&uri).unwrap())
         .await
@@ -270,6 +282,34 @@ async fn a_slow_witness_holds_up_nothing() {
     );
     drop(let_go);
     guardian.stop().await;
+}
+
+/// After a restart another service answers, whose clock is behind: what it says is not
+/// kept before its clock is past the last seal.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_seal_is_older_than_one_from_before_a_restart() {
+    let site = Site::new();
+    let (_first, client) = authority(&site.dir.path().join("authority")).await;
+    install(&site).unwrap();
+    let (guardian, _) = site.start(Some(client));
+    guardian.settle().await.unwrap();
+    guardian.stop().await;
+    let behind_us = Arc::new(AtomicU64::new(60_000_000));
+    let by = Arc::clone(&behind_us);
+    let clock = move || micros() - by.load(Ordering::Relaxed);
+    let (_second, client) = authority_at(&site.dir.path().join("second"), clock).await;
+    let (guardian, _) = site.start(Some(client));
+    site.database().execute_batch(CHANGES).unwrap();
+    status_with(&guardian, "why it is not sealed", |status| {
+        let trouble = status.trouble.as_deref().unwrap_or_default();
+        trouble.contains("before the block that it continues")
+    })
+    .await;
+    behind_us.store(0, Ordering::Relaxed);
+    guardian.settle().await.unwrap();
+    guardian.stop().await;
+    let view = pitser_trail::check(&site.tuning.layout(&site.source)).unwrap();
+    assert!(view.seals.waiting.is_empty());
 }
 
 /// Without its quorum a head does not count, and why is told.
