@@ -396,6 +396,31 @@ async fn an_archive_that_is_away_says_nothing_about_the_trail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_patient_whose_lines_are_lost_is_erased_all_the_same() {
+    let original = trail().await;
+    let site = Site::of(&original);
+    // More lines than are found together; an orderly end then keeps the map, without
+    // which the trail is read from its genesis.
+    let (mut trail, (), _) = Trail::open::<()>(site.bare()).unwrap();
+    for pos in 10..80 {
+        trail.append(vec![change(Op::Update, pos)]).unwrap();
+    }
+    close(&mut trail, 80);
+    drop(trail);
+    moved(&site.layout(), 1).unwrap();
+    fs::remove_dir_all(site.archive()).unwrap();
+    let (mut trail, (), _) = Trail::open::<()>(site.layout()).unwrap();
+    assert!(trail.line(1).is_err(), "its first line is in the archive");
+    let plan = trail.plan_erasure("pt-1").unwrap();
+    assert_eq!((plan.lines, plan.live_rows), (u64::from(SEGMENTS) + 71, 1));
+    let (code, _) = trail
+        .request_erasure("pt-1", "GDPR art. 17", "Mari", at(90))
+        .unwrap();
+    trail.confirm_erasure(&code, "Jaan", at(91), "80").unwrap();
+    assert!(!trail.plan_erasure("pt-1").unwrap().has_key);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_fetched_is_kept_within_bounds_and_not_believed() {
     let original = trail().await;
     let site = Site::of(&original);

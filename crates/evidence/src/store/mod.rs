@@ -77,6 +77,12 @@ pub trait Storage {
         visit: &mut dyn FnMut(&Bytes32, &Leaf),
     ) -> Result<(), Self::Error>;
 
+    /// How many records are this patient's and have a row. All records are looked at.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn rows_of(&self, patient: &Patient) -> Result<u64, Self::Error>;
+
     /// The leaf of a patient's list, if any line was about the patient.
     ///
     /// # Errors

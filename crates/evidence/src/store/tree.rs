@@ -519,6 +519,20 @@ impl<P: Pages> Tree<P> {
         number
     }
 
+    /// Shows all entries to `visit`, in no order.
+    fn each(&self, mut visit: impl FnMut(Entry)) -> Result<(), P::Error> {
+        let mut nodes = Vec::new();
+        self.nodes.walk(|node, _| nodes.push(node));
+        for node in nodes {
+            // Copied, so that whoever visits may look elsewhere in the tree.
+            let bytes = self.look(node, <[u8]>::to_vec)?;
+            for entry in entry::entries(&bytes) {
+                visit(entry.map_err(|malformed| self.pages.malformed(malformed))?);
+            }
+        }
+        Ok(())
+    }
+
     fn find_record(&self, table: &str, key: &Bytes32) -> Result<Option<Entry>, P::Error> {
         let Some(&number) = self.table_numbers.get(table) else {
             return Ok(None);
@@ -637,23 +651,31 @@ impl<P: Pages> Storage for Tree<P> {
         let Some(&number) = self.table_numbers.get(table) else {
             return Ok(());
         };
-        let mut nodes = Vec::new();
-        self.nodes.walk(|node, _| nodes.push(node));
-        for node in nodes {
-            // Copied, so that whoever visits may look elsewhere in the tree.
-            let bytes = self.look(node, <[u8]>::to_vec)?;
-            for entry in entry::entries(&bytes) {
-                let entry = entry.map_err(|malformed| self.pages.malformed(malformed))?;
-                if let Entry::Record {
-                    table, key, leaf, ..
-                } = entry
-                    && table == number
-                {
-                    visit(&key, &leaf);
-                }
+        self.each(|entry| {
+            if let Entry::Record {
+                table, key, leaf, ..
+            } = entry
+                && table == number
+            {
+                visit(&key, &leaf);
             }
-        }
-        Ok(())
+        })
+    }
+
+    fn rows_of(&self, patient: &Patient) -> Result<u64, P::Error> {
+        let found = self.find(&Subject::Patient(*patient), || patient_map_key(patient))?;
+        let Some(Entry::Patient { number, .. }) = found else {
+            return Ok(0);
+        };
+        let mut rows = 0;
+        self.each(|entry| {
+            if let Entry::Record { leaf, patient, .. } = entry
+                && patient == number
+            {
+                rows += u64::from(leaf.row.is_some());
+            }
+        })?;
+        Ok(rows)
     }
 
     fn patient_leaf(&self, patient: &Patient) -> Result<Option<Leaf>, P::Error> {
