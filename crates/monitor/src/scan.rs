@@ -13,7 +13,7 @@ use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row, record_key};
 use pitser_evidence::line::Patient;
 use pitser_trail::vault::VaultError;
-use pitser_trail::{Content, Trail, TrailError, row_marks};
+use pitser_trail::{Content, PatientId, Trail, TrailError, row_marks};
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
@@ -279,11 +279,18 @@ fn differing<V: PartialEq>(
     differing
 }
 
-/// What is wrong, by a pass whose position the trail has reached by now.
+/// What is wrong, by a pass whose position the trail has reached by now. With a row that
+/// was never sealed comes the patient whom it names itself, by `whose`: the trail does
+/// not know that.
 ///
 /// # Errors
 /// Vault or trail cannot be read.
-pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Finding>, TrailError> {
+pub fn judge(
+    look: Look,
+    trail: &mut Trail,
+    touched: &Touched,
+    whose: impl Fn(&str, &Row) -> Option<PatientId>,
+) -> Result<Vec<(Finding, Option<PatientId>)>, TrailError> {
     let mut findings = Vec::new();
     let unseen = &look.unseen;
     for suspect in look.suspects {
@@ -292,12 +299,16 @@ pub fn judge(look: Look, trail: &mut Trail, touched: &Touched) -> Result<Vec<Fin
         {
             continue;
         }
-        findings.extend(differs(trail, suspect)?);
+        let patient = whose(&suspect.table, &suspect.row);
+        if let Some(finding) = differs(trail, suspect)? {
+            let patient = patient.filter(|_| finding.code == Code::RowUnknown);
+            findings.push((finding, patient));
+        }
     }
     for (table, met) in &look.met {
         for (record, seq) in missing(trail, table, met, touched)? {
             if !is_unseen(trail, unseen, table, &record)? {
-                findings.push(is_missing(trail, table, record, seq)?);
+                findings.push((is_missing(trail, table, record, seq)?, None));
             }
         }
     }

@@ -1,11 +1,12 @@
 //! Passes over the live rows, on threads of their own.
 
 use super::{Command, Ended, Pass, SECOND_US, ScanSummary, Session, StartError, Worker};
-use pitser_capture::{Position, SourceError};
+use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
 use pitser_monitor::{Finding, Look, ScanTable, Touched};
+use pitser_trail::PatientId;
 use std::sync::mpsc::channel;
 
 impl Session {
@@ -154,10 +155,14 @@ impl Session {
             return Ok(());
         };
         let rows = look.rows;
-        let mut findings = pitser_monitor::judge(look, &mut self.trail, &pass.touched)?;
-        findings.extend(self.out_of_reach()?);
-        for finding in &findings {
-            self.finding(worker, finding.clone())?;
+        let patients = &self.patients;
+        let whose = |table: &str, row: &Row| patients.of(table, row).map(PatientId::Id);
+        let mut found = pitser_monitor::judge(look, &mut self.trail, &pass.touched, whose)?;
+        found.extend(self.out_of_reach()?.into_iter().map(|it| (it, None)));
+        let mut findings = Vec::with_capacity(found.len());
+        for (finding, patient) in found {
+            self.finding_of(worker, finding.clone(), patient)?;
+            findings.push(finding);
         }
         self.trail.commit()?;
         self.incidents.settle(&findings);

@@ -13,8 +13,12 @@ use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
 use pitser_client::{Client, Endpoint};
 use pitser_evidence::anchors::{AuthorityAnchor, KeyAnchor, PublicationAnchor, TrailAnchor};
 use pitser_evidence::{Anchors, Evidence, StepState, Verdict, verify};
+use pitser_guardian::approver::{Approver, Power, Token};
 use pitser_guardian::config::{Kind, Source, Tuning};
-use pitser_guardian::{Clock, Guardian, Handle, Parts, SourceState, StartError, audit, init};
+use pitser_guardian::erasure::{Answer, Ask, Asked};
+use pitser_guardian::{
+    Clock, Guardian, Handle, Parts, SourceState, StartError, Status, audit, init,
+};
 use pitser_ksi::pki::Subject;
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
@@ -568,20 +572,7 @@ async fn dropped_triggers_missing_and_unknown_rows_are_found() {
     })
     .await;
     let db = site.database();
-    let triggers: Vec<String> = db
-        .prepare(
-            "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'observation'",
-        )
-        .unwrap()
-        .query_map([], |row| row.get(0))
-        .unwrap()
-        .collect::<Result<_, _>>()
-        .unwrap();
-    assert!(!triggers.is_empty());
-    for trigger in triggers {
-        db.execute_batch(&format!("DROP TRIGGER \"{trigger}\""))
-            .unwrap();
-    }
+    drop_triggers(&db, "observation");
     db.execute_batch("DELETE FROM observation WHERE id = 'obs-1'; INSERT INTO observation VALUES ('obs-9', 'pt-1', 'x');").unwrap();
     for code in ["CAP-03", "ROW-02", "ROW-03"] {
         status_with(&guardian, code, |s| {
@@ -604,6 +595,77 @@ async fn dropped_triggers_missing_and_unknown_rows_are_found() {
         ]
     );
     guardian.stop().await;
+}
+
+/// The key of such a row may be the patient's identifier, and must not outlive the
+/// patient's own key.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_found_about_a_row_that_was_never_sealed_is_erased_with_its_patient() {
+    let mut site = Site::new();
+    let approver = |name: &str| Approver {
+        name: name.into(),
+        token_sha256: Token::new(name).hash(),
+        may: vec![Power::Erase],
+        until: None,
+    };
+    site.tuning.approvers = vec![approver("Mari"), approver("Jaan")];
+    install(&site).unwrap();
+    let (guardian, _) = site.start(None);
+    guardian.scan().await.unwrap();
+    let db = site.database();
+    drop_triggers(&db, "patient");
+    db.execute_batch("INSERT INTO patient VALUES ('pt-9', 'Eve')")
+        .unwrap();
+    let is_found = |s: &Status| s.findings.iter().any(|f| f.code == "ROW-03");
+    status_with(&guardian, "ROW-03", is_found).await;
+    assert_eq!(lines_that_tell(&site, "pt-9").len(), 1);
+    db.execute_batch("DELETE FROM patient WHERE id = 'pt-9'")
+        .unwrap();
+    let ask = async |token: &str, ask: Ask| {
+        let asked = Asked {
+            token: Token::new(token),
+            ask,
+        };
+        guardian.erasure(asked).await.unwrap()
+    };
+    let request = Ask::Request {
+        patient: "pt-9".into(),
+        basis: "GDPR art. 17".into(),
+    };
+    let Answer::Requested { code, .. } = ask("Mari", request).await else {
+        panic!("not taken");
+    };
+    ask("Jaan", Ask::Confirm { code }).await;
+    guardian.stop().await;
+    assert_eq!(lines_that_tell(&site, "pt-9"), Vec::<u64>::new());
+    assert_eq!(lines_that_tell(&site, "pt-1").len(), 1, "its baseline");
+}
+
+/// Lines whose content in the vault opens and has `value` in its key.
+fn lines_that_tell(site: &Site, value: &str) -> Vec<u64> {
+    let layout = site.tuning.layout(&site.source);
+    let keys = pitser_trail::Keys::open(&layout).unwrap();
+    let mut vault = pitser_trail::Vault::open_read_only(&layout.vault(), keys.master()).unwrap();
+    let mut lines = Vec::new();
+    pitser_trail::read(&layout, None, |line, _| lines.push(line.seq)).unwrap();
+    lines.retain(|seq| {
+        let content = vault.get(*seq).unwrap().map(|(_, content)| content);
+        let key = content.and_then(|content| content.key).unwrap_or_default();
+        key.iter().any(|cell| cell.ends_with(value.as_bytes()))
+    });
+    lines
+}
+
+fn drop_triggers(db: &Connection, table: &str) {
+    let query = "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1";
+    let mut query = db.prepare(query).unwrap();
+    let triggers = query.query_map([table], |row| row.get::<_, String>(0));
+    let triggers: Vec<_> = triggers.unwrap().collect::<Result<_, _>>().unwrap();
+    assert!(!triggers.is_empty());
+    for trigger in triggers {
+        db.execute_batch(&format!("DROP TRIGGER \"{trigger}\""))
+            .unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
