@@ -65,6 +65,17 @@ async fn of_many_that_write_to_a_folder_at_once_one_does() {
     assert_eq!(store.get("a/race", 9).await.unwrap().len(), 9);
 }
 
+/// A name without a file: what stands there cannot be made durable, and is not said to be.
+#[tokio::test]
+async fn what_is_there_already_is_made_durable_before_it_is_said_to_be_there() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder);
+    std::fs::create_dir(folder.path().join("a")).unwrap();
+    std::os::unix::fs::symlink("nothing", folder.path().join("a/b.tile")).unwrap();
+    let put = store.put("a/b.tile", Bytes::from_static(b"one")).await;
+    assert!(matches!(put, Err(StoreError::Failed { .. })), "{put:?}");
+}
+
 #[test]
 fn a_folder_that_is_not_there_is_named() {
     let error = Store::open("file:///nowhere/at/all", &S3Options::default()).unwrap_err();

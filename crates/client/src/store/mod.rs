@@ -11,6 +11,8 @@
 //! and the size that the caller allows.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use hyper::body::Bytes;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Location;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 mod error;
@@ -33,6 +36,8 @@ pub use s3::{S3Credentials, S3Options};
 #[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
+    /// The same, if it is a folder.
+    folder: Option<Arc<LocalFileSystem>>,
     /// What stands before every name, without a slash at its end.
     prefix: String,
     /// As it was configured; holds no secret.
@@ -58,13 +63,18 @@ impl Store {
     /// [`StoreError::NotBuilt`] for S3 without the feature, [`StoreError::Failed`] if the
     /// folder is not there.
     pub fn open(url: &str, s3: &S3Options) -> Result<Self, StoreError> {
+        let mut folder = None;
         let (objects, prefix) = match url.split_once("://") {
-            Some(("file", path)) if path.starts_with('/') => (folder(path, url)?, String::new()),
+            Some(("file", path)) if path.starts_with('/') => {
+                let objects: Arc<dyn ObjectStore> = folder.insert(open_folder(path, url)?).clone();
+                (objects, String::new())
+            }
             Some(("s3", place)) => s3::open(place, url, s3)?,
             _ => return Err(StoreError::url(url)),
         };
         Ok(Self {
             objects,
+            folder,
             prefix,
             url: url.into(),
             patience: PATIENCE,
@@ -97,11 +107,41 @@ impl Store {
         let put = self
             .objects
             .put_opts(&location, PutPayload::from(bytes), options);
-        match self.within("write to", name, size, put).await? {
-            Ok(_) => Ok(Put::Created),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(Put::Present),
-            Err(e) => Err(self.failed("write to", name, &e)),
-        }
+        let put = match self.within("write to", name, size, put).await? {
+            Ok(_) => Put::Created,
+            Err(object_store::Error::AlreadyExists { .. }) => Put::Present,
+            Err(e) => return Err(self.failed("write to", name, &e)),
+        };
+        let settled = self.settle(&location, put);
+        let settled = self.within("write to", name, size, settled).await?;
+        settled.map_err(|e| self.failed("write to", name, &e))?;
+        Ok(put)
+    }
+
+    /// Makes durable what somebody else may have left in a folder when he was killed: the
+    /// object that was there already, and the folders that it is in. A new object is
+    /// durable, and its name, but not the folders that were found there.
+    async fn settle(&self, location: &Location, put: Put) -> object_store::Result<()> {
+        let Some(folder) = self.folder.clone() else {
+            return Ok(());
+        };
+        let location = location.clone();
+        let settle = move || {
+            let path = folder.path_to_filesystem(&location)?;
+            let synced = || {
+                if put == Put::Present {
+                    File::open(&path)?.sync_all()?;
+                }
+                let folders = location.parts().count();
+                let mut folders = path.ancestors().skip(1).take(folders);
+                folders.try_for_each(|folder| File::open(folder)?.sync_all())
+            };
+            synced().map_err(|source: io::Error| object_store::Error::Generic {
+                store: "folder",
+                source: Box::new(source),
+            })
+        };
+        spawn_blocking(settle).await?
     }
 
     /// Reads an object of at most `max` bytes.
@@ -169,7 +209,7 @@ impl fmt::Debug for Store {
     }
 }
 
-fn folder(path: &str, url: &str) -> Result<Arc<dyn ObjectStore>, StoreError> {
+fn open_folder(path: &str, url: &str) -> Result<Arc<LocalFileSystem>, StoreError> {
     let folder = LocalFileSystem::new_with_prefix(Path::new(path))
         .map_err(|e| StoreError::failed("open", "", url, &e))?;
     Ok(Arc::new(folder.with_fsync(true)))
