@@ -194,13 +194,16 @@ pub trait Snapshot {
     ///
     /// # Errors
     /// The table cannot be read to its end; [`SourceError::is_damage`] if a page
-    /// is not as the engine wrote it.
+    /// is not as the engine wrote it. [`Snapshot::goes_on`] then says whether others can.
     fn scan(
         &mut self,
         table: &str,
         chunk: usize,
         each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
     ) -> Result<(), SourceError>;
+
+    /// Whether the same moment can still be read, after a table of it could not.
+    fn goes_on(&self) -> bool;
 
     /// About how many rows a table has, where the engine keeps such a number: for people
     /// who wait.

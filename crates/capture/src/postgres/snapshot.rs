@@ -41,6 +41,7 @@ pub struct Snapshot {
     /// Where the second one connects to.
     config: Config,
     second: Second,
+    goes_on: bool,
 }
 
 /// The session that helps to read.
@@ -101,6 +102,7 @@ impl Snapshot {
             sql,
             config: config.clone(),
             second: Second::Unneeded,
+            goes_on: true,
         })
     }
 
@@ -167,12 +169,18 @@ impl Snapshot {
         grouped(&rows).ok_or(PgError::Protocol("a catalogue that cannot be read"))
     }
 
+    /// Whether the same moment can still be read, after a table of it could not.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
+    }
+
     /// Every row of a table with its key, in chunks of up to `chunk` rows (fewer
     /// where they are large), in no particular order, until `each` breaks.
     ///
     /// # Errors
     /// [`PgError::NoKey`], [`PgError::Permission`], and [`PgError::Server`]
-    /// for a damaged page or a policy that would hide rows.
+    /// for a damaged page or a policy that would hide rows. Other tables can be read
+    /// all the same, while the snapshot [goes on](Snapshot::goes_on).
     pub fn scan(
         &mut self,
         table: &Table,
@@ -183,22 +191,49 @@ impl Snapshot {
             let table = table.name.clone();
             return Err(PgError::NoKey { table });
         }
-        let pages = self.pages(table)?;
-        let second = match pages > PART_PAGES {
-            true => self.second()?,
-            false => false,
-        };
-        let scanned = match (&mut self.second, second) {
-            (Second::There(second), true) => {
-                let readers = [&mut self.sql, second];
+        // How large it is cannot be asked while others lock it, either. The moment is
+        // shared between two savepoints: within one, PostgreSQL exports none.
+        let pages = self.attempt(|snapshot| snapshot.pages(table))?;
+        let in_parts = pages > PART_PAGES && self.second()?;
+        let scanned = self.attempt(|snapshot| match &mut snapshot.second {
+            Second::There(second) if in_parts => {
+                let readers = [&mut snapshot.sql, second];
                 scan_in_parts(readers, table, pages, chunk, &mut each)
             }
-            _ => read(&mut self.sql, table, "", chunk, &mut each).map(drop),
-        };
+            _ => read(&mut snapshot.sql, table, "", chunk, &mut each).map(drop),
+        });
         match scanned {
             Err(PgError::Permission { message, .. }) => Err(self.unreadable(table, message)?),
             other => other,
         }
+    }
+
+    /// Reads what may not be readable, in a way that leaves the transaction, and so the
+    /// snapshot, usable if it is not.
+    fn attempt<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, PgError>,
+    ) -> Result<T, PgError> {
+        self.both("SAVEPOINT pitser")?;
+        let read = read(self);
+        let ended = self.both(match read {
+            Ok(_) => "RELEASE SAVEPOINT pitser",
+            Err(_) => "ROLLBACK TO SAVEPOINT pitser; RELEASE SAVEPOINT pitser",
+        });
+        read.and_then(|read| ended.map(|()| read))
+    }
+
+    /// Runs a command in both sessions. What fails in the first is the snapshot's end;
+    /// the second can be done without.
+    fn both(&mut self, command: &str) -> Result<(), PgError> {
+        if let Second::There(second) = &mut self.second
+            && second.query(command).is_err()
+        {
+            self.second = Second::Refused;
+        }
+        let ran = self.sql.query(command);
+        self.goes_on = ran.is_ok();
+        ran.map(drop)
     }
 
     /// How many pages the longest part of a table has; 0 if it is stored in
@@ -257,8 +292,6 @@ impl Snapshot {
 
     /// The error that says which right to a table is missing.
     fn unreadable(&mut self, table: &Table, message: String) -> Result<PgError, PgError> {
-        // The refusal was the end of the transaction, and so of the snapshot.
-        self.sql.query("ROLLBACK")?;
         let [schema, name] = &table.parts;
         let grant = install::missing_right(&mut self.sql, schema, name)?;
         Ok(match grant {

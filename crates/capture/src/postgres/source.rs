@@ -387,6 +387,10 @@ impl source::Snapshot for Moment {
         }?)
     }
 
+    fn goes_on(&self) -> bool {
+        self.snapshot.goes_on()
+    }
+
     fn about(&mut self, table: &str) -> Result<Option<u64>, SourceError> {
         let known = self.tables.get(table);
         Ok(known.map(|it| self.snapshot.about(it)).transpose()?)

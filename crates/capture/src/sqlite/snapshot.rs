@@ -62,6 +62,11 @@ impl Snapshot {
         &self.at
     }
 
+    /// Whether the transaction is still there, after a table could not be read.
+    pub fn goes_on(&self) -> bool {
+        !self.db.is_autocommit()
+    }
+
     /// Every row of a table, as it is at [`Snapshot::position`], in chunks of
     /// up to `chunk` rows, in no particular order, until `each` breaks.
     ///

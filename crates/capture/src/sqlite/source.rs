@@ -85,6 +85,10 @@ impl source::Snapshot for Snapshot {
         Ok(Self::scan(self, table, chunk, each)?)
     }
 
+    fn goes_on(&self) -> bool {
+        Self::goes_on(self)
+    }
+
     fn past(&mut self) -> Option<&mut dyn Past> {
         Some(self)
     }

@@ -10,7 +10,7 @@ mod port;
 mod tls;
 mod types;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -503,10 +503,13 @@ fn a_slot_that_is_missing_moved_or_busy_is_noticed() {
     ));
 }
 
+/// Nor does it keep the others from being read as of the same moment, also by two sessions.
 /// It takes a minute, as long as is waited for.
 #[test]
 fn a_table_that_is_locked_does_not_keep_a_reader_for_ever() {
-    let Some(mut world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
+    let schema = "CREATE TABLE visit(id int PRIMARY KEY); CREATE TABLE note(id int PRIMARY KEY, t text); \
+                  INSERT INTO note SELECT n, repeat('x', 900) FROM generate_series(1, 12000) n";
+    let Some(mut world) = World::new(schema, &["visit", "note"]) else {
         return;
     };
     let mut moment = world.source().snapshot().unwrap()().unwrap();
@@ -520,6 +523,21 @@ fn a_table_that_is_locked_does_not_keep_a_reader_for_ever() {
         other => Err(other),
     };
     assert!(error.unwrap().is_passing());
+    assert!(moment.goes_on());
+    let mut other = world.server.sql();
+    let later = "UPDATE note SET t = 'later'; INSERT INTO note VALUES (0, 'later')";
+    other.query(later).unwrap();
+    let (mut rows, mut lengths) = (0, BTreeSet::new());
+    let mut each = |read: Vec<(Key, Row)>| {
+        rows += read.len();
+        lengths.extend(
+            read.iter()
+                .map(|(_, row)| row.cells[1].expose().unwrap().len()),
+        );
+        ControlFlow::Continue(())
+    };
+    moment.scan("public.note", 1000, &mut each).unwrap();
+    assert_eq!((rows, lengths), (12000, BTreeSet::from([901])));
 }
 
 /// By a lock on a catalogue its administrator stops whoever begins, between the question
