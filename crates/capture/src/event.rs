@@ -305,6 +305,8 @@ pub struct Change {
     pub op: Op,
     /// The record.
     pub key: Key,
+    /// The key is the whole row, and rows may be equal ([`Key::copy`]).
+    pub keyless: bool,
     /// The version before, where the source keeps it.
     pub old: Option<Row>,
     /// The version after; `None` if the record is gone.
@@ -351,6 +353,8 @@ pub enum Captured {
     Unreadable {
         /// Its position.
         pos: Position,
+        /// The table that it is about, if that can be read.
+        table: Option<String>,
         /// What is wrong with it; names no value.
         why: &'static str,
     },
@@ -404,6 +408,7 @@ mod tests {
             table: "patient".to_owned(),
             op: Op::Create,
             key: Key::new(vec![Cell::new(*b"t38001085718")]),
+            keyless: false,
             old: None,
             new: Some(row),
             unsent: Vec::new(),

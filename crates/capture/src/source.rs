@@ -149,6 +149,12 @@ pub trait Source: Send {
     /// As [`Source::poll`].
     fn fingerprint(&mut self) -> Result<Vec<u8>, SourceError>;
 
+    /// The tables that were guarded when a fingerprint of this source was taken, if it
+    /// says so.
+    fn shapes_in(&self, _fingerprint: &[u8]) -> Option<Vec<Shape>> {
+        None
+    }
+
     /// How two fingerprints of this source differ. One that cannot be read
     /// differs.
     fn drifts(&self, before: &[u8], now: &[u8]) -> Vec<Drift>;

@@ -610,7 +610,7 @@ pub enum Patient {
     Pseudonym(Bytes32),
     /// Reads of more patients than the configured number.
     Many,
-    /// Reads whose patients cannot be determined.
+    /// Reads and changes whose patients cannot be determined.
     Unknown,
 }
 

@@ -29,6 +29,14 @@ pub struct ActorError {
     why: String,
 }
 
+impl ActorError {
+    /// The table that the rule is about, if it is one.
+    pub(crate) fn table(&self) -> Option<&str> {
+        let is_one = self.section != "application" && !self.pattern.contains('*');
+        is_one.then_some(&self.pattern)
+    }
+}
+
 /// What is known of those who write, and the rules about them.
 #[derive(Debug, Default)]
 pub(crate) struct Actors {
@@ -133,49 +141,31 @@ impl Doubt {
 impl Actors {
     /// Reads the configured rules for `tables`.
     pub(crate) fn new(source: &Source, tables: &[Shape]) -> Result<Self, ActorError> {
+        match Self::fitting(source, tables) {
+            (this, wrong) if wrong.is_empty() => Ok(this),
+            (_, mut wrong) => Err(wrong.swap_remove(0)),
+        }
+    }
+
+    /// The same as far as the rules fit the tables, and those that do not.
+    pub(crate) fn fitting(source: &Source, tables: &[Shape]) -> (Self, Vec<ActorError>) {
         let mut this = Self {
             application: source.application.clone(),
             unattributed: source.attribution == Attribution::Off,
             ..Self::default()
         };
+        let mut errors = Vec::new();
         if this.unattributed {
-            no_session_rules(&source.application)?;
+            errors.extend(no_session_rules(&source.application).err());
         }
         for (pattern, text) in &source.actor {
-            let wrong = |why: String| ActorError {
-                section: "actor",
-                pattern: pattern.clone(),
-                text: text.clone(),
-                why,
-            };
-            if let Some(lookup) = Lookup::parse(text).map_err(wrong)?.1 {
-                let known = tables.iter().find(|shape| shape.name == lookup.table);
-                let shape =
-                    known.ok_or_else(|| wrong(format!("there is no table {}", lookup.table)))?;
-                if shape.key.len() != 1 {
-                    return Err(wrong(format!("{} has no key of one column", shape.name)));
-                }
-                if !shape.columns.contains(&lookup.label) {
-                    return Err(wrong(format!(
-                        "{} has no column {}",
-                        shape.name, lookup.label
-                    )));
-                }
-                let people = this.people.entry(lookup.table).or_default();
-                if !people.label.is_empty() && people.label != lookup.label {
-                    return Err(wrong(
-                        "another rule names another column of that table".into(),
-                    ));
-                }
-                people.label = lookup.label;
-            }
-            let named = tables.iter().find(|shape| shape.name == *pattern);
-            if named.is_none() && !pattern.contains('*') {
-                return Err(wrong(unknown_table(pattern, tables)));
-            }
-            let fits = named.is_none_or(|shape| Rule::of(shape, text, &source.stamp).is_some());
-            if !fits {
-                return Err(wrong(format!("table {pattern} has no such column")));
+            if let Err(why) = this.read_rule(source, pattern, text, tables) {
+                errors.push(ActorError {
+                    section: "actor",
+                    pattern: pattern.clone(),
+                    text: text.clone(),
+                    why,
+                });
             }
         }
         for (pattern, text) in &source.stamp {
@@ -186,20 +176,19 @@ impl Actors {
                 Some(shape) if text == "none" || shape.columns.contains(text) => continue,
                 Some(_) => format!("table {pattern} has no such column"),
             };
-            return Err(ActorError {
+            errors.push(ActorError {
                 section: "stamp",
                 pattern: pattern.clone(),
                 text: text.clone(),
                 why,
             });
         }
-        if let Some(log) = &source.application.log
-            && !tables.iter().any(|shape| shape.name == *log)
-        {
-            return Err(ActorError {
+        let is_there = |log: &String| tables.iter().any(|shape| shape.name == *log);
+        if let Some(log) = this.application.log.take_if(|log| !is_there(log)) {
+            errors.push(ActorError {
                 section: "application",
                 pattern: "log".into(),
-                text: log.clone(),
+                text: log,
                 why: "there is no table of this name".into(),
             });
         }
@@ -209,7 +198,40 @@ impl Actors {
                 this.rules.insert(shape.name.clone(), rule);
             }
         }
-        Ok(this)
+        (this, errors)
+    }
+
+    /// Compares one rule with the tables, and takes in where it looks people up.
+    fn read_rule(
+        &mut self,
+        source: &Source,
+        pattern: &str,
+        text: &str,
+        tables: &[Shape],
+    ) -> Result<(), String> {
+        if let Some(lookup) = Lookup::parse(text)?.1 {
+            let known = tables.iter().find(|shape| shape.name == lookup.table);
+            let shape = known.ok_or_else(|| format!("there is no table {}", lookup.table))?;
+            if shape.key.len() != 1 {
+                return Err(format!("{} has no key of one column", shape.name));
+            }
+            if !shape.columns.contains(&lookup.label) {
+                return Err(format!("{} has no column {}", shape.name, lookup.label));
+            }
+            let people = self.people.entry(lookup.table).or_default();
+            if !people.label.is_empty() && people.label != lookup.label {
+                return Err("another rule names another column of that table".into());
+            }
+            people.label = lookup.label;
+        }
+        let named = tables.iter().find(|shape| shape.name == pattern);
+        if named.is_none() && !pattern.contains('*') {
+            return Err(unknown_table(pattern, tables));
+        }
+        match named.is_none_or(|shape| Rule::of(shape, text, &source.stamp).is_some()) {
+            true => Ok(()),
+            false => Err(format!("table {pattern} has no such column")),
+        }
     }
 
     /// Tables that the rules need to see, and of which columns alone:
@@ -418,7 +440,8 @@ impl Actors {
         match &rule.people {
             None => shown(cell),
             Some(table) => {
-                let known = self.people.get(table)?.names.get(cell.expose()?);
+                let people = self.people.get(table);
+                let known = people.and_then(|people| people.names.get(cell.expose()?));
                 // Somebody who is not known yet is still named, by number.
                 known
                     .cloned()
@@ -645,6 +668,7 @@ mod tests {
             table: table.to_owned(),
             op,
             key: Key::new(vec![Cell::new(*b"t1")]),
+            keyless: false,
             old: None,
             new: new.map(row),
             unsent: Vec::new(),

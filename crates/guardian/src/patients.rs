@@ -3,7 +3,8 @@
 
 use crate::config::Source;
 use pitser_capture::{Cell, Row, Shape};
-use std::collections::{BTreeMap, HashMap};
+use pitser_trail::PatientId;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// How the patient of a table's rows is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,11 +17,34 @@ pub(crate) enum Path {
     None,
 }
 
+/// Whose a row is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// It has no patient.
+    Nobody,
+    /// The patient's, by the identifier that the database has for them.
+    Patient(String),
+    /// That cannot be told: the path does not fit the table.
+    Unknown,
+}
+
+impl Owner {
+    /// The list that lines about the row belong to.
+    pub(crate) fn list(self) -> Option<PatientId> {
+        match self {
+            Self::Nobody => None,
+            Self::Patient(id) => Some(PatientId::Id(id)),
+            Self::Unknown => Some(PatientId::Unknown),
+        }
+    }
+}
+
 /// A path that cannot be followed.
 #[derive(Debug, thiserror::Error)]
 #[error("source.patient.\"{table}\" = \"{path}\": {why}")]
 pub struct PathError {
-    table: String,
+    /// The table whose rows' patients are found by it.
+    pub(crate) table: String,
     path: String,
     why: String,
 }
@@ -29,51 +53,71 @@ pub struct PathError {
 #[derive(Debug, Default)]
 pub(crate) struct Patients {
     paths: BTreeMap<String, Path>,
-    /// Identifiers of the records that other tables point at: table and key
-    /// value to the patient's identifier.
-    owners: HashMap<String, HashMap<Vec<u8>, Option<String>>>,
+    /// Tables whose path leads to a table that cannot be looked up in.
+    lost: BTreeSet<String>,
+    /// Whose the records are that other tables point at, by table and key value.
+    owners: HashMap<String, HashMap<Vec<u8>, Owner>>,
 }
 
 impl Patients {
     /// Reads the configured paths for `tables`.
     pub(crate) fn new(source: &Source, tables: &[Shape]) -> Result<Self, PathError> {
+        match Self::fitting(source, tables) {
+            (this, wrong) if wrong.is_empty() => Ok(this),
+            (_, mut wrong) => Err(wrong.swap_remove(0)),
+        }
+    }
+
+    /// The same as far as the paths fit the tables, and those that do not.
+    pub(crate) fn fitting(source: &Source, tables: &[Shape]) -> (Self, Vec<PathError>) {
         let mut this = Self::default();
-        for Shape {
-            name: table,
-            columns,
-            ..
-        } in tables
-        {
+        let mut errors = Vec::new();
+        for shape in tables {
+            let table = &shape.name;
             let Some(text) = source.patient.get(table) else {
                 this.paths.insert(table.clone(), Path::None);
                 continue;
             };
-            let wrong = |why: String| PathError {
-                table: table.clone(),
-                path: text.clone(),
-                why,
+            let mut wrong = |why: String| {
+                errors.push(PathError {
+                    table: table.clone(),
+                    path: text.clone(),
+                    why,
+                });
             };
-            let column_of = |column: &str| match columns.iter().any(|c| c == column) {
-                true => Ok(column.to_owned()),
-                false => Err(wrong(format!("table {table} has no column {column}"))),
+            let (column, target) = match text.split_once("->") {
+                None => (text.trim(), None),
+                Some((column, target)) => (column.trim(), Some(target.trim())),
             };
-            let path = match text.split_once("->") {
-                None => Path::Column(column_of(text.trim())?),
-                Some((column, target)) => {
-                    let column = column_of(column.trim())?;
-                    let (target, key) = target
-                        .trim()
-                        .rsplit_once('.')
-                        .ok_or_else(|| wrong("after -> comes table.column".into()))?;
-                    let Some(shape) = tables.iter().find(|shape| shape.name == target) else {
-                        return Err(wrong(format!("table {target} is not guarded")));
-                    };
-                    if shape.key != [key.to_owned()] {
-                        return Err(wrong(format!(
-                            "{key} is not the whole primary key of {target}"
-                        )));
+            if !shape.columns.iter().any(|known| known == column) {
+                wrong(format!("table {table} has no column {column}"));
+            }
+            let column = column.to_owned();
+            let path = match target.map(|target| target.rsplit_once('.')) {
+                None => Path::Column(column),
+                Some(None) => {
+                    wrong("after -> comes table.column".into());
+                    this.lost.insert(table.clone());
+                    Path::Through {
+                        column,
+                        table: target.unwrap_or_default().to_owned(),
                     }
-                    this.owners.entry(target.to_owned()).or_default();
+                }
+                Some(Some((target, key))) => {
+                    match tables.iter().find(|shape| shape.name == target) {
+                        Some(shape) if shape.key == [key.to_owned()] => {
+                            this.owners.entry(target.to_owned()).or_default();
+                        }
+                        known => {
+                            wrong(match known {
+                                None => format!("table {target} is not guarded"),
+                                Some(_) => {
+                                    format!("{key} is not the whole primary key of {target}")
+                                }
+                            });
+                            this.lost.insert(table.clone());
+                        }
+                    }
                     Path::Through {
                         column,
                         table: target.to_owned(),
@@ -82,15 +126,15 @@ impl Patients {
             };
             this.paths.insert(table.clone(), path);
         }
-        if let Some(unknown) = source.patient.keys().find(|t| !this.paths.contains_key(*t)) {
-            let path = source.patient[unknown].clone();
-            return Err(PathError {
-                table: unknown.clone(),
-                path,
-                why: unknown_table(unknown, tables),
+        let unknown = source.patient.iter();
+        for (table, path) in unknown.filter(|(table, _)| !this.paths.contains_key(*table)) {
+            errors.push(PathError {
+                table: table.clone(),
+                path: path.clone(),
+                why: unknown_table(table, tables),
             });
         }
-        Ok(this)
+        (this, errors)
     }
 
     /// How a table's patients are found, as text for the genesis line.
@@ -129,14 +173,24 @@ impl Patients {
         }
     }
 
-    /// The patient of a row.
-    pub(crate) fn of(&self, table: &str, row: &Row) -> Option<String> {
-        match self.paths.get(table)? {
-            Path::None => None,
-            Path::Column(column) => identifier(row.get(column)?),
-            Path::Through { column, table } => {
-                let value = row.get(column)?.expose()?;
-                self.owners.get(table)?.get(value)?.clone()
+    /// Whose a row is, by the columns that it has.
+    pub(crate) fn of(&self, table: &str, row: &Row) -> Owner {
+        let (column, target) = match self.paths.get(table) {
+            None | Some(Path::None) => return Owner::Nobody,
+            Some(Path::Column(column)) => (column, None),
+            Some(Path::Through { column, table }) => (column, Some(table)),
+        };
+        let Some(cell) = row.get(column) else {
+            return Owner::Unknown;
+        };
+        match (cell.expose(), target) {
+            (None, _) => Owner::Nobody,
+            (Some([_]), None) => Owner::Nobody,
+            (Some(_), None) => identifier(cell).map_or(Owner::Unknown, Owner::Patient),
+            (Some(_), Some(_)) if self.lost.contains(table) => Owner::Unknown,
+            (Some(value), Some(target)) => {
+                let known = self.owners.get(target).and_then(|owners| owners.get(value));
+                known.cloned().unwrap_or(Owner::Nobody)
             }
         }
     }
@@ -148,9 +202,9 @@ impl Patients {
     }
 
     /// Remembers whose record `key` of `table` is.
-    pub(crate) fn learn(&mut self, table: &str, key: &[u8], patient: Option<String>) {
+    pub(crate) fn learn(&mut self, table: &str, key: &[u8], owner: Owner) {
         if let Some(owners) = self.owners.get_mut(table) {
-            owners.insert(key.to_vec(), patient);
+            owners.insert(key.to_vec(), owner);
         }
     }
 }

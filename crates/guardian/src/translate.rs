@@ -14,8 +14,8 @@ use std::sync::Arc;
 pub(crate) struct Whose {
     /// By the trail, before the change.
     pub(crate) before: Option<String>,
-    /// By the row, after it.
-    pub(crate) after: Option<String>,
+    /// By the row, after it: the list that it belongs to.
+    pub(crate) after: Option<PatientId>,
 }
 
 /// What is known of a change besides what its source tells.
@@ -36,6 +36,7 @@ pub(crate) fn change(change: Change, source: &str, about: About, now: Timestamp)
     let at = at.filter(|at| at.micros() <= now.micros() + CLOCKS_DIFFER_US);
     let at = at.unwrap_or(now);
     let Whose { before, after } = about.whose;
+    let before = before.map(PatientId::Id);
     let patient = match change.new {
         Some(_) => after,
         None => before.clone().or(after),
@@ -51,7 +52,7 @@ pub(crate) fn change(change: Change, source: &str, about: About, now: Timestamp)
         tx: Some(change.tx),
         table: Some(change.table),
         key: Some(key_cells(&change.key)),
-        patient: patient.map(PatientId::Id),
+        patient,
         actor: about.actor.map(actor),
         purpose: change.purpose,
         image: about.image,
@@ -59,7 +60,7 @@ pub(crate) fn change(change: Change, source: &str, about: About, now: Timestamp)
     };
     let mut drafts = Vec::with_capacity(1);
     if let Some(before) = moved_from {
-        for patient in [Some(PatientId::Id(before)), line.patient.clone()] {
+        for patient in [Some(before), line.patient.clone()] {
             drafts.extend(patient.map(|patient| Draft {
                 op: Op::Relink,
                 patient: Some(patient),
@@ -87,7 +88,7 @@ pub(crate) fn changed_columns(old: &Row, new: &Row) -> Vec<String> {
 /// The line of a row that was there when capture began.
 pub(crate) fn baseline(
     (table, key, row): (&str, &Key, Row),
-    patient: Option<String>,
+    patient: Option<PatientId>,
     image: bool,
     at: Timestamp,
     source: &str,
@@ -96,7 +97,7 @@ pub(crate) fn baseline(
     Draft {
         table: Some(table.to_owned()),
         key: Some(key_cells(key)),
-        patient: patient.map(PatientId::Id),
+        patient,
         row: Some(self::row(row)),
         image,
         ..Draft::new(Op::Baseline, at, source, pos.to_string())

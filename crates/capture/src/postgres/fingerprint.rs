@@ -8,6 +8,7 @@
 
 mod drift;
 mod query;
+mod shapes;
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ use super::version::Version;
 use super::wire::Field;
 use super::{Connection, Name, PgError, spelled};
 
-use crate::source::Drift;
+use crate::source::{Drift, Shape};
 
 /// The catalogue as far as capture relies on it, at one moment.
 ///
@@ -69,6 +70,13 @@ impl Fingerprint {
     /// How `now` differs from this earlier fingerprint, in a stable order.
     pub fn compare(&self, now: &Self) -> Vec<Drift> {
         drift::compare(&self.0, &now.0)
+    }
+
+    /// The tables that were guarded then, as [`Source::shapes`] has them.
+    ///
+    /// [`Source::shapes`]: crate::Source::shapes
+    pub fn shapes(&self) -> Vec<Shape> {
+        shapes::shapes(&self.0)
     }
 
     /// Two objects whose names were chosen to read alike are both kept.

@@ -290,6 +290,11 @@ impl Source for PgSource {
         Ok(serde_json::to_vec(&fingerprint).expect("strings"))
     }
 
+    fn shapes_in(&self, fingerprint: &[u8]) -> Option<Vec<Shape>> {
+        let fingerprint: Fingerprint = serde_json::from_slice(fingerprint).ok()?;
+        Some(fingerprint.shapes())
+    }
+
     fn drifts(&self, before: &[u8], now: &[u8]) -> Vec<Drift> {
         let read = |bytes| serde_json::from_slice::<Fingerprint>(bytes).ok();
         match (read(before), read(now)) {

@@ -283,6 +283,8 @@ struct Table {
     columns: Arc<[String]>,
     /// Places of the key's columns, in the table's order.
     key: Result<Vec<usize>, &'static str>,
+    /// Those are all of them, for want of a better key.
+    keyless: bool,
 }
 
 /// The transaction whose changes are coming.
@@ -332,11 +334,15 @@ enum Event {
         table: String,
         op: Op,
         key: Key,
+        keyless: bool,
         old: Option<Row>,
         new: Option<Row>,
         unsent: Vec<usize>,
     },
-    Unreadable(&'static str),
+    Unreadable {
+        table: String,
+        why: &'static str,
+    },
 }
 
 /// Messages of one long transaction after which we say that we are still here:
@@ -466,11 +472,16 @@ impl Assembler {
             nth: open.events,
         };
         let captured = match event {
-            Event::Unreadable(why) => Captured::Unreadable { pos, why },
+            Event::Unreadable { table, why } => Captured::Unreadable {
+                pos,
+                table: Some(table),
+                why,
+            },
             Event::Change {
                 table,
                 op,
                 key,
+                keyless,
                 old,
                 new,
                 unsent,
@@ -483,6 +494,7 @@ impl Assembler {
                     table,
                     op,
                     key,
+                    keyless,
                     old,
                     new,
                     unsent,
@@ -500,6 +512,7 @@ impl Table {
     fn of(relation: Relation, primary: Option<&[String]>) -> Self {
         let name = spelled(&relation.schema, &relation.table);
         let place = |column: &String| relation.columns.iter().position(|name| name == column);
+        let keyless = relation.full && primary.is_none();
         let key = match primary {
             _ if relation.key.is_empty() => Err(NO_KEY),
             Some(primary) if relation.full => primary
@@ -517,6 +530,7 @@ impl Table {
             name,
             columns: relation.columns.into(),
             key,
+            keyless,
         }
     }
 
@@ -543,6 +557,7 @@ impl Table {
             table: self.name.clone(),
             op: Op::Truncate,
             key: Key::new(Vec::new()),
+            keyless: false,
             old: None,
             new: None,
             unsent: Vec::new(),
@@ -580,12 +595,16 @@ impl Table {
                 table: self.name.clone(),
                 op,
                 key,
+                keyless: self.keyless,
                 old,
                 new: new.map(|row| self.row(row)),
                 unsent: unsent.map(|(place, _)| place).collect(),
             })
         };
-        read().unwrap_or_else(Event::Unreadable)
+        read().unwrap_or_else(|why| Event::Unreadable {
+            table: self.name.clone(),
+            why,
+        })
     }
 
     fn key(&self, tuple: &Tuple<'_>) -> Result<Key, &'static str> {

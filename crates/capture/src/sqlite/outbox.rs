@@ -345,6 +345,7 @@ impl<'a> Reader<'a> {
             Ok(change) => Captured::Change(change),
             Err(why) => Captured::Unreadable {
                 pos: Position::Outbox(pos),
+                table: None,
                 why,
             },
         })
@@ -376,6 +377,7 @@ impl<'a> Reader<'a> {
             table: shape.table.clone(),
             op,
             key: shape.key(image),
+            keyless: false,
             actor: bracket.map(|bracket| bracket.actor.clone()),
             purpose: bracket.and_then(|bracket| bracket.purpose.clone()),
             old,

@@ -2,7 +2,7 @@
 //! a row, a log of its own, one database role for everybody.
 
 use pitser_capture::postgres::{Config, Connection};
-use pitser_evidence::line::{Binding, Line, Op};
+use pitser_evidence::line::{Binding, Line, Op, Patient};
 use serde_json::Value;
 
 use crate::world::World;
@@ -544,4 +544,94 @@ fn several_databases_have_one_guardian() {
     };
     assert_eq!(ops("hospital"), [Op::Baseline, Op::Update, Op::Create]);
     assert_eq!(ops("other"), [Op::Baseline, Op::Delete]);
+}
+
+/// A column that leads to the patient is somebody's to rename. What it says no more is not
+/// claimed, and not passed over in silence; all else goes on, also after a restart.
+#[test]
+fn a_column_that_leads_to_the_patient_is_renamed() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    let whose = |world: &World, table: &str, key: &str| world.last(table, key).0.patient;
+    let unknown = Some(Patient::Unknown);
+    let first = whose(&world, "public.visit", "10");
+    assert!(matches!(first, Some(Patient::Pseudonym(_))));
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit RENAME patient TO pat;
+         INSERT INTO visit VALUES (30, 1, 'new', 2, now());
+         INSERT INTO result VALUES (300, 30, 5.0, 2, now()), (101, 10, 5.1, 2, now());
+         UPDATE visit SET note = 'other' WHERE id = 20",
+    );
+    let told = world.finding("CAP-05", "public.visit");
+    let status = world.status_when("says what to do", |s| {
+        s["findings"].to_string().contains("has no column patient")
+    });
+    let of_visit = status["findings"].as_array().unwrap().iter();
+    let texts: Vec<&str> = of_visit.map(|f| f["text"].as_str().unwrap()).collect();
+    let text = texts.iter().find(|it| it.contains("has no column patient"));
+    assert!(
+        text.unwrap().contains("start the guardian again"),
+        "{told} {texts:?}"
+    );
+    world.settle();
+    assert_eq!(whose(&world, "public.visit", "30"), unknown);
+    assert_eq!(whose(&world, "public.result", "300"), unknown);
+    // Of a visit that was there before, the trail knows whose it is.
+    assert_eq!(whose(&world, "public.result", "101"), first);
+    // It has left its patient's list, and stands there once more for that.
+    assert_eq!(whose(&world, "public.visit", "20"), unknown);
+    let said = world.run("history --patient 2 --json").json();
+    let lines = said["lines"].as_array().unwrap().iter();
+    let ops: Vec<&str> = lines
+        .filter(|entry| entry["line"]["table"] == "public.visit")
+        .map(|entry| entry["line"]["op"].as_str().unwrap())
+        .collect();
+    assert_eq!(ops, ["baseline", "relink"]);
+
+    world.kill_guardian();
+    world.psql(
+        "postgres",
+        "ALTER TABLE result DROP COLUMN visit; INSERT INTO result VALUES (301, 5.2, 2, now());
+         UPDATE patient SET allergies = 'pollen', write_uid = 2, write_date = clock_timestamp() WHERE id = 1",
+    );
+    world.guard();
+    world.finding("CAP-05", "public.result");
+    world.settle();
+    assert_eq!(whose(&world, "public.result", "301"), unknown);
+    assert_eq!(whose(&world, "public.patient", "1"), first);
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    let said = world.run("guard status");
+    assert_eq!(said.code, 1, "{said:?}");
+
+    // Once the column is back, rows are the patient's again; also those that find
+    // their patient through one that was written meanwhile.
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit RENAME pat TO patient; ALTER TABLE result ADD COLUMN visit int",
+    );
+    world.status_when("has the column again", |s| {
+        s["findings"].to_string().contains("visit integer added")
+    });
+    world.psql(
+        "postgres",
+        "INSERT INTO result VALUES (302, 5.3, 2, now(), NULL, NULL, 30);
+         UPDATE visit SET note = 'again' WHERE id = 30",
+    );
+    world.settle();
+    assert_eq!(whose(&world, "public.result", "302"), first);
+    assert_eq!(whose(&world, "public.visit", "30"), first);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+
+    // What was never so is the configuration's fault.
+    world.configure(
+        "scan_every_s = 0",
+        &SOURCE.replace("\"patient -> ", "\"pateint -> "),
+    );
+    world
+        .run("guard run")
+        .exits(3)
+        .says("public.visit has no column pateint");
 }

@@ -226,6 +226,218 @@ fn another_primary_key_under_full_identity() {
     rekeyed("FULL");
 }
 
+/// Lines of history of a record: their operations.
+fn ops(world: &World, table: &str, key: &str) -> String {
+    let said = world.run(&format!("history {table} {key} --json")).json();
+    let lines = said["lines"].as_array().unwrap().iter();
+    let ops = lines.map(|e| e["line"]["op"].as_str().unwrap().to_owned());
+    ops.collect::<Vec<_>>().join(" ")
+}
+
+/// The same while nobody guards: what was done before and after that is still to be told.
+fn rekeyed_while_away(identity: &str) {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        &format!("ALTER TABLE visit REPLICA IDENTITY {identity}"),
+    );
+    world.settle();
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 9",
+    );
+    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    world.kill_guardian();
+    world.psql(
+        "postgres",
+        "UPDATE visit SET note = 'before' WHERE id = 5; DELETE FROM visit WHERE id = 6",
+    );
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n)",
+    );
+    world.psql(
+        "postgres",
+        "UPDATE visit SET note = 'at once' WHERE n = 1007; DELETE FROM visit WHERE n = 1008;
+         INSERT INTO visit VALUES (8, 2000, 'like another')",
+    );
+    unseen(&world, "visit", "DELETE FROM visit WHERE n = 1010");
+    world.guard();
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    world.settle();
+    // What was sealed goes on; what was done past capture is found.
+    let mut found = wrong(&world);
+    found.sort_unstable();
+    let forged = [
+        "ROW-02 public.visit 10",
+        "ROW-02 public.visit 9",
+        "ROW-03 public.visit 1009",
+    ];
+    assert_eq!(found, forged);
+    assert_eq!(ops(&world, "public.visit", "1004"), "baseline");
+    assert_eq!(ops(&world, "public.visit", "4"), "baseline delete");
+    // Deleted under the new key, and so under the old one.
+    assert_eq!(ops(&world, "public.visit", "8"), "baseline delete");
+    world.kill_guardian();
+    world.guard();
+    let mut found = wrong(&world);
+    found.sort_unstable();
+    assert_eq!(found, forged);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+#[test]
+fn another_primary_key_while_nobody_guards() {
+    rekeyed_while_away("DEFAULT");
+}
+
+#[test]
+fn another_primary_key_under_full_identity_while_nobody_guards() {
+    rekeyed_while_away("FULL");
+}
+
+/// Rows that nobody can tell apart: PostgreSQL refuses to change them, and new ones are a
+/// hole in the account of that table alone.
+#[test]
+fn a_primary_key_that_is_dropped() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "CREATE TABLE ward (id int PRIMARY KEY, name text)",
+    );
+    world.run("guard init").exits(0).says("2 tables guarded");
+    world.finding("CAP-05", "public.ward");
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit REPLICA IDENTITY DEFAULT, DROP CONSTRAINT visit_pkey",
+    );
+    world.psql(
+        "postgres",
+        "INSERT INTO visit SELECT n, 3000 + n, 'untold' FROM generate_series(101, 103) n;
+         INSERT INTO ward VALUES (1, 'A')",
+    );
+    let told = world.finding("CAP-03", "public.visit");
+    assert!(told["text"].to_string().contains("has no key any more"));
+    let told = world.finding("CAP-01", "public.visit");
+    let text = told["text"].as_str().unwrap();
+    assert!(
+        text.starts_with("3 changes of table public.visit cannot be read"),
+        "{text}"
+    );
+    world.settle();
+    // All else is guarded and compared.
+    world.psql("postgres", "UPDATE ward SET name = 'B'");
+    world.settle();
+    assert_eq!(ops(&world, "public.ward", "1"), "create update");
+    unseen(&world, "ward", "UPDATE ward SET name = 'forged'");
+    assert_eq!(wrong(&world), ["ROW-01 public.ward 1"]);
+    world.kill_guardian();
+    world.guard();
+    assert_eq!(wrong(&world), ["ROW-01 public.ward 1"]);
+    world.psql("postgres", "INSERT INTO visit VALUES (104, 3104, 'untold')");
+    world.settle();
+    // It is one hole for each transaction.
+    world.stop_guardian();
+    let gaps: Vec<_> = world
+        .lines()
+        .into_iter()
+        .filter(|l| l.op == Op::Gap)
+        .collect();
+    assert_eq!(gaps.len(), 2);
+    assert!(
+        gaps.iter()
+            .all(|gap| gap.table.as_deref() == Some("public.visit"))
+    );
+    // With a key, another one even, it goes on where it was.
+    world.psql("postgres", "ALTER TABLE visit ADD PRIMARY KEY (n)");
+    world.guard();
+    let mut found = wrong(&world);
+    found.sort_unstable();
+    let untold = [
+        "ROW-01 public.ward 1",
+        "ROW-03 public.visit 3101",
+        "ROW-03 public.visit 3102",
+        "ROW-03 public.visit 3103",
+        "ROW-03 public.visit 3104",
+    ];
+    assert_eq!(found, untold);
+    world.psql("postgres", "UPDATE visit SET note = 'after' WHERE n = 1007");
+    world.settle();
+    assert_eq!(ops(&world, "public.visit", "1007"), "baseline update");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+/// Under full identity the whole row is the key then, and equal rows are counted.
+#[test]
+fn a_primary_key_that_is_dropped_under_full_identity() {
+    let Some(mut world) = world() else { return };
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 9",
+    );
+    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    world.psql("postgres", "ALTER TABLE visit DROP CONSTRAINT visit_pkey");
+    world.psql(
+        "postgres",
+        "UPDATE visit SET note = 'after' WHERE id = 5; DELETE FROM visit WHERE id = 6;
+         INSERT INTO visit SELECT * FROM visit WHERE id = 7;
+         INSERT INTO visit SELECT * FROM visit WHERE id = 7",
+    );
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has no key any more")
+    });
+    world.settle();
+    let forged = ["ROW-03 public.visit 9,1009,forged", "ROW-02 public.visit 9"];
+    assert_eq!(wrong(&world), forged);
+    // One of the equal rows goes past capture, one that is like others comes.
+    unseen(
+        &world,
+        "visit",
+        "DELETE FROM visit WHERE ctid = (SELECT max(ctid) FROM visit WHERE id = 7);
+         INSERT INTO visit SELECT * FROM visit WHERE id = 8",
+    );
+    let mut found = wrong(&world);
+    found.sort_unstable();
+    assert_eq!(found.len(), 4, "{found:?}");
+    for (found, wanted) in found.iter().zip([
+        "ROW-02 public.visit 7,1007,note 7",
+        "ROW-02 public.visit 9",
+        "ROW-03 public.visit 8,1008,note 8",
+        "ROW-03 public.visit 9,1009,forged",
+    ]) {
+        assert!(found.starts_with(wanted), "{found}");
+    }
+    unseen(
+        &world,
+        "visit",
+        "INSERT INTO visit SELECT * FROM visit WHERE id = 7 LIMIT 1;
+         DELETE FROM visit WHERE ctid = (SELECT max(ctid) FROM visit WHERE id = 8)",
+    );
+    assert_eq!(wrong(&world), forged);
+    // A column that is new is the key now: each of the equal rows goes on.
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit ADD COLUMN nth int GENERATED BY DEFAULT AS IDENTITY (START 5000) PRIMARY KEY",
+    );
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    world.settle();
+    let mut found = wrong(&world);
+    found.sort_unstable();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[0], "ROW-02 public.visit 9");
+    assert!(found[1].starts_with("ROW-03 public.visit 50"), "{found:?}");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 #[test]
 fn keys_that_change_places() {
     let Some(mut world) = world() else { return };

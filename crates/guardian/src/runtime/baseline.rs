@@ -20,10 +20,10 @@ const PROGRESS_US: u64 = 10 * SECOND_US;
 /// How often each row of a table without a key was met so far, by the hash of
 /// the row: there may be more of them than fit into memory.
 #[derive(Default)]
-struct Copies(HashMap<Imprint, u64>);
+pub(super) struct Copies(HashMap<Imprint, u64>);
 
 impl Copies {
-    fn number(&mut self, rows: &mut Rows) {
+    pub(super) fn number(&mut self, rows: &mut Rows) {
         for (key, _) in rows {
             let nth = self
                 .0
@@ -40,7 +40,7 @@ impl Session {
     /// of all tables, or of those that were guarded later or have another key now.
     /// After a crash it goes on where it was.
     pub(super) fn baseline(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        if self.unbaselined.is_empty() && self.rekeyed.is_empty() {
+        if self.unbaselined.is_empty() && !self.is_rekeying() {
             return Ok(());
         }
         let mut snapshot = self.source.snapshot()?()?;
@@ -53,7 +53,7 @@ impl Session {
                 self.regular(worker)?;
             }
         }
-        if !self.rekeyed.is_empty() {
+        if self.is_rekeying() {
             self.carry(worker, &mut *snapshot)?;
         }
         if !self.unbaselined.is_empty() {
@@ -257,7 +257,7 @@ impl Session {
             return Ok(false);
         }
         self.learn(table, key, Some(&row));
-        let patient = self.patients.of(table, &row);
+        let patient = self.patients.of(table, &row).list();
         let draft = translate::baseline(
             (table, key, row),
             patient,

@@ -4,6 +4,7 @@ use super::{
     BATCH, BLOCK_LINES, COMMIT_US, Ended, POSITION, Receipt, Session, SubmitError, Worker,
 };
 use crate::actors::Judged;
+use crate::patients::Owner;
 use crate::translate::{self, About, CLOCKS_DIFFER_US, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
 use pitser_capture::fhir::{self, Patient as FhirPatient};
@@ -24,6 +25,31 @@ const WAITING_BYTES: usize = 4 << 20;
 const COPIES: usize = 1 << 16;
 /// Lines of one truncation that are one event.
 const TRUNCATED: usize = 500;
+
+/// Changes in a row that cannot be read, for one reason.
+pub(super) struct Unread {
+    /// The table, if that can be read.
+    table: Option<String>,
+    why: &'static str,
+    /// The last of them.
+    upto: Position,
+    changes: u64,
+}
+
+impl Unread {
+    fn new(table: Option<String>, why: &'static str, pos: Position) -> Self {
+        Self {
+            table,
+            why,
+            upto: pos,
+            changes: 1,
+        }
+    }
+
+    fn is_of(&self, other: &Self) -> bool {
+        (&self.table, self.why) == (&other.table, other.why)
+    }
+}
 
 impl Session {
     /// Takes the next batch of what was committed; `true` if the source may have
@@ -70,6 +96,9 @@ impl Session {
     }
 
     fn step(&mut self, worker: &mut Worker, step: Captured) -> Result<(), Ended> {
+        if !matches!(step, Captured::Unreadable { .. }) {
+            self.end_unread(worker)?;
+        }
         match step {
             Captured::Change(change) => return self.take(worker, change),
             Captured::Mark { pos } => {
@@ -78,19 +107,19 @@ impl Session {
             }
             Captured::Gap { after, upto, what } => {
                 self.end_transaction(worker)?;
-                let about = self.gap(worker, after, upto)?;
+                let about = self.gap(worker, after, upto, None)?;
                 self.missing(worker, about, what)?;
             }
             Captured::Rewound { expected, found } => {
                 self.end_transaction(worker)?;
-                self.gap(worker, expected, found)?;
+                self.gap(worker, expected, found, None)?;
                 let text = "the database counts its changes from an earlier position: it was rewound or replaced";
                 self.finding(worker, Finding::general(Code::DatabaseRewound, text))?;
             }
             Captured::Unreadable { pos, .. } if self.is_written(pos) => {}
-            Captured::Unreadable { pos, why } => {
+            Captured::Unreadable { pos, table, why } => {
                 self.write_open(worker)?;
-                self.unreadable(worker, pos, why)?;
+                self.unreadable(worker, Unread::new(table, why, pos))?;
             }
             other => {
                 let name = &worker.parts.source.name;
@@ -184,7 +213,7 @@ impl Session {
         let mut changes = changes.into_iter().peekable();
         while let Some(mut change) = changes.next() {
             let pos = change.pos;
-            if self.is_keyless(&change.table) {
+            if change.keyless {
                 self.flush()?;
                 self.number(&mut change)?;
             }
@@ -216,7 +245,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether rows of this table may be equal.
+    /// Whether rows of this table, as they are now, may be equal.
     pub(super) fn is_keyless(&self, table: &str) -> bool {
         let mut shapes = self.source.shapes().iter();
         shapes.any(|shape| shape.keyless && shape.name == table)
@@ -278,7 +307,9 @@ impl Session {
             // Its number was counted.
             self.copies.clear();
             let why = "a large value that the update left alone was not sent, and its sealed version is not known: set REPLICA IDENTITY FULL";
-            return self.unreadable(worker, change.pos, why);
+            let unread = Unread::new(Some(change.table), why, change.pos);
+            self.unreadable(worker, unread)?;
+            return self.end_unread(worker);
         }
         let changed = changed_from(&change, sealed.as_ref());
         let judged = self
@@ -431,7 +462,7 @@ impl Session {
         if self.patients.is_target(table)
             && let Some(value) = translate::key_value(key)
         {
-            let owner = row.and_then(|row| self.patients.of(table, row));
+            let owner = row.map_or(Owner::Nobody, |row| self.patients.of(table, row));
             self.patients.learn(table, value, owner);
         }
     }
@@ -455,19 +486,23 @@ impl Session {
     /// Whose record a change is about: by the trail before, by the row after.
     fn whose(&mut self, change: &Change, record: &Bytes32) -> Result<Whose, TrailError> {
         let row = change.new.as_ref().or(change.old.as_ref());
-        let after = row.and_then(|row| self.patients.of(&change.table, row));
+        let after = row.map_or(Owner::Nobody, |row| self.patients.of(&change.table, row));
         let state = self.trail.state();
-        let is_of = |id: &str| {
-            let pseudonym = self.trail.keys().pseudonym(id);
-            state.is_of(&change.table, record, &pseudonym)
+        let known = match &after {
+            Owner::Patient(id) => {
+                let pseudonym = self.trail.keys().pseudonym(id);
+                state.is_of(&change.table, record, &pseudonym)?
+            }
+            Owner::Nobody | Owner::Unknown => Some(false),
         };
-        let before = match after.as_deref().map(is_of).transpose()? {
+        let before = match (known, &after) {
             // Nearly always.
-            Some(Some(true)) => after.clone(),
-            Some(None) => None,
-            Some(Some(false)) | None => self.known_patient(&change.table, record)?,
+            (Some(true), Owner::Patient(id)) => Some(id.clone()),
+            (None, _) => None,
+            _ => self.known_patient(&change.table, record)?,
         };
-        Ok(Whose { after, before })
+        let after = after.list();
+        Ok(Whose { before, after })
     }
 
     fn record_of(&self, change: &Change) -> Bytes32 {
@@ -534,14 +569,19 @@ impl Session {
         self.finding(worker, finding)
     }
 
-    /// A hole in the source's account: noted, and all rows looked at.
+    /// A hole in the source's account, or in that of one table: noted, and all rows looked
+    /// at.
     pub(super) fn gap(
         &mut self,
         worker: &Worker,
         from: Position,
         to: Position,
+        table: Option<String>,
     ) -> Result<u64, Ended> {
+        // Rows without a key are not compared before they have one.
+        self.scan_due |= table.as_ref().is_none_or(|table| self.can_follow(table));
         let draft = Draft {
+            table,
             body: Some(Box::new(Body::Gap(Gap {
                 from: from.to_string(),
                 to: to.to_string(),
@@ -553,7 +593,6 @@ impl Session {
                 to.to_string(),
             )
         };
-        self.scan_due = true;
         // Counted from a beginning that is no more.
         self.scan_after = None;
         let line = self.append(vec![draft])?;
@@ -575,9 +614,55 @@ impl Session {
         self.finding(worker, finding)
     }
 
-    fn unreadable(&mut self, worker: &Worker, pos: Position, why: &str) -> Result<(), Ended> {
-        let about = self.gap(worker, self.position, pos)?;
-        self.missing(worker, about, format!("a change cannot be read: {why}"))
+    /// Keeps what cannot be read until something can: it is one hole.
+    fn unreadable(&mut self, worker: &Worker, unread: Unread) -> Result<(), Ended> {
+        match &mut self.unread {
+            Some(open) if open.is_of(&unread) => {
+                open.upto = unread.upto;
+                open.changes += unread.changes;
+                Ok(())
+            }
+            _ => {
+                self.end_unread(worker)?;
+                self.unread = Some(unread);
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes what could not be read. A table of which nothing can be read is found once.
+    fn end_unread(&mut self, worker: &Worker) -> Result<(), Ended> {
+        let Some(unread) = self.unread.take() else {
+            return Ok(());
+        };
+        let Unread { table, why, .. } = &unread;
+        let about = self.gap(worker, self.position, unread.upto, table.clone())?;
+        let is_told = match table {
+            Some(table) => !self.can_follow(table) && !self.untold.insert(table.clone()),
+            None => false,
+        };
+        if is_told {
+            return Ok(());
+        }
+        let what = match (&table, unread.changes) {
+            (None, 1) => "a change cannot be read".to_owned(),
+            (None, count) => format!("{count} changes cannot be read"),
+            (Some(table), 1) => format!("a change of table {table} cannot be read"),
+            (Some(table), count) => format!("{count} changes of table {table} cannot be read"),
+        };
+        let finding = Finding {
+            table: table.clone(),
+            about: Some(about),
+            ..Finding::general(Code::CaptureGap, format!("{what}: {why}"))
+        };
+        self.finding(worker, finding)
+    }
+
+    /// Whether a table's rows can be told apart; one that is not known here is not asked
+    /// about.
+    fn can_follow(&self, table: &str) -> bool {
+        let mut shapes = self.source.shapes().iter();
+        shapes.all(|shape| shape.name != table || !shape.key.is_empty())
     }
 
     pub(super) fn submit(

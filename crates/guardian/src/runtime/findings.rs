@@ -130,6 +130,12 @@ impl Session {
             None if path.exists() => Some(Digest::of(&[&self.fingerprint])),
             None => None,
         };
+        // Before anything is durable that says how it is now: what the keys were, nobody
+        // could say any more.
+        let shapes = self.source.shapes_in(&self.fingerprint);
+        let shapes = shapes.unwrap_or_else(|| self.source.shapes().to_vec());
+        let is_other = self.source.refresh()?;
+        self.note_keys(&shapes)?;
         let drifts = if before.is_some() {
             self.source.drifts(&self.fingerprint, &now)
         } else {
@@ -165,7 +171,10 @@ impl Session {
         self.show(worker);
         pitser_trail::disk::replace(&path, &now).map_err(TrailError::from)?;
         self.fingerprint = now;
-        self.reshape(worker)
+        match is_other {
+            true => self.reshape(worker),
+            false => Ok(()),
+        }
     }
 }
 

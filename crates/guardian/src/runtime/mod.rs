@@ -10,6 +10,7 @@ mod fleet;
 mod heads;
 mod queue;
 mod rekey;
+mod rules;
 mod scan;
 mod session;
 mod show;
@@ -32,6 +33,7 @@ use crate::sealer::{self, Outcome, Wanted};
 use crate::status::{BaselineStatus, BlockStatus, FindingStatus, FleetStatus, SourceState, Status};
 pub(crate) use word::FILE as WORD;
 
+use capture::Unread;
 use heads::{Cosigner, Heads};
 use pitser_capture::fhir::FhirError;
 use pitser_capture::{Captured, Position, Snapshot, Source as Database, SourceError};
@@ -46,7 +48,7 @@ use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
 use queue::Queue;
 use rekey::Rekeyed;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -614,6 +616,8 @@ struct Session {
     queue: Queue,
     patients: Patients,
     actors: Actors,
+    /// Rules that do not fit the tables any more, by the table that they are about.
+    unfit: BTreeMap<Option<String>, String>,
     mapping: Digest,
     fingerprint: Vec<u8>,
     incidents: Incidents,
@@ -640,8 +644,13 @@ struct Session {
     is_in_danger: bool,
     /// Tables whose rows all have their line, or had while they were guarded.
     live: HashSet<String>,
-    /// Tables whose records are yet to go on under another key.
+    /// Tables whose records are yet to go on under another key, those included that have
+    /// none now.
     rekeyed: Rekeyed,
+    /// Changes that cannot be read, until one can.
+    unread: Option<Unread>,
+    /// Tables without a key of which a change could not be told, as a finding says.
+    untold: HashSet<String>,
     /// Tables that the configuration names and nobody guards, and that were told.
     unguarded: HashSet<String>,
     events: u64,

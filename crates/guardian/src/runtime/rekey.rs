@@ -1,22 +1,26 @@
 //! Tables that were given another key: their records go on under it.
 //!
 //! A record is named by its key, so that another key makes another record of each
-//! row. A row that opens the commitment under its old key gets a `delete` line
-//! there, unless that is another row's key now, and a `baseline` line under the new
-//! one, in one event. Whatever does not is left to the scan: missing under the old
-//! key, never sealed under the new one. So are, after a crash in the middle, rows
-//! whose old key had become another row's by then.
+//! row. So does having none, where the whole row is the key then. A row that opens the
+//! commitment under its old key gets a `delete` line there, unless that is another row's
+//! key now, and a `baseline` line under the new one, in one event. What was deleted under
+//! its new key already is deleted under the old one. Whatever does not fit is left to the
+//! scan: missing under the old key, never sealed under the new one. So are, after a crash
+//! in the middle, rows whose old key had become another row's by then.
+//!
+//! A table whose rows have no key at all waits here until it has one.
 
+use super::baseline::Copies;
 use super::{BASELINE_CHUNK, BLOCK_LINES, Ended, Session, Worker};
 use crate::translate;
-use pitser_capture::source::Rows;
-use pitser_capture::{Cell, Key, Row, Shape, Snapshot};
+use pitser_capture::source::{Rows, Unseen};
+use pitser_capture::{Cell, Key, Position, Row, Shape, Snapshot};
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::commit::commit_row;
-use pitser_evidence::line::{Op, Timestamp};
-use pitser_monitor::{Expected, Sealed, expected, key_cells};
+use pitser_evidence::line::{Line, Op, Timestamp};
+use pitser_monitor::{Expected, Sealed, expected, key_cells, key_of};
 use pitser_trail::{Draft, PatientId, TrailError};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -27,42 +31,79 @@ const FILE: &str = "rekey.json";
 /// Columns of former keys, by table.
 pub(super) type Rekeyed = BTreeMap<String, Vec<String>>;
 
-/// The records of a table by its new key.
-#[derive(Default)]
-struct Named {
-    /// All of them.
+/// A table on its way from one key to another.
+struct Move {
+    table: String,
+    /// Columns of the key that it had.
+    former: Vec<String>,
+    /// When its rows were read.
+    at: Timestamp,
+    /// What the rows that were read do not show.
+    shown: Shown,
+    /// Its records by the new key.
     now: HashSet<Bytes32>,
     /// Those whose row is not as it was sealed.
     unfit: HashSet<Bytes32>,
+    /// How many rows each old record vouches for, or an equal one beside it: each for one.
+    vouched: HashMap<Bytes32, u64>,
+    /// Which of several equal old records vouches for a row, where it is not the first.
+    nth: HashMap<Bytes32, u64>,
 }
 
-/// The key that a row had, if it still has the columns.
-fn former(columns: &[String], row: &Row) -> Option<Key> {
-    let cells = columns.iter().map(|column| row.get(column).cloned());
-    cells.collect::<Option<Vec<Cell>>>().map(Key::new)
+/// What a snapshot shows.
+struct Shown {
+    until: Position,
+    unseen: Unseen,
+}
+
+impl Shown {
+    fn of(snapshot: &dyn Snapshot) -> Self {
+        Self {
+            until: snapshot.position(),
+            unseen: snapshot.unseen(),
+        }
+    }
+
+    /// Whether the line is of something that is not shown.
+    fn lacks(&self, line: &Line) -> bool {
+        let is_later = line.pos.parse().is_ok_and(|pos: Position| pos > self.until);
+        is_later || line.tx.is_some_and(|tx| self.unseen.contains(tx))
+    }
+}
+
+impl Move {
+    /// The key that a row had, if it still has the columns.
+    fn former(&self, row: &Row) -> Option<Key> {
+        let cells = self.former.iter().map(|column| row.get(column).cloned());
+        cells.collect::<Option<Vec<Cell>>>().map(Key::new)
+    }
 }
 
 impl Session {
-    /// Remembers which tables have another key than in `before`.
+    /// Remembers which tables have another key than in `before`, or none.
     pub(super) fn note_keys(&mut self, before: &[Shape]) -> Result<(), Ended> {
-        for was in before.iter().filter(|was| !was.keyless) {
-            let shapes = self.source.shapes();
+        let shapes = self.source.shapes();
+        for was in before.iter().filter(|was| !was.key.is_empty()) {
             let now = shapes.iter().find(|shape| shape.name == was.name);
-            if now.is_some_and(|now| !now.keyless && now.key != was.key) {
+            if now.is_some_and(|now| now.key != was.key) {
                 // A key that was there for a moment named nothing yet.
                 self.rekeyed
                     .entry(was.name.clone())
                     .or_insert_with(|| was.key.clone());
             }
         }
-        match self.rekeyed.is_empty() {
-            true => Ok(()),
-            false => {
-                let text = serde_json::to_vec(&self.rekeyed).expect("strings");
-                let path = self.rekey_file();
-                Ok(pitser_trail::disk::replace(&path, &text).map_err(TrailError::from)?)
-            }
+        self.remember_keys()
+    }
+
+    fn remember_keys(&self) -> Result<(), Ended> {
+        let path = self.rekey_file();
+        if self.rekeyed.is_empty() {
+            // It may never have been written.
+            let _ = std::fs::remove_file(path);
+            return Ok(());
         }
+        let text = serde_json::to_vec(&self.rekeyed).expect("strings");
+        Ok(pitser_trail::disk::replace(&path, &text).map_err(TrailError::from)?)
     }
 
     /// What a guardian before this one did not finish.
@@ -75,6 +116,20 @@ impl Session {
         self.trail.layout().dir().join(FILE)
     }
 
+    /// Whether the records of some table can go on under another key now.
+    pub(super) fn is_rekeying(&self) -> bool {
+        let mut tables = self.rekeyed.keys();
+        tables.any(|table| self.key_of(table).is_some_and(|key| !key.is_empty()))
+    }
+
+    /// The columns of a table's key, of which there may be none; `None` if the table is
+    /// not guarded.
+    fn key_of(&self, table: &str) -> Option<&[String]> {
+        let shapes = self.source.shapes();
+        let shape = shapes.iter().find(|shape| shape.name == table)?;
+        Some(&shape.key)
+    }
+
     /// Has the records of these tables go on under their new keys.
     pub(super) fn carry(
         &mut self,
@@ -82,111 +137,150 @@ impl Session {
         snapshot: &mut dyn Snapshot,
     ) -> Result<(), Ended> {
         let at: Timestamp = snapshot.at().parse().unwrap_or_else(|_| self.now(worker));
-        let shapes = self.source.shapes();
-        let mut rekeyed = self.rekeyed.clone();
-        // One that was dropped meanwhile has no rows to carry.
-        rekeyed.retain(|table, _| shapes.iter().any(|shape| shape.name == *table));
-        for (table, key) in rekeyed {
-            // All are compared before one is written: what was one row's key may be
-            // another's now.
-            let mut named = Named::default();
-            self.each(snapshot, &table, |session, rows| {
-                for (now, row) in rows {
-                    session.compare_named(&table, (former(&key, &row), now), &row, &mut named)?;
+        // Rows are numbered here in another way.
+        self.copies.clear();
+        // Lines are looked at that say what happened meanwhile.
+        self.flush()?;
+        self.trail.commit()?;
+        for (table, former) in self.rekeyed.clone() {
+            match self.key_of(&table) {
+                Some([]) => continue,
+                // One that was dropped meanwhile has no rows to carry.
+                None => {}
+                Some(_) => {
+                    let moved = Move {
+                        table: table.clone(),
+                        former,
+                        at,
+                        shown: Shown::of(snapshot),
+                        now: HashSet::new(),
+                        unfit: HashSet::new(),
+                        vouched: HashMap::new(),
+                        nth: HashMap::new(),
+                    };
+                    self.carry_table(worker, snapshot, moved)?;
                 }
-                session.meanwhile(worker)
-            })?;
-            self.each(snapshot, &table, |session, rows| {
-                for (now, row) in rows {
-                    let keys = (former(&key, &row), now);
-                    session.carry_row(worker, &table, keys, row, at, &named)?;
-                }
-                session.trail.commit()?;
-                if session.trail.open_lines() >= BLOCK_LINES {
-                    session.close(worker)?;
-                }
-                session.meanwhile(worker)
-            })?;
+            }
+            self.rekeyed.remove(&table);
+            self.trail.commit()?;
+            self.remember_keys()?;
         }
-        self.rekeyed.clear();
-        // It may never have been written.
-        let _ = std::fs::remove_file(self.rekey_file());
         self.show(worker);
         Ok(())
     }
 
-    /// Reads a table's rows.
+    fn carry_table(
+        &mut self,
+        worker: &mut Worker,
+        snapshot: &mut dyn Snapshot,
+        mut moved: Move,
+    ) -> Result<(), Ended> {
+        let table = moved.table.clone();
+        // All are compared before one is written: what was one row's key may be
+        // another's now.
+        self.each(snapshot, &table, |session, rows| {
+            for (now, row) in rows {
+                session.compare_named(&mut moved, &now, &row)?;
+            }
+            session.meanwhile(worker)
+        })?;
+        self.each(snapshot, &table, |session, rows| {
+            for (now, row) in rows {
+                session.carry_row(worker, &moved, &now, row)?;
+            }
+            session.trail.commit()?;
+            if session.trail.open_lines() >= BLOCK_LINES {
+                session.close(worker)?;
+            }
+            session.meanwhile(worker)
+        })?;
+        self.carry_deleted(worker, &moved)
+    }
+
+    /// Reads a table's rows, equal ones with their numbers.
     fn each(
         &mut self,
         snapshot: &mut dyn Snapshot,
         table: &str,
         mut take: impl FnMut(&mut Self, Rows) -> Result<(), Ended>,
     ) -> Result<(), Ended> {
+        let mut copies = self.is_keyless(table).then(Copies::default);
         let mut failed = None;
-        snapshot.scan(table, BASELINE_CHUNK, &mut |rows| match take(self, rows) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(ended) => {
-                failed = Some(ended);
-                ControlFlow::Break(())
+        snapshot.scan(table, BASELINE_CHUNK, &mut |mut rows| {
+            if let Some(copies) = &mut copies {
+                copies.number(&mut rows);
+            }
+            match take(self, rows) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(ended) => {
+                    failed = Some(ended);
+                    ControlFlow::Break(())
+                }
             }
         })?;
         failed.map_or(Ok(()), Err)
     }
 
-    fn compare_named(
-        &mut self,
-        table: &str,
-        (was, now): (Option<Key>, Key),
-        row: &Row,
-        named: &mut Named,
-    ) -> Result<(), Ended> {
-        let record = self.record_under(table, &now);
-        // Under the new key, if it was written since, or by a guardian that was killed.
-        let fits = self.is_sealed_as(table, &now, row)?
-            || match &was {
-                Some(was) => self.is_sealed_as(table, was, row)?,
+    fn compare_named(&mut self, moved: &mut Move, now: &Key, row: &Row) -> Result<(), Ended> {
+        let record = self.record_under(&moved.table, now);
+        let fits = self.is_carried(moved, now, row)?
+            || match moved.former(row) {
+                Some(was) => {
+                    let first = self.record_under(&moved.table, &was);
+                    let nth = moved.vouched.entry(first).or_default();
+                    *nth += 1;
+                    let nth = *nth;
+                    if nth > 1 {
+                        moved.nth.insert(record, nth);
+                    }
+                    self.is_sealed_as(&moved.table, &was.copy(nth), row)?
+                }
                 // A column of the old key is gone: nothing leads to the old record.
                 None => false,
             };
         if !fits {
-            named.unfit.insert(record);
+            moved.unfit.insert(record);
         }
-        named.now.insert(record);
+        moved.now.insert(record);
         Ok(())
     }
 
     fn carry_row(
         &mut self,
         worker: &Worker,
-        table: &str,
-        (was, now): (Option<Key>, Key),
+        moved: &Move,
+        now: &Key,
         row: Row,
-        at: Timestamp,
-        named: &Named,
     ) -> Result<(), Ended> {
-        let record = self.record_under(table, &now);
-        if named.unfit.contains(&record) {
+        let Move { table, at, .. } = moved;
+        let record = self.record_under(table, now);
+        if moved.unfit.contains(&record) {
             return Ok(());
         }
+        let is_carried = self.is_carried(moved, now, &row)?;
         let mut event = Vec::new();
-        if let Some(was) = &was
-            && !named.now.contains(&self.record_under(table, was))
-            && self.is_standing(table, was)?
-        {
-            event.push(self.gone_from(worker, table, was, at)?);
-        }
-        if !self.is_sealed_as(table, &now, &row)? {
-            // Another row's until now.
-            if self.is_standing(table, &now)? {
-                event.push(self.gone_from(worker, table, &now, at)?);
+        if let Some(was) = moved.former(&row) {
+            let first = self.record_under(table, &was);
+            let nth = moved.nth.get(&record).copied().unwrap_or(1);
+            let was = was.copy(nth);
+            let is_anothers = moved.now.contains(&self.record_under(table, &was))
+                || (is_carried && moved.vouched.contains_key(&first));
+            if !is_anothers && self.is_standing(table, &was)? {
+                event.push(self.gone_from(worker, table, &was, *at)?);
             }
-            self.learn(table, &now, Some(&row));
-            let patient = self.patients.of(table, &row);
+        }
+        if !is_carried {
+            // Another row's until now.
+            if self.is_standing(table, now)? {
+                event.push(self.gone_from(worker, table, now, *at)?);
+            }
+            self.learn(table, now, Some(&row));
+            let patient = self.patients.of(table, &row).list();
             event.push(translate::baseline(
-                (table, &now, row),
+                (table, now, row),
                 patient,
                 self.keeps_image(worker, table),
-                at,
+                *at,
                 &worker.parts.source.name,
                 self.position,
             ));
@@ -195,6 +289,65 @@ impl Session {
             self.append(event)?;
         }
         Ok(())
+    }
+
+    /// Ends old records whose rows are no more, and were seen to be deleted under the new
+    /// key: as the vault keeps them, they lead there.
+    fn carry_deleted(&mut self, worker: &mut Worker, moved: &Move) -> Result<(), Ended> {
+        let table = &moved.table;
+        let left = self.trail.state().records(table, |record, leaf| {
+            let is_left = leaf.row.is_some() && !moved.now.contains(record);
+            is_left.then_some(*record)
+        });
+        let left: Vec<Bytes32> = left.map_err(TrailError::from)?;
+        let columns = self.key_of(table).unwrap_or_default().to_vec();
+        for record in left {
+            let Some(sealed) = Sealed::of(&mut self.trail, table, &record)? else {
+                continue;
+            };
+            let (content, seq) = (sealed.content, sealed.seq);
+            let (Some(was), Some(row)) = (content.key, content.row) else {
+                continue;
+            };
+            let cell = |column: &String| {
+                let (_, value) = row.iter().find(|(name, _)| name == column)?;
+                Some(value.map_or(Cell::NULL, Cell::new))
+            };
+            let now = columns.iter().map(cell).collect::<Option<Vec<Cell>>>();
+            if let Some(now) = now.map(Key::new)
+                && self.was_deleted_since(table, &now, seq)?
+            {
+                let gone = self.gone_from(worker, table, &key_of(was), moved.at)?;
+                self.append(vec![gone])?;
+                if self.trail.open_lines() >= BLOCK_LINES {
+                    self.close(worker)?;
+                }
+            }
+            self.meanwhile(worker)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the trail has seen somebody delete the row of this key, after line `seq`.
+    fn was_deleted_since(&self, table: &str, key: &Key, seq: u64) -> Result<bool, TrailError> {
+        let last = self.last_change(table, &self.record_under(table, key))?;
+        // Not a line that we wrote ourselves.
+        let is_seen = |line: Line| line.op == Op::Delete && line.tx.is_some() && line.seq > seq;
+        Ok(last.is_some_and(is_seen))
+    }
+
+    /// The last line of a record that says what became of its row.
+    fn last_change(&self, table: &str, record: &Bytes32) -> Result<Option<Line>, TrailError> {
+        let known = self.trail.state().record_leaf(table, record)?;
+        let mut seq = known.map(|leaf| leaf.last_seq);
+        while let Some(line) = seq.map(|seq| self.trail.line(seq)).transpose()?.flatten() {
+            if matches!(line.op, Op::Baseline | Op::Create | Op::Update | Op::Delete) {
+                return Ok(Some(line));
+            }
+            // A read, or a finding.
+            seq = line.prev.map(|prev| prev.seq);
+        }
+        Ok(None)
     }
 
     fn record_under(&self, table: &str, key: &Key) -> Bytes32 {
@@ -206,6 +359,16 @@ impl Session {
         let record = self.record_under(table, key);
         let known = self.trail.state().record_leaf(table, &record)?;
         Ok(known.is_some_and(|leaf| leaf.row.is_some()))
+    }
+
+    /// Whether a row has its line under the new key: it was written since, or by a
+    /// guardian that was killed; or something happened to it that the rows do not show.
+    fn is_carried(&mut self, moved: &Move, now: &Key, row: &Row) -> Result<bool, Ended> {
+        if self.is_sealed_as(&moved.table, now, row)? {
+            return Ok(true);
+        }
+        let last = self.last_change(&moved.table, &self.record_under(&moved.table, now))?;
+        Ok(last.is_some_and(|line| moved.shown.lacks(&line)))
     }
 
     /// Whether the row is the one that was sealed under this key.

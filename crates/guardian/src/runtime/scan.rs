@@ -6,7 +6,6 @@ use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
 use pitser_monitor::{Finding, Look, ScanTable, Touched};
-use pitser_trail::PatientId;
 use std::sync::mpsc::channel;
 
 impl Session {
@@ -40,7 +39,7 @@ impl Session {
         // Rows that have no line yet are not unknown ones.
         let shapes = self.source.shapes().iter();
         let tables: Vec<ScanTable> = shapes
-            .filter(|shape| self.live.contains(&shape.name))
+            .filter(|shape| self.live.contains(&shape.name) && !shape.key.is_empty())
             .map(|shape| ScanTable {
                 key: self.trail.keys().table(&shape.name),
                 keyless: shape.keyless,
@@ -156,7 +155,7 @@ impl Session {
         };
         let rows = look.rows;
         let patients = &self.patients;
-        let whose = |table: &str, row: &Row| patients.of(table, row).map(PatientId::Id);
+        let whose = |table: &str, row: &Row| patients.of(table, row).list();
         let mut found = pitser_monitor::judge(look, &mut self.trail, &pass.touched, whose)?;
         found.extend(self.out_of_reach()?.into_iter().map(|it| (it, None)));
         let mut findings = Vec::with_capacity(found.len());

@@ -1,21 +1,23 @@
 //! One stretch of guarding between two failures: opening, waiting, deciding what is due.
 
 use super::rekey::Rekeyed;
+use super::rules::Rules;
 use super::transaction::Transaction;
 use super::{
     BLOCK_LINES, Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session,
     StartError, SubmitError, Worker,
 };
-use crate::actors::Actors;
 use crate::config::Tuning;
 use crate::init::{self, InitError};
-use crate::patients::Patients;
+use crate::patients::Owner;
 use crate::sealer::Wanted;
-use pitser_capture::{Cell, Position};
+use pitser_capture::{Cell, Position, Row};
 use pitser_evidence::codec::{Bytes32, Digest};
+use pitser_evidence::line::Patient;
 use pitser_monitor::Sealed;
 use pitser_trail::{Trail, TrailError};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -35,9 +37,12 @@ impl Session {
         }
         trail.set_segment_limits(parts.tuning.segments);
         init::check_identity(&source.identity()?, trail.genesis())?;
-        let shapes = source.shapes();
-        let patients = Patients::new(&parts.source, shapes).map_err(InitError::from)?;
-        let actors = Actors::new(&parts.source, shapes).map_err(InitError::from)?;
+        let Rules {
+            patients,
+            actors,
+            unfit,
+            ..
+        } = Rules::of_trail(&parts.source, source.shapes(), trail.layout())?;
         worker
             .publish
             .send_modify(|s| s.mapping = patients.mapping());
@@ -48,6 +53,7 @@ impl Session {
         let kept = kept.ok().and_then(|text| text.trim_end().parse().ok());
         let position = kept.map_or(told, |kept: Position| kept.max(told));
         let mut session = Self {
+            unfit,
             mapping: Digest::of(&[patients.mapping().as_bytes()]),
             fingerprint: source.fingerprint()?,
             more: false,
@@ -66,6 +72,8 @@ impl Session {
             is_in_danger: false,
             live: collected.live,
             rekeyed: Rekeyed::new(),
+            unread: None,
+            untold: HashSet::new(),
             unguarded: HashSet::new(),
             events: collected.events,
             copies: HashMap::new(),
@@ -123,9 +131,10 @@ impl Session {
     /// the vault.
     pub(super) fn learn_owners(&mut self) -> Result<(), StartError> {
         let shapes = self.source.shapes().iter().map(|shape| shape.name.clone());
-        let targets: Vec<String> = shapes
+        let mut targets: Vec<String> = shapes
             .filter(|table| self.patients.is_target(table) || self.actors.is_lookup(table))
             .collect();
+        targets.sort_by_key(|table| self.patients.steps(table));
         for table in targets {
             let records = self
                 .trail
@@ -134,9 +143,10 @@ impl Session {
             let known: Vec<Bytes32> = records.map_err(TrailError::from)?;
             for record in known {
                 let sealed = Sealed::of(&mut self.trail, &table, &record);
-                let content = sealed?.map(|s| s.content);
-                let owner = self.known_patient(&table, &record)?;
-                let Some(content) = content else { continue };
+                let Some(content) = sealed?.map(|s| s.content) else {
+                    continue;
+                };
+                let owner = self.owner(&table, &record, content.row.as_ref())?;
                 if let Some([cell]) = content.key.as_deref() {
                     self.patients.learn(&table, cell, owner);
                     self.actors.learn(&table, cell, |label| {
@@ -150,6 +160,32 @@ impl Session {
         Ok(())
     }
 
+    /// Whose a record is by the trail. If that could not be told when its line was
+    /// written, it may follow from the row that the vault has.
+    fn owner(
+        &mut self,
+        table: &str,
+        record: &Bytes32,
+        row: Option<&pitser_trail::Row>,
+    ) -> Result<Owner, StartError> {
+        let known = self.trail.state().record(table, record);
+        let known = known.map_err(TrailError::from)?.and_then(|it| it.patient);
+        let row = match (known, row) {
+            (Some(Patient::Unknown), Some(row)) => row,
+            (Some(Patient::Unknown), None) => return Ok(Owner::Unknown),
+            _ => {
+                let patient = self.known_patient(table, record)?;
+                return Ok(patient.map_or(Owner::Nobody, Owner::Patient));
+            }
+        };
+        let cell = |value: Option<&[u8]>| value.map_or(Cell::NULL, Cell::new);
+        let row = Row {
+            columns: Arc::clone(&row.names),
+            cells: row.iter().map(|(_, value)| cell(value)).collect(),
+        };
+        Ok(self.patients.of(table, &row))
+    }
+
     /// Begins to write, after everything that speaks against it was looked at.
     pub(super) fn begin(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         if worker.stood_by {
@@ -158,6 +194,7 @@ impl Session {
         }
         let sealed = self.sealed.take();
         self.compare_fingerprint(worker, sealed)?;
+        self.tell_unfit(worker)?;
         self.compare_word(worker)
     }
 
@@ -264,7 +301,7 @@ impl Session {
         // Rows that have no line yet are not unknown ones.
         if self.scanning.is_none()
             && self.unbaselined.is_empty()
-            && self.rekeyed.is_empty()
+            && !self.is_rekeying()
             && (self.scan_due || now >= self.next.scan || !self.scan_replies.is_empty())
             && self.has_caught_up()?
         {

@@ -1,11 +1,9 @@
 //! What the database has for us: guarded tables that come, change and go, and log
 //! that it keeps.
 
+use super::rules::Rules;
 use super::{Ended, Session, Worker};
-use crate::actors::Actors;
 use crate::config;
-use crate::init::InitError;
-use crate::patients::Patients;
 use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::map::Leaf;
@@ -16,45 +14,29 @@ impl Session {
     /// Goes by the tables as they are now: those that are guarded since get the
     /// lines of the rows that were there.
     pub(super) fn reshape(&mut self, worker: &Worker) -> Result<(), Ended> {
-        let before = self.source.shapes().to_vec();
-        if !self.source.refresh()? {
-            return Ok(());
-        }
-        self.note_keys(&before)?;
-        let (source, shapes) = (&worker.parts.source, self.source.shapes());
-        let rules = Patients::new(source, shapes).map_err(InitError::from);
-        let rules = rules.and_then(|patients| Ok((patients, Actors::new(source, shapes)?)));
-        match rules {
-            Ok((patients, actors)) => {
-                self.mapping = Digest::of(&[patients.mapping().as_bytes()]);
-                worker
-                    .publish
-                    .send_modify(|s| s.mapping = patients.mapping());
-                self.patients = patients;
-                self.actors = actors;
-                self.learn_owners()?;
-                self.unbaselined = self.lacking();
-            }
-            // Capture must not end for that.
-            Err(error) => {
-                let text = format!(
-                    "the configuration does not fit the tables any more: {error}. Until it does, tables that are new \
-                     are not compared with the trail; then start the guardian again"
-                );
-                let finding = Finding {
-                    about: self.trail.state().next_seq().checked_sub(1),
-                    ..Finding::general(Code::SchemaChanged, text)
-                };
-                self.finding(worker, finding)?;
-            }
-        }
-        Ok(())
+        self.untold.clear();
+        let rules = Rules::of(&worker.parts.source, self.source.shapes());
+        let mapping = rules.patients.mapping();
+        self.mapping = Digest::of(&[mapping.as_bytes()]);
+        worker.publish.send_modify(|s| s.mapping = mapping);
+        self.patients = rules.patients;
+        self.actors = rules.actors;
+        self.unfit = rules.unfit;
+        self.learn_owners()?;
+        self.unbaselined = self.lacking();
+        self.tell_unfit(worker)
     }
 
-    /// Tables whose rows that were there lack their lines.
+    /// Tables whose rows that were there lack their lines, and can be told apart.
     pub(super) fn lacking(&self) -> Vec<String> {
+        let shapes = self.source.shapes();
+        let can_follow = |table: &str| {
+            shapes
+                .iter()
+                .any(|it| it.name == table && !it.key.is_empty())
+        };
         let mut tables = self.baseline_order();
-        tables.retain(|table| !self.live.contains(table));
+        tables.retain(|table| !self.live.contains(table) && can_follow(table));
         tables
     }
 

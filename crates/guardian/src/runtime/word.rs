@@ -37,7 +37,7 @@ impl Session {
         };
         if is_old {
             let at = self.position;
-            let about = self.gap(worker, at, at)?;
+            let about = self.gap(worker, at, at, None)?;
             let text = "the database is an older copy of itself, which went on from there: what it had since is lost, \
                         and what it did instead was not told";
             let finding = Finding {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::Drift;
 
-type Entries = BTreeMap<String, String>;
+pub(super) type Entries = BTreeMap<String, String>;
 
 pub(super) fn compare(was: &Entries, now: &Entries) -> Vec<Drift> {
     if was == now {
@@ -106,26 +106,26 @@ fn numbers(entries: &Entries) -> BTreeMap<&str, &str> {
 }
 
 /// The key of an entry.
-struct Object<'a> {
-    kind: &'a str,
-    name: &'a str,
+pub(super) struct Object<'a> {
+    pub(super) kind: &'a str,
+    pub(super) name: &'a str,
     part: Option<&'a str>,
 }
 
 /// The value of an entry.
 #[derive(Clone, Copy)]
-struct Entry<'a> {
+pub(super) struct Entry<'a> {
     facts: &'a str,
     stamp: &'a str,
 }
 
 impl<'a> Entry<'a> {
-    fn parse(value: &'a str) -> Self {
+    pub(super) fn parse(value: &'a str) -> Self {
         let (facts, stamp) = value.rsplit_once('\t').unwrap_or((value, ""));
         Self { facts, stamp }
     }
 
-    fn fact(&self, name: &str) -> Option<&'a str> {
+    pub(super) fn fact(&self, name: &str) -> Option<&'a str> {
         self.facts
             .split(' ')
             .find_map(|fact| fact.strip_prefix(name)?.strip_prefix('='))
@@ -133,7 +133,7 @@ impl<'a> Entry<'a> {
 }
 
 impl<'a> Object<'a> {
-    fn parse(key: &'a str) -> Self {
+    pub(super) fn parse(key: &'a str) -> Self {
         let mut parts = key.splitn(3, '\t');
         let mut next = || parts.next().unwrap_or_default();
         let (kind, name) = (next(), next());
@@ -457,16 +457,16 @@ fn columns(name: &str, was: Entry<'_>, now: Entry<'_>) -> (&'static str, String)
 }
 
 /// A column as the fingerprint has it.
-struct Column<'a> {
+pub(super) struct Column<'a> {
     /// Its type's number and modifier, collation, not null, generated.
-    facts: &'a str,
-    name: &'a str,
+    pub(super) facts: &'a str,
+    pub(super) name: &'a str,
     /// Its type in words.
     kind: &'a str,
 }
 
 /// A table's columns by their numbers.
-fn shape(entry: Entry<'_>) -> BTreeMap<u32, Column<'_>> {
+pub(super) fn shape(entry: Entry<'_>) -> BTreeMap<u32, Column<'_>> {
     entry.facts.split('\n').skip(1).filter_map(column).collect()
 }
 
@@ -497,7 +497,8 @@ fn key(name: &str, now: Option<Entry<'_>>) -> (&'static str, String) {
         _ => (
             WEAKENED,
             format!(
-                "table {name} has no key any more: its rows cannot be followed; give it one, and scan"
+                "table {name} has no key any more: its rows cannot be followed, unless it has REPLICA IDENTITY FULL, where \
+                 the whole row is the key then; give it one, and scan"
             ),
         ),
     }
