@@ -358,17 +358,25 @@ pub enum Captured {
         /// What is wrong with it; names no value.
         why: &'static str,
     },
+    /// The changes that follow were made to `table` while it had another name (`CAP-05`).
+    Renamed {
+        /// What it is called now, also by those changes.
+        table: String,
+        /// What it was called.
+        was: String,
+    },
 }
 
 impl Captured {
     /// The position to continue after, once this step is durable. `None` for
-    /// [`Captured::Rewound`]: where to continue is then a decision, not a fact.
+    /// [`Captured::Rewound`]: where to continue is then a decision, not a fact; and for
+    /// [`Captured::Renamed`], which comes again with the changes that it is about.
     pub fn reached(&self) -> Option<Position> {
         match self {
             Self::Change(change) => Some(change.pos),
             Self::Mark { pos } | Self::Unreadable { pos, .. } => Some(*pos),
             Self::Gap { upto, .. } => Some(*upto),
-            Self::Rewound { .. } => None,
+            Self::Rewound { .. } | Self::Renamed { .. } => None,
         }
     }
 }

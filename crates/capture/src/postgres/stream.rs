@@ -81,9 +81,11 @@ impl Stream {
         })
     }
 
-    /// Asks this session, whenever a table is described anew, for its primary key:
-    /// under `REPLICA IDENTITY FULL` the stream does not say which columns it is.
-    /// Without one it stays what it was when the stream was started.
+    /// Asks this session, whenever a table is described anew, for its primary key, since
+    /// under `REPLICA IDENTITY FULL` the stream does not say which columns it is, and for
+    /// its name, since the stream says what it was called when the change was made. Without
+    /// one the key stays what it was when the stream was started, and the name what the
+    /// stream says.
     #[must_use]
     pub fn asking(mut self, catalogue: Connection) -> Self {
         self.catalogue = Some(catalogue);
@@ -130,12 +132,14 @@ impl Stream {
                 Streamed::Data { message } => {
                     let message = pgoutput::decode(&message)?;
                     if let Message::Relation(relation) = &message
-                        && relation.full
                         && let Some(sql) = &mut self.catalogue
                     {
-                        let keys = &mut self.assembler.keys;
-                        keys.remove(&relation.id);
-                        keys.extend(primary_keys(sql, Some(relation.id))?);
+                        if relation.full {
+                            let keys = &mut self.assembler.keys;
+                            keys.remove(&relation.id);
+                            keys.extend(primary_keys(sql, Some(relation.id))?);
+                        }
+                        self.assembler.name = name_of(sql, relation.id)?;
                     }
                     self.assembler.take(message)?;
                     self.unheard += 1;
@@ -254,6 +258,20 @@ fn primary_keys(
     Ok(keys)
 }
 
+/// What a table is called now; `None` if it is no more.
+fn name_of(sql: &mut Connection, table: u32) -> Result<Option<String>, PgError> {
+    let rows = sql.query(&format!(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {table}"
+    ))?;
+    let Some([schema, table]) = rows.first().map(|row| &row[..]) else {
+        return Ok(None);
+    };
+    Ok(text(schema)
+        .zip(text(table))
+        .map(|(schema, table)| spelled(schema, table)))
+}
+
 /// The next transaction's number, with its epoch.
 fn newest_xid(sql: &mut Connection) -> Result<u64, PgError> {
     let rows = sql.query("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())")?;
@@ -268,6 +286,8 @@ fn newest_xid(sql: &mut Connection) -> Result<u64, PgError> {
 #[derive(Debug)]
 struct Assembler {
     keys: HashMap<u32, Vec<String>>,
+    /// What the table is called now that is described next.
+    name: Option<String>,
     tables: HashMap<u32, Table>,
     open: Option<Transaction>,
     /// Steps that are told but not yet handed out.
@@ -362,6 +382,7 @@ impl Assembler {
     fn new(keys: HashMap<u32, Vec<String>>, near_xid: u64) -> Self {
         Self {
             keys,
+            name: None,
             tables: HashMap::new(),
             open: None,
             told: VecDeque::new(),
@@ -434,8 +455,20 @@ impl Assembler {
 
     fn describe(&mut self, relation: Relation) {
         let primary = self.keys.get(&relation.id).map(Vec::as_slice);
-        self.tables
-            .insert(relation.id, Table::of(relation, primary));
+        let id = relation.id;
+        let mut table = Table::of(relation, primary);
+        // Who renames a table for the time of a change does not hide whose rows it has.
+        let said = match self.name.take() {
+            Some(name) => std::mem::replace(&mut table.name, name),
+            None => table.name.clone(),
+        };
+        let before = self.tables.get(&id).map(|before| before.name.clone());
+        let others = [Some(said), before].into_iter().flatten();
+        if let Some(was) = others.into_iter().find(|other| *other != table.name) {
+            let table = table.name.clone();
+            self.told.push_back(Captured::Renamed { table, was });
+        }
+        self.tables.insert(id, table);
     }
 
     /// The table, if it was described and these tuples fit it.

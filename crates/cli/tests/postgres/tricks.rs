@@ -4,7 +4,7 @@
 use pitser_evidence::line::Op;
 use serde_json::Value;
 
-use crate::hospital::SOURCE;
+use crate::hospital::{SOURCE, stamp};
 use crate::world::World;
 
 const OUT: &str = "ALTER PUBLICATION pitser_hospital DROP TABLE ONLY trick";
@@ -228,6 +228,61 @@ fn a_transaction_that_is_dated_by_its_session_is_noticed() {
     }
     world.stop_guardian();
     world.run("trail verify").exits(0);
+}
+
+/// Under another name the rows are whose they were.
+#[test]
+fn a_table_that_is_renamed_for_the_time_of_a_change_is_known_by_its_number() {
+    let Some(world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    let changes = [
+        (
+            "other",
+            "ALTER TABLE result RENAME TO other",
+            "other",
+            "ALTER TABLE other RENAME TO result",
+        ),
+        (
+            "hidden.result",
+            "CREATE SCHEMA hidden; ALTER TABLE result SET SCHEMA hidden",
+            "hidden.result",
+            "ALTER TABLE hidden.result SET SCHEMA public",
+        ),
+    ];
+    for (n, (was, away, name, back)) in changes.into_iter().enumerate() {
+        let change = format!(
+            "UPDATE {name} SET value = 9.{n}, {} WHERE id = 100",
+            stamp(2)
+        );
+        world.psql(
+            "postgres",
+            &format!("BEGIN; {away}; {change}; {back}; COMMIT"),
+        );
+        world.settle();
+        let status = world.status_when("says", |_| true);
+        let told = status["findings"].as_array().unwrap().iter().any(|f| {
+            let text = f["text"].as_str().unwrap();
+            f["code"] == "CAP-05" && f["table"] == "public.result" && text.contains(was)
+        });
+        // A server that does not describe the table anew has not told of another schema.
+        assert!(told || was != "other", "{status}");
+        let said = world.run("history --patient 1 --json").json();
+        let lines = said["lines"].as_array().unwrap().iter();
+        let updates = lines.filter(|entry| entry["line"]["op"] == "update");
+        assert_eq!(updates.count(), n + 1, "{was}: {said}");
+    }
+    let tables = world.lines().into_iter().filter_map(|line| line.table);
+    assert!(
+        tables
+            .into_iter()
+            .all(|table| !table.contains("other") && !table.contains("hidden"))
+    );
+    let wrong = world.scan();
+    let rows = wrong
+        .iter()
+        .filter(|f| f["code"].as_str().unwrap().starts_with("ROW"));
+    assert_eq!(rows.count(), 0, "{wrong:?}");
 }
 
 #[test]

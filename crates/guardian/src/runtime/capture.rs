@@ -121,6 +121,19 @@ impl Session {
                 self.write_open(worker)?;
                 self.unreadable(worker, Unread::new(table, why, pos))?;
             }
+            Captured::Renamed { table, was } => {
+                // What was changed past capture meanwhile, a look at the rows tells.
+                self.scan_due = true;
+                let text = format!(
+                    "table {table} was called {was} when rows of it were changed: lines have the name that it had when they \
+                     were read"
+                );
+                let finding = Finding {
+                    table: Some(table),
+                    ..Finding::general(Code::SchemaChanged, text)
+                };
+                self.finding(worker, finding)?;
+            }
             other => {
                 let name = &worker.parts.source.name;
                 tracing::warn!(source = %name, step = ?other, "a step of a kind that this version does not know");
