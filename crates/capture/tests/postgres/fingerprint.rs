@@ -589,6 +589,36 @@ fn partitions_that_come_and_go() {
 }
 
 #[test]
+fn tables_that_inherit_from_a_guarded_one() {
+    let Some(mut world) = World::new(VISIT, &["visit"]) else {
+        return;
+    };
+    let not_guarded = "CAP-03 table public.stay inherits from a guarded table";
+    world.check(
+        "CREATE TABLE stay () INHERITS (visit)",
+        &[
+            not_guarded,
+            " table public.visit was altered, and looks as before",
+        ],
+    );
+    world.check("INSERT INTO stay SELECT * FROM ONLY visit", &[]);
+    world.check(
+        "ALTER TABLE stay NO INHERIT visit",
+        &[" table public.stay inherits from no guarded table any more"],
+    );
+    world.check("ALTER TABLE stay INHERIT visit", &[not_guarded]);
+    // What it was between is not known.
+    world.check(
+        "BEGIN; ALTER TABLE stay NO INHERIT visit; ALTER TABLE stay INHERIT visit; COMMIT",
+        &[not_guarded],
+    );
+    world.check(
+        "DROP TABLE stay",
+        &[" table public.stay inherits from no guarded table any more"],
+    );
+}
+
+#[test]
 fn a_search_path_that_lies_is_not_asked() {
     let Some(mut world) = World::new(
         &format!(

@@ -178,6 +178,7 @@ impl<'a> Object<'a> {
             "publication" => self.relied_on("publication", was, now),
             "published" => published(name, was, now),
             "partition" => partition(name, was, now),
+            "heir" => heir(name, now),
             "table" => table(name, was?, now?),
             "storage" => storage(name, was?, now?),
             "columns" => columns(name, was?, now?),
@@ -238,7 +239,8 @@ impl<'a> Object<'a> {
                 format!("{} {name} was {}", self.kind, verb(was, now)),
             ),
         };
-        let of_table = self.is_of_table() || matches!(self.kind, "published" | "partition");
+        let of_table =
+            self.is_of_table() || matches!(self.kind, "published" | "partition" | "heir");
         Some(Drift {
             code,
             table: of_table.then(|| name.to_owned()),
@@ -385,6 +387,27 @@ fn partition(name: &str, was: Option<Entry<'_>>, now: Option<Entry<'_>>) -> (&'s
         _ => (
             WEAKENED,
             format!("partition {name} was detached and attached again: scan it"),
+        ),
+    }
+}
+
+/// A table that inherits from a guarded one: whoever reads that reads its rows too.
+fn heir(name: &str, now: Option<Entry<'_>>) -> (&'static str, String) {
+    match now.map(|now| now.fact("guarded") == Some("t")) {
+        Some(false) => (
+            WEAKENED,
+            format!(
+                "table {name} inherits from a guarded table: its rows show there, and nothing of them is captured; guard \
+                 it too, or end that it inherits"
+            ),
+        ),
+        Some(true) => (
+            TOUCHED,
+            format!("table {name} inherits from a guarded table, and is guarded itself"),
+        ),
+        None => (
+            TOUCHED,
+            format!("table {name} inherits from no guarded table any more"),
         ),
     }
 }

@@ -58,6 +58,12 @@ pub(super) fn query(version: Version, permitted: bool, publication: &Name, slot:
          JOIN pg_namespace n ON n.oid = c.relnamespace \
          UNION ALL SELECT 'partition', g.nspname, g.relname, NULL, concat('table=', g.oid, ' parent=', r.parent), r.stamp \
          FROM rel r JOIN guarded g ON g.oid = r.oid WHERE r.parent <> 0 \
+         UNION ALL SELECT 'heir', n.nspname, c.relname, NULL, \
+           concat('guarded=', c.oid IN (SELECT oid FROM rel), ' parents=', string_agg(i.inhparent::text, ',' ORDER BY i.inhparent)), \
+           sum(i.xmin::text::bigint)::text \
+         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND NOT c.relispartition \
+         JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE i.inhparent IN (SELECT oid FROM rel) GROUP BY c.oid, n.nspname, c.relname \
          UNION ALL SELECT v.kind, g.nspname, g.relname, NULL, v.facts, v.stamp FROM guarded g \
          CROSS JOIN LATERAL (VALUES \
            ('table', concat('oid=', g.oid, ' kind=', g.relkind, ' persistence=', g.relpersistence, \
