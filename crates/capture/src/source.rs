@@ -123,6 +123,11 @@ pub trait Source: Send {
     /// Missing, rewound or forged changes are no errors but steps.
     fn poll(&mut self, after: Position, max: usize) -> Result<Vec<Captured>, SourceError>;
 
+    /// Leaves out the transaction that was committed there and cannot be told
+    /// ([`SourceError::unsendable`]), and tells of a [`Captured::Gap`] instead, for which
+    /// this is why, when reading begins.
+    fn leave_out(&mut self, _commit: Position, _why: String) {}
+
     /// A position that covers everything committed by now. [`Source::poll`]
     /// reaches it soon, whatever else happens.
     ///
@@ -332,9 +337,27 @@ impl SourceError {
         matches!(self, Self::Postgres(PgError::NotGuarded { .. }))
     }
 
-    /// A right is missing, so that it will not be otherwise until somebody does something.
+    /// A right is missing, or a row cannot be sent, so that it will not be otherwise until
+    /// somebody does something.
     pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Postgres(PgError::Permission { .. }))
+        let Self::Postgres(error) = self else {
+            return false;
+        };
+        matches!(
+            error,
+            PgError::Permission { .. } | PgError::UnsendableRow { .. }
+        )
+    }
+
+    /// One transaction cannot be told, whatever is tried; where it was committed.
+    pub fn unsendable(&self) -> Option<Position> {
+        match self {
+            Self::Postgres(PgError::Unsendable { commit, .. }) => Some(Position::Log {
+                lsn: commit.0,
+                nth: 0,
+            }),
+            _ => None,
+        }
     }
 
     /// The stored data itself cannot be read as the engine wrote it.

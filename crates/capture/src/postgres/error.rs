@@ -252,6 +252,29 @@ pub enum PgError {
         /// The highest that was handed out.
         position: Lsn,
     },
+    /// The server cannot hand out a change, whatever is tried: its transaction can only be
+    /// left out. The server's words are not repeated, since they may hold a value.
+    #[error(
+        "the server cannot send the transaction that was committed at {commit} (SQLSTATE {code}): {}",
+        unsent(code)
+    )]
+    Unsendable {
+        /// Where its commit record begins.
+        commit: Lsn,
+        /// Five characters, PostgreSQL's appendix A.
+        code: String,
+    },
+    /// The same of a row that is there.
+    #[error(
+        "the server cannot send a row of table {table} (SQLSTATE {code}): {}",
+        unsent(code)
+    )]
+    UnsendableRow {
+        /// Its table.
+        table: String,
+        /// Five characters, PostgreSQL's appendix A.
+        code: String,
+    },
     /// Anything else that the server refused.
     #[error("PostgreSQL: {message} (SQLSTATE {code})")]
     Server {
@@ -410,6 +433,25 @@ impl Refusal {
             _ => PgError::Server { code, message },
         }
     }
+}
+
+/// What may be wrong with a value that the server does not send.
+fn unsent(code: &str) -> &'static str {
+    match code.get(..2) {
+        Some("22") => "a value does not convert to UTF-8, or is none of its type; correct it",
+        Some("54" | "XX") => {
+            "a row is longer than 1 GB as text (500 MB as bytea), or damaged; keep such values in parts, or outside \
+             of guarded tables"
+        }
+        _ => "a value cannot be printed; see the server's log",
+    }
+}
+
+/// Whether the server refused something for what it is, and will so whenever it is asked:
+/// not for what is short, missing, or somebody's command.
+pub(super) fn is_of_data(code: &str) -> bool {
+    let class = code.get(..2).unwrap_or_default();
+    !matches!(class, "08" | "25" | "28" | "40" | "53" | "55" | "57" | "58")
 }
 
 fn grant(doing: Doing<'_>) -> String {

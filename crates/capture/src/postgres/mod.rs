@@ -49,6 +49,7 @@
 //! is whose patient, when to retry.
 
 mod config;
+mod encoding;
 mod error;
 mod fingerprint;
 pub mod install;

@@ -25,6 +25,7 @@
 use std::fmt;
 
 use super::Lsn;
+use super::encoding::Encoding;
 
 /// Most columns that PostgreSQL allows in a table.
 const MOST_COLUMNS: usize = 1600;
@@ -202,6 +203,14 @@ pub enum DecodeErrorKind {
 /// # Errors
 /// [`DecodeError`], for any bytes that are not exactly one message.
 pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
+    decode_in(bytes, &Encoding::Sent)
+}
+
+/// The same, of a stream whose names come in another encoding.
+pub(super) fn decode_in<'a>(
+    bytes: &'a [u8],
+    encoding: &Encoding,
+) -> Result<Message<'a>, DecodeError> {
     let mut input = Reader { bytes, at: 0 };
     let message = match input.u8()? {
         b'B' => Message::Begin {
@@ -223,14 +232,14 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
         }
         b'O' => {
             input.lsn()?;
-            input.name()?;
+            input.text()?;
             Message::Origin
         }
-        b'R' => Message::Relation(input.relation()?),
+        b'R' => Message::Relation(input.relation(encoding)?),
         b'Y' => {
             input.u32()?;
-            input.name()?;
-            input.name()?;
+            input.text()?;
+            input.text()?;
             Message::Type
         }
         b'I' => {
@@ -248,7 +257,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
         b'M' => {
             let transactional = input.u8()? & 1 == 1;
             input.lsn()?;
-            let prefix = input.name()?;
+            // One that is no UTF-8 is somebody else's.
+            let prefix = std::str::from_utf8(input.text()?).unwrap_or_default();
             let content = Payload(input.counted()?);
             Message::Logical {
                 transactional,
@@ -275,14 +285,13 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn relation(&mut self) -> Result<Relation, DecodeError> {
+    fn relation(&mut self, encoding: &Encoding) -> Result<Relation, DecodeError> {
         let id = self.u32()?;
-        let schema = match self.name()? {
-            "" => "pg_catalog",
+        let schema = match self.name(encoding)? {
+            none if none.is_empty() => "pg_catalog".to_owned(),
             given => given,
-        }
-        .to_owned();
-        let table = self.name()?.to_owned();
+        };
+        let table = self.name(encoding)?;
         let full = self.u8()? == b'f';
         let count = self.columns()?;
         let (mut columns, mut key) = (Vec::new(), Vec::new());
@@ -290,7 +299,7 @@ impl<'a> Reader<'a> {
             if self.u8()? & 1 == 1 {
                 key.push(place);
             }
-            columns.push(self.name()?.to_owned());
+            columns.push(self.name(encoding)?);
             self.u32()?;
             self.u32()?;
         }
@@ -366,14 +375,21 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn name(&mut self) -> Result<&'a str, DecodeError> {
-        let (at, rest) = (self.at, &self.bytes[self.at..]);
+    fn name(&mut self, encoding: &Encoding) -> Result<String, DecodeError> {
+        let at = self.at;
+        let name = encoding.name(self.text()?);
+        Ok(name.ok_or(fail(DecodeErrorKind::Name, at))?.into_owned())
+    }
+
+    /// Bytes up to a zero byte, which is behind them.
+    fn text(&mut self) -> Result<&'a [u8], DecodeError> {
+        let rest = &self.bytes[self.at..];
         let length = rest
             .iter()
             .position(|byte| *byte == 0)
             .ok_or(fail(DecodeErrorKind::End, self.bytes.len()))?;
         self.at += length + 1;
-        std::str::from_utf8(&rest[..length]).map_err(|_| fail(DecodeErrorKind::Name, at))
+        Ok(&rest[..length])
     }
 
     fn counted(&mut self) -> Result<&'a [u8], DecodeError> {

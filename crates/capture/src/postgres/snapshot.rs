@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 
+use super::encoding::Encoding;
 use super::error::quote;
 use super::slot::text;
 use super::version::Version;
-use super::wire::{Field, NAMES};
-use super::{Config, Connection, Name, PgError, cell, install, spelled};
+use super::wire::{CONVERTED, Field, NAMES};
+use super::{Config, Connection, Name, PgError, install, spelled};
 use crate::event::{Cell, Key, Row, is_instant};
 use crate::source::Unseen;
 
@@ -38,6 +39,8 @@ pub struct Table {
 #[derive(Debug)]
 pub struct Snapshot {
     sql: Connection,
+    /// How it sends values.
+    encoding: Encoding,
     /// Where the second one connects to.
     config: Config,
     second: Second,
@@ -97,9 +100,11 @@ impl Snapshot {
         for (name, value) in NAMES {
             sql.query(&format!("SET {name} = {value}"))?;
         }
+        let encoding = Encoding::ask(&mut sql)?;
         sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
         Ok(Self {
             sql,
+            encoding,
             config: config.clone(),
             second: Second::Unneeded,
             goes_on: true,
@@ -198,9 +203,12 @@ impl Snapshot {
         let scanned = self.attempt(|snapshot| match &mut snapshot.second {
             Second::There(second) if in_parts => {
                 let readers = [&mut snapshot.sql, second];
-                scan_in_parts(readers, table, pages, chunk, &mut each)
+                scan_in_parts(readers, &snapshot.encoding, table, pages, chunk, &mut each)
             }
-            _ => read(&mut snapshot.sql, table, "", chunk, &mut each).map(drop),
+            _ => {
+                let sql = &mut snapshot.sql;
+                read(sql, &snapshot.encoding, table, "", chunk, &mut each).map(drop)
+            }
         });
         match scanned {
             Err(PgError::Permission { message, .. }) => Err(self.unreadable(table, message)?),
@@ -304,8 +312,8 @@ impl Snapshot {
 }
 
 impl Table {
-    fn keyed(&self, fields: Vec<Field>) -> Option<(Key, Row)> {
-        let cells: Vec<Cell> = fields.iter().map(|field| cell(field.as_deref())).collect();
+    fn keyed(&self, fields: &[Field], encoding: &Encoding) -> Option<(Key, Row)> {
+        let cells = encoding.cells(fields.iter().map(|field| field.as_deref()));
         let key: Option<Vec<Cell>> = self.key.iter().map(|at| cells.get(*at).cloned()).collect();
         let row = Row {
             columns: Arc::clone(&self.columns),
@@ -319,6 +327,7 @@ impl Table {
 /// the caller's own.
 fn scan_in_parts(
     readers: [&mut Connection; 2],
+    encoding: &Encoding,
     table: &Table,
     pages: u64,
     chunk: usize,
@@ -340,7 +349,7 @@ fn scan_in_parts(
                     if first >= pages {
                         return;
                     }
-                    match read(sql, table, &part(first, pages), chunk, &mut hand) {
+                    match read(sql, encoding, table, &part(first, pages), chunk, &mut hand) {
                         Ok(ControlFlow::Continue(())) => {}
                         Ok(ControlFlow::Break(())) => return,
                         Err(error) => return drop(give.send(Err(error))),
@@ -372,6 +381,7 @@ fn part(first: u64, pages: u64) -> String {
 /// `each` breaks.
 fn read(
     sql: &mut Connection,
+    encoding: &Encoding,
     table: &Table,
     condition: &str,
     chunk: usize,
@@ -379,8 +389,10 @@ fn read(
 ) -> Result<ControlFlow<()>, PgError> {
     let columns: Vec<String> = table.columns.iter().map(|name| quote(name)).collect();
     let (columns, name) = (columns.join(", "), &table.sql);
+    // Names are converted still, what is fetched no more.
+    let setting = encoding.setting().unwrap_or_default();
     sql.query(&format!(
-        "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM {name}{condition}"
+        "DECLARE pitser NO SCROLL CURSOR FOR SELECT {columns} FROM {name}{condition}; {setting}"
     ))?;
     let mut count = chunk.clamp(1, FIRST_CHUNK);
     let mut flow = ControlFlow::Continue(());
@@ -392,11 +404,14 @@ fn read(
         let cells = rows.iter().flatten().flatten();
         let bytes: usize = cells.map(|cell| cell.len()).sum();
         count = (CHUNK_BYTES / (bytes / rows.len()).max(1)).clamp(1, chunk.max(1));
-        let rows: Option<Vec<_>> = rows.into_iter().map(|row| table.keyed(row)).collect();
+        let rows: Option<Vec<_>> = rows
+            .into_iter()
+            .map(|row| table.keyed(&row, encoding))
+            .collect();
         let rows = rows.ok_or(PgError::Protocol("a row of another shape than its table"))?;
         flow = each(rows);
     }
-    sql.query("CLOSE pitser")?;
+    sql.query(&format!("CLOSE pitser; {CONVERTED}"))?;
     Ok(flow)
 }
 

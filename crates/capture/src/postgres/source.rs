@@ -37,6 +37,8 @@ pub struct PgSource {
     sql: Connection,
     stream: Option<Reader>,
     shapes: Vec<Shape>,
+    /// A transaction that is not to be told, and what to say of that.
+    left_out: Option<(Lsn, String)>,
 }
 
 impl PgSource {
@@ -52,6 +54,7 @@ impl PgSource {
             sql,
             stream: None,
             shapes,
+            left_out: None,
         })
     }
 
@@ -74,7 +77,11 @@ impl PgSource {
         let is_rewound = end_of_log(&mut self.sql)? < durable;
         let (start, what) = match slot::state(&mut self.sql, slot, durable)? {
             State::Sound { confirmed } if is_rewound => (Some(confirmed), String::new()),
-            State::Sound { .. } => (None, String::new()),
+            State::Sound { .. } => match &self.left_out {
+                // The server leaves out what was committed before it is to begin.
+                Some((commit, why)) if durable <= *commit => (Some(Lsn(commit.0 + 1)), why.clone()),
+                _ => (None, String::new()),
+            },
             State::Moved { confirmed } => (
                 Some(confirmed),
                 format!(
@@ -258,6 +265,12 @@ impl Source for PgSource {
         Ok(steps)
     }
 
+    fn leave_out(&mut self, commit: Position, why: String) {
+        if let Ok(commit) = lsn(commit) {
+            self.left_out = Some((commit, why));
+        }
+    }
+
     fn newest(&mut self) -> Result<Position, SourceError> {
         Ok(boundary(barrier(&mut self.sql)?))
     }
@@ -388,6 +401,10 @@ impl source::Snapshot for Moment {
                 let table = table.to_owned();
                 Err(PgError::Locked { table })
             }
+            Err(PgError::Server { code, message }) if is_unsendable(&code, &message) => {
+                let table = table.to_owned();
+                Err(PgError::UnsendableRow { table, code })
+            }
             read => read,
         }?)
     }
@@ -400,6 +417,14 @@ impl source::Snapshot for Moment {
         let known = self.tables.get(table);
         Ok(known.map(|it| self.snapshot.about(it)).transpose()?)
     }
+}
+
+/// Whether the server refused to send a row, for its length or for what cannot be converted.
+/// What damage is told by has the same code as the former in part; its words are never
+/// translated.
+fn is_unsendable(code: &str, message: &str) -> bool {
+    matches!(code, "22021" | "22P05" | "54000")
+        || (code == "XX000" && message.starts_with("invalid memory alloc request size"))
 }
 
 fn shapes(tables: &[Table]) -> Vec<Shape> {

@@ -8,14 +8,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::error::Doing;
+use super::encoding::Encoding;
+use super::error::{Doing, is_of_data};
 use super::pgoutput::{self, DecodeError, DecodeErrorKind, Message, Old, Relation, Tuple, Value};
 use super::slot::{self, State, text};
 use super::wire::Streamed;
 use super::{Connection, Lsn, Name, PgError, spelled};
-use crate::event::{
-    Actor, Binding, Captured, Cell, Change, Key, Op, Person, Position, Row, is_instant,
-};
+use crate::event::{Actor, Binding, Captured, Change, Key, Op, Person, Position, Row, is_instant};
 
 /// A slot being read.
 ///
@@ -58,6 +57,10 @@ impl Stream {
         refuse_unsound(slot, from, slot::state(&mut connection, slot, from)?)?;
         let keys = primary_keys(&mut connection, None)?;
         let newest_xid = newest_xid(&mut connection)?;
+        let encoding = Encoding::ask(&mut connection)?;
+        if let Some(setting) = encoding.setting() {
+            connection.query(&setting)?;
+        }
         let command = format!(
             "START_REPLICATION SLOT {slot} LOGICAL {from} \
              (proto_version '1', publication_names '{publication}', messages 'true')"
@@ -72,7 +75,7 @@ impl Stream {
             catalogue: None,
             slot: slot.clone(),
             publication: publication.clone(),
-            assembler: Assembler::new(keys, newest_xid),
+            assembler: Assembler::new(keys, newest_xid, encoding),
             after,
             handed: from,
             acked: from,
@@ -124,13 +127,14 @@ impl Stream {
                 slot: self.slot.as_str(),
                 publication: self.publication.as_str(),
             };
-            let said = self.connection.streamed(wait, doing)?;
+            let said = self.connection.streamed(wait, doing);
+            let said = said.map_err(|error| self.assembler.explain(error))?;
             if !matches!(said, Streamed::Quiet) {
                 self.unanswered = 0;
             }
             match said {
                 Streamed::Data { message } => {
-                    let message = pgoutput::decode(&message)?;
+                    let message = pgoutput::decode_in(&message, &self.assembler.encoding)?;
                     if let Message::Relation(relation) = &message
                         && let Some(sql) = &mut self.catalogue
                     {
@@ -285,6 +289,7 @@ fn newest_xid(sql: &mut Connection) -> Result<u64, PgError> {
 /// Turns messages into steps; does no input or output.
 #[derive(Debug)]
 struct Assembler {
+    encoding: Encoding,
     keys: HashMap<u32, Vec<String>>,
     /// What the table is called now that is described next.
     name: Option<String>,
@@ -305,6 +310,7 @@ struct Table {
     key: Result<Vec<usize>, &'static str>,
     /// Those are all of them, for want of a better key.
     keyless: bool,
+    encoding: Encoding,
 }
 
 /// The transaction whose changes are coming.
@@ -379,14 +385,26 @@ const NO_KEY: &str = "the table has no primary key and no REPLICA IDENTITY FULL"
 const KEY_RENAMED: &str = "the primary key is not the one that the table had when this was written";
 
 impl Assembler {
-    fn new(keys: HashMap<u32, Vec<String>>, near_xid: u64) -> Self {
+    fn new(keys: HashMap<u32, Vec<String>>, near_xid: u64, encoding: Encoding) -> Self {
         Self {
+            encoding,
             keys,
             name: None,
             tables: HashMap::new(),
             open: None,
             told: VecDeque::new(),
             near_xid,
+        }
+    }
+
+    /// What a refusal means in the middle of a transaction.
+    fn explain(&self, error: PgError) -> PgError {
+        match (error, &self.open) {
+            (PgError::Server { code, .. }, Some(open)) if is_of_data(&code) => {
+                let commit = open.commit;
+                PgError::Unsendable { commit, code }
+            }
+            (error, _) => error,
         }
     }
 
@@ -456,7 +474,7 @@ impl Assembler {
     fn describe(&mut self, relation: Relation) {
         let primary = self.keys.get(&relation.id).map(Vec::as_slice);
         let id = relation.id;
-        let mut table = Table::of(relation, primary);
+        let mut table = Table::of(relation, primary, self.encoding.clone());
         // Who renames a table for the time of a change does not hide whose rows it has.
         let said = match self.name.take() {
             Some(name) => std::mem::replace(&mut table.name, name),
@@ -542,7 +560,7 @@ impl Assembler {
 }
 
 impl Table {
-    fn of(relation: Relation, primary: Option<&[String]>) -> Self {
+    fn of(relation: Relation, primary: Option<&[String]>, encoding: Encoding) -> Self {
         let name = spelled(&relation.schema, &relation.table);
         let place = |column: &String| relation.columns.iter().position(|name| name == column);
         let keyless = relation.full && primary.is_none();
@@ -564,6 +582,7 @@ impl Table {
             columns: relation.columns.into(),
             key,
             keyless,
+            encoding,
         }
     }
 
@@ -642,17 +661,17 @@ impl Table {
 
     fn key(&self, tuple: &Tuple<'_>) -> Result<Key, &'static str> {
         let places = self.key.as_ref().map_err(|why| *why)?;
-        let cells = places.iter().map(|place| match tuple[*place] {
-            Value::Unchanged => Err(NOT_SENT),
-            known => Ok(cell(&known)),
-        });
-        cells.collect::<Result<_, _>>().map(Key::new)
+        if places.iter().any(|place| tuple[*place] == Value::Unchanged) {
+            return Err(NOT_SENT);
+        }
+        let sent = places.iter().map(|place| sent(&tuple[*place]));
+        Ok(Key::new(self.encoding.cells(sent)))
     }
 
     fn row(&self, tuple: &Tuple<'_>) -> Row {
         Row {
             columns: Arc::clone(&self.columns),
-            cells: tuple.iter().map(cell).collect(),
+            cells: self.encoding.cells(tuple.iter().map(sent)),
         }
     }
 }
@@ -700,11 +719,11 @@ const fn fault(kind: DecodeErrorKind) -> DecodeError {
 }
 
 /// A value that was not sent stands as null, until the guardian fills it in.
-fn cell(value: &Value<'_>) -> Cell {
-    super::cell(match value {
+fn sent<'a>(value: &Value<'a>) -> Option<&'a [u8]> {
+    match value {
         Value::Null | Value::Unchanged => None,
         Value::Text(text) => Some(text),
-    })
+    }
 }
 
 /// The 64-bit number that ends in `xid` and is nearest to `near`: living

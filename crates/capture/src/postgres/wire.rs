@@ -34,6 +34,12 @@ const SESSION: [(&str, &str); 8] = [
     ("xmloption", "content"),
 ];
 
+/// The `client_encoding` under which the server converts nothing.
+pub(super) const RAW: &str = "SQL_ASCII";
+
+/// That of every session but while it hands out rows as bytes.
+pub(super) const CONVERTED: &str = "SET client_encoding = UTF8";
+
 /// The same where rows are read, on top of those: how names of tables, types and
 /// functions stand in values (`regclass` and its like). Other sessions make tables
 /// where their `search_path` says.

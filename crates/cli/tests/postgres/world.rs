@@ -39,6 +39,17 @@ impl World {
 
     /// As [`World::new`], with these settings of the server.
     pub(crate) fn with(database: &'static str, settings: &[&str]) -> Option<Self> {
+        Self::made(database, settings, "")
+    }
+
+    /// As [`World::new`], in this encoding.
+    pub(crate) fn encoded(database: &'static str, encoding: &str) -> Option<Self> {
+        let options =
+            format!("ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+        Self::made(database, &[], &options)
+    }
+
+    fn made(database: &'static str, settings: &[&str], options: &str) -> Option<Self> {
         let server = Server::start(settings, &[])?;
         let dir = tempfile::tempdir().unwrap();
         let world = Self {
@@ -52,7 +63,7 @@ impl World {
         world.psql_in(
             "postgres",
             "postgres",
-            &format!("CREATE DATABASE {database}"),
+            &format!("CREATE DATABASE {database} {options}"),
         );
         Some(world)
     }
@@ -188,6 +199,7 @@ impl World {
         self.server
             .client("psql", role)
             .env("PGAPPNAME", program)
+            .env("PGCLIENTENCODING", "UTF8")
             .args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", sql])
             .output()
             .unwrap()

@@ -5,6 +5,7 @@ mod baseline;
 mod blocks;
 mod capture;
 mod erasure;
+mod failed;
 mod findings;
 mod fleet;
 mod heads;
@@ -34,6 +35,7 @@ use crate::status::{BaselineStatus, BlockStatus, FindingStatus, FleetStatus, Sou
 pub(crate) use word::FILE as WORD;
 
 use capture::Unread;
+use failed::Failed;
 use heads::{Cosigner, Heads};
 use pitser_capture::fhir::FhirError;
 use pitser_capture::{Captured, Position, Snapshot, Source as Database, SourceError};
@@ -417,6 +419,8 @@ struct Worker {
     unscanned: Option<String>,
     /// Another guardian was capturing: what it wrote may not be in this copy.
     stood_by: bool,
+    /// What guarding failed for last.
+    failed: Option<Failed>,
 }
 
 impl Worker {
@@ -457,6 +461,7 @@ impl Worker {
             uncosigned: None,
             unscanned: None,
             stood_by: false,
+            failed: None,
         };
         let handle = Handle {
             commands,
@@ -500,7 +505,12 @@ impl Worker {
         loop {
             let began = (self.parts.clock)();
             let ended = match session.take() {
-                Some(mut open) => open.run(&mut self),
+                Some(mut open) => {
+                    let ended = open.run(&mut self);
+                    let is_new = (self.parts.clock)().saturating_sub(began) > STEADY_US;
+                    open.weigh(&mut self, &ended, is_new);
+                    ended
+                }
                 None => match Session::open(&mut self) {
                     Ok(open) => {
                         session = Some(open);

@@ -109,6 +109,7 @@ impl Session {
             actors,
         };
         if session.source.is_stream() {
+            session.pass_over(worker);
             // From here on nobody else can.
             session.begun = session.source.poll(session.resume(), 0)?;
         }

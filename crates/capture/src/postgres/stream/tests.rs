@@ -3,13 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::event::Cell;
 use crate::postgres::pgoutput::tests::recorded;
 
 const NOTE: u32 = 0x400a;
 
 fn assembler() -> Assembler {
     let keys = HashMap::from([(NOTE, vec!["id".to_owned()])]);
-    Assembler::new(keys, (5 << 32) + 700)
+    Assembler::new(keys, (5 << 32) + 700, Encoding::Sent)
 }
 
 /// What these messages tell.
