@@ -206,3 +206,160 @@ fn a_value_that_is_too_large_to_be_sent() {
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
+
+/// One table whose rows cannot be read keeps no other from being guarded: neither when it
+/// comes to be guarded, nor when it is given another key.
+#[test]
+fn a_table_that_cannot_be_read() {
+    let Some(mut world) = World::encoded("clinic", "EUC_JP") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE ward (id int PRIMARY KEY, n int NOT NULL, name text);
+         INSERT INTO ward VALUES (1, 11, 'A')",
+    );
+    world.configure("scan_every_s = 0", SOURCE);
+    world.run("guard init").exits(0).says("1 tables guarded");
+    world.guard();
+    let bad = "convert_from('\\xfdfe'::bytea, 'EUC_JP')";
+    world.psql(
+        "postgres",
+        &format!(
+            "CREATE TABLE entry (id int PRIMARY KEY, n int NOT NULL, note text);
+             INSERT INTO entry VALUES (1, 11, 'there'), (2, 12, {bad})"
+        ),
+    );
+    world.run("guard init").exits(0).says("2 tables guarded");
+    let aside = |world: &World, count: usize| {
+        let status = world.status_when("sets it aside", |s| {
+            let all = s["findings"].as_array().unwrap().iter();
+            let of = all.filter(|f| {
+                let text = f["text"].as_str().unwrap();
+                text.starts_with("the rows of table public.entry cannot be read")
+            });
+            of.count() == count && s["state"] == "guarding"
+        });
+        assert!(
+            status["findings"]
+                .to_string()
+                .contains("cannot send a row of table public.entry")
+        );
+    };
+    aside(&world, 1);
+    // It is captured, and all else is compared as well.
+    world.psql(
+        "postgres",
+        "INSERT INTO entry VALUES (3, 13, 'new'); UPDATE ward SET name = 'B'",
+    );
+    world.settle();
+    unseen(&world, "ward", "UPDATE ward SET name = 'forged'");
+    assert_eq!(wrong(&world), ["ROW-01 public.ward 1"]);
+    let ops = |world: &World, key: u32| {
+        let said = world.run(&format!("history public.entry {key} --json"));
+        if said.code == 3 {
+            return String::new();
+        }
+        let said = said.json();
+        let lines = said["lines"].as_array().unwrap().iter();
+        let ops = lines.map(|e| e["line"]["op"].as_str().unwrap().to_owned());
+        ops.collect::<Vec<_>>().join(" ")
+    };
+    world.psql("postgres", "DELETE FROM entry WHERE id = 2");
+    world.settle();
+    world.eventually("reads it", |world| {
+        assert_eq!(wrong(world), ["ROW-01 public.ward 1"]);
+        ops(world, 3) == "create" && ops(world, 1) == "baseline"
+    });
+    world.eventually("compares it", |world| {
+        let lines = world.lines();
+        let mut live = lines.iter().filter(|line| line.op == Op::Live);
+        live.any(|line| line.table.as_deref() == Some("public.entry"))
+    });
+    // Past capture, for a change of it could not be told.
+    unseen(
+        &world,
+        "entry",
+        &format!("UPDATE entry SET note = {bad} WHERE id = 3"),
+    );
+    world.psql(
+        "postgres",
+        "ALTER TABLE entry DROP CONSTRAINT entry_pkey, ADD PRIMARY KEY (n);
+         ALTER TABLE ward DROP CONSTRAINT ward_pkey, ADD PRIMARY KEY (n);
+         UPDATE ward SET name = 'C'",
+    );
+    world.status_when("says so", |s| {
+        let said = s["findings"].to_string();
+        said.contains("table public.ward has another key")
+    });
+    world.settle();
+    world.eventually("carries the other", |world| {
+        wrong(world) == Vec::<String>::new()
+    });
+    unseen(
+        &world,
+        "entry",
+        "UPDATE entry SET note = 'new' WHERE n = 13",
+    );
+    world.eventually("carries it", |world| {
+        assert_eq!(wrong(world), Vec::<String>::new());
+        ops(world, 11) == "baseline" && ops(world, 13) == "baseline"
+    });
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+/// What keeps a source from being captured, and does not pass by itself, is a finding.
+#[test]
+fn what_ends_the_capture_again_and_again() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE ward (id int PRIMARY KEY, name text);
+         INSERT INTO ward VALUES (1, 'A')",
+    );
+    world.configure("scan_every_s = 0", SOURCE);
+    world.run("guard init").exits(0);
+    world.psql(
+        "postgres",
+        "CREATE ROLE guardian LOGIN REPLICATION PASSWORD 'p@ss/w:rd õ';
+         GRANT SELECT ON ward TO guardian; GRANT ALL ON SCHEMA pitser TO guardian;
+         GRANT ALL ON pitser.installed TO guardian",
+    );
+    let path = world.dir.path().join("pitser.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let other = text.replace("postgres://postgres:", "postgres://guardian:");
+    assert_ne!(text, other);
+    std::fs::write(&path, other).unwrap();
+    world.guard();
+    let function = "FUNCTION pg_wal_lsn_diff(pg_lsn, pg_lsn)";
+    world.psql(
+        "postgres",
+        &format!("REVOKE EXECUTE ON {function} FROM PUBLIC; UPDATE ward SET name = 'B'"),
+    );
+    world.status_when("says so", |s| {
+        let mut all = s["findings"].as_array().unwrap().iter();
+        all.any(|f| {
+            let text = f["text"].as_str().unwrap();
+            f["code"] == "CAP-03"
+                && text.starts_with("nothing is captured any more")
+                && text.contains("pg_wal_lsn_diff")
+        })
+    });
+    let said = world.run("guard status");
+    assert!(said.code > 0, "{said:?}");
+    world.psql(
+        "postgres",
+        &format!("GRANT EXECUTE ON {function} TO PUBLIC"),
+    );
+    world.status_when("goes on", |s| s["state"] == "guarding");
+    world.settle();
+    assert_eq!(wrong(&world), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    let lines = world.lines();
+    let of = |op: Op| lines.iter().filter(|line| line.op == op).count();
+    assert_eq!((of(Op::Update), of(Op::Gap)), (1, 0));
+}

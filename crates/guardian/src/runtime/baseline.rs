@@ -1,10 +1,10 @@
 //! The rows that were there when guarding began.
 
-use super::{BASELINE_CHUNK, BLOCK_LINES, Command, Ended, SECOND_US, Session, Worker};
+use super::{BASELINE_CHUNK, BLOCK_LINES, Command, Ended, SECOND_US, Session, StartError, Worker};
 use crate::status::{BaselineStatus, SourceState};
 use crate::translate;
 use pitser_capture::source::Rows;
-use pitser_capture::{Key, Row, Snapshot};
+use pitser_capture::{Key, Row, Snapshot, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Op, Timestamp};
@@ -53,14 +53,57 @@ impl Session {
                 self.regular(worker)?;
             }
         }
-        if self.is_rekeying() {
-            self.carry(worker, &mut *snapshot)?;
-        }
-        if !self.unbaselined.is_empty() {
-            self.baseline_of(worker, &mut *snapshot, &mut |_| {})?;
+        let rekeyed = match self.is_rekeying() {
+            true => self.carry(worker, &mut *snapshot),
+            false => Ok(()),
+        };
+        let done = rekeyed.and_then(|()| match self.unbaselined.is_empty() {
+            true => Ok(()),
+            false => self.baseline_of(worker, &mut *snapshot, &mut |_| {}),
+        });
+        match (done, self.reading.take()) {
+            // All others have their turn, in another snapshot: this one may have ended.
+            (Err(Ended::Failed(StartError::Database(error))), Some(table))
+                if error.is_refused() || error.is_damage() =>
+            {
+                self.set_aside(worker, table, &error)?;
+            }
+            (done, _) => done?,
         }
         self.resume_postponed(worker);
         Ok(())
+    }
+
+    /// Goes on without a table that cannot be read, until somebody does something.
+    fn set_aside(
+        &mut self,
+        worker: &Worker,
+        table: String,
+        error: &SourceError,
+    ) -> Result<(), Ended> {
+        let text = format!(
+            "the rows of table {table} cannot be read, and are not compared with the trail; changes of them are \
+             captured: {error}. It is tried again after each scan"
+        );
+        let finding = Finding {
+            table: Some(table.clone()),
+            ..Finding::general(Code::CaptureWeakened, text)
+        };
+        self.finding(worker, finding)?;
+        self.aside.insert(table);
+        self.baselined = None;
+        self.unbaselined = self.lacking();
+        self.trail.commit()?;
+        self.show(worker);
+        Ok(())
+    }
+
+    /// Tables that could not be read may be readable now.
+    pub(super) fn try_again(&mut self) {
+        if !self.aside.is_empty() {
+            self.aside.clear();
+            self.unbaselined = self.lacking();
+        }
     }
 
     /// Does what had to wait.
@@ -96,6 +139,7 @@ impl Session {
             about: Some(about).filter(|about| *about > 0),
         });
         for table in &tables {
+            self.reading = Some(table.clone());
             let mut failed = None;
             let mut copies = self.is_keyless(table).then(Copies::default);
             let mut each = |mut rows: Rows| {
@@ -129,7 +173,9 @@ impl Session {
                 self.finding(worker, Finding::general(Code::CaptureGap, text))?;
             }
         }
-        let lines = match self.is_new {
+        self.reading = None;
+        let is_whole = self.is_new && self.aside.is_empty();
+        let lines = match is_whole {
             true => vec![None],
             false => tables.into_iter().map(Some).collect(),
         };
@@ -142,7 +188,7 @@ impl Session {
             };
             self.append(vec![live])?;
         }
-        self.is_new = false;
+        self.is_new &= !is_whole;
         self.baselined = None;
         self.live.extend(self.unbaselined.drain(..));
         self.gone.clear();

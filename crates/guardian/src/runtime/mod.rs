@@ -638,6 +638,10 @@ struct Session {
     /// Tables whose rows that were there still lack their line, those first
     /// through which others find patients and people.
     unbaselined: Vec<String>,
+    /// The table whose rows are being read.
+    reading: Option<String>,
+    /// Tables whose rows cannot be read: they lack their line, or their new key.
+    aside: HashSet<String>,
     /// How far they were read.
     baselined: Option<BaselineStatus>,
     /// All of them are of a trail that was just begun.

@@ -119,7 +119,11 @@ impl Session {
     /// Whether the records of some table can go on under another key now.
     pub(super) fn is_rekeying(&self) -> bool {
         let mut tables = self.rekeyed.keys();
-        tables.any(|table| self.key_of(table).is_some_and(|key| !key.is_empty()))
+        tables.any(|table| self.can_carry(table))
+    }
+
+    fn can_carry(&self, table: &str) -> bool {
+        !self.aside.contains(table) && self.key_of(table).is_some_and(|key| !key.is_empty())
     }
 
     /// The columns of a table's key, of which there may be none; `None` if the table is
@@ -144,10 +148,11 @@ impl Session {
         self.trail.commit()?;
         for (table, former) in self.rekeyed.clone() {
             match self.key_of(&table) {
-                Some([]) => continue,
                 // One that was dropped meanwhile has no rows to carry.
                 None => {}
+                Some(_) if !self.can_carry(&table) => continue,
                 Some(_) => {
+                    self.reading = Some(table.clone());
                     let moved = Move {
                         table: table.clone(),
                         former,
@@ -159,6 +164,7 @@ impl Session {
                         nth: HashMap::new(),
                     };
                     self.carry_table(worker, snapshot, moved)?;
+                    self.reading = None;
                 }
             }
             self.rekeyed.remove(&table);

@@ -39,7 +39,10 @@ impl Session {
         // Rows that have no line yet are not unknown ones.
         let shapes = self.source.shapes().iter();
         let tables: Vec<ScanTable> = shapes
-            .filter(|shape| self.live.contains(&shape.name) && !shape.key.is_empty())
+            .filter(|shape| {
+                let is_comparable = !shape.key.is_empty() && !self.aside.contains(&shape.name);
+                is_comparable && self.live.contains(&shape.name)
+            })
             .map(|shape| ScanTable {
                 key: self.trail.keys().table(&shape.name),
                 keyless: shape.keyless,
@@ -127,6 +130,7 @@ impl Session {
         };
         tracing::warn!(error = %trouble, "scan failed");
         worker.unscanned = Some(trouble.clone());
+        self.try_again();
         self.show(worker);
         for reply in self
             .scanning
@@ -165,6 +169,7 @@ impl Session {
         }
         self.trail.commit()?;
         self.incidents.settle(&findings);
+        self.try_again();
         worker.unscanned = None;
         let now = (worker.parts.clock)();
         self.show_with(worker, |s| {

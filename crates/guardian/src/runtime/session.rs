@@ -63,6 +63,8 @@ impl Session {
             position,
             kept: position,
             unbaselined: Vec::new(),
+            reading: None,
+            aside: HashSet::new(),
             baselined: None,
             is_new: !collected.first.is_empty(),
             gone: collected.gone,

@@ -15,6 +15,7 @@ impl Session {
     /// lines of the rows that were there.
     pub(super) fn reshape(&mut self, worker: &Worker) -> Result<(), Ended> {
         self.untold.clear();
+        self.aside.clear();
         let rules = Rules::of(&worker.parts.source, self.source.shapes());
         let mapping = rules.patients.mapping();
         self.mapping = Digest::of(&[mapping.as_bytes()]);
@@ -36,7 +37,9 @@ impl Session {
                 .any(|it| it.name == table && !it.key.is_empty())
         };
         let mut tables = self.baseline_order();
-        tables.retain(|table| !self.live.contains(table) && can_follow(table));
+        tables.retain(|table| {
+            !self.live.contains(table) && !self.aside.contains(table) && can_follow(table)
+        });
         tables
     }
 
