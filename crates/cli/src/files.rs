@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use pitser_disk::Access;
+use pitser_evidence::file::MAX_FILE;
 use pitser_ksi::hash::{Algorithm, Hasher, Imprint};
 
 use crate::outcome::Failure;
@@ -13,13 +14,25 @@ use crate::output;
 /// Stands for the standard input or output.
 pub(crate) const STANDARD: &str = "-";
 
-/// All bytes of `path`; `-` is the standard input.
+/// All bytes of `path`; `-` is the standard input. Longer than any file that we read as
+/// a whole it may not be: it is not read then.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    read_at_most(path, MAX_FILE as u64)
+}
+
+fn read_at_most(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    open(path)?
-        .read_to_end(&mut bytes)
+    let mut file = open(path)?.take(max + 1);
+    file.read_to_end(&mut bytes)
         .map_err(|e| unreadable(path, &e))?;
-    Ok(bytes)
+    match bytes.len() as u64 > max {
+        true => Err(Failure::Input(format!(
+            "{}: longer than {max} bytes, more than is read as a whole; `pitser log` reads logs and their \
+             signatures piece by piece",
+            path.display()
+        ))),
+        false => Ok(bytes),
+    }
 }
 
 /// Writes a new file that its owner alone may read, durably.
@@ -308,6 +321,20 @@ mod tests {
         drop(half);
         assert_eq!(read(&path).unwrap(), b"three");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn no_more_is_read_than_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("five");
+        write(&path, b"bytes", false).unwrap();
+        assert_eq!(read_at_most(&path, 5).unwrap(), b"bytes");
+        // One that has no end, too.
+        for path in [&path, Path::new("/dev/zero")] {
+            let refused = read_at_most(path, 4).unwrap_err();
+            assert_eq!(refused.code(), 3);
+            assert!(refused.to_string().contains("longer than 4"), "{refused}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use pitser_ksi::hash::Imprint;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use std::io::{self, Write as _};
 
 /// The largest integer that every JSON reader keeps exactly (RFC 8785 §3.2.2.3).
 pub const MAX_INTEGER: u64 = (1 << 53) - 1;
@@ -58,16 +59,85 @@ fn hex<'b>(bytes: &[u8], buffer: &'b mut [u8; 2 * Imprint::MAX_LEN]) -> &'b str 
 /// [`CodecError::Syntax`] or [`CodecError::NotCanonical`], with the place.
 pub fn from_canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let value: T = serde_json::from_slice(bytes).map_err(|e| CodecError::Syntax(e.to_string()))?;
-    let again = to_canonical(&value);
-    if again == bytes {
-        return Ok(value);
+    let mut compared = Compared { bytes, at: 0 };
+    // A serialiser writes a few bytes at a time.
+    let gathered = bytes.len().min(GATHERED);
+    let mut again = io::BufWriter::with_capacity(gathered, &mut compared);
+    let written = serde_json::to_writer(&mut again, &value);
+    let is_written = written.is_ok() && again.flush().is_ok();
+    // What was refused is not tried again.
+    let _ = again.into_parts();
+    match is_written && compared.at == bytes.len() {
+        true => Ok(value),
+        false => Err(CodecError::NotCanonical { at: compared.at }),
     }
-    let at = again
-        .iter()
-        .zip(bytes)
-        .position(|(a, b)| a != b)
-        .unwrap_or_else(|| again.len().min(bytes.len()));
-    Err(CodecError::NotCanonical { at })
+}
+
+/// Bytes that are compared at a time.
+const GATHERED: usize = 64 << 10;
+
+/// Takes only what is written already, and keeps nothing.
+struct Compared<'a> {
+    bytes: &'a [u8],
+    /// So much of it was written again.
+    at: usize,
+}
+
+impl io::Write for Compared<'_> {
+    fn write(&mut self, again: &[u8]) -> io::Result<usize> {
+        let rest = &self.bytes[self.at..];
+        if rest.starts_with(again) {
+            self.at += again.len();
+            return Ok(again.len());
+        }
+        self.at += again.iter().zip(rest).take_while(|(a, b)| a == b).count();
+        Err(io::ErrorKind::InvalidData.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many elements the lists of a JSON document have, in all and in the lists that are
+/// members of the document itself. It is counted without reading anything else of it:
+/// an element may take many times the memory of its bytes.
+pub(crate) fn elements(document: &[u8]) -> (usize, usize) {
+    let (mut all, mut own) = (0, 0);
+    // Whether each value that is open is a list, the innermost one last. What is deeper
+    // than that is not read.
+    let (mut lists, mut depth) = (0_u128, 0_usize);
+    let mut bytes = document.iter().peekable();
+    while let Some(byte) = bytes.next() {
+        let begins = match byte {
+            b'"' => {
+                while let Some(byte) = bytes.next() {
+                    match byte {
+                        b'\\' => drop(bytes.next()),
+                        b'"' => break,
+                        _ => {}
+                    }
+                }
+                false
+            }
+            b'[' | b'{' => {
+                let is_list = *byte == b'[';
+                lists = lists << 1 | u128::from(is_list);
+                depth += 1;
+                is_list && bytes.peek() != Some(&&b']')
+            }
+            b']' | b'}' => {
+                lists >>= 1;
+                depth = depth.saturating_sub(1);
+                false
+            }
+            b',' => lists & 1 == 1,
+            _ => false,
+        };
+        all += usize::from(begins);
+        own += usize::from(begins && depth == 2);
+    }
+    (all, own)
 }
 
 /// An integer no larger than [`MAX_INTEGER`].
@@ -233,6 +303,35 @@ mod tests {
         refused(r#"{"a":"","a":"","b":7}"#);
         refused(r#"{"a":"","b":7,"c":1}"#);
         refused(r#"{"a":"\u0041","b":7}"#);
+    }
+
+    #[test]
+    fn what_differs_is_named_by_its_place() {
+        let at = |text: &str| match from_canonical::<Doc>(text.as_bytes()) {
+            Err(CodecError::NotCanonical { at }) => at,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(at(r#"{"b":7,"a":""}"#), 2);
+        assert_eq!(at(r#"{"a":"","b":7 }"#), 13);
+        assert_eq!(at(r#"{"a":"","b":7} "#), 14);
+    }
+
+    #[test]
+    fn elements_are_counted_by_what_is_open() {
+        for (text, all, own) in [
+            ("{}", 0, 0),
+            (r#"{"a":[],"b":[[]]}"#, 1, 1),
+            (r#"{"a":[1,2,3],"b":[{"c":[4,5],"d":6},7]}"#, 7, 5),
+            (r#"{"a":["[,",",\",",",","\\"],"b":","}"#, 4, 4),
+            (r#"[1,[2,{"a":[3,4]}]]"#, 6, 2),
+            ("]]]", 0, 0),
+            (r#"{"a":["#, 1, 1),
+            (r#"{"a":["\"#, 1, 1),
+        ] {
+            assert_eq!(elements(text.as_bytes()), (all, own), "{text}");
+        }
+        let deep = "[".repeat(1000) + &"]".repeat(1000);
+        assert_eq!(elements(deep.as_bytes()).0, 999);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! verifier's anchors or is checked against one that does, and the whole is
 //! signed with the trail's own key, so that no byte is without meaning.
 
-use crate::codec::{Blob, Bytes32, CodecError, bounded, from_canonical, to_canonical};
+use crate::codec::{Blob, Bytes32, CodecError, bounded, elements, from_canonical, to_canonical};
 use crate::line::Line;
 use crate::map::Path;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,14 @@ pub const FORMAT_WITNESSED: &str = "pitser-evidence/2";
 
 /// Longest evidence file read, in bytes: 256 MiB.
 pub const MAX_FILE: usize = 256 << 20;
+
+/// Most elements of the lists `blocks`, `calendar` and `lines` together. A line comes
+/// with some 550 bytes at least, so that a file of [`MAX_FILE`] has fewer.
+pub const MAX_PROOFS: usize = 1 << 19;
+
+/// Most elements of all lists in a file, however deep. Each comes with some 100 bytes, on
+/// the average of files that somebody means to be read.
+pub const MAX_ELEMENTS: usize = 1 << 22;
 
 /// A whole evidence file. Members stand in canonical order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -244,6 +252,13 @@ impl Evidence {
         let body = bytes.strip_suffix(b"\n").ok_or_else(|| {
             CodecError::Rule("the file does not end in a line feed: it is truncated".into())
         })?;
+        let (all, own) = elements(body);
+        if all > MAX_ELEMENTS || own > MAX_PROOFS {
+            return Err(CodecError::Rule(format!(
+                "evidence file with {own} blocks, lines and proofs and {all} elements in all its lists: \
+                 {MAX_PROOFS} and {MAX_ELEMENTS} are read at most"
+            )));
+        }
         let evidence: Self = from_canonical(body)?;
         match evidence.format.as_str() {
             FORMAT | FORMAT_WITNESSED => {}
