@@ -4,7 +4,8 @@
 use super::harness::Server;
 use super::name;
 use pitser_capture::postgres::install::{Request, Wanted, install, tables};
-use pitser_capture::postgres::{Connection, Fingerprint, slot};
+use pitser_capture::postgres::{Connection, Fingerprint, PgSource, Place, slot};
+use pitser_capture::{Shape, Source};
 
 /// A server on which some tables are guarded.
 struct World {
@@ -665,4 +666,59 @@ fn another_role_sees_the_same() {
         Connection::open_replication(&world.server.config_of("clerk", "hunter")).unwrap();
     let theirs = Fingerprint::take(&mut clerk, &name(), &name()).unwrap();
     assert_eq!(theirs, world.take());
+}
+
+/// What the keys were is told by the fingerprint that was sealed, once they are others.
+#[test]
+fn the_guarded_tables_are_in_it_as_the_source_has_them() {
+    let schema = "
+        CREATE TABLE visit(gone int, note text, id int PRIMARY KEY);
+        ALTER TABLE visit DROP gone;
+        CREATE TABLE two(c int, b int, twice int GENERATED ALWAYS AS (b * 2) STORED, a int,
+                         PRIMARY KEY (a, b) INCLUDE (c));
+        CREATE TABLE chosen(id int PRIMARY KEY, n int NOT NULL UNIQUE);
+        ALTER TABLE chosen REPLICA IDENTITY USING INDEX chosen_n_key;
+        CREATE TABLE \"whole.Õ\"(id int PRIMARY KEY, \"a:b\tc\" text);
+        ALTER TABLE \"whole.Õ\" REPLICA IDENTITY FULL;
+        CREATE TABLE heap(at int, what text);
+        ALTER TABLE heap REPLICA IDENTITY FULL;
+        CREATE TABLE part(id int PRIMARY KEY) PARTITION BY RANGE (id);
+        CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (9);
+        CREATE TABLE late(id int PRIMARY KEY);
+        CREATE TABLE silent(id int PRIMARY KEY);
+        CREATE TABLE bare(id int PRIMARY KEY);
+        CREATE TABLE listed(id int PRIMARY KEY, secret text, note text)";
+    let names = [
+        "visit", "two", "chosen", "whole.Õ", "heap", "part", "late", "silent", "bare",
+    ];
+    let Some(mut world) = World::new(schema, &names) else {
+        return;
+    };
+    run(
+        &mut world.sql,
+        "ALTER TABLE late DROP CONSTRAINT late_pkey, ADD PRIMARY KEY (id) DEFERRABLE;
+         ALTER TABLE silent REPLICA IDENTITY NOTHING;
+         ALTER TABLE bare DROP CONSTRAINT bare_pkey",
+    );
+    if world.server.since_15() {
+        run(
+            &mut world.sql,
+            "ALTER PUBLICATION pitser ADD TABLE listed (id, note)",
+        );
+    }
+    let place = Place {
+        config: world.server.config(),
+        publication: name(),
+        slot: name(),
+        attribution: true,
+    };
+    let source = PgSource::open(&place).unwrap();
+    let by_name = |mut shapes: Vec<Shape>| {
+        shapes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        shapes
+    };
+    let shapes = by_name(source.shapes().to_vec());
+    assert_eq!(by_name(world.take().shapes()), shapes);
+    let keyed = shapes.iter().filter(|shape| !shape.key.is_empty());
+    assert!(keyed.count() >= 6, "{shapes:?}");
 }

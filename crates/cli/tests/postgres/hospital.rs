@@ -635,3 +635,41 @@ fn a_column_that_leads_to_the_patient_is_renamed() {
         .exits(3)
         .says("public.visit has no column pateint");
 }
+
+#[test]
+fn a_table_that_leads_to_the_patient_is_renamed() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    world.kill_guardian();
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit RENAME TO stay;
+         INSERT INTO result VALUES (101, 10, 5.1, 2, now());
+         UPDATE patient SET allergies = 'pollen', write_uid = 2, write_date = clock_timestamp() WHERE id = 1",
+    );
+    world.guard();
+    let said = |part: &str| {
+        world.status_when(part, |s| s["findings"].to_string().contains(part));
+    };
+    said("public.visit is not guarded");
+    said("under another name now have no patient");
+    world.settle();
+    let whose = |table: &str, key: &str| world.last(table, key).0.patient;
+    assert_eq!(whose("public.result", "101"), Some(Patient::Unknown));
+    assert!(matches!(
+        whose("public.patient", "1"),
+        Some(Patient::Pseudonym(_))
+    ));
+    world.psql("postgres", "ALTER TABLE stay RENAME TO visit");
+    world.status_when("has its name again", |s| {
+        s["findings"]
+            .to_string()
+            .contains("is now called public.visit")
+    });
+    world.psql("postgres", "UPDATE result SET value = 5.2 WHERE id = 101");
+    world.settle();
+    assert_eq!(whose("public.result", "101"), whose("public.patient", "1"));
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}

@@ -44,9 +44,16 @@ impl Rules {
             texts.push_str(&text);
         };
         for path in &paths {
-            let text = format!(
-                "{path}. Lines of its rows, and of those that find their patients through it, are in the list *unknown"
-            );
+            let text = match shapes.iter().any(|shape| shape.name == path.table) {
+                true => format!(
+                    "{path}. Lines of its rows, and of those that find their patients through it, are in the list \
+                     *unknown"
+                ),
+                // Whether another table is this one, nobody could say.
+                false => {
+                    format!("{path}. Lines of rows that are under another name now have no patient")
+                }
+            };
             note(Some(&path.table), text);
         }
         for rule in &writers {
