@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use super::encoding::Encoding;
 use super::install;
 use super::reader::Reader;
 use super::slot::{self, State, text};
@@ -108,8 +109,9 @@ impl PgSource {
         };
         let from = start.map_or(after, boundary);
         let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
-        let catalogue = Connection::open(config)?.silent_for(Connection::PATIENCE);
-        let stream = Stream::start(connection, slot, publication, from)?;
+        let mut catalogue = Connection::open(config)?.silent_for(Connection::PATIENCE);
+        let encoding = Encoding::ask(&mut catalogue)?;
+        let stream = Stream::start_in(connection, slot, publication, from, encoding)?;
         // From here on nobody else can move it. Whoever did so a moment ago is told as
         // before: of that the server would say nothing, and leave out what lies between.
         if let State::Moved { .. } = slot::state(&mut self.sql, slot, lsn(from)?)? {

@@ -53,11 +53,23 @@ impl Stream {
         publication: &Name,
         after: Position,
     ) -> Result<Self, PgError> {
+        let encoding = Encoding::ask(&mut connection)?;
+        Self::start_in(connection, slot, publication, after, encoding)
+    }
+
+    /// The same, where the encoding was asked for in another session: before version 15
+    /// one for replication does not take all that it takes to ask.
+    pub(super) fn start_in(
+        mut connection: Connection,
+        slot: &Name,
+        publication: &Name,
+        after: Position,
+        encoding: Encoding,
+    ) -> Result<Self, PgError> {
         let from = lsn(after)?;
         refuse_unsound(slot, from, slot::state(&mut connection, slot, from)?)?;
         let keys = primary_keys(&mut connection, None)?;
         let newest_xid = newest_xid(&mut connection)?;
-        let encoding = Encoding::ask(&mut connection)?;
         if let Some(setting) = encoding.setting() {
             connection.query(&setting)?;
         }
