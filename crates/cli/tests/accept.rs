@@ -78,6 +78,46 @@ fn get(site: &Site, path: &str) -> String {
     answer
 }
 
+/// Ten more than are listed.
+#[test]
+fn of_very_many_findings_all_are_counted_and_any_is_accepted() {
+    let site = site();
+    let _guardian = site.guard();
+    let db = Connection::open(site.path("hospital.db")).unwrap();
+    db.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+    for note in 0..210 {
+        db.execute("UPDATE entry SET note = ?1 WHERE id = 1", [note])
+            .unwrap();
+    }
+    site.scans_clean();
+    let more = || {
+        let said = site.run(&["guard", "status", "--json"]).exits(1);
+        said.json()["sources"][0]["more_findings"][0].clone()
+    };
+    let counted = more();
+    assert_eq!(
+        (&counted["code"], &counted["open"]),
+        (&"ACT-01".into(), &10.into())
+    );
+    let lines = format!(
+        "in lines {} to {}",
+        counted["first_line"], counted["last_line"]
+    );
+    site.run(&["guard", "status"])
+        .exits(1)
+        .says(&format!("and 10 more ACT-01 entry, {lines}"));
+    assert!(get(&site, "/").contains("210 open findings"));
+    let first = counted["first_line"].as_u64().unwrap().to_string();
+    accept(&site, "mari", &first, REASON)
+        .exits(0)
+        .says("by Mari Maasikas");
+    accept(&site, "mari", &first, REASON)
+        .exits(3)
+        .says("accepted before");
+    assert_eq!(more()["open"], 9);
+    assert!(get(&site, "/").contains("209 open findings"));
+}
+
 #[test]
 fn an_accepted_finding_is_on_record_and_needs_nobody_any_more() {
     let site = site();

@@ -15,7 +15,8 @@ pub(crate) fn finding(seq: u64, line_hash: Digest) -> Bytes32 {
     mark(&[b"finding\0", &seq.to_be_bytes(), imprint])
 }
 
-pub(crate) fn accepted(seq: u64) -> Bytes32 {
+/// The mark of a finding that somebody answers for, by its line.
+pub fn accepted(seq: u64) -> Bytes32 {
     mark(&[b"accepted\0", &seq.to_be_bytes()])
 }
 

@@ -35,7 +35,7 @@ pub use rebuild::{Rebuilt, rebuild};
 pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
 pub use status::{
     AcceptedStatus, AlertStatus, BaselineStatus, BlockStatus, FindingStatus, FleetStatus, Latency,
-    SourceState, Status, WitnessStatus,
+    MoreStatus, SourceState, Status, UnreadStatus, WitnessStatus,
 };
 
 use std::sync::Arc;

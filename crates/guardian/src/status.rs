@@ -3,6 +3,7 @@
 use pitser_evidence::Code;
 use pitser_monitor::can_accept;
 use serde::Serialize;
+use std::sync::Arc;
 
 /// One source, as `guard status --json` and the status page show it.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -51,13 +52,39 @@ pub struct Status {
     pub seal_latency_ms: Option<Latency>,
     /// The newest blocks, newest first.
     pub recent: Vec<BlockStatus>,
-    /// Everything that was found, oldest first.
+    /// Tables that the last scan could not read to their end: what it did not see of them
+    /// is not judged.
+    pub unread: Vec<UnreadStatus>,
+    /// What was found, oldest first: the newest of each code and table.
     pub findings: Vec<FindingStatus>,
+    /// How much more there is of each code and table, if there is more.
+    pub more_findings: Vec<MoreStatus>,
+    /// Lines of findings of rows that are open and only counted, in their order, for
+    /// auditors.
+    #[serde(skip)]
+    pub counted_rows: Arc<[u64]>,
     /// How findings are delivered to receivers, if any are configured.
     pub alerts: Vec<AlertStatus>,
     /// The mapping from tables to patients (spec 32 §1), for auditors.
     #[serde(skip)]
     pub mapping: String,
+}
+
+impl Status {
+    /// How many findings are open whose code `is_wanted`, listed or only counted.
+    pub fn open_findings(&self, is_wanted: impl Fn(&str) -> bool) -> u64 {
+        let listed = self.findings.iter();
+        let listed = listed.filter(|it| it.open && is_wanted(&it.code)).count();
+        let more = self.more_findings.iter().filter(|it| is_wanted(&it.code));
+        listed as u64 + more.map(|it| it.open).sum::<u64>()
+    }
+
+    /// How many findings there are whose code `is_wanted`, open or not.
+    pub fn all_findings(&self, is_wanted: impl Fn(&str) -> bool) -> u64 {
+        let listed = self.findings.iter().filter(|it| is_wanted(&it.code));
+        let more = self.more_findings.iter().filter(|it| is_wanted(&it.code));
+        listed.count() as u64 + more.map(|it| it.open + it.earlier).sum::<u64>()
+    }
 }
 
 /// A witness, as one source knows it.
@@ -167,6 +194,32 @@ impl FindingStatus {
         let known = Code::ALL.iter().find(|code| code.as_str() == self.code);
         self.open && self.line.is_some() && known.is_some_and(|code| can_accept(*code).is_ok())
     }
+}
+
+/// Findings of one code and table that are not listed; the trail has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MoreStatus {
+    /// Stable code.
+    pub code: String,
+    /// Table, if they concern one.
+    pub table: Option<String>,
+    /// Those that are open.
+    pub open: u64,
+    /// Those that are not.
+    pub earlier: u64,
+    /// Those that are open have lines from here on.
+    pub first_line: Option<u64>,
+    /// And up to here.
+    pub last_line: Option<u64>,
+}
+
+/// A table that a scan could not read to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadStatus {
+    /// Its name.
+    pub table: String,
+    /// Why, and what to do.
+    pub why: String,
 }
 
 /// Somebody has looked into a finding and answers for it.

@@ -7,11 +7,12 @@
 //! rows (`capture`), opening commitments (`trail`). This crate reads no clock.
 
 mod finding;
+mod incidents;
 mod met;
+mod newest;
 mod scan;
 
-pub use finding::{
-    Accepted, Finding, Incident, Incidents, NotAccepted, can_accept, can_close, key_cells, key_of,
-    show_key,
-};
-pub use scan::{Expected, Look, ScanTable, Sealed, Touched, expected, judge, look};
+pub use finding::{Finding, NotAccepted, can_accept, can_close, key_cells, key_of, show_key};
+pub use incidents::{Accepted, Incident, Incidents, Noted, Scanned};
+pub use newest::{KEPT, KEPT_BYTES, KEPT_EARLIER, Keep, Kind, More, Newest};
+pub use scan::{Expected, Look, ScanTable, Sealed, Touched, expected, look};

@@ -1,9 +1,12 @@
 //! One full pass over the guarded tables, in two halves.
 //!
 //! [`look`] runs on a thread of its own: it reads a snapshot, hashes every row
-//! and keeps what does not match. [`judge`] runs where the trail is: it drops
+//! and keeps what does not match. [`Look::judge`] runs where the trail is: it drops
 //! what changed while the pass was under way (each such change was compared
 //! with its seal when it was captured) and names what is left.
+//!
+//! A table that cannot be read does not keep the others from being judged: all are of
+//! the one moment that the snapshot shows, whichever of them are read.
 
 use crate::finding::{Finding, key_cells, key_of};
 use crate::met::{AllMet, Met};
@@ -14,7 +17,7 @@ use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row, record_ke
 use pitser_evidence::line::Patient;
 use pitser_trail::vault::VaultError;
 use pitser_trail::{Content, PatientId, Trail, TrailError, row_marks};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 
 /// Rows for which expectations are asked at a time.
@@ -63,9 +66,15 @@ pub struct Look {
     pub position: Position,
     /// Rows compared.
     pub rows: u64,
+    /// Tables that could not be read to their end, and why. What was read of them is
+    /// judged; of what was not, nothing is said.
+    pub unread: Vec<(String, SourceError)>,
     unseen: Unseen,
-    suspects: Vec<Suspect>,
-    met: HashMap<String, AllMet>,
+    suspects: VecDeque<Suspect>,
+    /// Records that were met, of tables that were read to their end.
+    met: BTreeMap<String, AllMet>,
+    /// Of the table that is judged: records that were not met, and their lines.
+    missing: Vec<(String, Bytes32, u64)>,
 }
 
 /// Records that changed while a pass was under way, by table.
@@ -96,8 +105,8 @@ impl Touched {
 /// records of one table; it answers in their order, or `None` to give up.
 ///
 /// # Errors
-/// The database cannot be read; a damaged file is one, and names the table.
-/// `Ok(None)` if `expect` gave up.
+/// The database cannot be read, or a table is not guarded any more. `Ok(None)` if `expect`
+/// gave up.
 pub fn look(
     snapshot: &mut dyn Snapshot,
     tables: &[ScanTable],
@@ -106,16 +115,18 @@ pub fn look(
     let mut look = Look {
         position: snapshot.position(),
         rows: 0,
+        unread: Vec::new(),
         unseen: snapshot.unseen(),
-        suspects: Vec::new(),
-        met: HashMap::new(),
+        suspects: VecDeque::new(),
+        met: BTreeMap::new(),
+        missing: Vec::new(),
     };
     for table in tables {
         let mut gave_up = false;
         let mut met = Met::new();
         let (rows, suspects) = (&mut look.rows, &mut look.suspects);
         let mut copies: HashMap<Bytes32, u64> = HashMap::new();
-        snapshot.scan(&table.name, CHUNK, &mut |mut chunk| {
+        let read = snapshot.scan(&table.name, CHUNK, &mut |mut chunk| {
             let number = |(key, _): &mut (Key, Row)| {
                 let record = record_of(table, key);
                 if !table.keyless {
@@ -135,7 +146,7 @@ pub fn look(
             records.iter().for_each(|record| met.insert(record));
             for (((key, row), record), expected) in chunk.into_iter().zip(records).zip(expected) {
                 if !fits(&row, &expected) {
-                    suspects.push(Suspect {
+                    suspects.push_back(Suspect {
                         table: table.name.clone(),
                         key,
                         record,
@@ -144,11 +155,15 @@ pub fn look(
                 }
             }
             ControlFlow::Continue(())
-        })?;
+        });
         if gave_up {
             return Ok(None);
         }
-        look.met.insert(table.name.clone(), met.all());
+        match read {
+            Ok(()) => drop(look.met.insert(table.name.clone(), met.all())),
+            Err(error) if error.is_not_guarded() || !snapshot.goes_on() => return Err(error),
+            Err(error) => look.unread.push((table.name.clone(), error)),
+        }
     }
     Ok(Some(look))
 }
@@ -279,40 +294,47 @@ fn differing<V: PartialEq>(
     differing
 }
 
-/// What is wrong, by a pass whose position the trail has reached by now. With a row that
-/// was never sealed comes the patient whom it names itself, by `whose`: the trail does
-/// not know that.
-///
-/// # Errors
-/// Vault or trail cannot be read.
-pub fn judge(
-    look: Look,
-    trail: &mut Trail,
-    touched: &Touched,
-    whose: impl Fn(&str, &Row) -> Option<PatientId>,
-) -> Result<Vec<(Finding, Option<PatientId>)>, TrailError> {
-    let mut findings = Vec::new();
-    let unseen = &look.unseen;
-    for suspect in look.suspects {
-        if touched.contains(&suspect.table, &suspect.record)
-            || is_unseen(trail, unseen, &suspect.table, &suspect.record)?
-        {
-            continue;
-        }
-        let patient = whose(&suspect.table, &suspect.row);
-        if let Some(finding) = differs(trail, suspect)? {
-            let patient = patient.filter(|_| finding.code == Code::RowUnknown);
-            findings.push((finding, patient));
-        }
-    }
-    for (table, met) in &look.met {
-        for (record, seq) in missing(trail, table, met, touched)? {
-            if !is_unseen(trail, unseen, table, &record)? {
-                findings.push((is_missing(trail, table, record, seq)?, None));
+impl Look {
+    /// The next thing that is wrong, by a pass whose position the trail has reached by
+    /// now; `None` after the last. With a row that was never sealed comes the patient whom
+    /// it names itself, by `whose`: the trail does not know that.
+    ///
+    /// # Errors
+    /// Vault or trail cannot be read.
+    pub fn judge(
+        &mut self,
+        trail: &mut Trail,
+        touched: &Touched,
+        whose: impl Fn(&str, &Row) -> Option<PatientId>,
+    ) -> Result<Option<(Finding, Option<PatientId>)>, TrailError> {
+        while let Some(suspect) = self.suspects.pop_front() {
+            if touched.contains(&suspect.table, &suspect.record)
+                || is_unseen(trail, &self.unseen, &suspect.table, &suspect.record)?
+            {
+                continue;
+            }
+            let patient = whose(&suspect.table, &suspect.row);
+            if let Some(finding) = differs(trail, suspect)? {
+                let patient = patient.filter(|_| finding.code == Code::RowUnknown);
+                return Ok(Some((finding, patient)));
             }
         }
+        loop {
+            while let Some((table, record, seq)) = self.missing.pop() {
+                if !is_unseen(trail, &self.unseen, &table, &record)? {
+                    return Ok(Some((is_missing(trail, &table, record, seq)?, None)));
+                }
+            }
+            let Some((table, met)) = self.met.pop_first() else {
+                return Ok(None);
+            };
+            let missing = missing(trail, &table, &met, touched)?;
+            let of_table = missing.into_iter().rev();
+            self.missing = of_table
+                .map(|(record, seq)| (table.clone(), record, seq))
+                .collect();
+        }
     }
-    Ok(findings)
 }
 
 /// Whether the record's newest change is of a transaction that the snapshot did

@@ -571,11 +571,22 @@ impl Exporter {
         cells: &[Vec<u8>],
         seq: u64,
     ) -> Result<Option<u64>, ExportError> {
+        self.record_line(table, cells, |line| line.seq <= seq && line.row.is_some())
+    }
+
+    /// The newest line about a record that is `wanted`.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn record_line(
+        &self,
+        table: &str,
+        cells: &[Vec<u8>],
+        wanted: impl Fn(&Line) -> bool,
+    ) -> Result<Option<u64>, ExportError> {
         let leaf = self.record_leaf(table, cells)?;
         let before = |line: &Line| line.prev.map(|prev| prev.seq);
-        self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
-            line.seq <= seq && line.row.is_some()
-        })
+        self.walk(leaf.map(|leaf| leaf.last_seq), before, wanted)
     }
 
     /// The same among the lines that `counts`, if its row stands there: if none of them
@@ -589,9 +600,7 @@ impl Exporter {
         cells: &[Vec<u8>],
         counts: impl Fn(&Line) -> bool,
     ) -> Result<Option<u64>, ExportError> {
-        let leaf = self.record_leaf(table, cells)?;
-        let before = |line: &Line| line.prev.map(|prev| prev.seq);
-        let last = self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
+        let last = self.record_line(table, cells, |line| {
             counts(line) && (line.row.is_some() || line.op == Op::Delete)
         })?;
         match last {

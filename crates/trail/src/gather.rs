@@ -1,6 +1,7 @@
 //! What the owner of a trail keeps from all lines, without reading them all again.
 
 use pitser_evidence::line::Line;
+use std::any::Any;
 use std::fmt;
 
 /// Something that follows from the lines of a trail, one after the other. It is
@@ -41,6 +42,7 @@ pub(crate) trait Gathers: fmt::Debug + Send {
     fn line(&mut self, line: &Line);
     fn save(&self) -> Vec<u8>;
     fn form(&self) -> &'static str;
+    fn any(&mut self) -> &mut dyn Any;
 }
 
 impl<T: Gather> Gathers for T {
@@ -54,5 +56,9 @@ impl<T: Gather> Gathers for T {
 
     fn form(&self) -> &'static str {
         T::FORM
+    }
+
+    fn any(&mut self) -> &mut dyn Any {
+        self
     }
 }

@@ -21,6 +21,7 @@ use pitser_evidence::commit::{Key, LineNonce, Rows, commit_table_key, record_key
 use pitser_evidence::line::{
     Checkpoint, Genesis, Line, MAX_LINE, Op, Patient, RULES, SealRef, TableGenesis, Timestamp,
 };
+use pitser_evidence::marks::accepted;
 use pitser_evidence::seal;
 use pitser_evidence::state::{ApplyError, Before, State, StateError};
 use pitser_evidence::store::Storage;
@@ -527,6 +528,20 @@ impl Trail {
     /// [`TrailError::Map`].
     pub fn has_message(&self, pos: &str) -> Result<bool, TrailError> {
         Ok(self.state.storage().is_marked(&marks::message(pos))?)
+    }
+
+    /// Whether somebody answers for the finding of line `seq`.
+    ///
+    /// # Errors
+    /// [`TrailError::Map`].
+    pub fn is_accepted(&self, seq: u64) -> Result<bool, TrailError> {
+        Ok(self.state.storage().is_marked(&accepted(seq))?)
+    }
+
+    /// What was gathered so far and goes into the next commit, for its owner, who may
+    /// know more than the lines say one by one. `None` if it is something else.
+    pub fn gathered_mut<T: Gather>(&mut self) -> Option<&mut T> {
+        self.gathered.any().downcast_mut()
     }
 
     /// Bytes that the map and the index take on disk.

@@ -92,9 +92,18 @@ async fn run_scan<G: Guarded>(source: &Source<G>) -> Response {
     });
     match tokio::time::timeout(SCAN_ANSWER, scan).await {
         Err(_) => goes_on(),
-        Ok(Ok(Ok(ScanSummary { rows, findings }))) => {
-            Json(json!({ "source": source.name, "rows": rows, "findings": findings }))
-                .into_response()
+        Ok(Ok(Ok(summary))) => {
+            let ScanSummary {
+                rows,
+                findings,
+                more,
+                unread,
+            } = summary;
+            let name = &source.name;
+            Json(json!({
+                "source": name, "rows": rows, "findings": findings, "more": more, "unread": unread
+            }))
+            .into_response()
         }
         Ok(Ok(Err(why))) => unavailable(&why),
         Ok(Err(_)) => unavailable("the scan was broken off"),

@@ -1,6 +1,5 @@
 //! Prometheus text (spec 61 §5): names are stable, values are of each source.
 
-use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
 
@@ -135,34 +134,21 @@ fn latency(out: &mut Text, statuses: &[Status]) {
 /// Every code of every source, also those that nothing was found of: an alert
 /// on a rise needs the zero before it.
 fn findings(out: &mut Text, statuses: &[Status]) {
-    let counts = |only_open: bool| {
-        let mut counts: BTreeMap<(usize, &str), u64> = BTreeMap::new();
-        for (at, status) in statuses.iter().enumerate() {
-            counts.extend(Code::ALL.iter().map(|code| ((at, code.as_str()), 0)));
-            for finding in status.findings.iter().filter(|f| f.open || !only_open) {
-                *counts.entry((at, &finding.code)).or_default() += 1;
-            }
-        }
-        counts
-    };
-    for (name, kind, help, only_open) in [
-        (
-            "pitser_findings_total",
-            "counter",
-            "Findings so far.",
-            false,
-        ),
-        (
-            "pitser_findings_open",
-            "gauge",
-            "Findings that still hold.",
-            true,
-        ),
-    ] {
-        out.family(name, kind, help);
-        for ((at, code), count) in counts(only_open) {
-            let labels = [("source", statuses[at].name.as_str()), ("code", code)];
-            out.sample(name, &labels, count);
+    let open = |status: &Status, code: &str| status.open_findings(|it| it == code);
+    let all = |status: &Status, code: &str| status.all_findings(|it| it == code);
+    let name = "pitser_findings_total";
+    out.family(name, "counter", "Findings so far.");
+    by_code(out, name, statuses, all);
+    let name = "pitser_findings_open";
+    out.family(name, "gauge", "Findings that still hold.");
+    by_code(out, name, statuses, open);
+}
+
+fn by_code(out: &mut Text, name: &str, statuses: &[Status], number: impl Fn(&Status, &str) -> u64) {
+    for status in statuses {
+        for code in Code::ALL {
+            let labels = [("source", status.name.as_str()), ("code", code.as_str())];
+            out.sample(name, &labels, number(status, code.as_str()));
         }
     }
 }
@@ -253,7 +239,7 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pitser_guardian::FindingStatus;
+    use pitser_guardian::{FindingStatus, MoreStatus};
 
     fn finding(code: &str, open: bool) -> FindingStatus {
         FindingStatus {
@@ -278,6 +264,14 @@ mod tests {
             events: 12,
             sealed_up_to: Some("1970-01-01T00:01:40Z".into()),
             findings: vec![finding("ROW-01", true), finding("ROW-01", false)],
+            more_findings: vec![MoreStatus {
+                code: "ACT-01".into(),
+                table: Some("entry".into()),
+                open: 299_800,
+                earlier: 3,
+                first_line: Some(7),
+                last_line: Some(599_598),
+            }],
             alerts: vec![AlertStatus {
                 endpoint: "https://a.example#12345678".into(),
                 delivered: 3,
@@ -296,6 +290,8 @@ mod tests {
             r#"pitser_findings_total{source="e\"h\\r\n",code="ROW-01"} 2"#,
             r#"pitser_findings_open{source="e\"h\\r\n",code="ROW-01"} 1"#,
             r#"pitser_findings_open{source="e\"h\\r\n",code="TRL-04"} 0"#,
+            r#"pitser_findings_total{source="e\"h\\r\n",code="ACT-01"} 299803"#,
+            r#"pitser_findings_open{source="e\"h\\r\n",code="ACT-01"} 299800"#,
             "# TYPE pitser_alerts_waiting gauge",
             r#"pitser_alert_deliveries_total{source="e\"h\\r\n",endpoint="https://a.example#12345678"} 3"#,
             r#"pitser_alert_failures_total{source="e\"h\\r\n",endpoint="https://a.example#12345678"} 2"#,

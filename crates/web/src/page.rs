@@ -9,7 +9,9 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE64;
-use pitser_guardian::{AcceptedStatus, BlockStatus, FindingStatus, SourceState, Status};
+use pitser_guardian::{
+    AcceptedStatus, BlockStatus, FindingStatus, MoreStatus, SourceState, Status,
+};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -103,10 +105,10 @@ impl Parts {
 }
 
 fn title(statuses: &[Status], worst: Tone) -> String {
-    let open: usize = statuses.iter().map(|s| open_findings(s).count()).sum();
+    let open: u64 = statuses.iter().map(|s| s.open_findings(|_| true)).sum();
     let say = match worst {
         Tone::Good => "Intact".to_owned(),
-        _ if open > 0 => count(open as u64, "finding", "findings"),
+        _ if open > 0 => count(open, "finding", "findings"),
         Tone::Wait => "Not checked".to_owned(),
         Tone::Bad => "Look here".to_owned(),
     };
@@ -219,48 +221,77 @@ const SHOWN: usize = 30;
 /// What a finding says is its heading, up to so many characters.
 const HEADING: usize = 110;
 
-fn open_findings(status: &Status) -> impl DoubleEndedIterator<Item = &FindingStatus> {
-    status.findings.iter().filter(|finding| finding.open)
-}
-
 fn findings(out: &mut String, at: usize, status: &Status) -> fmt::Result {
-    let open: Vec<_> = open_findings(status).rev().collect();
-    let closed: Vec<_> = status.findings.iter().rev().filter(|f| !f.open).collect();
-    if !open.is_empty() {
-        let heading = count(open.len() as u64, "open finding", "open findings");
+    let listed = |open: bool| {
+        let newest_first = status.findings.iter().rev();
+        newest_first.filter(move |f| f.open == open).take(SHOWN)
+    };
+    let open = status.open_findings(|_| true);
+    if open > 0 {
+        let heading = count(open, "open finding", "open findings");
         write!(
             out,
             r#"<section class="findings" aria-labelledby="s{at}-open"><h3 id="s{at}-open">{heading}</h3>"#
         )?;
-        cards(out, &status.name, &open)?;
+        cards(out, &status.name, listed(true), open)?;
+        for more in status.more_findings.iter().filter(|more| more.open > 0) {
+            counted(out, more)?;
+        }
         out.write_str("</section>")?;
     }
-    if !closed.is_empty() {
-        let heading = count(closed.len() as u64, "earlier finding", "earlier findings");
+    let closed = status.all_findings(|_| true) - open;
+    if closed > 0 {
+        let heading = count(closed, "earlier finding", "earlier findings");
         write!(
             out,
             r#"<details class="findings"><summary>{heading}, no longer found or accepted; all still in the trail</summary>"#
         )?;
-        cards(out, &status.name, &closed)?;
+        cards(out, &status.name, listed(false), closed)?;
         out.write_str("</details>")?;
     }
     Ok(())
 }
 
-fn cards(out: &mut String, source: &str, findings: &[&FindingStatus]) -> fmt::Result {
+/// The newest of a number of findings.
+fn cards<'a>(
+    out: &mut String,
+    source: &str,
+    findings: impl Iterator<Item = &'a FindingStatus>,
+    number: u64,
+) -> fmt::Result {
     out.write_str(r#"<ol class="cards">"#)?;
-    for finding in findings.iter().take(SHOWN) {
+    let mut shown = 0;
+    for finding in findings {
         card(out, source, finding)?;
+        shown += 1;
     }
     out.write_str("</ol>")?;
-    match findings.len().checked_sub(SHOWN) {
-        None | Some(0) => Ok(()),
-        Some(more) => write!(
+    match number.saturating_sub(shown) {
+        0 => Ok(()),
+        more => write!(
             out,
             r#"<p class="more">And {} more: see <a href="/api/status">/api/status</a>.</p>"#,
-            grouped(more as u64)
+            grouped(more)
         ),
     }
+}
+
+/// Open findings that are not listed anywhere but in the trail.
+fn counted(out: &mut String, more: &MoreStatus) -> fmt::Result {
+    let (first, last) = (more.first_line, more.last_line);
+    let of = match &more.table {
+        Some(table) => format!(" about table {}", shortened(table, 80)),
+        None => String::new(),
+    };
+    write!(
+        out,
+        r#"<p class="more">Of these, {} <code class="code">{}</code>{} are listed in the trail alone, in lines {} to {}.</p>"#,
+        grouped(more.open),
+        Text(&more.code),
+        Text(&of),
+        grouped(first.unwrap_or_default()),
+        grouped(last.unwrap_or_default()),
+    )
 }
 
 fn card(out: &mut String, source: &str, finding: &FindingStatus) -> fmt::Result {
@@ -745,6 +776,34 @@ mod tests {
         assert_eq!(page.matches(r#"<li class="card"#).count(), SHOWN);
         assert!(page.contains("And 1,234 more"));
         assert!(page.contains("and 8 more"), "columns");
+    }
+
+    #[test]
+    fn findings_that_are_only_counted_are_told_with_their_lines() {
+        let more = |open, earlier| MoreStatus {
+            code: "ACT-01".into(),
+            table: Some(HOSTILE.into()),
+            open,
+            earlier,
+            first_line: Some(7),
+            last_line: Some(599_598),
+        };
+        let status = Status {
+            findings: vec![hostile().findings.remove(0)],
+            more_findings: vec![more(299_800, 0), more(0, 1233)],
+            ..Status::default()
+        };
+        let page = document(&[status]);
+        for text in [
+            "299,801 open findings",
+            "And 299,800 more",
+            "Of these, 299,800",
+            "in lines 7 to 599,598",
+            "1,233 earlier findings",
+        ] {
+            assert!(page.contains(text), "{text}");
+        }
+        assert!(!page.contains("<img src=x"), "names are escaped");
     }
 
     #[test]

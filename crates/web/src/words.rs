@@ -208,15 +208,9 @@ pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
 /// The gravest thing that can be said.
 fn worst(status: &Status) -> (Tone, String) {
     let open = |codes: &[Code]| {
-        let wanted = |f: &&FindingStatus| codes.iter().any(|code| code.as_str() == f.code);
-        status
-            .findings
-            .iter()
-            .filter(|f| f.open)
-            .filter(wanted)
-            .count() as u64
+        status.open_findings(|code| codes.iter().any(|wanted| wanted.as_str() == code))
     };
-    if let Some(sentence) = rows(&status.findings) {
+    if let Some(sentence) = rows(status) {
         return (Tone::Bad, sentence);
     }
     if open(TRAIL) > 0 {
@@ -239,7 +233,7 @@ fn worst(status: &Status) -> (Tone, String) {
         return (Tone::Wait, sentence.into());
     }
     let nameless = open(&[Code::Unattributed]);
-    let others = status.findings.iter().filter(|f| f.open).count() as u64;
+    let others = status.open_findings(|_| true);
     match (nameless, others, &status.verified_up_to) {
         (1.., _, _) if nameless == others => {
             let changes = count(nameless, "change was made", "changes were made");
@@ -273,16 +267,15 @@ fn intact(rows: u64) -> String {
     }
 }
 
-/// Counts records, not findings: one record may have several.
-fn rows(findings: &[FindingStatus]) -> Option<String> {
+/// Counts records, not findings, as far as these are listed: one record may have several.
+fn rows(status: &Status) -> Option<String> {
     let records = |code: Code| {
-        let of_code = findings
-            .iter()
-            .filter(|f| f.open && f.code == code.as_str());
-        of_code
-            .map(|f| (&f.table, &f.key))
-            .collect::<HashSet<_>>()
-            .len() as u64
+        let listed = status.findings.iter();
+        let listed = listed.filter(|f| f.open && f.code == code.as_str());
+        let records: HashSet<_> = listed.map(|f| (&f.table, &f.key)).collect();
+        let more = status.more_findings.iter();
+        let more = more.filter(|more| more.code == code.as_str());
+        records.len() as u64 + more.map(|more| more.open).sum::<u64>()
     };
     let mut parts = Vec::new();
     for (code, verb) in [
@@ -357,7 +350,7 @@ const CAPTURE: &[Code] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pitser_guardian::BaselineStatus;
+    use pitser_guardian::{BaselineStatus, MoreStatus};
 
     fn finding(code: &str, key: &str, open: bool) -> FindingStatus {
         FindingStatus {
@@ -399,6 +392,31 @@ mod tests {
         check(&guarding(1, vec![]), Tone::Good, one);
         let none = "There are no records yet. Each will be sealed as it comes.";
         check(&guarding(0, vec![]), Tone::Good, none);
+    }
+
+    /// What is not listed counts as what is.
+    #[test]
+    fn those_that_are_only_counted_count() {
+        let more = |code: &str, open| MoreStatus {
+            code: code.into(),
+            table: None,
+            open,
+            earlier: 9,
+            first_line: None,
+            last_line: None,
+        };
+        let with = |more| Status {
+            more_findings: vec![more],
+            ..guarding(9, vec![finding("ACT-01", "1", true)])
+        };
+        let rows = "299,800 records were changed behind the application’s back.";
+        check(&with(more("ROW-01", 299_800)), Tone::Bad, rows);
+        let changes = "299,801 changes were made by nobody we know.";
+        check(&with(more("ACT-01", 299_800)), Tone::Wait, changes);
+        let others = "3 findings need a look.";
+        check(&with(more("CAP-05", 2)), Tone::Wait, others);
+        let one = "1 change was made by nobody we know.";
+        check(&with(more("CAP-05", 0)), Tone::Wait, one);
     }
 
     #[test]

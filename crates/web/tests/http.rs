@@ -109,6 +109,8 @@ impl Guarded for Recorder {
             None => Ok(ScanSummary {
                 rows: status.rows_verified,
                 findings: status.findings,
+                more: 0,
+                unread: vec![],
             }),
         }
     }
@@ -564,7 +566,7 @@ async fn a_scan_is_answered_with_what_it_found() {
     assert_eq!(answer.code, 200);
     assert_eq!(
         answer.json(),
-        json!({ "source": "ehr", "rows": 2734, "findings": [] })
+        json!({ "source": "ehr", "rows": 2734, "findings": [], "more": 0, "unread": [] })
     );
     assert_eq!(served.post("/api/scan/nobody", "").await.code, 404);
     assert_eq!(served.get("/api/scan/ehr").await.code, 405);

@@ -425,11 +425,7 @@ async fn status(args: &Asking) -> Outcome {
         Value::Array(all) => all.into_iter().filter(|s| wanted(args, s)).collect(),
         _ => Vec::new(),
     };
-    let open = sources
-        .iter()
-        .flat_map(findings)
-        .filter(|f| f["open"] == true)
-        .count();
+    let open: u64 = sources.iter().map(open_findings).sum();
     if args.json {
         print_json(&json!({ "sources": sources }))?;
     } else {
@@ -452,6 +448,7 @@ async fn status(args: &Asking) -> Outcome {
 async fn scan(args: &Asking) -> Outcome {
     let config = Config::read(&args.common.config)?;
     let mut open = 0;
+    let mut unread = Vec::new();
     let mut reports = Vec::new();
     for source in config
         .sources
@@ -459,7 +456,9 @@ async fn scan(args: &Asking) -> Outcome {
         .filter(|s| args.source.as_ref().is_none_or(|name| *name == s.name))
     {
         let report = ask(&config, "POST", &format!("/api/scan/{}", source.name)).await?;
-        open += report["findings"].as_array().map_or(0, Vec::len);
+        let more = report["more"].as_u64().unwrap_or(0);
+        open += findings(&report).count() as u64 + more;
+        unread.extend(unread_tables(&report));
         if !args.json {
             print(&format!(
                 "{}: {} rows compared\n",
@@ -468,15 +467,29 @@ async fn scan(args: &Asking) -> Outcome {
             for finding in findings(&report) {
                 print(&show_finding(finding))?;
             }
+            if more > 0 {
+                print(&format!("  and {more} more\n"))?;
+            }
+            for table in unread_tables(&report) {
+                print(&output::clean(&format!("  not compared: {table}\n")))?;
+            }
         }
-        reports.push(
-            json!({ "name": source.name, "rows": report["rows"], "findings": report["findings"] }),
-        );
+        reports.push(json!({
+            "name": source.name, "rows": report["rows"], "findings": report["findings"],
+            "more": more, "unread": report["unread"],
+        }));
     }
     if args.json {
         print_json(&json!({ "sources": reports }))?;
     }
-    Ok(if open > 0 { Exit::Broken } else { Exit::Intact })
+    match unread.is_empty() {
+        _ if open > 0 => Ok(Exit::Broken),
+        true => Ok(Exit::Intact),
+        false => Err(Failure::Service(format!(
+            "not all rows could be compared: {}",
+            unread.join(". ")
+        ))),
+    }
 }
 
 async fn accept(args: Accept) -> Outcome {
@@ -531,6 +544,26 @@ fn findings(source: &Value) -> impl Iterator<Item = &Value> {
     source["findings"].as_array().into_iter().flatten()
 }
 
+/// Of each code and table that not all are listed of: how many more, and where they are.
+fn more_findings(source: &Value) -> impl Iterator<Item = &Value> {
+    source["more_findings"].as_array().into_iter().flatten()
+}
+
+fn open_findings(source: &Value) -> u64 {
+    let listed = findings(source).filter(|f| f["open"] == true).count();
+    let more = more_findings(source).filter_map(|more| more["open"].as_u64());
+    listed as u64 + more.sum::<u64>()
+}
+
+/// Tables that a scan could not read, and why.
+fn unread_tables(report: &Value) -> impl Iterator<Item = String> {
+    let tables = report["unread"].as_array().into_iter().flatten();
+    tables.map(|unread| {
+        let text = |key: &str| unread[key].as_str().unwrap_or_default();
+        format!("{}: {}", text("table"), text("why"))
+    })
+}
+
 fn describe(source: &Value) -> String {
     let text = |key: &str| source[key].as_str().unwrap_or("never").to_owned();
     let mut out = format!(
@@ -564,10 +597,38 @@ fn describe(source: &Value) -> String {
             alert["endpoint"].as_str().unwrap_or_default()
         ));
     }
+    for table in unread_tables(source) {
+        out += &output::clean(&format!("  not compared {table}\n"));
+    }
     for finding in findings(source) {
         out += &show_finding(finding);
     }
+    for more in more_findings(source) {
+        out += &show_more(more);
+    }
     out
+}
+
+/// `  and 299500 more ACT-01 public.entry, in lines 12 to 598998; 3 earlier ones`
+fn show_more(more: &Value) -> String {
+    let text = |key: &str| more[key].as_str().unwrap_or_default();
+    let number = |key: &str| more[key].as_u64().unwrap_or(0);
+    let (code, table) = (text("code"), text("table"));
+    let lines = (number("first_line"), number("last_line"));
+    let line = match (number("open"), number("earlier")) {
+        (0, earlier) => format!("  and {earlier} earlier {code} {table}\n"),
+        (open, earlier) => {
+            let earlier = match earlier {
+                0 => String::new(),
+                _ => format!("; {earlier} earlier ones"),
+            };
+            format!(
+                "  and {open} more {code} {table}, in lines {} to {}{earlier}\n",
+                lines.0, lines.1
+            )
+        }
+    };
+    output::clean(&line)
 }
 
 /// What the authority's fleet has of the trail.

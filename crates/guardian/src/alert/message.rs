@@ -74,6 +74,8 @@ pub(crate) enum Kind {
     Closed,
     /// Somebody answers for it.
     Accepted,
+    /// There are more than are told one by one.
+    More,
 }
 
 impl Kind {
@@ -83,6 +85,7 @@ impl Kind {
             Self::Opened => "finding.opened",
             Self::Closed => "finding.closed",
             Self::Accepted => "finding.accepted",
+            Self::More => "finding.more",
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use super::message::{Kind, digest_of, finding_body, id_of};
 use crate::config::matches;
-use crate::status::{FindingStatus, SourceState, Status};
+use crate::status::{FindingStatus, MoreStatus, SourceState, Status};
 use pitser_evidence::Code;
 use pitser_ksi::time::Second;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,9 @@ impl Memory {
             return;
         };
         told.upto = told.upto.max(Some(line));
+        if event.kind == Kind::More {
+            return;
+        }
         if event.is_last {
             told.lives.remove(&line);
         } else if event.nth > 1 || can_close(&finding.code) {
@@ -147,7 +150,7 @@ pub(crate) struct Event {
     genesis: String,
     finding: FindingStatus,
     at: Second,
-    /// Which message about this finding it is, from 1.
+    /// Which message about this finding it is, from 1; 0 about those that are only counted.
     nth: u32,
     /// The finding is shown no longer: there is no more to come.
     is_last: bool,
@@ -257,6 +260,10 @@ pub(crate) fn due(
     let none = Told::default();
     let told = memory.of(status).unwrap_or(&none);
     let mut steps: Vec<Step> = gone(told, status, choice);
+    // Found faster than it could be told, or before anybody was to be told.
+    let more = status.more_findings.iter();
+    let more = more.filter(|it| choice.wants(&it.code) && it.last_line > told.upto);
+    steps.extend(more.map(Step::more));
     for finding in status.findings.iter().filter(|f| choice.wants(&f.code)) {
         let count = told.count(finding);
         let mut push = |nth, kind| steps.push(Step::shown(finding, nth, kind));
@@ -294,10 +301,18 @@ fn gone<'a>(told: &'a Told, status: &Status, choice: &Choice) -> Vec<Step<'a>> {
         return Vec::new();
     }
     let shown: BTreeSet<u64> = status.findings.iter().filter_map(|f| f.line).collect();
+    // One that is only counted may be open.
+    let is_counted = |line: u64, life: &Life| {
+        status.more_findings.iter().any(|more| {
+            (&more.code, &more.table) == (&life.code, &life.table)
+                && more.first_line.is_some_and(|first| first <= line)
+                && more.last_line.is_some_and(|last| line <= last)
+        })
+    };
     let gone = told
         .lives
         .iter()
-        .filter(|(line, life)| open(life) && !shown.contains(line));
+        .filter(|(line, life)| open(life) && !shown.contains(line) && !is_counted(**line, life));
     gone.map(|(line, life)| Step {
         line: Some(*line),
         nth: life.told + 1,
@@ -317,6 +332,7 @@ struct Step<'a> {
 enum About<'a> {
     Shown(&'a FindingStatus),
     Gone(&'a Life),
+    More(&'a MoreStatus),
 }
 
 impl<'a> Step<'a> {
@@ -329,10 +345,20 @@ impl<'a> Step<'a> {
         }
     }
 
+    fn more(more: &'a MoreStatus) -> Self {
+        Self {
+            line: more.last_line,
+            nth: 0,
+            kind: Kind::More,
+            about: About::More(more),
+        }
+    }
+
     fn event(&self, source: usize, status: &Status, now: Second) -> Event {
         let (finding, is_last) = match self.about {
             About::Shown(finding) => (finding.clone(), false),
             About::Gone(life) => (life.finding(self.line), true),
+            About::More(more) => (counted(more, now), false),
         };
         let opened_at = Second(finding.found_at_us / 1_000_000);
         let identity = match finding.line {
@@ -378,6 +404,28 @@ impl Life {
             line,
             accepted: None,
         }
+    }
+}
+
+/// What is told of findings that are only counted.
+fn counted(more: &MoreStatus, now: Second) -> FindingStatus {
+    let (first, last) = (more.first_line, more.last_line);
+    FindingStatus {
+        code: more.code.clone(),
+        table: more.table.clone(),
+        key: None,
+        columns: Vec::new(),
+        at: now.to_string(),
+        found_at_us: 0,
+        text: format!(
+            "{} more findings are open, in lines {} to {} of the trail, and are not told one by one",
+            more.open,
+            first.unwrap_or_default(),
+            last.unwrap_or_default()
+        ),
+        open: true,
+        line: last,
+        accepted: None,
     }
 }
 
@@ -472,6 +520,7 @@ mod tests {
             Kind::Opened => '+',
             Kind::Closed => '-',
             Kind::Accepted => '=',
+            Kind::More => '*',
         };
         match event.finding.line {
             Some(line) => format!("{sign}{line}"),
@@ -535,6 +584,52 @@ mod tests {
             }),
             ..finding("ACT-01", line, false)
         }
+    }
+
+    fn more(code: &str, open: u64, first: u64, last: u64) -> MoreStatus {
+        MoreStatus {
+            code: code.into(),
+            table: Some("entry".into()),
+            open,
+            earlier: 0,
+            first_line: Some(first),
+            last_line: Some(last),
+        }
+    }
+
+    /// Far more than can be told one by one: how many is told once, in the trail's order.
+    #[test]
+    fn those_that_are_only_counted_are_told_as_one() {
+        let mut world = World::new();
+        world.status.more_findings = vec![more("ACT-01", 900, 4, 1000)];
+        world.shows(&[finding("CAP-01", 3, true), finding("ACT-01", 1001, true)]);
+        let event = &world.due().events[1];
+        let body = String::from_utf8(event.body(true)).unwrap();
+        assert!(body.contains(r#""type":"finding.more""#), "{body}");
+        let text = "900 more findings are open, in lines 4 to 1000 of the trail";
+        assert!(body.contains(text), "{body}");
+        assert_eq!(world.told(), ["+3", "*1000", "+1001"]);
+        // One that was told becomes one that is only counted; others are told as such.
+        let shown = [finding("CAP-01", 3, true), finding("ACT-01", 1002, true)];
+        world.status.more_findings = vec![more("ACT-01", 901, 4, 1001)];
+        world.restart(&shown);
+        assert_eq!(world.told(), ["+1002"]);
+        // It is kept again, and accepted: the last message about it.
+        world.shows(&[accepted(900, 1003)]);
+        assert_eq!(world.told(), ["=900"]);
+    }
+
+    #[test]
+    fn a_finding_that_is_only_counted_is_not_closed_for_that() {
+        let mut world = World::new();
+        world.shows(&[row(5, true), row(6, true)]);
+        assert_eq!(world.told(), ["+5", "+6"]);
+        world.status.more_findings = vec![more("ROW-01", 1, 5, 5)];
+        world.scanned("a", &[row(6, true)]);
+        assert_eq!(world.told(), [""; 0]);
+        world.status.more_findings = Vec::new();
+        world.scanned("b", &[row(6, true)]);
+        assert_eq!(world.told(), ["-5"]);
     }
 
     #[test]

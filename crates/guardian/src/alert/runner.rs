@@ -223,6 +223,7 @@ impl Runner {
             Kind::Opened => "opened",
             Kind::Closed => "closed",
             Kind::Accepted => "accepted",
+            Kind::More => "more",
         };
         tracing::debug!(endpoint = %self.parts.endpoint, id = %event.id, kind, "alert delivered");
     }

@@ -2,8 +2,9 @@
 //! (docs/spec/34-audit.md §7). Of a row's columns those of the key and the one that
 //! names the patient are shown, and no other value.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use pitser_evidence::Code;
 use pitser_evidence::codec::{Blob, Bytes32};
 use pitser_evidence::commit::{LineNonce, column_leaf};
 use pitser_evidence::file::OpenColumn;
@@ -261,10 +262,24 @@ impl<'a> Opener<'a> {
                 && finding.key.as_deref() == Some(key.as_str());
             is_here && finding.open && finding.code.starts_with("ROW-")
         });
+        let mut wrong: BTreeSet<String> = wrong.map(|finding| finding.code.to_string()).collect();
+        // Those that are only counted are known by their lines.
+        let counted = &self.status.counted_rows;
+        for code in [Code::RowDiffers, Code::RowMissing, Code::RowUnknown] {
+            let is_it = |line: &Line| {
+                let body = line.finding.as_ref();
+                body.is_some_and(|body| body.code == code)
+                    && counted.binary_search(&line.seq).is_ok()
+            };
+            let known = !counted.is_empty() && !wrong.contains(code.as_str());
+            if known && self.exporter.record_line(table, cells, is_it)?.is_some() {
+                wrong.insert(code.to_string());
+            }
+        }
         Ok(Some(Live {
             compared_at: self.status.verified_up_to.clone(),
             is_newest: newest == Some(line.seq),
-            wrong: wrong.map(|finding| finding.code.to_string()).collect(),
+            wrong: wrong.into_iter().collect(),
         }))
     }
 }

@@ -1,11 +1,13 @@
 //! Somebody answers for findings: a line of the trail for each, then they are open no
 //! more.
 
-use super::{Ended, Session, StartError, Worker};
+use super::findings::finding_in_clear;
+use super::{Ended, Session, Worker};
 use crate::acceptance::{Answer, Asked, Line as Done};
 use crate::approver::{Power, Refused, who};
+use crate::collected::{Collected, finding_of};
 use pitser_evidence::line::{Acceptance, Binding, Line, Op, Patient, Prev};
-use pitser_monitor::{Accepted, NotAccepted};
+use pitser_monitor::{Accepted, NotAccepted, can_accept};
 use pitser_trail::draft::DraftActor;
 use pitser_trail::{Body, Draft, PatientId, Trail, TrailError};
 use tokio::sync::oneshot;
@@ -50,9 +52,27 @@ impl Session {
         asked.check().map_err(Refused::Rule)?;
         for finding in &asked.findings {
             let refused = |why: NotAccepted| Refused::Rule(format!("line {finding}: {why}"));
-            self.incidents.may_accept(*finding).map_err(refused)?;
+            let may = match self.incidents.may_accept(*finding) {
+                Some(may) => may,
+                None => self
+                    .may_accept_counted(*finding)
+                    .map_err(|error| Refused::Unavailable(error.to_string()))?,
+            };
+            may.map_err(refused)?;
         }
         Ok(by)
+    }
+
+    /// The same of a finding that is not kept in memory: the trail says.
+    fn may_accept_counted(&self, seq: u64) -> Result<Result<(), NotAccepted>, TrailError> {
+        let line = self.trail.line(seq)?;
+        let Some(finding) = line.as_ref().and_then(finding_of) else {
+            return Ok(Err(NotAccepted::NoFinding));
+        };
+        Ok(match self.trail.is_accepted(seq)? {
+            true => Err(NotAccepted::Before(None)),
+            false => can_accept(finding.code),
+        })
     }
 
     fn write_acceptances(
@@ -65,7 +85,8 @@ impl Session {
         self.trail.commit()?;
         let mut done = Vec::with_capacity(asked.findings.len());
         for finding in &asked.findings {
-            let draft = self.acceptance_of(worker, *finding, by, &asked.reason)?;
+            let of = self.line(*finding)?;
+            let draft = self.acceptance_of(worker, &of, by, &asked.reason)?;
             let at = draft.at.micros();
             let line = self.append(vec![draft])?;
             let accepted = Accepted {
@@ -74,7 +95,7 @@ impl Session {
                 by: Some(by.to_owned()),
                 reason: Some(asked.reason.clone()),
             };
-            self.incidents.accept(*finding, accepted);
+            self.accepted(&of, accepted)?;
             tracing::info!(source = %worker.parts.source.name, finding, line, "a finding was accepted");
             done.push(Done {
                 finding: *finding,
@@ -85,24 +106,40 @@ impl Session {
         Ok(done)
     }
 
+    /// A finding is open no more, whether it is kept or only counted.
+    fn accepted(&mut self, line: &Line, by: Accepted) -> Result<(), TrailError> {
+        if self.incidents.accept(line.seq, &by) {
+            return Ok(());
+        }
+        let Some(finding) = finding_in_clear(&mut self.trail, line)? else {
+            return Ok(());
+        };
+        if let Some(kept) = self.trail.gathered_mut::<Collected>() {
+            kept.place(line.seq, &finding.kind());
+        }
+        let found_at = line.at.micros();
+        self.incidents
+            .accept_counted(finding, found_at, line.seq, by);
+        Ok(())
+    }
+
+    fn line(&self, seq: u64) -> Result<Line, TrailError> {
+        let missing = || pitser_trail::ReadError::Nothing(self.trail.layout().segments());
+        Ok(self.trail.line(seq)?.ok_or_else(missing)?)
+    }
+
     /// The line that accepts a finding stands in the same lists as the finding's.
     fn acceptance_of(
         &mut self,
         worker: &Worker,
-        seq: u64,
+        line: &Line,
         by: &str,
         reason: &str,
     ) -> Result<Draft, Ended> {
-        let missing = || {
-            StartError::from(TrailError::from(pitser_trail::ReadError::Nothing(
-                self.trail.layout().segments(),
-            )))
-        };
-        let line = self.trail.line(seq)?.ok_or_else(missing)?;
         let body = Acceptance {
             finding: Prev {
                 hash: Line::hash(&line.encode()),
-                seq,
+                seq: line.seq,
             },
         };
         let actor = DraftActor {
@@ -113,7 +150,7 @@ impl Session {
             role: None,
         };
         Ok(Draft {
-            table: line.table,
+            table: line.table.clone(),
             record: line.key,
             patient: patient_id(&mut self.trail, line.patient)?,
             actor: Some(actor),
@@ -145,22 +182,15 @@ fn patient_id(
     })
 }
 
-/// What a line of the trail says of who answers for which finding; who and why as far
-/// as the vault still opens it.
-pub(super) fn accepted(
-    trail: &mut Trail,
-    line: &Line,
-) -> Result<Option<(u64, Accepted)>, TrailError> {
-    let Some(accept) = &line.accept else {
-        return Ok(None);
-    };
+/// What a line of the trail that accepts a finding says of who answers for it; who and why
+/// as far as the vault still opens it.
+pub(super) fn accepted(trail: &mut Trail, line: &Line) -> Result<Accepted, TrailError> {
     let content = trail.vault().get(line.seq)?.map(|(_, content)| content);
     let (by, reason) = content.map_or((None, None), |it| (it.person, it.raw));
-    let accepted = Accepted {
+    Ok(Accepted {
         line: line.seq,
         at: line.at.micros(),
         by,
         reason: reason.and_then(|text| String::from_utf8(text).ok()),
-    };
-    Ok(Some((accept.finding.seq, accepted)))
+    })
 }

@@ -1,12 +1,13 @@
 //! What is wrong: findings into the trail, and the schema that capture relies on.
 
 use super::accept::accepted;
-use super::{Ended, Session, StartError, Worker};
+use super::{Ended, SECOND_US, Session, Worker};
+use crate::collected::{Collected, finding_of};
 use pitser_capture::Drift;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient};
-use pitser_monitor::{Finding, Incidents, key_cells};
+use pitser_monitor::{Finding, Incidents, Newest, Noted, key_cells, key_of};
 use pitser_trail::{Body, Draft, PatientId, Trail, TrailError};
 
 impl Session {
@@ -38,7 +39,7 @@ impl Session {
             text: bounded(finding.text),
             ..finding
         };
-        if !self.incidents.note(finding.clone(), found_at) {
+        if self.is_known(&finding)? {
             if !event.is_empty() {
                 self.append(event)?;
             }
@@ -66,9 +67,95 @@ impl Session {
         let before = event.len() as u64;
         event.push(draft);
         let seq = self.append(event)? + before;
-        self.incidents.written(&finding, seq);
+        self.incidents.found(finding, found_at, seq);
         self.open_times.push(found_at);
         Ok(())
+    }
+
+    /// Whether the trail tells of a finding already.
+    fn is_known(&mut self, finding: &Finding) -> Result<bool, TrailError> {
+        let told = match self.incidents.note(finding) {
+            Noted::New => return Ok(false),
+            Noted::Known => return Ok(true),
+            Noted::Ask => self.told(finding)?,
+        };
+        if let Some(line) = told {
+            self.incidents.found_again(finding, line);
+        }
+        Ok(told.is_some())
+    }
+
+    /// The line that tells of a finding of a row, if there is one since the row was
+    /// written.
+    fn told(&self, finding: &Finding) -> Result<Option<u64>, TrailError> {
+        let (Some(table), Some(record)) = (&finding.table, &finding.record) else {
+            return Ok(None);
+        };
+        let known = self.trail.state().record_leaf(table, record)?;
+        let mut seq = known.map(|leaf| leaf.last_seq);
+        while let Some(line) = seq.map(|seq| self.trail.line(seq)).transpose()?.flatten() {
+            match line.op {
+                Op::Finding => {
+                    let told = finding_of(&line).filter(|told| told.kind() == finding.kind());
+                    if told.is_some_and(|told| told.is_same(finding)) {
+                        return Ok(Some(line.seq));
+                    }
+                }
+                Op::Read | Op::Accept => {}
+                _ => return Ok(None),
+            }
+            seq = line.prev.map(|prev| prev.seq);
+        }
+        Ok(None)
+    }
+
+    /// Keeps findings again that were only counted, once there is room for them: the
+    /// trail is read backwards for them, some lines at a time. Others can wait if it
+    /// cannot be read.
+    pub(super) fn show_more(&mut self, worker: &Worker, now: u64) -> Result<(), Ended> {
+        let Some((kind, last)) = self.incidents.wanted() else {
+            return Ok(());
+        };
+        // Lines that are not on disk yet would be passed over.
+        if !self.trail.is_durable() {
+            return Ok(());
+        }
+        let mut is_shown = false;
+        for seq in (0..=last).rev().take(LOOKED_AT) {
+            let found = match self.open_finding(seq) {
+                Err(error) => {
+                    tracing::warn!(%error, "earlier findings are only counted: the trail cannot be read");
+                    self.next.more = now + UNREADABLE_US;
+                    break;
+                }
+                Ok(found) => found,
+            };
+            let found = found.filter(|(it, _)| it.kind() == kind && !self.incidents.is_kept(seq));
+            if let Some((finding, found_at)) = found {
+                self.incidents.show(finding, found_at, seq);
+                is_shown = true;
+            }
+            self.incidents.passed(&kind, seq);
+            if self.incidents.wanted().is_none_or(|(next, _)| next != kind) {
+                break;
+            }
+        }
+        if is_shown {
+            self.show(worker);
+        }
+        Ok(())
+    }
+
+    /// The finding of a line that nobody answers for, and when it was found.
+    pub(super) fn open_finding(&mut self, seq: u64) -> Result<Option<(Finding, u64)>, TrailError> {
+        let Some(line) = self.trail.line(seq)?.filter(|it| it.op == Op::Finding) else {
+            return Ok(None);
+        };
+        if self.trail.is_accepted(seq)? {
+            return Ok(None);
+        }
+        let finding = finding_in_clear(&mut self.trail, &line)?;
+        Ok(finding.map(|finding| (finding, line.at.micros())))
     }
 
     pub(super) fn patient_of(
@@ -178,33 +265,60 @@ impl Session {
     }
 }
 
-/// Incidents that the trail already tells of, with keys from the vault. `lines` are
-/// those of findings, and those that accept them.
-pub(super) fn incidents(trail: &mut Trail, lines: &[Line]) -> Result<Incidents, StartError> {
-    let mut incidents = Incidents::default();
-    for line in lines {
-        if let Some((finding, accepted)) = accepted(trail, line).map_err(StartError::from)? {
-            incidents.accept(finding, accepted);
-        }
-        let Some(body) = &line.finding else { continue };
-        let content = trail
-            .vault()
-            .get(line.seq)
-            .map_err(TrailError::from)?
-            .map(|(_, c)| c);
-        let finding = Finding {
-            code: body.code,
-            table: line.table.clone(),
-            key: content.and_then(|c| c.key).map(pitser_monitor::key_of),
-            record: line.key,
-            columns: line.columns.as_deref().unwrap_or_default().to_vec(),
-            about: body.about,
-            text: body.text.clone(),
+/// Incidents that the trail already tells of, with keys from the vault.
+pub(super) fn incidents(
+    trail: &mut Trail,
+    collected: &mut Collected,
+) -> Result<Incidents, TrailError> {
+    // Of which code and table those are that were accepted while they were only counted.
+    for seq in collected.accepted.clone() {
+        let kind = match trail.line(seq) {
+            Ok(line) => line.as_ref().and_then(finding_of).map(|it| it.kind()),
+            Err(error) => {
+                tracing::warn!(line = seq, %error, "a finding that was accepted is counted as open: its line cannot be read");
+                None
+            }
         };
-        incidents.note(finding.clone(), line.at.micros());
-        incidents.written(&finding, line.seq);
+        if let Some(kind) = kind {
+            collected.place(seq, &kind);
+            if let Some(kept) = trail.gathered_mut::<Collected>() {
+                kept.place(seq, &kind);
+            }
+        }
+    }
+    let told = &collected.findings;
+    let mut newest = Newest::default();
+    for (kind, more) in told.more() {
+        newest.set_more(kind.clone(), *more);
+    }
+    let mut incidents = Incidents::new(newest);
+    for (_, seq, told) in told.all_earlier() {
+        let by = told.accept.as_ref();
+        let by = by.map(|line| accepted(trail, line)).transpose()?;
+        let finding = finding_in_clear(trail, &told.line)?;
+        if let (Some(finding), Some(by)) = (finding, by) {
+            incidents.accepted(finding, told.line.at.micros(), seq, by);
+        }
+    }
+    for (_, seq, told) in told.all_open() {
+        if let Some(finding) = finding_in_clear(trail, &told.line)? {
+            incidents.found(finding, told.line.at.micros(), seq);
+        }
     }
     Ok(incidents)
+}
+
+/// What a finding's line says, with the record's key, as far as the vault has it.
+pub(super) fn finding_in_clear(
+    trail: &mut Trail,
+    line: &Line,
+) -> Result<Option<Finding>, TrailError> {
+    let Some(finding) = finding_of(line) else {
+        return Ok(None);
+    };
+    let content = trail.vault().get(line.seq)?.map(|(_, content)| content);
+    let key = content.and_then(|content| content.key).map(key_of);
+    Ok(Some(Finding { key, ..finding }))
 }
 
 /// A text that fits into a line, whatever somebody has made it of: thousands of triggers,
@@ -221,6 +335,11 @@ fn bounded(mut text: String) -> String {
 /// Bytes of a finding's text: of a line of 1 MiB a part, each byte of which may be written
 /// as six.
 const TEXT_MAX: usize = 64 << 10;
+
+/// Lines that are looked at together for findings that were only counted.
+const LOOKED_AT: usize = 200;
+/// Until they are looked for again, if the trail could not be read.
+const UNREADABLE_US: u64 = 60 * SECOND_US;
 
 /// One drift for all of a look that are of one code and table: they are one event.
 fn together(drifts: Vec<Drift>) -> Vec<Drift> {

@@ -31,7 +31,9 @@ use crate::fleet::{Reporter, Sent, Told, registered};
 use crate::init::InitError;
 use crate::patients::Patients;
 use crate::sealer::{self, Outcome, Wanted};
-use crate::status::{BaselineStatus, BlockStatus, FindingStatus, FleetStatus, SourceState, Status};
+use crate::status::{
+    BaselineStatus, BlockStatus, FindingStatus, FleetStatus, SourceState, Status, UnreadStatus,
+};
 pub(crate) use word::FILE as WORD;
 
 use capture::Unread;
@@ -170,8 +172,12 @@ pub struct Receipt {
 pub struct ScanSummary {
     /// Rows compared.
     pub rows: u64,
-    /// What is wrong now.
+    /// What is wrong now with rows: of each code and table, the newest.
     pub findings: Vec<FindingStatus>,
+    /// How much more is wrong with them.
+    pub more: u64,
+    /// Tables that could not be read to their end.
+    pub unread: Vec<UnreadStatus>,
 }
 
 enum Command {
@@ -415,7 +421,7 @@ struct Worker {
     delayed: Option<String>,
     /// Why the newest head is not cosigned.
     uncosigned: Option<String>,
-    /// Why the last pass over the live rows came to nothing.
+    /// Why the last pass over the live rows came to nothing, or did not see all tables.
     unscanned: Option<String>,
     /// Another guardian was capturing: what it wrote may not be in this copy.
     stood_by: bool,
@@ -631,6 +637,8 @@ struct Session {
     mapping: Digest,
     fingerprint: Vec<u8>,
     incidents: Incidents,
+    /// Lines of findings of rows that are open and only counted, by the last pass.
+    counted_rows: Arc<[u64]>,
     /// Everything up to here is in the trail, though perhaps not durable.
     position: Position,
     /// The newest position that is durable, in a checkpoint line or its own file.
@@ -726,4 +734,6 @@ struct Due {
     commit: u64,
     /// How far the rows of a baseline were read is told.
     progress: u64,
+    /// Findings that were only counted are looked for.
+    more: u64,
 }

@@ -1,11 +1,12 @@
 //! Passes over the live rows, on threads of their own.
 
 use super::{Command, Ended, Pass, SECOND_US, ScanSummary, Session, StartError, Worker};
+use crate::status::{FindingStatus, UnreadStatus};
 use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
-use pitser_monitor::{Finding, Look, ScanTable, Touched};
+use pitser_monitor::{Finding, Look, ScanTable, Scanned, Touched};
 use std::sync::mpsc::channel;
 
 impl Session {
@@ -101,6 +102,16 @@ impl Session {
         let seen = seen.and_then(|look| look.map(until).transpose());
         let trouble = match seen {
             Ok(Some((until, look))) => {
+                let refused = look.unread.iter().filter(|(_, error)| error.is_refused());
+                for (table, error) in refused {
+                    // What nobody looks at, somebody may change.
+                    let text = format!("rows are not compared any more: {error}");
+                    let finding = Finding {
+                        table: Some(table.clone()),
+                        ..Finding::general(Code::CaptureWeakened, text)
+                    };
+                    self.finding(worker, finding)?;
+                }
                 if let Some(pass) = &mut self.scanning {
                     pass.seen = Some((look, until));
                 }
@@ -116,17 +127,7 @@ impl Session {
                 return Ok(());
             }
             Ok(None) => "the scan was given up".to_owned(),
-            Err(error) if error.is_damage() => format!(
-                "{error}. The database's files are damaged: restore the table from a backup and scan again"
-            ),
-            Err(error) => {
-                if error.is_refused() {
-                    // What nobody looks at, somebody may change.
-                    let text = format!("rows are not compared any more: {error}");
-                    self.finding(worker, Finding::general(Code::CaptureWeakened, text))?;
-                }
-                error.to_string()
-            }
+            Err(error) => why(&error),
         };
         tracing::warn!(error = %trouble, "scan failed");
         worker.unscanned = Some(trouble.clone());
@@ -154,40 +155,91 @@ impl Session {
         let Some(mut pass) = self.scanning.take_if(complete) else {
             return Ok(());
         };
-        let Some((look, _)) = pass.seen.take() else {
+        let Some((mut look, _)) = pass.seen.take() else {
             return Ok(());
         };
-        let rows = look.rows;
-        let patients = &self.patients;
-        let whose = |table: &str, row: &Row| patients.of(table, row).list();
-        let mut found = pitser_monitor::judge(look, &mut self.trail, &pass.touched, whose)?;
-        found.extend(self.out_of_reach()?.into_iter().map(|it| (it, None)));
-        let mut findings = Vec::with_capacity(found.len());
-        for (finding, patient) in found {
-            self.finding_of(worker, finding.clone(), patient)?;
-            findings.push(finding);
+        let mut scanned = Scanned::default();
+        loop {
+            let patients = &self.patients;
+            let whose = |table: &str, row: &Row| patients.of(table, row).list();
+            let found = look.judge(&mut self.trail, &pass.touched, whose)?;
+            let Some((finding, patient)) = found else {
+                break;
+            };
+            scanned.insert(&finding);
+            self.finding_of(worker, finding, patient)?;
+        }
+        for finding in self.out_of_reach()? {
+            scanned.insert(&finding);
+            self.finding(worker, finding)?;
         }
         self.trail.commit()?;
-        self.incidents.settle(&findings);
-        self.try_again();
-        worker.unscanned = None;
-        let now = (worker.parts.clock)();
-        self.show_with(worker, |s| {
-            s.verified_up_to = Some(Second(now / SECOND_US).to_string());
-            s.rows_verified = rows;
-        });
-        let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown].map(Code::as_str);
-        let open: Vec<_> = self
-            .findings()
-            .into_iter()
-            .filter(|f| f.open && codes.contains(&f.code.as_str()))
+        let unread: Vec<UnreadStatus> = look
+            .unread
+            .iter()
+            .map(|(table, error)| UnreadStatus {
+                table: table.clone(),
+                why: why(error),
+            })
             .collect();
+        self.settle(&unread, &scanned)?;
+        self.try_again();
+        let troubles = unread.iter().map(|unread| {
+            let UnreadStatus { table, why } = unread;
+            format!("rows of {table} are not compared: {why}")
+        });
+        worker.unscanned = troubles.reduce(|all, one| format!("{all}. {one}"));
+        if let Some(trouble) = &worker.unscanned {
+            tracing::warn!(error = %trouble, "not all tables were scanned");
+        }
+        let (now, rows) = ((worker.parts.clock)(), look.rows);
+        self.show_with(worker, |s| {
+            if unread.is_empty() {
+                s.verified_up_to = Some(Second(now / SECOND_US).to_string());
+                s.rows_verified = rows;
+            }
+            s.unread.clone_from(&unread);
+        });
+        let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown];
+        let is_row = |f: &FindingStatus| codes.iter().any(|code| code.as_str() == f.code);
+        let open = self.findings().into_iter().filter(|f| f.open && is_row(f));
+        let findings: Vec<_> = open.collect();
+        let summary = ScanSummary {
+            rows,
+            more: self.incidents.open(&codes) - findings.len() as u64,
+            findings,
+            unread,
+        };
         for reply in pass.replies {
-            let _ = reply.send(Ok(ScanSummary {
-                rows,
-                findings: open.clone(),
-            }));
+            let _ = reply.send(Ok(summary.clone()));
         }
         Ok(())
+    }
+
+    /// Closes what a pass no longer found, of the tables that it could read.
+    fn settle(&mut self, unread: &[UnreadStatus], scanned: &Scanned) -> Result<(), Ended> {
+        let is_judged = |table: &str| unread.iter().all(|unread| unread.table != table);
+        for seq in self.incidents.settle(is_judged, scanned) {
+            match self.open_finding(seq) {
+                Ok(Some((finding, found_at))) => self.incidents.show(finding, found_at, seq),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(line = seq, %error, "a finding is only counted: its line cannot be read");
+                    break;
+                }
+            }
+        }
+        self.counted_rows = self.incidents.counted_rows().into();
+        Ok(())
+    }
+}
+
+/// Why rows cannot be read, and what to do about it.
+fn why(error: &SourceError) -> String {
+    match error.is_damage() {
+        true => format!(
+            "{error}. The database's files are damaged: restore the table from a backup and scan again"
+        ),
+        false => error.to_string(),
     }
 }

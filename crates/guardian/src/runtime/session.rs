@@ -31,7 +31,7 @@ impl Session {
         // Whoever stands by reads and writes nothing before the other one ends.
         source.free()?;
         let layout = parts.tuning.layout(&parts.source);
-        let (mut trail, collected, recovery) = Trail::open::<Collected>(layout)?;
+        let (mut trail, mut collected, recovery) = Trail::open::<Collected>(layout)?;
         if recovery != pitser_trail::Recovery::default() {
             tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
         }
@@ -59,7 +59,8 @@ impl Session {
             more: false,
             unshown: false,
             heads: Heads::default(),
-            incidents: super::findings::incidents(&mut trail, &collected.findings)?,
+            incidents: super::findings::incidents(&mut trail, &mut collected)?,
+            counted_rows: Arc::default(),
             position,
             kept: position,
             unbaselined: Vec::new(),
@@ -103,6 +104,7 @@ impl Session {
                 cosign: now,
                 commit: now,
                 progress: 0,
+                more: 0,
             },
             source,
             trail,
@@ -313,6 +315,9 @@ impl Session {
             self.start_scan(worker)?;
         }
         self.finish_scan(worker)?;
+        if !self.more && now >= self.next.more {
+            self.show_more(worker, now)?;
+        }
         self.acknowledge()?;
         let full = self.trail.open_lines() >= BLOCK_LINES;
         if full || now >= self.next.close {

@@ -1,10 +1,11 @@
 //! What a guardian shows of itself.
 
 use super::{SECOND_US, Session, Worker};
-use crate::status::{AcceptedStatus, FindingStatus, Latency, SourceState, Status};
+use crate::status::{AcceptedStatus, FindingStatus, Latency, MoreStatus, SourceState, Status};
 use pitser_evidence::line::Timestamp;
 use pitser_ksi::time::Second;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 impl Session {
     pub(super) fn show(&self, worker: &Worker) {
@@ -39,6 +40,8 @@ impl Session {
             s.seal_latency_ms = latency(&self.latencies);
             s.recent = self.recent.iter().cloned().collect();
             s.findings = self.findings();
+            s.more_findings = self.more_findings();
+            s.counted_rows = Arc::clone(&self.counted_rows);
             s.witnesses = worker.cosigners.iter().map(|c| c.shown.clone()).collect();
             more(s);
         });
@@ -46,7 +49,7 @@ impl Session {
 
     pub(super) fn findings(&self) -> Vec<FindingStatus> {
         self.incidents
-            .all()
+            .kept()
             .into_iter()
             .map(|incident| FindingStatus {
                 code: incident.finding.code.to_string(),
@@ -57,7 +60,7 @@ impl Session {
                 found_at_us: incident.found_at,
                 text: incident.finding.text.clone(),
                 open: incident.open,
-                line: incident.line,
+                line: Some(incident.line),
                 accepted: incident.accepted.as_ref().map(|accepted| AcceptedStatus {
                     line: accepted.line,
                     at: Second(accepted.at / SECOND_US).to_string(),
@@ -66,6 +69,19 @@ impl Session {
                 }),
             })
             .collect()
+    }
+
+    fn more_findings(&self) -> Vec<MoreStatus> {
+        let more = self.incidents.more();
+        let shown = more.map(|((code, table), more)| MoreStatus {
+            code: code.to_string(),
+            table: table.clone(),
+            open: more.open,
+            earlier: more.earlier,
+            first_line: (more.open > 0).then_some(more.first),
+            last_line: (more.open > 0).then_some(more.last),
+        });
+        shown.collect()
     }
 
     pub(super) fn now(&self, worker: &Worker) -> Timestamp {

@@ -5,6 +5,7 @@
 
 #[path = "../../../capture/tests/postgres/harness.rs"]
 mod harness;
+mod many;
 #[path = "../../../authority/tests/common/port.rs"]
 mod port;
 mod postgres;
@@ -687,22 +688,29 @@ async fn a_damaged_file_is_said_to_be_damaged_and_guarding_goes_on() {
         )
         .unwrap();
     site.edit_file(b"120 mmHg");
+    site.edit_file(b"normal");
     let file = std::fs::File::options()
         .write(true)
         .open(site.path())
         .unwrap();
     file.write_all_at(&[0xff; 512], (page - 1) * 4096).unwrap();
-    let error = guardian.scan().await.unwrap_err();
-    assert!(
-        error.contains("observation") && error.contains("restore"),
-        "{error}"
+    let scan = guardian.scan().await.unwrap();
+    let found: Vec<_> = scan
+        .findings
+        .iter()
+        .map(|f| (f.code.as_str(), f.table.as_deref()))
+        .collect();
+    assert_eq!(found, [("ROW-01", Some("result"))], "the others are judged");
+    let [unread] = &scan.unread[..] else {
+        panic!("{:?}", scan.unread)
+    };
+    assert!(unread.table == "observation" && unread.why.contains("restore"));
+    let status = guardian.status();
+    assert_eq!(
+        (&status.unread, status.verified_up_to),
+        (&scan.unread, None)
     );
-    assert!(
-        guardian
-            .status()
-            .trouble
-            .is_some_and(|t| t.contains("restore"))
-    );
+    assert!(status.trouble.is_some_and(|t| t.contains("restore")));
     guardian.submit(READ.into()).await.unwrap();
     guardian.stop().await;
 }

@@ -666,6 +666,74 @@ async fn attribution_can_be_switched_off_and_on_but_not_unnoticed() {
     guarded.guardian.stop().await;
 }
 
+/// A table that lacks a right, or is locked for longer than is waited for, keeps no other
+/// from being judged in the same scan. It takes a minute, as long as is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_table_that_cannot_be_read_blinds_no_other() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let mut sql = server.sql();
+    sql.query(SCHEMA).unwrap();
+    let reader = "CREATE ROLE reader LOGIN REPLICATION PASSWORD 'secret'; GRANT SELECT ON patient, staff TO reader";
+    sql.query(reader).unwrap();
+    let mut site = site(&server);
+    install(&site).unwrap();
+    site.source.url = format!(
+        "postgres://reader:secret@127.0.0.1:{}/postgres",
+        server.port()
+    );
+    let forge = |id: u32| {
+        let sql = format!(
+            "BEGIN; ALTER PUBLICATION pitser_hospital DROP TABLE ONLY patient;
+             UPDATE patient SET name = 'forged' WHERE id = {id};
+             ALTER PUBLICATION pitser_hospital ADD TABLE ONLY patient; COMMIT"
+        );
+        server.sql().query(&sql).unwrap();
+    };
+    let forged = |scan: &pitser_guardian::ScanSummary| -> Vec<String> {
+        let rows = scan.findings.iter().filter(|f| f.code == "ROW-01");
+        rows.map(|f| f.key.clone().unwrap()).collect()
+    };
+    let unread = |scan: &pitser_guardian::ScanSummary, what: &str| {
+        let [unread] = &scan.unread[..] else {
+            panic!("{:?}", scan.unread)
+        };
+        assert_eq!(unread.table, "public.observation");
+        assert!(unread.why.contains(what), "{unread:?}");
+    };
+    forge(2);
+    let (guardian, _) = site.start(None);
+    let scan = guardian.scan().await.unwrap();
+    assert_eq!(forged(&scan), ["2"]);
+    unread(
+        &scan,
+        "GRANT SELECT ON \"public\".\"observation\" TO \"reader\"",
+    );
+    let status = guardian.status();
+    assert_eq!(status.unread, scan.unread);
+    assert!(status.verified_up_to.is_none(), "not all was looked at");
+    let lacks = |f: &pitser_guardian::FindingStatus| {
+        f.code == "CAP-03" && f.table.as_deref() == Some("public.observation")
+    };
+    assert!(status.findings.iter().any(lacks), "{:?}", status.findings);
+
+    sql.query("GRANT SELECT ON observation TO reader").unwrap();
+    sql.query("BEGIN; LOCK TABLE observation IN ACCESS EXCLUSIVE MODE")
+        .unwrap();
+    forge(1);
+    let scan = guardian.scan().await.unwrap();
+    assert_eq!(forged(&scan), ["2", "1"]);
+    unread(&scan, "is locked");
+
+    sql.query("COMMIT").unwrap();
+    let scan = guardian.scan().await.unwrap();
+    assert_eq!((forged(&scan).len(), scan.unread.len()), (2, 0));
+    let status = guardian.status();
+    assert!(status.unread.is_empty() && status.verified_up_to.is_some());
+    guardian.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_attribution_a_row_may_still_name_its_writer() {
     let off = |site: &mut Site| site.source.attribution = Attribution::Off;
