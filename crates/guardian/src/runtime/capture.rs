@@ -83,6 +83,17 @@ impl Session {
         Ok(full)
     }
 
+    /// Closes a block that is full, and has lines made durable before too many wait, while
+    /// more are written than a turn has as a rule.
+    pub(super) fn make_room(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        if self.trail.open_lines() >= BLOCK_LINES {
+            self.close(worker)?;
+        } else if self.trail.waiting_bytes() >= WAITING_BYTES {
+            self.trail.commit_behind()?;
+        }
+        Ok(())
+    }
+
     /// Makes what was taken durable, and shows it. Nothing is acknowledged by this,
     /// so that it need not be done for each batch: the server that is guarded waits for
     /// the same disk.

@@ -168,6 +168,7 @@ impl Session {
             };
             scanned.insert(&finding);
             self.finding_of(worker, finding, patient)?;
+            self.make_room(worker)?;
         }
         for finding in self.out_of_reach()? {
             scanned.insert(&finding);

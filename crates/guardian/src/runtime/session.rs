@@ -229,6 +229,7 @@ impl Session {
             Ok(command) => {
                 self.command(worker, command)?;
                 while let Ok(more) = worker.inbox.try_recv() {
+                    self.make_room(worker)?;
                     self.command(worker, more)?;
                 }
             }

@@ -134,7 +134,8 @@ fn past_triggers(site: &Site, change: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
     let site = site();
-    let number = 2 * MOST + 50;
+    // More lines than a block can have.
+    let number = pitser_trail::MAX_BLOCK_LINES as u64 + 100;
     let rows = format!(
         "WITH RECURSIVE n(n) AS (SELECT 100 UNION ALL SELECT n + 1 FROM n LIMIT {number})
          INSERT INTO result SELECT n, 'obs-1', 'normal' FROM n"
@@ -164,6 +165,8 @@ async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
     assert_eq!(told(), number);
     let status = guardian.status();
     assert_eq!(open(&status, "ROW-01"), number);
+    let largest = status.recent.iter().map(|block| block.lines).max();
+    assert!(largest.unwrap() as usize <= pitser_trail::MAX_BLOCK_LINES + 1);
 
     // What is only counted is known by the trail after a start.
     guardian.stop().await;
