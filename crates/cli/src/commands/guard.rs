@@ -47,7 +47,8 @@ enum Command {
     /// How things stand, asked of the running guardian; exit code 1 while a finding is open, 2 while
     /// database or trail are out of reach
     Status(Asking),
-    /// Compare every live row with its seal now; exit code 1 if one differs
+    /// Compare every live row with its seal now; exit code 1 if one differs, 4 if a table cannot be
+    /// read
     Scan(Asking),
     /// Answer for findings that were looked into: they are open no more, and the trail says who says
     /// so and why

@@ -283,3 +283,71 @@ impl<'a> Opener<'a> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pitser_evidence::codec::Digest;
+    use pitser_evidence::line::{Finding, Op, Timestamp};
+    use pitser_trail::{Body, Draft, GenesisDraft, TableDraft, Trail};
+
+    /// What an auditor is told of a live row does not depend on whether its finding is one
+    /// of those that are listed.
+    #[test]
+    fn a_row_whose_finding_is_only_counted_is_wrong_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let at = Timestamp::from_micros(1_773_480_413_000_000).unwrap();
+        let genesis = GenesisDraft {
+            at,
+            system: "5e55".into(),
+            timeline: 1,
+            pos: "0".into(),
+            source: "ehr".into(),
+            tables: vec![TableDraft {
+                name: "entry".into(),
+                columns: vec!["id".into()],
+                key: vec!["id".into()],
+                patient: "none".into(),
+            }],
+            uncovered: vec![],
+        };
+        let mut trail = Trail::create(layout.clone(), "test.example/h", &genesis).unwrap();
+        let key = vec![b"t1".to_vec()];
+        let draft = |op| Draft {
+            table: Some("entry".into()),
+            key: Some(key.clone()),
+            ..Draft::new(op, at, "ehr", "1")
+        };
+        let row = Row {
+            names: ["id".to_owned()].into(),
+            values: vec![Some(b"t1".as_slice().into())],
+        };
+        let create = Draft {
+            row: Some(row),
+            ..draft(Op::Create)
+        };
+        let seq = trail.append(vec![create]).unwrap();
+        let finding = Draft {
+            body: Some(Box::new(Body::Finding(Finding {
+                about: Some(seq),
+                code: Code::RowDiffers,
+                text: "the row differs from its sealed version".into(),
+            }))),
+            ..draft(Op::Finding)
+        };
+        let told = trail.append(vec![finding]).unwrap();
+        trail.close_block(at, "1", Digest::of(&[]), "test").unwrap();
+        let line = trail.line(seq).unwrap().unwrap();
+        drop(trail);
+        for (counted, wrong) in [(told, vec!["ROW-01"]), (told + 1, vec![])] {
+            let status = Status {
+                counted_rows: [counted].into(),
+                ..Status::default()
+            };
+            let opener = Opener::new(layout.clone(), &status, false).unwrap();
+            let live = opener.live(&line, "entry", &key).unwrap().unwrap();
+            assert_eq!(live.wrong, wrong);
+        }
+    }
+}
