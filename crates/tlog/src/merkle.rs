@@ -331,10 +331,7 @@ impl LogTree {
     /// # Errors
     /// [`OutOfRange`] when the tree is smaller.
     pub fn frontier_at(&self, size: u64) -> Result<Frontier, OutOfRange> {
-        let nodes = complete_subtrees(size)
-            .map(|(level, index)| self.node(level, index))
-            .collect::<Result<_, _>>()?;
-        Ok(Frontier { size, nodes })
+        Frontier::of(self, size)
     }
 }
 
@@ -390,6 +387,17 @@ impl Frontier {
         } else {
             Err(OutOfRange)
         }
+    }
+
+    /// That of the first `size` leaves of a tree; reads one node for each one bit of it.
+    ///
+    /// # Errors
+    /// When `nodes` lacks a node of that tree.
+    pub fn of<N: Nodes + ?Sized>(nodes: &N, size: u64) -> Result<Self, N::Error> {
+        let nodes = complete_subtrees(size)
+            .map(|(level, index)| nodes.node(level, index))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { size, nodes })
     }
 
     /// Appends a leaf hash and returns its index.

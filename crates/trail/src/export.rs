@@ -186,7 +186,7 @@ impl Exporter {
             Some(last) => self.view.index.block(last, self.keys.origin())?,
             None => None,
         };
-        let root = self.view.log.root_at(blocks).ok();
+        let root = self.view.log().root_at(blocks)?;
         Ok(last
             .zip(root)
             .map(|(last, root)| (self.view.genesis_hash, root, last.leaf.map)))
@@ -657,11 +657,8 @@ impl Exporter {
         seal_of: &mut impl FnMut(u64, &[u8]) -> Vec<u8>,
     ) -> Result<BlockProof, ExportError> {
         let block = entry.leaf.block;
-        let path = self
-            .view
-            .log
-            .inclusion_proof(block, size)
-            .map_err(|_| ExportError::NoHead)?;
+        let path = self.view.log().inclusion_proof(block, size)?;
+        let path = path.ok_or(ExportError::NoHead)?;
         let seal = self.seal(entry)?;
         Ok(BlockProof {
             block,

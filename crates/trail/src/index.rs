@@ -6,19 +6,22 @@
 //!          hashes: length:1 ‖ imprint, zeros up to 65 bytes
 //! ```
 //! Both are derived, and durable with the map's commits (`map/`). What is
-//! found by them is checked where it is used: a line says its own `seq`.
+//! found by them is checked where it is used: a line says its own `seq`. The log of the
+//! blocks stands beside them (`log.rs`).
 
 use crate::archive;
 use crate::disk::At;
 use crate::layout::Layout;
-use crate::map::{BLOCKS, Damage, Folder, Grows, LINES, MapError, OsFolder};
+use crate::log::Log;
+use crate::map::{BLOCKS, Damage, LINES, MapError, OsFolder};
+use crate::records::Records;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Line;
 use pitser_ksi::hash::Imprint;
-use std::cell::Cell;
+use pitser_tlog::merkle::leaf_hash;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 /// One line of so many has its place noted.
@@ -27,11 +30,12 @@ const PLACE: u64 = 8;
 const HASH: usize = 1 + Imprint::MAX_LEN;
 const ENTRY: usize = 8 + 8 + 4 + 1 + 3 * HASH + 4;
 
-/// Places of lines and blocks, from the genesis on.
+/// Places of lines and blocks, from the genesis on, and the log of the blocks.
 #[derive(Debug, Default)]
 pub struct Index {
     lines: Records,
     blocks: Records,
+    log: Log,
 }
 
 /// A block's entry in the log, and where its lines are.
@@ -61,6 +65,7 @@ impl Index {
         Ok(Self {
             lines: Records::open(folder, LINES, lines, write)?,
             blocks: Records::open(folder, BLOCKS, blocks * ENTRY as u64, write)?,
+            log: Log::open(folder, blocks, write)?,
         })
     }
 
@@ -72,21 +77,21 @@ impl Index {
     /// Makes it durable.
     pub(crate) fn sync(&mut self, folder: &OsFolder) -> Result<(), MapError> {
         self.lines.sync(folder, LINES)?;
-        self.blocks.sync(folder, BLOCKS)
+        self.blocks.sync(folder, BLOCKS)?;
+        self.log.sync(folder)
     }
 
     /// Notes where the next line, `seq`, is.
     pub(crate) fn push_line(&mut self, seq: u64, segment: u32, offset: u64) {
         if seq.is_multiple_of(STRIDE) {
             let place = u64::from(segment) << 40 | offset;
-            self.lines.gathered.extend(place.to_be_bytes());
+            self.lines.push(&place.to_be_bytes());
         }
     }
 
-    /// Notes a block, whose lines were noted.
+    /// Notes a block, whose lines were noted, and adds its entry to the log.
     pub(crate) fn push_block(&mut self, entry: &BlockEntry) {
-        let start = self.blocks.gathered.len();
-        let out = &mut self.blocks.gathered;
+        let mut out = Vec::with_capacity(ENTRY);
         out.extend(entry.leaf.first_seq.to_be_bytes());
         out.extend(entry.leaf.count.to_be_bytes());
         out.extend(entry.segment.to_be_bytes());
@@ -98,18 +103,24 @@ impl Index {
             padded[1..=bytes.len()].copy_from_slice(bytes);
             out.extend(padded);
         }
-        let crc = crc32fast::hash(&out[start..]);
-        out.extend(crc.to_be_bytes());
+        out.extend(crc32fast::hash(&out).to_be_bytes());
+        self.blocks.push(&out);
+        self.log.push(leaf_hash(&entry.leaf.encode()));
     }
 
     /// Whether something was read that is not what was written.
     pub(crate) fn is_damaged(&self) -> bool {
-        self.lines.is_damaged.get() || self.blocks.is_damaged.get()
+        self.lines.is_damaged() || self.blocks.is_damaged() || self.log.is_damaged()
     }
 
     /// Number of blocks.
     pub fn blocks(&self) -> u64 {
         self.blocks.len() / ENTRY as u64
+    }
+
+    /// The log of the blocks.
+    pub fn log(&self) -> &Log {
+        &self.log
     }
 
     /// The block of a number, with `origin` filled in.
@@ -302,114 +313,4 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (head, tail) = rest.split_first_chunk::<N>()?;
     *rest = tail;
     Some(*head)
-}
-
-/// Bytes in a file, and those that are not in it yet.
-#[derive(Debug, Default)]
-struct Records {
-    file: Option<File>,
-    path: std::path::PathBuf,
-    written: u64,
-    gathered: Vec<u8>,
-    is_damaged: Cell<bool>,
-}
-
-impl Records {
-    fn open(folder: &OsFolder, name: &str, len: u64, write: bool) -> Result<Self, MapError> {
-        let path = folder.path().join(name);
-        let mut this = Self {
-            file: None,
-            path,
-            written: len,
-            gathered: Vec::new(),
-            is_damaged: Cell::new(false),
-        };
-        let opened = match write {
-            true => folder.reopen(name, len).map(Some),
-            false => folder.open(name),
-        };
-        this.file = match opened {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(this.damaged(Damage::Short));
-            }
-            opened => opened.at(&this.path, "cannot open")?,
-        };
-        match &this.file {
-            Some(file) if file.length().at(&this.path, "cannot look at")? < len => {
-                Err(this.damaged(Damage::Short))
-            }
-            None if len > 0 => Err(this.damaged(Damage::Missing)),
-            _ => Ok(this),
-        }
-    }
-
-    fn len(&self) -> u64 {
-        self.written + self.gathered.len() as u64
-    }
-
-    fn read(&self, bytes: &mut [u8], at: u64) -> Result<(), MapError> {
-        if let Some(start) = at.checked_sub(self.written) {
-            let start = usize::try_from(start).unwrap_or(usize::MAX);
-            let there = self.gathered.get(start..).unwrap_or_default();
-            let there = there.get(..bytes.len());
-            bytes.copy_from_slice(there.ok_or_else(|| self.damaged(Damage::Short))?);
-            return Ok(());
-        }
-        let file = self.file.as_ref();
-        let file = file.ok_or_else(|| self.damaged(Damage::Missing))?;
-        Ok(file
-            .read_exact_at(bytes, at)
-            .at(&self.path, "cannot read")?)
-    }
-
-    fn sync(&mut self, folder: &OsFolder, name: &str) -> Result<(), MapError> {
-        if self.file.is_none() {
-            let opened = folder.reopen(name, self.written);
-            self.file = Some(opened.at(&self.path, "cannot open")?);
-        }
-        if let Some(file) = &mut self.file {
-            file.append(&self.gathered).at(&self.path, "cannot write")?;
-            file.sync_data().at(&self.path, "cannot make durable")?;
-        }
-        self.written += self.gathered.len() as u64;
-        self.gathered.clear();
-        Ok(())
-    }
-
-    fn damaged(&self, damage: Damage) -> MapError {
-        self.is_damaged.set(true);
-        MapError::Damaged {
-            path: self.path.clone(),
-            damage,
-        }
-    }
-}
-
-/// The log's entries of all blocks, in order.
-///
-/// # Errors
-/// [`MapError`] if the index cannot be read.
-pub(crate) fn log_of(
-    index: &Index,
-    origin: &str,
-) -> Result<pitser_tlog::merkle::LogTree, MapError> {
-    let mut bytes = Vec::new();
-    if let Some(file) = &index.blocks.file {
-        let file = file.try_clone().at(&index.blocks.path, "cannot read")?;
-        let mut whole = file.take(index.blocks.written);
-        io::Seek::seek(whole.get_mut(), io::SeekFrom::Start(0))
-            .at(&index.blocks.path, "cannot read")?;
-        whole
-            .read_to_end(&mut bytes)
-            .at(&index.blocks.path, "cannot read")?;
-    }
-    bytes.extend(&index.blocks.gathered);
-    let (entries, _) = bytes.as_chunks::<ENTRY>();
-    let mut log = pitser_tlog::merkle::LogTree::new();
-    for (block, entry) in (0..).zip(entries) {
-        let entry = decode(entry, block, origin);
-        let entry = entry.ok_or_else(|| index.blocks.damaged(Damage::Altered))?;
-        log.push(pitser_tlog::merkle::leaf_hash(&entry.leaf.encode()));
-    }
-    Ok(log)
 }

@@ -8,6 +8,7 @@ use crate::archive::{self, ArchiveError};
 use crate::disk::{At, DiskError, SECTOR};
 use crate::index::{BlockEntry, Index};
 use crate::layout::Layout;
+use crate::log::Log;
 use crate::map::{Commit, MapError};
 use crate::marks;
 use crate::write::MAX_BLOCK_LINES;
@@ -21,7 +22,6 @@ use pitser_evidence::store::{Memory, Pages, Tree};
 use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{self, Block, BlockReader, Format, SealReader};
 use pitser_ksi::time::Second;
-use pitser_tlog::merkle::{LogTree, leaf_hash};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,12 +33,10 @@ pub struct View<P = Memory> {
     pub genesis_hash: Digest,
     /// Everything that follows from the lines read.
     pub state: State<Tree<P>>,
-    /// The log of the blocks read.
-    pub log: LogTree,
     /// The blocks that were read, by number. Empty if the reading went on from
     /// a commit of the map: then they are found by the index.
     pub blocks: Vec<BlockInfo>,
-    /// Where lines and blocks are.
+    /// Where lines and blocks are, and the log of the blocks.
     pub index: Index,
     /// The blocks without a seal, and the newest seal: among those that were read.
     pub seals: Seals,
@@ -52,6 +50,13 @@ pub struct View<P = Memory> {
     pub segment: u32,
     /// What of the last segment's files is whole.
     pub whole: WholeBytes,
+}
+
+impl<P> View<P> {
+    /// The log of the blocks read.
+    pub fn log(&self) -> &Log {
+        self.index.log()
+    }
 }
 
 /// What is sealed.
@@ -391,7 +396,6 @@ where
         let view = View {
             genesis_hash: Digest(zero),
             state: State::resume(Standing::default(), tree),
-            log: LogTree::new(),
             blocks: Vec::new(),
             index,
             seals: Seals::default(),
@@ -427,7 +431,6 @@ where
         };
         let view = &mut self.view;
         view.genesis_hash = Line::hash(&commit.genesis.0);
-        view.log = crate::index::log_of(&view.index, &genesis.origin)?;
         if let Some(last) = commit.blocks.checked_sub(1) {
             let last = view.index.block(last, &genesis.origin)?;
             let last = last.ok_or_else(|| unfounded(self.layout))?;
@@ -702,7 +705,6 @@ where
             map: checkpoint.map,
         };
         self.sealed(segment, &leaf, sealed.as_deref(), sealed_at)?;
-        self.view.log.push(leaf_hash(&leaf.encode()));
         self.view.last_leaf = report.last_leaf;
         self.view.index.push_block(&BlockEntry {
             leaf: leaf.clone(),

@@ -78,7 +78,7 @@ pub fn replay(layout: &Layout, blocks: u64, watch: &mut dyn Watch) -> Result<Rep
     };
     let mut view = read::read_on(layout, Some(blocks), start, &mut keeping, false)?;
     // With fewer, lines after the last block were read too.
-    if view.log.size() == blocks
+    if view.log().size() == blocks
         && let Some((segment, offset)) = keeping.ends_at
     {
         keeping.commit(&mut view, segment, offset)?;

@@ -10,6 +10,7 @@ use crate::gather::{Gather, Gathers};
 use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
+use crate::log::Log;
 use crate::map::{Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
 use crate::marks;
 use crate::read::{self, Follow, Place, ReadError, View, part_magics};
@@ -29,7 +30,6 @@ use pitser_ksi::hash::{Algorithm, Imprint};
 use pitser_ksi::logsig::{self, BLOCK_CLOSE_REASON, BlockBuilder, StoredHashes};
 use pitser_ksi::time::Second;
 use pitser_tlog::checkpoint::Checkpoint as Head;
-use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::Note;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -208,7 +208,6 @@ pub struct Trail {
     /// A commit that is to be made before the next line: its block's last line
     /// and the time. Not with the block itself, whose seal would wait for it.
     commit_due: Option<(Digest, u64)>,
-    log: LogTree,
     files: SegmentFiles,
     limits: SegmentLimits,
     /// When the open segment's first block was closed; `None` before that.
@@ -450,7 +449,6 @@ impl Trail {
             rows: Rows::default(),
             genesis_line,
             genesis_hash: view.genesis_hash,
-            log: view.log,
             files,
             limits: SegmentLimits::default(),
             segment_began: None,
@@ -568,7 +566,7 @@ impl Trail {
 
     /// Number of blocks.
     pub fn blocks(&self) -> u64 {
-        self.log.size()
+        self.log().size()
     }
 
     /// Number of lines in the open block.
@@ -799,7 +797,6 @@ impl Trail {
             level: closed.level,
             map: Digest(map),
         };
-        self.log.push(leaf_hash(&leaf.encode()));
         self.last_leaf = closed.last_leaf;
         self.index.push_block(&BlockEntry {
             leaf: leaf.clone(),
@@ -869,14 +866,14 @@ impl Trail {
 
     /// The head over all blocks so far, signed by the trail's key.
     pub fn sign_head(&self) -> Note {
-        let head = Head::new(&self.genesis().origin, self.log.size(), self.log.root())
+        let head = Head::new(&self.genesis().origin, self.log().size(), self.log().root())
             .expect("the origin was a key name at genesis");
         head.sign(self.keys.log()).expect("a head is a short note")
     }
 
     /// The log, for proofs.
-    pub fn log(&self) -> &LogTree {
-        &self.log
+    pub fn log(&self) -> &Log {
+        self.index.log()
     }
 
     /// Keeps a cosigned head; later checkpoint lines refer to it.
@@ -1141,7 +1138,7 @@ fn recover<T: Gather>(
                 view.last_leaf,
                 "Block closed after a restart.",
             )
-            .map_err(|()| TrailError::Block(view.log.size()))?;
+            .map_err(|()| TrailError::Block(view.log().size()))?;
             // No block before its lines, of which the system's memory may have more than
             // the disk.
             files.write_again(layout, recovered.known)?;

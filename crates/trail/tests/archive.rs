@@ -212,7 +212,7 @@ fn comes_to(layout: &Layout) -> Result<(u64, [u8; 32], [u8; 32]), ReadError> {
     let mut view = read(layout, None, |_, _| {})?;
     Ok((
         view.state.next_seq(),
-        view.log.root(),
+        view.index.log().root(),
         view.state.root().unwrap(),
     ))
 }

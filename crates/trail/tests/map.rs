@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+#[path = "common/authority.rs"]
+mod authority;
 mod common;
 
 use common::{at, genesis};
@@ -105,8 +107,8 @@ fn is_what_the_segments_say(dir: &Path, context: &str) {
     let lines = trail.state().next_seq();
     assert_eq!(lines, expected.next_seq(), "{context}");
     assert_eq!(seen.0, (0..lines).collect::<Vec<_>>(), "{context}");
-    assert_eq!(trail.blocks(), view.log.size(), "{context}");
-    assert_eq!(trail.log().root(), view.log.root(), "{context}");
+    assert_eq!(trail.blocks(), view.index.log().size(), "{context}");
+    assert_eq!(trail.log().root(), view.index.log().root(), "{context}");
     assert_eq!(trail.genesis_hash(), view.genesis_hash, "{context}");
     let waiting: Vec<_> = trail.unsealed().map(|b| b.block).collect();
     assert_eq!(
@@ -230,6 +232,48 @@ fn a_map_that_is_damaged_or_gone_is_made_anew() {
             is_what_the_segments_say(copied.path(), &context);
         }
     }
+}
+
+/// Of the blocks, opening reads some: all of them may be many gigabytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trail_opens_without_its_blocks_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, client) = authority::start(&dir.path().join("authority")).await;
+    let trail_dir = dir.path().join("trail");
+    std::fs::create_dir(&trail_dir).unwrap();
+    let mut trail = create(&trail_dir);
+    trail.set_segment_limits(SegmentLimits {
+        bytes: 1,
+        ..SegmentLimits::default()
+    });
+    for n in 1..=6 {
+        block(&mut trail, n, 1);
+    }
+    authority::seal(&mut trail, &client).await;
+    let root = trail.log().root();
+    drop(trail);
+    // The second block, which no search for the last ones comes by, and its leaf.
+    let map = Layout::new(&trail_dir).map();
+    let altered = [("blocks", 6), ("log", 10)].map(|(name, records)| {
+        let path = map.join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let record = bytes.len() / records;
+        bytes[record + 1] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        (path, bytes)
+    });
+    let (mut trail, _) = open(&trail_dir).unwrap();
+    assert_eq!((trail.blocks(), trail.log().root()), (6, root));
+    block(&mut trail, 7, 1);
+    drop(trail);
+    for (path, bytes) in altered {
+        let now = std::fs::read(&path).unwrap();
+        assert!(now.starts_with(&bytes), "{} was made anew", path.display());
+    }
+    let exporter = Exporter::open(Layout::new(&trail_dir)).unwrap();
+    assert!(exporter.roots(1).is_ok());
+    assert!(exporter.roots(2).is_err(), "what is asked for is checked");
+    authority.shutdown().await.unwrap();
 }
 
 #[test]

@@ -182,7 +182,7 @@ fn verify(args: &Verify) -> Outcome {
 }
 
 fn intact(layout: &Layout, view: &View) -> Judgement {
-    let blocks = view.log.size();
+    let blocks = view.log().size();
     let sealed = blocks - view.seals.waiting.len() as u64;
     let mut steps = vec![
         Step::new("genesis", State::Matches, view.genesis_hash.to_string()),
@@ -284,22 +284,23 @@ fn head_step(layout: &Layout, view: &View) -> Step {
         return Step::new("head", State::Waiting, text);
     };
     let size = head.size();
-    let (state, text) = match view.log.root_at(size) {
-        Ok(root) if root == *head.root() => (
+    let (state, text) = match view.log().root_at(size) {
+        Ok(Some(root)) if root == *head.root() => (
             State::Matches,
             format!("the head over {size} blocks is a beginning of this trail"),
         ),
-        Ok(_) => (
+        Ok(Some(_)) => (
             State::Broken,
             "the cosigned head has another root: the trail was rewritten".to_owned(),
         ),
-        Err(_) => (
+        Ok(None) => (
             State::Broken,
             format!(
                 "witnesses have seen {size} blocks, there are {}",
-                view.log.size()
+                view.log().size()
             ),
         ),
+        Err(error) => (State::Waiting, error.to_string()),
     };
     Step::new("head", state, text)
 }

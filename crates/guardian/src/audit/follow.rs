@@ -354,7 +354,8 @@ fn attempt(
     if let Some(Signed { statement: old, .. }) = before {
         let map = view.index.block(old.block, &known.origin);
         let map = map.map_err(ReadError::from)?.map(|entry| entry.leaf.map);
-        if view.log.root_at(old.size).ok() != Some(old.log_root) || map != Some(old.map_root) {
+        let root = view.log().root_at(old.size).map_err(ReadError::from)?;
+        if root != Some(old.log_root) || map != Some(old.map_root) {
             return Err(forked(old.size));
         }
     }

@@ -192,15 +192,15 @@ fn statement<P: Pages>(
     known: &Known,
     now: Second,
 ) -> Result<Statement, AuditError> {
-    if view.log.size() < head.size() {
+    if view.log().size() < head.size() {
         let text = format!(
             "it has {} blocks, witnesses have seen {}",
-            view.log.size(),
+            view.log().size(),
             head.size()
         );
         return Err(contradiction(Code::TrailShort, text));
     }
-    if view.log.root() != *head.root() {
+    if view.log().root() != *head.root() {
         let text = "the log's root is not the cosigned one";
         return Err(contradiction(Code::TrailForked, text));
     }
@@ -213,7 +213,7 @@ fn statement<P: Pages>(
         genesis: view.genesis_hash,
         block: last.leaf.block,
         size: head.size(),
-        log_root: view.log.root(),
+        log_root: view.log().root(),
         map_root: last.leaf.map,
         made_at: now,
     })

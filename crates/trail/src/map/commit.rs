@@ -21,7 +21,7 @@ const JOURNAL_MIN: u64 = if cfg!(test) { 6 << 10 } else { 4 << 20 };
 const WASTE_PART: u64 = 2;
 const WASTE_MIN: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 /// Files that are cut to what a commit says, and gone on with.
-const SIDE: [&str; 3] = [PATIENTS, super::BLOCKS, super::LINES];
+const SIDE: [&str; 4] = [PATIENTS, super::BLOCKS, super::LINES, super::LOG];
 /// Bytes that are kept for readers of earlier commits, at most a half of the rest.
 const RETIRED_MIN: u64 = 64 << 20;
 

@@ -4,6 +4,7 @@
 //! leaves-NNNNNN     buckets of leaves; these files only grow (pages.rs)
 //! patients          pseudonyms, by the numbers that records call them
 //! blocks, lines     where blocks and lines are (index.rs of this crate)
+//! log               nodes of the log of the blocks (log.rs of this crate)
 //! directory-NNNNNN  where each bucket is, as of one commit
 //! journal-NNNNNN    what changed since, commit after commit
 //!
@@ -47,6 +48,7 @@ use std::path::PathBuf;
 
 pub(crate) const BLOCKS: &str = "blocks";
 pub(crate) const LINES: &str = "lines";
+pub(crate) const LOG: &str = "log";
 
 /// The map in a folder of the operating system's.
 pub type DiskMap = Tree<DiskPages<OsFolder>>;
