@@ -10,6 +10,7 @@ use crate::write::{Trail, TrailError};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Patient, Timestamp};
+use pitser_evidence::map::Leaf;
 use pitser_evidence::store::Storage;
 use serde::{Deserialize, Serialize};
 
@@ -126,9 +127,7 @@ impl Trail {
     /// # Errors
     /// [`ErasureError::UnknownPatient`], or the trail cannot be read.
     pub fn plan_erasure(&mut self, identifier: &str) -> Result<Plan, ErasureError> {
-        let patient = self.keys().pseudonym(identifier);
-        let leaf = self.state().patient(&patient).map_err(TrailError::from)?;
-        let leaf = leaf.ok_or(ErasureError::UnknownPatient)?;
+        let (patient, leaf) = self.known(identifier)?;
         // Of the map alone: the patient's lines may be in an archive that is away, or lost,
         // and that keeps nobody from being erased.
         let live_rows = self.state().storage().rows_of(&patient);
@@ -141,6 +140,13 @@ impl Trail {
             has_key,
             hold: self.hold_of(patient)?,
         })
+    }
+
+    /// A patient about whom there are lines, and the leaf of their list.
+    fn known(&self, identifier: &str) -> Result<(Patient, Leaf), ErasureError> {
+        let patient = self.keys().pseudonym(identifier);
+        let leaf = self.state().patient(&patient).map_err(TrailError::from)?;
+        Ok((patient, leaf.ok_or(ErasureError::UnknownPatient)?))
     }
 
     /// Keeps the first person's request, durably, and gives the code under which
@@ -159,11 +165,11 @@ impl Trail {
         if identifier.len() >= TELLING && basis.contains(identifier) {
             return Err(ErasureError::Revealing);
         }
-        let plan = self.plan_erasure(identifier)?;
-        self.may_be_erased(plan.patient)?;
+        let (patient, _) = self.known(identifier)?;
+        self.may_be_erased(patient)?;
         let expires_at = Timestamp::from_micros(now.micros() + VALID_US).unwrap_or(now);
         let request = Request {
-            patient: plan.patient,
+            patient,
             basis: basis.to_owned(),
             by: by.to_owned(),
             expires_at,
