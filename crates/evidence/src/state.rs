@@ -8,7 +8,7 @@ use crate::codec::{Bytes32, Digest};
 use crate::line::{Genesis, Line, Op, Patient, Prev};
 use crate::map::{Leaf, LeafKind, Path, RowRef, patient_map_key, record_map_key};
 use crate::marks;
-use crate::store::{Memory, Storage, Tree, Whose};
+use crate::store::{Leaves, Memory, Storage, Tree, Whose};
 use std::sync::Arc;
 
 /// Everything that follows from the lines of a trail. The leaves are in `S`;
@@ -89,19 +89,18 @@ impl From<ApplyError<std::convert::Infallible>> for StateError {
 #[derive(Debug, Clone, Copy)]
 pub struct Before {
     seq: u64,
-    record: Option<Leaf>,
-    patient: Option<Leaf>,
+    leaves: Leaves,
 }
 
 impl Before {
     /// What the line's `prev` must be.
     pub fn prev(&self) -> Option<Prev> {
-        self.record.as_ref().map(pointer)
+        self.leaves.record.as_ref().map(pointer)
     }
 
     /// What the line's `patient_prev` must be.
     pub fn patient_prev(&self) -> Option<Prev> {
-        self.patient.as_ref().map(pointer)
+        self.leaves.patient.as_ref().map(pointer)
     }
 }
 
@@ -193,18 +192,10 @@ impl<S: Storage> State<S> {
     /// # Errors
     /// What the storage says.
     pub fn before(&self, line: &Line) -> Result<Before, S::Error> {
-        let record = match (&line.table, &line.key) {
-            (Some(table), Some(key)) => self.storage.record_leaf(table, key)?,
-            _ => None,
-        };
-        let patient = match &line.patient {
-            Some(patient) => self.storage.patient_leaf(patient)?,
-            None => None,
-        };
+        let record = line.table.as_deref().zip(line.key.as_ref());
         Ok(Before {
             seq: self.at.next_seq,
-            record,
-            patient,
+            leaves: self.storage.leaves(record, line.patient.as_ref())?,
         })
     }
 
@@ -232,7 +223,7 @@ impl<S: Storage> State<S> {
                 line.prev == before.prev(),
                 "its prev is not the record's last line",
             )?;
-            let has_row = before.record.is_some_and(|leaf| leaf.row.is_some());
+            let has_row = before.leaves.record.is_some_and(|leaf| leaf.row.is_some());
             rule(
                 line.op != Op::Baseline || !has_row,
                 "it gives a known record a new baseline",
@@ -266,7 +257,8 @@ impl<S: Storage> State<S> {
     /// Rule 15: a line about a patient's record stands in that patient's list.
     fn is_listed(&self, line: &Line, before: &Before) -> Result<bool, S::Error> {
         let rules = self.at.genesis.as_ref().and_then(|genesis| genesis.rules);
-        let (Some(table), Some(key), Some(leaf)) = (&line.table, &line.key, &before.record) else {
+        let leaf = before.leaves.record.filter(|_| !before.leaves.is_patients);
+        let (Some(table), Some(key), Some(leaf)) = (&line.table, &line.key, leaf) else {
             return Ok(true);
         };
         let is_bound = match line.op {
@@ -279,11 +271,6 @@ impl<S: Storage> State<S> {
             _ => true,
         };
         if rules.is_none_or(|rules| rules < 15) || !is_bound {
-            return Ok(true);
-        }
-        if let Some(patient) = &line.patient
-            && self.storage.is_of(table, key, patient)? == Some(true)
-        {
             return Ok(true);
         }
         let record = self.storage.record(table, key)?;
@@ -307,13 +294,16 @@ impl<S: Storage> State<S> {
         }
         // The patient first: a record refers to one that is known.
         if let Some(patient) = &line.patient {
-            let leaf = before.patient.unwrap_or(new_leaf(LeafKind::Patient, hash));
+            let leaf = before
+                .leaves
+                .patient
+                .unwrap_or(new_leaf(LeafKind::Patient, hash));
             let leaf = advanced(leaf, line.seq, hash);
             self.storage.put_patient(patient, &leaf)?;
         }
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
             let timeline = self.at.genesis.as_ref().map_or(1, |g| g.timeline);
-            let (leaf, whose) = record_after(before.record, line, hash, timeline);
+            let (leaf, whose) = record_after(before.leaves.record, line, hash, timeline);
             self.storage.put_record(table, key, &leaf, whose)?;
             if let (Op::Relink, Some(patient)) = (line.op, line.patient) {
                 let (table, key) = (table.clone(), *key);

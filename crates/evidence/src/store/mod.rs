@@ -36,6 +36,17 @@ pub trait Storage {
     /// What the storage says.
     fn record_leaf(&self, table: &str, key: &Bytes32) -> Result<Option<Leaf>, Self::Error>;
 
+    /// The leaves that a line about this record and this patient finds. Cheaper than to
+    /// ask one by one.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn leaves(
+        &self,
+        record: Option<(&str, &Bytes32)>,
+        patient: Option<&Patient>,
+    ) -> Result<Leaves, Self::Error>;
+
     /// The record itself: its leaf, and whose it is.
     ///
     /// # Errors
@@ -121,6 +132,17 @@ pub trait Storage {
     /// # Errors
     /// What the storage says.
     fn prove(&mut self, key: &MapKey) -> Result<Path, Self::Error>;
+}
+
+/// What there is about a record and a patient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaves {
+    /// The record's leaf, if any line was about it.
+    pub record: Option<Leaf>,
+    /// The leaf of the patient's list, if any line was about the patient.
+    pub patient: Option<Leaf>,
+    /// Whether both are there, and the record is the patient's.
+    pub is_patients: bool,
 }
 
 /// How a line bears on whose a record is.

@@ -16,7 +16,7 @@ use super::entry::{
 };
 use super::hashing::{self, Hashing, TOGETHER};
 use super::nodes::{Bucket, Extent, Link, Nodes, Places, Prefix, ROOT};
-use super::{Storage, Whose};
+use super::{Leaves, Storage, Whose};
 use crate::codec::Bytes32;
 use crate::line::Patient;
 use crate::map::{EMPTY, Leaf, MapKey, OtherLeaf, Path, bit, patient_map_key, record_map_key};
@@ -570,6 +570,34 @@ impl<P: Pages> Storage for Tree<P> {
         Ok(match self.find_record(table, key)? {
             Some(Entry::Record { leaf, .. }) => Some(leaf),
             _ => None,
+        })
+    }
+
+    fn leaves(
+        &self,
+        record: Option<(&str, &Bytes32)>,
+        patient: Option<&Patient>,
+    ) -> Result<Leaves, P::Error> {
+        let record = match record {
+            Some((table, key)) => self.find_record(table, key)?,
+            None => None,
+        };
+        let patient = match patient {
+            Some(patient) => self.find(&Subject::Patient(*patient), || patient_map_key(patient))?,
+            None => None,
+        };
+        let (record, whose) = match record {
+            Some(Entry::Record { leaf, patient, .. }) => (Some(leaf), Some(patient)),
+            _ => (None, None),
+        };
+        let (patient, number) = match patient {
+            Some(Entry::Patient { leaf, number, .. }) => (Some(leaf), Some(number)),
+            _ => (None, None),
+        };
+        Ok(Leaves {
+            record,
+            patient,
+            is_patients: whose.is_some() && whose == number,
         })
     }
 
