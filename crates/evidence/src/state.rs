@@ -281,11 +281,18 @@ impl<S: Storage> State<S> {
         if line.row.is_some() && self.at.moving.iter().any(leaves) {
             return Ok(true);
         }
-        // Of one who was erased, and of whom nothing came since, nobody knows the identifier.
-        let Some(list) = self.storage.patient_leaf(&owner)? else {
-            return Ok(false);
-        };
-        self.storage.is_marked(&marks::erased(list.last_seq))
+        self.is_erased(&owner)
+    }
+
+    /// Whether the patient was erased, and nothing came since: nobody knows the identifier.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn is_erased(&self, patient: &Patient) -> Result<bool, S::Error> {
+        match self.storage.patient_leaf(patient)? {
+            Some(list) => self.storage.is_marked(&marks::erased(list.last_seq)),
+            None => Ok(false),
+        }
     }
 
     fn carry(&mut self, line: &Line, hash: Digest, before: Before) -> Result<(), S::Error> {

@@ -9,11 +9,11 @@ use pitser_monitor::key_cells;
 use pitser_trail::{Draft, DraftActor, PatientId};
 use std::sync::Arc;
 
-/// Whose record a change is about, by identifier.
+/// Whose record a change is about.
 #[derive(Debug, Default)]
 pub(crate) struct Whose {
     /// By the trail, before the change.
-    pub(crate) before: Option<String>,
+    pub(crate) before: Option<PatientId>,
     /// By the row, after it: the list that it belongs to.
     pub(crate) after: Option<PatientId>,
 }
@@ -36,7 +36,6 @@ pub(crate) fn change(change: Change, source: &str, about: About, now: Timestamp)
     let at = at.filter(|at| at.micros() <= now.micros() + CLOCKS_DIFFER_US);
     let at = at.unwrap_or(now);
     let Whose { before, after } = about.whose;
-    let before = before.map(PatientId::Id);
     let patient = match change.new {
         Some(_) => after,
         None => before.clone().or(after),

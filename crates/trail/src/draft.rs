@@ -133,6 +133,9 @@ pub enum Body {
 pub enum PatientId {
     /// The patient's identifier in the database.
     Id(String),
+    /// Only the pseudonym is known: the vault has lost the identifier, as one does that was
+    /// put back from a backup.
+    Pseudonym(Bytes32),
     /// More patients than are listed one by one.
     Many,
     /// Cannot be determined.
@@ -143,6 +146,7 @@ impl fmt::Debug for PatientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Id(_) => "Id(private)",
+            Self::Pseudonym(_) => "Pseudonym",
             Self::Many => "Many",
             Self::Unknown => "Unknown",
         })

@@ -583,6 +583,7 @@ impl Trail {
     pub fn patient(&self, patient: &PatientId) -> Patient {
         match patient {
             PatientId::Id(id) => self.keys.pseudonym(id),
+            PatientId::Pseudonym(pseudonym) => Patient::Pseudonym(*pseudonym),
             PatientId::Many => Patient::Many,
             PatientId::Unknown => Patient::Unknown,
         }

@@ -167,7 +167,7 @@ impl Session {
 }
 
 /// Whose list it is; `None` too if the patient was erased since.
-fn patient_id(
+pub(super) fn patient_id(
     trail: &mut Trail,
     patient: Option<Patient>,
 ) -> Result<Option<PatientId>, TrailError> {
@@ -175,9 +175,13 @@ fn patient_id(
         None => None,
         Some(Patient::Many) => Some(PatientId::Many),
         Some(Patient::Unknown) => Some(PatientId::Unknown),
-        Some(pseudonym @ Patient::Pseudonym(_)) => {
-            let identifier = trail.vault().identifier(&pseudonym.to_string())?;
-            identifier.map(|identifier| PatientId::Id(identifier.to_string()))
+        Some(pseudonym @ Patient::Pseudonym(digest)) => {
+            match trail.vault().identifier(&pseudonym.to_string())? {
+                Some(identifier) => Some(PatientId::Id(identifier.to_string())),
+                None if trail.state().is_erased(&pseudonym)? => None,
+                // A vault may have been put back that does not know of the patient yet.
+                None => Some(PatientId::Pseudonym(digest)),
+            }
         }
     })
 }

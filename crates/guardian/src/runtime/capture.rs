@@ -521,7 +521,7 @@ impl Session {
         };
         let before = match (known, &after) {
             // Nearly always.
-            (Some(true), Owner::Patient(id)) => Some(id.clone()),
+            (Some(true), Owner::Patient(id)) => Some(PatientId::Id(id.clone())),
             (None, _) => None,
             _ => self.known_patient(&change.table, record)?,
         };
@@ -758,7 +758,7 @@ impl Session {
             None => text_key(id),
         };
         let record = self.trail.record_key(Some(&table), &key);
-        let patient = self.known_patient(&table, &record)?.map(PatientId::Id);
+        let patient = self.known_patient(&table, &record)?;
         Ok(Resolved {
             table,
             key,

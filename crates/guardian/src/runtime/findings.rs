@@ -1,6 +1,6 @@
 //! What is wrong: findings into the trail, and the schema that capture relies on.
 
-use super::accept::accepted;
+use super::accept::{accepted, patient_id};
 use super::{Ended, SECOND_US, Session, Worker};
 use crate::collected::{Collected, finding_of};
 use pitser_capture::Drift;
@@ -165,24 +165,19 @@ impl Session {
         let (Some(table), Some(record)) = (&finding.table, &finding.record) else {
             return Ok(None);
         };
-        let patient = self.known_patient(table, record)?;
-        Ok(patient.map(PatientId::Id))
+        self.known_patient(table, record)
     }
 
-    /// Whose record the trail says this is.
+    /// Whose record the trail says this is; `None` also if the patient was erased.
     pub(super) fn known_patient(
         &mut self,
         table: &str,
         record: &Bytes32,
-    ) -> Result<Option<String>, TrailError> {
+    ) -> Result<Option<PatientId>, TrailError> {
         let known = self.trail.state().record(table, record)?;
-        match known.and_then(|record| record.patient) {
-            Some(patient @ Patient::Pseudonym(_)) => {
-                let identifier = self.trail.vault().identifier(&patient.to_string())?;
-                Ok(identifier.map(|identifier| String::from(&*identifier)))
-            }
-            _ => Ok(None),
-        }
+        let patient = known.and_then(|record| record.patient);
+        let patient = patient.filter(|it| matches!(it, Patient::Pseudonym(_)));
+        patient_id(&mut self.trail, patient)
     }
 
     /// Notices when capture was weakened, or the schema changed. `sealed` is

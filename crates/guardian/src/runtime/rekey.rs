@@ -19,7 +19,7 @@ use pitser_evidence::codec::Bytes32;
 use pitser_evidence::commit::commit_row;
 use pitser_evidence::line::{Line, Op, Timestamp};
 use pitser_monitor::{Expected, Sealed, expected, key_cells, key_of};
-use pitser_trail::{Draft, PatientId, TrailError};
+use pitser_trail::{Draft, TrailError};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -409,7 +409,7 @@ impl Session {
         Ok(Draft {
             table: Some(table.to_owned()),
             key: Some(key_cells(key)),
-            patient: patient.map(PatientId::Id),
+            patient,
             ..Draft::new(Op::Delete, at, source, pos)
         })
     }

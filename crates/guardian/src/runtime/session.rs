@@ -15,7 +15,7 @@ use pitser_capture::{Cell, Position, Row};
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::Patient;
 use pitser_monitor::Sealed;
-use pitser_trail::{Trail, TrailError};
+use pitser_trail::{PatientId, Trail, TrailError};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -180,7 +180,11 @@ impl Session {
             (Some(Patient::Unknown), None) => return Ok(Owner::Unknown),
             _ => {
                 let patient = self.known_patient(table, record)?;
-                return Ok(patient.map_or(Owner::Nobody, Owner::Patient));
+                return Ok(match patient {
+                    Some(PatientId::Id(id)) => Owner::Patient(id),
+                    Some(_) => Owner::Unknown,
+                    None => Owner::Nobody,
+                });
             }
         };
         let cell = |value: Option<&[u8]>| value.map_or(Cell::NULL, Cell::new);
