@@ -19,6 +19,13 @@ type Value = SmallVec<[u8; 24]>;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cell(Option<Value>);
 
+/// The canonical bytes of a value; `None` is null.
+impl From<Option<&[u8]>> for Cell {
+    fn from(canonical: Option<&[u8]>) -> Self {
+        canonical.map_or(Self::NULL, Self::new)
+    }
+}
+
 impl Cell {
     /// The null value.
     pub const NULL: Self = Self(None);

@@ -8,7 +8,8 @@ mod common;
 #[path = "erase/site.rs"]
 mod site;
 
-use common::{Said, past_triggers};
+use common::Said;
+use common::triggers::past_triggers;
 use rusqlite::Connection;
 use serde_json::Value;
 use site::{Site, is_in};
@@ -239,7 +240,11 @@ fn nobody_answers_for_a_row_that_is_not_as_it_was_sealed() {
     let guardian = site.guard();
     change(&site, "pressure 121");
     let db = Connection::open(site.path("hospital.db")).unwrap();
-    past_triggers(&db, "UPDATE entry SET note = 'pressure 60' WHERE id = 1");
+    past_triggers(
+        &db,
+        "entry",
+        "UPDATE entry SET note = 'pressure 60' WHERE id = 1",
+    );
     site.run(&["guard", "scan"]).exits(1).says("ROW-01");
     let (_, found) = findings(&site);
     let of_code = |code: &str| line(found.iter().find(|it| it["code"] == code).unwrap());
@@ -255,7 +260,11 @@ fn nobody_answers_for_a_row_that_is_not_as_it_was_sealed() {
     accept(&site, "mari", &event, REASON).exits(0);
     site.run(&["guard", "scan"]).exits(1).says("ROW-01");
     // As it was sealed again, the finding closes by itself, and is nobody's to accept.
-    past_triggers(&db, "UPDATE entry SET note = 'pressure 121' WHERE id = 1");
+    past_triggers(
+        &db,
+        "entry",
+        "UPDATE entry SET note = 'pressure 121' WHERE id = 1",
+    );
     site.scans_clean();
     accept(&site, "mari", &row, REASON).exits(3).says("closed");
     assert_eq!(findings(&site).0, 0);

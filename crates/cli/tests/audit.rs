@@ -7,8 +7,9 @@ mod common;
 #[path = "common/hospital.rs"]
 mod hospital;
 
+use common::copy_folder::copy_folder;
 use common::{Process, Said, pitser, run};
-use hospital::{Hospital, copied, witnessed, word_after};
+use hospital::{Hospital, witnessed, word_after};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -67,7 +68,7 @@ impl Audit {
     fn shows(&self) {
         let (from, to) = (self.path("guard/ehr"), self.path("site"));
         let _ = fs::remove_dir_all(&to);
-        copied(&from.join("trail"), &to.join("trail"));
+        copy_folder(&from.join("trail"), &to.join("trail"));
         fs::copy(from.join("head.note"), to.join("head.note")).unwrap();
     }
 
@@ -213,7 +214,7 @@ fn evidence_is_intact_under_an_anchored_auditor_alone() {
 impl Audit {
     /// Before there is a head there is nothing to sign, and that is no tampering.
     fn shows_nothing_yet(&self) {
-        copied(&self.path("guard/ehr/trail"), &self.path("site/trail"));
+        copy_folder(&self.path("guard/ehr/trail"), &self.path("site/trail"));
         let said = self.run(&self.follow()).exits(2).json();
         assert_eq!(said["verdict"], "unconfirmed");
         assert_eq!(said["signed"], false);
@@ -310,7 +311,7 @@ fn a_fork_that_its_witness_lent_itself_to_is_not_signed() {
     stop_witness(&mut audit);
     let parts = ["guard", "w"];
     for part in parts {
-        copied(&dir.join(part), &dir.join("back").join(part));
+        copy_folder(&dir.join(part), &dir.join("back").join(part));
     }
     fs::copy(dir.join("hospital.db"), dir.join("back/hospital.db")).unwrap();
     audit.hospital.witness = Some(Process::start(&dir, &witness).0);
@@ -321,7 +322,7 @@ fn a_fork_that_its_witness_lent_itself_to_is_not_signed() {
     stop_witness(&mut audit);
     for part in parts {
         fs::remove_dir_all(dir.join(part)).unwrap();
-        copied(&dir.join("back").join(part), &dir.join(part));
+        copy_folder(&dir.join("back").join(part), &dir.join(part));
     }
     for suffix in ["-wal", "-shm"] {
         let _ = fs::remove_file(dir.join(format!("hospital.db{suffix}")));

@@ -9,8 +9,9 @@ mod hospital;
 #[path = "common/tls.rs"]
 mod tls;
 
+use common::copy_folder::copy_folder;
 use common::{Process, Said, pitser};
-use hospital::{Hospital, ORIGIN, copied, witnessed, word_after};
+use hospital::{Hospital, ORIGIN, witnessed, word_after};
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Line, Op};
 use pitser_trail::export::Exporter;
@@ -888,7 +889,7 @@ fn seals_that_come_late_are_judged() {
 
     // In a folder: the last seal that is still to come is not the block's.
     let site = audit.path("site");
-    copied(&audit.path("guard/ehr/trail"), &site.join("trail"));
+    copy_folder(&audit.path("guard/ehr/trail"), &site.join("trail"));
     fs::copy(audit.path("guard/ehr/head.note"), site.join("head.note")).unwrap();
     let folder = follow.replace(&format!("http://{}", audit.hospital.listen), "site");
     audit.run(&folder).exits(0);

@@ -11,6 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
+use common::copy_folder::copy_folder;
 use common::{Process, Said, run};
 use pitser_client::fleet::{Fleet, Registration, system_id};
 use pitser_client::{Endpoint, Options};
@@ -301,13 +302,13 @@ fn a_trail_that_is_begun_while_the_authority_is_away_is_registered_later() {
 
     // An old copy of the trail: it was longer before.
     let old = world.dir().join("old");
-    copy(&world.dir().join("guard"), &old);
+    copy_folder(&world.dir().join("guard"), &old);
     let guardian = world.guard();
     let before = sent(&status);
     world.status(|status| sent(status) > before + 3);
     guardian.stop();
     fs::remove_dir_all(world.dir().join("guard")).unwrap();
-    copy(&old, &world.dir().join("guard"));
+    copy_folder(&old, &world.dir().join("guard"));
     let guardian = world.guard();
     let is_short = |status: &Value| {
         let mut findings = status["findings"].as_array().unwrap().iter();
@@ -394,18 +395,6 @@ fn a_killed_authority_forgets_no_registration_that_it_has_answered() {
     let (authority, _) = world.authority();
     assert!(world.fleet(0)["registered"].as_u64().unwrap() >= answered.len() as u64);
     authority.stop();
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).unwrap()),
-        }
-    }
 }
 
 #[test]

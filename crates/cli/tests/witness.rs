@@ -8,8 +8,9 @@ mod common;
 #[path = "common/hospital.rs"]
 mod hospital;
 
+use common::copy_folder::copy_folder;
 use common::run;
-use hospital::{Hospital, ORIGIN, copied, init, witness, witnessed};
+use hospital::{Hospital, ORIGIN, init, witness, witnessed};
 #[cfg(feature = "ml-dsa")]
 use hospital::{witness_in, word_after};
 use pitser_tlog::checkpoint::Checkpoint;
@@ -339,7 +340,7 @@ fn a_trail_that_was_put_back_is_noticed_by_its_witness() {
     hospital.status(witnessed(1));
     guardian.stop();
     let copy = hospital.dir.path().join("copy");
-    copied(&guard, &copy);
+    copy_folder(&guard, &copy);
 
     let guardian = hospital.guard();
     let blocks = hospital.status(witnessed(1))["witnessed"].as_u64().unwrap();
@@ -348,7 +349,7 @@ fn a_trail_that_was_put_back_is_noticed_by_its_witness() {
     guardian.stop();
 
     fs::remove_dir_all(&guard).unwrap();
-    copied(&copy, &guard);
+    copy_folder(&copy, &guard);
     let _guardian = hospital.guard();
     let has = |status: &Value, code: &str| {
         let findings = status["findings"].as_array().unwrap();

@@ -2,7 +2,7 @@
 //! in-order state, never by asking the live database.
 
 use crate::config::Source;
-use pitser_capture::{Cell, Row, Shape};
+use pitser_capture::{Row, Shape};
 use pitser_trail::PatientId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -186,7 +186,7 @@ impl Patients {
         match (cell.expose(), target) {
             (None, _) => Owner::Nobody,
             (Some([_]), None) => Owner::Nobody,
-            (Some(_), None) => identifier(cell).map_or(Owner::Unknown, Owner::Patient),
+            (Some(value), None) => identifier(value).map_or(Owner::Unknown, Owner::Patient),
             (Some(_), Some(_)) if self.lost.contains(table) => Owner::Unknown,
             (Some(value), Some(target)) => {
                 let known = self.owners.get(target).and_then(|owners| owners.get(value));
@@ -224,9 +224,8 @@ pub(crate) fn unknown_table(name: &str, tables: &[Shape]) -> String {
     }
 }
 
-/// A cell's value as a patient identifier: its text without the type letter.
-pub(crate) fn identifier(cell: &Cell) -> Option<String> {
-    let bytes = cell.expose()?;
-    let text = std::str::from_utf8(bytes.get(1..)?).ok()?;
+/// A value as a patient identifier: its text without the type letter.
+pub(crate) fn identifier(value: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(value.get(1..)?).ok()?;
     (!text.is_empty()).then(|| text.to_owned())
 }

@@ -528,6 +528,26 @@ impl Trail {
         Ok(self.state.storage().is_marked(&marks::message(pos))?)
     }
 
+    /// The lines about a record, the newest first.
+    ///
+    /// # Errors
+    /// [`TrailError`], also by the iterator, which ends then.
+    pub fn record_lines(
+        &self,
+        table: &str,
+        record: &Bytes32,
+    ) -> Result<impl Iterator<Item = Result<Line, TrailError>>, TrailError> {
+        let leaf = self.state.record_leaf(table, record)?;
+        let mut next = leaf.map(|leaf| leaf.last_seq);
+        Ok(std::iter::from_fn(move || {
+            let line = self.line(next.take()?).transpose()?;
+            if let Ok(line) = &line {
+                next = line.prev.map(|prev| prev.seq);
+            }
+            Some(line)
+        }))
+    }
+
     /// Whether somebody answers for the finding of line `seq`.
     ///
     /// # Errors

@@ -6,10 +6,13 @@
 #[path = "common/authority.rs"]
 mod authority;
 mod common;
+#[path = "common/copy_folder.rs"]
+mod copy_folder;
 
 use common::{at, genesis};
+use copy_folder::copy_folder;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -133,25 +136,13 @@ async fn trail() -> TempDir {
     dir
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
-        }
-    }
-}
-
 /// A copy of the trail, and an empty archive.
 struct Site(TempDir);
 
 impl Site {
     fn of(original: &TempDir) -> Self {
         let dir = TempDir::new().unwrap();
-        copy(
+        copy_folder(
             &original.path().join("hospital"),
             &dir.path().join("hospital"),
         );

@@ -6,8 +6,11 @@
 #[path = "common/authority.rs"]
 mod authority;
 mod common;
+#[path = "common/copy_folder.rs"]
+mod copy_folder;
 
 use common::{at, genesis};
+use copy_folder::copy_folder;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Line, Op};
 use pitser_evidence::map::patient_map_key;
@@ -87,18 +90,6 @@ fn block(trail: &mut Trail, n: u64, lines: u64) {
         .unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
-}
-
 /// A trail that was opened is what the segments say, and goes on.
 fn is_what_the_segments_say(dir: &Path, context: &str) {
     let view = read(&Layout::new(dir), None, |_, _| {}).unwrap();
@@ -169,7 +160,7 @@ fn a_trail_opens_from_each_of_its_commits() {
         });
         block(&mut trail, n, 20 * n);
         let map = tempfile::tempdir().unwrap();
-        copy(&Layout::new(dir.path()).map(), map.path());
+        copy_folder(&Layout::new(dir.path()).map(), map.path());
         maps.push(map);
     }
     trail.append(vec![change(7000)]).unwrap();
@@ -177,10 +168,10 @@ fn a_trail_opens_from_each_of_its_commits() {
     drop(trail);
     for (n, map) in maps.iter().enumerate() {
         let copied = tempfile::tempdir().unwrap();
-        copy(dir.path(), copied.path());
+        copy_folder(dir.path(), copied.path());
         let layout = Layout::new(copied.path());
         std::fs::remove_dir_all(layout.map()).unwrap();
-        copy(map.path(), &layout.map());
+        copy_folder(map.path(), &layout.map());
         is_what_the_segments_say(copied.path(), &format!("commit {n}"));
     }
 }
@@ -213,7 +204,7 @@ fn a_map_that_is_damaged_or_gone_is_made_anew() {
     for name in names {
         for (what, damage) in damages {
             let copied = tempfile::tempdir().unwrap();
-            copy(dir.path(), copied.path());
+            copy_folder(dir.path(), copied.path());
             damage(&Layout::new(copied.path()).map().join(&name));
             let context = format!("{name:?} {what}");
             // What is only noticed when it is used ends the trail's use, once.
@@ -283,7 +274,7 @@ fn the_map_of_another_trail_is_not_believed() {
     history(other.path());
     let (layout, others) = (Layout::new(dir.path()), Layout::new(other.path()));
     std::fs::remove_dir_all(layout.map()).unwrap();
-    copy(&others.map(), &layout.map());
+    copy_folder(&others.map(), &layout.map());
     is_what_the_segments_say(dir.path(), "another trail's map");
 }
 
@@ -378,13 +369,13 @@ fn a_commit_that_the_segments_do_not_reach_is_not_believed() {
     }
     let layout = Layout::new(dir.path());
     let earlier = tempfile::tempdir().unwrap();
-    copy(&layout.segments(), earlier.path());
+    copy_folder(&layout.segments(), earlier.path());
     for n in 4..=5 {
         block(&mut trail, n, 10);
     }
     drop(trail);
     std::fs::remove_dir_all(layout.segments()).unwrap();
-    copy(earlier.path(), &layout.segments());
+    copy_folder(earlier.path(), &layout.segments());
     is_what_the_segments_say(dir.path(), "segments of an earlier moment");
 }
 

@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
 mod common;
+#[path = "common/copy_folder.rs"]
+mod copy_folder;
 
 use common::{at, genesis};
+use copy_folder::copy_folder;
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
 use pitser_client::{Client, Endpoint};
 use pitser_evidence::Code;
@@ -85,19 +88,6 @@ fn close(trail: &mut Trail) -> pitser_trail::BlockSummary {
         .unwrap()
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 fn cut(path: &Path, len: u64) {
     std::fs::File::options()
         .write(true)
@@ -113,7 +103,7 @@ fn after(
     damage: impl FnOnce(&Layout),
 ) -> (tempfile::TempDir, Result<(Trail, Recovery), TrailError>) {
     let copied = tempfile::tempdir().unwrap();
-    copy(dir, copied.path());
+    copy_folder(dir, copied.path());
     damage(&Layout::new(copied.path()));
     let opened = reopen(copied.path());
     (copied, opened)

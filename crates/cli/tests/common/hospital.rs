@@ -11,7 +11,8 @@ use pitser_tlog::note::VerifierKey;
 use serde_json::Value;
 
 use crate::common::port::free_address;
-use crate::common::{Dev, Process, Said, past_triggers, run};
+use crate::common::triggers::past_triggers;
+use crate::common::{Dev, Process, Said, run};
 
 pub(crate) const ORIGIN: &str = "hospital.example/ehr";
 
@@ -117,7 +118,7 @@ impl Hospital {
         let db = rusqlite::Connection::open(self.dir.path().join("hospital.db")).unwrap();
         db.busy_timeout(Duration::from_secs(20)).unwrap();
         let change = format!("UPDATE entry SET note = '{note}'");
-        past_triggers(&db, &change);
+        past_triggers(&db, "entry", &change);
     }
 
     pub(crate) fn guard(&self) -> Process {
@@ -170,16 +171,4 @@ impl Hospital {
 
 pub(crate) fn witnessed(blocks: u64) -> impl Fn(&Value) -> bool {
     move |status| status["witnessed"].as_u64().unwrap() >= blocks
-}
-
-pub(crate) fn copied(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copied(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).unwrap()),
-        }
-    }
 }

@@ -8,8 +8,12 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use serde_json::Value;
 
+#[path = "../../../trail/tests/common/copy_folder.rs"]
+pub(crate) mod copy_folder;
 #[path = "../../../authority/tests/common/port.rs"]
 pub(crate) mod port;
+#[path = "../../../guardian/tests/end_to_end/triggers.rs"]
+pub(crate) mod triggers;
 
 use port::free_address;
 
@@ -303,22 +307,4 @@ pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
     } else {
         vec![path.to_owned()]
     }
-}
-
-/// Runs a statement with no trigger of table `entry` seeing it, all in one transaction.
-pub(crate) fn past_triggers(db: &rusqlite::Connection, change: &str) {
-    let triggers =
-        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'entry'";
-    let mut triggers = db.prepare(triggers).unwrap();
-    let triggers = triggers.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
-    let triggers: Vec<(String, String)> = triggers.unwrap().map(Result::unwrap).collect();
-    let mut sql = String::from("BEGIN IMMEDIATE;");
-    for (name, _) in &triggers {
-        sql += &format!("DROP TRIGGER \"{name}\";");
-    }
-    sql += &format!("{change};");
-    for (_, trigger) in &triggers {
-        sql += &format!("{trigger};");
-    }
-    db.execute_batch(&(sql + "COMMIT")).unwrap();
 }

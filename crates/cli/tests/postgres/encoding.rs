@@ -1,25 +1,11 @@
 //! Databases whose values are not all text, and values that the server cannot send.
 
 use pitser_evidence::line::Op;
-use serde_json::Value;
 
 use crate::tamper::unseen;
 use crate::world::World;
 
 const SOURCE: &str = "tables = [\"public.*\"]\n";
-
-/// `code table key` of what is found, sorted.
-fn wrong(world: &World) -> Vec<String> {
-    let found = world.scan();
-    let text = |f: &Value, name: &str| f[name].as_str().unwrap_or_default().to_owned();
-    let shown = found.iter().map(|f| {
-        let [code, table, key] = ["code", "table", "key"].map(|name| text(f, name));
-        format!("{code} {table} {key}")
-    });
-    let mut shown: Vec<String> = shown.collect();
-    shown.sort_unstable();
-    shown
-}
 
 /// What the vault has of a column, by the records' order of coming.
 fn kept(world: &World, column: &str) -> Vec<Vec<u8>> {
@@ -70,13 +56,13 @@ fn bytes_that_stand_for_no_character() {
     };
     let text = "tJüri Õun €".as_bytes();
     let each = [text, b"bJ\x81"];
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     unseen(
         &world,
         "\"õppija\"",
         "UPDATE õppija SET märkus = convert_from('\\x4a83'::bytea, 'WIN1257') WHERE id = 2",
     );
-    assert_eq!(wrong(&world), ["ROW-01 public.õppija 2"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.õppija 2"]);
     world.kill_guardian();
     world.psql(
         "postgres",
@@ -98,13 +84,13 @@ fn bytes_of_any_encoding() {
         return;
     };
     let each = ["tJüri Õun €".as_bytes(), b"tJ\x81"];
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     unseen(
         &world,
         "entry",
         "UPDATE entry SET note = convert_from('\\x4a83'::bytea, 'SQL_ASCII') WHERE id = 2",
     );
-    assert_eq!(wrong(&world), ["ROW-01 public.entry 2"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.entry 2"]);
     world.stop_guardian();
     world.run("trail verify").exits(0);
     assert_eq!(kept(&world, "note"), [each, each, each].concat());
@@ -157,7 +143,7 @@ fn a_transaction_that_the_server_cannot_send() {
     world.psql("postgres", "DELETE FROM entry WHERE id = 3");
     world.settle();
     assert_eq!(
-        wrong(&world),
+        world.wrong(),
         ["ROW-01 public.ward 1", "ROW-03 public.entry 2"]
     );
     world.kill_guardian();
@@ -202,7 +188,7 @@ fn a_value_that_is_too_large_to_be_sent() {
     );
     world.psql("postgres", "DELETE FROM scan WHERE id = 1");
     world.settle();
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
@@ -254,7 +240,7 @@ fn a_table_that_cannot_be_read() {
     );
     world.settle();
     unseen(&world, "ward", "UPDATE ward SET name = 'forged'");
-    assert_eq!(wrong(&world), ["ROW-01 public.ward 1"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.ward 1"]);
     let ops = |world: &World, key: u32| {
         let said = world.run(&format!("history public.entry {key} --json"));
         if said.code == 3 {
@@ -268,7 +254,7 @@ fn a_table_that_cannot_be_read() {
     world.psql("postgres", "DELETE FROM entry WHERE id = 2");
     world.settle();
     world.eventually("reads it", |world| {
-        assert_eq!(wrong(world), ["ROW-01 public.ward 1"]);
+        assert_eq!(world.wrong(), ["ROW-01 public.ward 1"]);
         ops(world, 3) == "create" && ops(world, 1) == "baseline"
     });
     world.eventually("compares it", |world| {
@@ -294,7 +280,7 @@ fn a_table_that_cannot_be_read() {
     });
     world.settle();
     world.eventually("carries the other", |world| {
-        wrong(world) == Vec::<String>::new()
+        world.wrong() == Vec::<String>::new()
     });
     unseen(
         &world,
@@ -302,7 +288,7 @@ fn a_table_that_cannot_be_read() {
         "UPDATE entry SET note = 'new' WHERE n = 13",
     );
     world.eventually("carries it", |world| {
-        assert_eq!(wrong(world), Vec::<String>::new());
+        assert_eq!(world.wrong(), Vec::<String>::new());
         ops(world, 11) == "baseline" && ops(world, 13) == "baseline"
     });
     world.stop_guardian();
@@ -356,7 +342,7 @@ fn what_ends_the_capture_again_and_again() {
     );
     world.status_when("goes on", |s| s["state"] == "guarding");
     world.settle();
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     world.stop_guardian();
     world.run("trail verify").exits(0);
     let lines = world.lines();

@@ -2,12 +2,12 @@
 //! a row, a log of its own, one database role for everybody.
 
 use std::fs;
-use std::path::Path;
 
 use pitser_capture::postgres::{Config, Connection};
 use pitser_evidence::line::{Binding, Line, Op, Patient};
 use serde_json::Value;
 
+use crate::common::copy_folder::copy_folder;
 use crate::world::World;
 
 /// Owned by the application's role `ehr`. `eve` may write too; so may the superuser.
@@ -116,7 +116,7 @@ fn a_vault_that_was_put_back_costs_no_list_a_line() {
     };
     world.stop_guardian();
     let (vault, old) = (world.layout().vault(), world.dir.path().join("old"));
-    copy(&vault, &old);
+    copy_folder(&vault, &old);
     world.guard();
     world.psql(
         "postgres",
@@ -126,7 +126,7 @@ fn a_vault_that_was_put_back_costs_no_list_a_line() {
     world.settle();
     world.stop_guardian();
     fs::remove_dir_all(&vault).unwrap();
-    copy(&old, &vault);
+    copy_folder(&old, &vault);
     world.guard();
     // Of a deleted row the server tells the key alone.
     world.psql(
@@ -145,18 +145,6 @@ fn a_vault_that_was_put_back_costs_no_list_a_line() {
     assert_eq!(of(Op::Delete).next().unwrap().patient, created[0]);
     assert_eq!(of(Op::Relink).next().unwrap().patient, created[0]);
     world.run("trail verify").exits(0);
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Tables that come, change and go while they are guarded.
 
 use pitser_evidence::line::Op;
-use serde_json::Value;
 
 use crate::long::bytes;
 use crate::tamper::unseen;
@@ -24,21 +23,6 @@ fn world() -> Option<World> {
     world.run("guard init").exits(0).says("1 tables guarded");
     world.guard();
     Some(world)
-}
-
-/// What is found, without what happened once: `code table key`.
-fn wrong(world: &World) -> Vec<String> {
-    let text = |f: &Value, name: &str| f[name].as_str().unwrap_or_default().to_owned();
-    let found = world.scan();
-    let shown = |f: &Value| {
-        format!(
-            "{} {} {}",
-            text(f, "code"),
-            text(f, "table"),
-            text(f, "key")
-        )
-    };
-    found.iter().map(shown).collect()
 }
 
 fn texts(world: &World, code: &str) -> String {
@@ -79,7 +63,7 @@ fn a_table_that_is_made_and_dropped_while_guarding() {
     );
     world.finding("CAP-05", "public.later");
     world.settle();
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     let said = world.run("history public.later 1 --json").exits(0).json();
     assert_eq!(said["lines"][0]["line"]["op"], "baseline");
     // From now on it is looked at like any other.
@@ -88,16 +72,16 @@ fn a_table_that_is_made_and_dropped_while_guarding() {
         "later",
         "UPDATE later SET note = 'forged' WHERE id = 1",
     );
-    assert_eq!(wrong(&world), ["ROW-01 public.later 1"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.later 1"]);
 
     world.psql("postgres", "DROP TABLE later");
     let gone = "ROW-02 public.later ";
-    assert_eq!(wrong(&world), [gone]);
+    assert_eq!(world.wrong(), [gone]);
     assert!(texts(&world, "ROW-02").contains("what became of its 2 rows"));
     // Nor is it forgotten.
     world.kill_guardian();
     world.guard();
-    assert_eq!(wrong(&world), [gone]);
+    assert_eq!(world.wrong(), [gone]);
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
@@ -134,7 +118,7 @@ fn columns_that_come_change_and_go_between_changes_of_rows() {
     );
     world.finding("CAP-05", "public.visit");
     world.settle();
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     let said = texts(&world, "CAP-05");
     for part in [
         "note text dropped",
@@ -150,13 +134,13 @@ fn columns_that_come_change_and_go_between_changes_of_rows() {
     world.status_when("says so", |s| {
         s["findings"].to_string().contains("n integer -> bigint")
     });
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     // A value that was changed with the type is not.
     world.psql(
         "postgres",
         "ALTER TABLE visit ALTER n TYPE bigint USING n + CASE id WHEN 7 THEN 1 ELSE 0 END",
     );
-    assert_eq!(wrong(&world), ["ROW-01 public.visit 7"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 7"]);
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
@@ -175,7 +159,7 @@ fn rekeyed(identity: &str) {
         "UPDATE visit SET note = 'forged' WHERE id = 9",
     );
     world.psql("postgres", "UPDATE visit SET note = 'before' WHERE id = 5");
-    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 9"]);
     world.psql(
         "postgres",
         "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n)",
@@ -189,14 +173,14 @@ fn rekeyed(identity: &str) {
     });
     world.settle();
     // What was sealed goes on; what was forged is found under both keys.
-    let forged = ["ROW-03 public.visit 1009", "ROW-02 public.visit 9"];
-    assert_eq!(wrong(&world), forged);
+    let forged = ["ROW-02 public.visit 9", "ROW-03 public.visit 1009"];
+    assert_eq!(world.wrong(), forged);
     world.psql(
         "postgres",
         "UPDATE visit SET note = 'after' WHERE n = 1006; DELETE FROM visit WHERE n = 1005",
     );
     world.settle();
-    assert_eq!(wrong(&world), forged);
+    assert_eq!(world.wrong(), forged);
     let ops = |world: &World, key: u32| {
         let said = world
             .run(&format!("history public.visit {key} --json"))
@@ -211,7 +195,7 @@ fn rekeyed(identity: &str) {
     assert_eq!(ops(&world, 7), "baseline delete");
     world.kill_guardian();
     world.guard();
-    assert_eq!(wrong(&world), forged);
+    assert_eq!(world.wrong(), forged);
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
@@ -247,7 +231,7 @@ fn rekeyed_while_away(identity: &str) {
         "visit",
         "UPDATE visit SET note = 'forged' WHERE id = 9",
     );
-    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 9"]);
     world.kill_guardian();
     world.psql(
         "postgres",
@@ -269,8 +253,7 @@ fn rekeyed_while_away(identity: &str) {
     });
     world.settle();
     // What was sealed goes on; what was done past capture is found.
-    let mut found = wrong(&world);
-    found.sort_unstable();
+    let found = world.wrong();
     let forged = [
         "ROW-02 public.visit 10",
         "ROW-02 public.visit 9",
@@ -283,8 +266,7 @@ fn rekeyed_while_away(identity: &str) {
     assert_eq!(ops(&world, "public.visit", "8"), "baseline delete");
     world.kill_guardian();
     world.guard();
-    let mut found = wrong(&world);
-    found.sort_unstable();
+    let found = world.wrong();
     assert_eq!(found, forged);
     world.stop_guardian();
     world.run("trail verify").exits(0);
@@ -334,10 +316,10 @@ fn a_primary_key_that_is_dropped() {
     world.settle();
     assert_eq!(ops(&world, "public.ward", "1"), "create update");
     unseen(&world, "ward", "UPDATE ward SET name = 'forged'");
-    assert_eq!(wrong(&world), ["ROW-01 public.ward 1"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.ward 1"]);
     world.kill_guardian();
     world.guard();
-    assert_eq!(wrong(&world), ["ROW-01 public.ward 1"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.ward 1"]);
     world.psql("postgres", "INSERT INTO visit VALUES (104, 3104, 'untold')");
     world.settle();
     // It is one hole for each transaction.
@@ -355,8 +337,7 @@ fn a_primary_key_that_is_dropped() {
     // With a key, another one even, it goes on where it was.
     world.psql("postgres", "ALTER TABLE visit ADD PRIMARY KEY (n)");
     world.guard();
-    let mut found = wrong(&world);
-    found.sort_unstable();
+    let found = world.wrong();
     let untold = [
         "ROW-01 public.ward 1",
         "ROW-03 public.visit 3101",
@@ -381,7 +362,7 @@ fn a_primary_key_that_is_dropped_under_full_identity() {
         "visit",
         "UPDATE visit SET note = 'forged' WHERE id = 9",
     );
-    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 9"]);
     world.psql("postgres", "ALTER TABLE visit DROP CONSTRAINT visit_pkey");
     world.psql(
         "postgres",
@@ -393,8 +374,8 @@ fn a_primary_key_that_is_dropped_under_full_identity() {
         s["findings"].to_string().contains("has no key any more")
     });
     world.settle();
-    let forged = ["ROW-03 public.visit 9,1009,forged", "ROW-02 public.visit 9"];
-    assert_eq!(wrong(&world), forged);
+    let forged = ["ROW-02 public.visit 9", "ROW-03 public.visit 9,1009,forged"];
+    assert_eq!(world.wrong(), forged);
     // One of the equal rows goes past capture, one that is like others comes.
     unseen(
         &world,
@@ -402,8 +383,7 @@ fn a_primary_key_that_is_dropped_under_full_identity() {
         "DELETE FROM visit WHERE ctid = (SELECT max(ctid) FROM visit WHERE id = 7);
          INSERT INTO visit SELECT * FROM visit WHERE id = 8",
     );
-    let mut found = wrong(&world);
-    found.sort_unstable();
+    let found = world.wrong();
     assert_eq!(found.len(), 4, "{found:?}");
     for (found, wanted) in found.iter().zip([
         "ROW-02 public.visit 7,1007,note 7",
@@ -419,7 +399,7 @@ fn a_primary_key_that_is_dropped_under_full_identity() {
         "INSERT INTO visit SELECT * FROM visit WHERE id = 7 LIMIT 1;
          DELETE FROM visit WHERE ctid = (SELECT max(ctid) FROM visit WHERE id = 8)",
     );
-    assert_eq!(wrong(&world), forged);
+    assert_eq!(world.wrong(), forged);
     // A column that is new is the key now: each of the equal rows goes on.
     world.psql(
         "postgres",
@@ -429,8 +409,7 @@ fn a_primary_key_that_is_dropped_under_full_identity() {
         s["findings"].to_string().contains("has another key")
     });
     world.settle();
-    let mut found = wrong(&world);
-    found.sort_unstable();
+    let found = world.wrong();
     assert_eq!(found.len(), 2, "{found:?}");
     assert_eq!(found[0], "ROW-02 public.visit 9");
     assert!(found[1].starts_with("ROW-03 public.visit 50"), "{found:?}");
@@ -448,7 +427,7 @@ fn keys_that_change_places() {
         "visit",
         "UPDATE visit SET note = 'forged' WHERE id = 9",
     );
-    assert_eq!(wrong(&world), ["ROW-01 public.visit 9"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 9"]);
     world.psql(
         "postgres",
         "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n)",
@@ -458,7 +437,7 @@ fn keys_that_change_places() {
     });
     world.settle();
     // Row 9 is number 42 now, which another row was.
-    assert_eq!(wrong(&world), ["ROW-01 public.visit 42"]);
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 42"]);
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
@@ -487,7 +466,7 @@ fn killed_while_records_go_on_under_another_key() {
         "UPDATE visit SET note = 'meanwhile' WHERE id = 22000",
     );
     world.guard();
-    assert_eq!(wrong(&world), Vec::<String>::new());
+    assert_eq!(world.wrong(), Vec::<String>::new());
     world.stop_guardian();
     assert!(!world.layout().dir().join("rekey.json").exists());
     world.run("trail verify").exits(0);
@@ -511,15 +490,15 @@ fn a_table_under_another_name() {
     world.settle();
     // Its rows have their lines under the new name, and those under the old one
     // are not forgotten.
-    assert_eq!(wrong(&world), ["ROW-02 public.visit "]);
+    assert_eq!(world.wrong(), ["ROW-02 public.visit "]);
     unseen(
         &world,
         "stay",
         "UPDATE stay SET note = 'forged' WHERE id = 8",
     );
     assert_eq!(
-        wrong(&world),
-        ["ROW-02 public.visit ", "ROW-01 public.stay 8"]
+        world.wrong(),
+        ["ROW-01 public.stay 8", "ROW-02 public.visit "]
     );
     world.stop_guardian();
     world.run("trail verify").exits(0);

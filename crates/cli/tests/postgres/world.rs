@@ -174,6 +174,18 @@ impl World {
         report["sources"][0]["findings"].as_array().unwrap().clone()
     }
 
+    /// Findings about rows that are open after a scan, in order: `code table key`.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        let text = |f: &Value, name: &str| f[name].as_str().unwrap_or_default().to_owned();
+        let shown = |f: &Value| {
+            let (code, table, key) = (text(f, "code"), text(f, "table"), text(f, "key"));
+            format!("{code} {table} {key}")
+        };
+        let mut wrong: Vec<String> = self.scan().iter().map(shown).collect();
+        wrong.sort_unstable();
+        wrong
+    }
+
     /// Runs SQL in the hospital's database; what it prints.
     #[track_caller]
     pub(crate) fn psql(&self, role: &str, sql: &str) -> String {

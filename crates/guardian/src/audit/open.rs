@@ -14,6 +14,7 @@ use pitser_monitor::{key_of, show_key};
 use pitser_trail::export::{ExportError, Exporter};
 use pitser_trail::{Layout, Row};
 
+use crate::patients::identifier;
 use crate::status::Status;
 
 /// Steps from a row to the one that names its patient.
@@ -233,9 +234,7 @@ impl<'a> Opener<'a> {
         };
         let mut values = row.iter();
         let (_, value) = values.find(|(name, _)| *name == column)?;
-        // Without the letter of its type.
-        let text = std::str::from_utf8(value?.get(1..)?).ok()?;
-        (!text.is_empty()).then(|| text.to_owned())
+        identifier(value?)
     }
 
     /// The table, and the key in it, that a row's patient is found through.

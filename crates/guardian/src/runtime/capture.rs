@@ -801,7 +801,7 @@ fn fill_in(change: &mut Change, sealed: Option<&Sealed>) -> bool {
             .zip(name)
             .and_then(|(row, name)| row.iter().find(|(sealed, _)| sealed == name));
         match (known, new.cells.get_mut(place)) {
-            (Some((_, value)), Some(cell)) => *cell = value.map_or(Cell::NULL, Cell::new),
+            (Some((_, value)), Some(cell)) => *cell = Cell::from(value),
             _ => return false,
         }
     }

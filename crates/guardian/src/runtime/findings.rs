@@ -91,9 +91,8 @@ impl Session {
         let (Some(table), Some(record)) = (&finding.table, &finding.record) else {
             return Ok(None);
         };
-        let known = self.trail.state().record_leaf(table, record)?;
-        let mut seq = known.map(|leaf| leaf.last_seq);
-        while let Some(line) = seq.map(|seq| self.trail.line(seq)).transpose()?.flatten() {
+        for line in self.trail.record_lines(table, record)? {
+            let line = line?;
             match line.op {
                 Op::Finding => {
                     let told = finding_of(&line).filter(|told| told.kind() == finding.kind());
@@ -104,7 +103,6 @@ impl Session {
                 Op::Read | Op::Accept => {}
                 _ => return Ok(None),
             }
-            seq = line.prev.map(|prev| prev.seq);
         }
         Ok(None)
     }

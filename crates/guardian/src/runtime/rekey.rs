@@ -317,7 +317,7 @@ impl Session {
             };
             let cell = |column: &String| {
                 let (_, value) = row.iter().find(|(name, _)| name == column)?;
-                Some(value.map_or(Cell::NULL, Cell::new))
+                Some(Cell::from(value))
             };
             let now = columns.iter().map(cell).collect::<Option<Vec<Cell>>>();
             if let Some(now) = now.map(Key::new)
@@ -344,14 +344,12 @@ impl Session {
 
     /// The last line of a record that says what became of its row.
     fn last_change(&self, table: &str, record: &Bytes32) -> Result<Option<Line>, TrailError> {
-        let known = self.trail.state().record_leaf(table, record)?;
-        let mut seq = known.map(|leaf| leaf.last_seq);
-        while let Some(line) = seq.map(|seq| self.trail.line(seq)).transpose()?.flatten() {
+        for line in self.trail.record_lines(table, record)? {
+            let line = line?;
             if matches!(line.op, Op::Baseline | Op::Create | Op::Update | Op::Delete) {
                 return Ok(Some(line));
             }
             // A read, or a finding.
-            seq = line.prev.map(|prev| prev.seq);
         }
         Ok(None)
     }

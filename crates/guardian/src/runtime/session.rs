@@ -157,7 +157,7 @@ impl Session {
                     self.actors.learn(&table, cell, |label| {
                         let mut row = content.row.iter().flat_map(pitser_trail::Row::iter);
                         let (_, value) = row.find(|(name, _)| *name == label)?;
-                        crate::patients::identifier(&Cell::new(value?))
+                        crate::patients::identifier(value?)
                     });
                 }
             }
@@ -187,10 +187,9 @@ impl Session {
                 });
             }
         };
-        let cell = |value: Option<&[u8]>| value.map_or(Cell::NULL, Cell::new);
         let row = Row {
             columns: Arc::clone(&row.names),
-            cells: row.iter().map(|(_, value)| cell(value)).collect(),
+            cells: row.iter().map(|(_, value)| Cell::from(value)).collect(),
         };
         Ok(self.patients.of(table, &row))
     }

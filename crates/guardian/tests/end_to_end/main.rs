@@ -9,6 +9,7 @@ mod many;
 #[path = "../../../authority/tests/common/port.rs"]
 mod port;
 mod postgres;
+mod triggers;
 
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
 use pitser_client::{Client, Endpoint};

@@ -1,6 +1,7 @@
 //! Far more findings than are kept in memory: each is told once, all are counted, and
 //! each can be answered for, over restarts too.
 
+use super::triggers::past_triggers;
 use super::*;
 use pitser_guardian::acceptance::Asked;
 use pitser_guardian::approver::{Approver, Power, Refused, Token};
@@ -112,25 +113,6 @@ async fn each_of_many_events_is_counted_and_can_be_accepted() {
     guardian.stop().await;
 }
 
-/// Changes rows of a table past its triggers.
-fn past_triggers(site: &Site, change: &str) {
-    let db = site.database();
-    let triggers =
-        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'result'";
-    let mut triggers = db.prepare(triggers).unwrap();
-    let triggers = triggers.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
-    let triggers: Vec<(String, String)> = triggers.unwrap().map(Result::unwrap).collect();
-    let mut sql = String::from("BEGIN IMMEDIATE;");
-    for (name, _) in &triggers {
-        sql += &format!("DROP TRIGGER \"{name}\";");
-    }
-    sql += &format!("{change};");
-    for (_, trigger) in &triggers {
-        sql += &format!("{trigger};");
-    }
-    db.execute_batch(&(sql + "COMMIT")).unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
     let site = site();
@@ -149,7 +131,11 @@ async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
         scan.findings.len() as u64 + scan.more
     };
     assert_eq!(scanned(&guardian).await, 0);
-    past_triggers(&site, "UPDATE result SET note = 'forged' WHERE id >= 100");
+    past_triggers(
+        &site.database(),
+        "result",
+        "UPDATE result SET note = 'forged' WHERE id >= 100",
+    );
     assert_eq!(scanned(&guardian).await, number);
     let told = || {
         let mut lines = 0;
@@ -177,11 +163,15 @@ async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
 
     // All but the first of them, which are not listed, are mended.
     let first = "UPDATE result SET note = 'normal' WHERE id >= 110";
-    past_triggers(&site, first);
+    past_triggers(&site.database(), "result", first);
     assert_eq!(scanned(&guardian).await, 10);
     let status = guardian.status();
     assert_eq!((listed(&status).len(), open(&status, "ROW-01")), (10, 10));
-    past_triggers(&site, "UPDATE result SET note = 'forged' WHERE id = 200");
+    past_triggers(
+        &site.database(),
+        "result",
+        "UPDATE result SET note = 'forged' WHERE id = 200",
+    );
     assert_eq!(scanned(&guardian).await, 11);
     assert_eq!(told(), number + 1, "it is another finding");
     guardian.stop().await;
