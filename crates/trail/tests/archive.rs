@@ -513,11 +513,11 @@ async fn what_waits_for_a_seal_stays() {
 #[cfg(feature = "parquet")]
 #[tokio::test(flavor = "multi_thread")]
 async fn duckdb_reads_the_events() {
-    let python = |script: &str, argument: &Path| {
+    let python = |script: &str, arguments: &[PathBuf]| {
         let mut command = std::process::Command::new("python3");
-        command.args(["-c", script]).arg(argument).output()
+        command.args(["-c", script]).args(arguments).output()
     };
-    let has_duckdb = python("import duckdb", Path::new(""));
+    let has_duckdb = python("import duckdb", &[]);
     if !has_duckdb.is_ok_and(|output| output.status.success()) {
         return println!("skipped: no DuckDB for python3 here (pip install duckdb)");
     }
@@ -559,7 +559,7 @@ types = duckdb.execute("select typeof(\"at\") from read_parquet(?) limit 1",
                        [sys.argv[1] + "/**/*.parquet"]).fetchone()[0]
 assert types == "TIMESTAMP WITH TIME ZONE", types
 "#;
-    let output = python(script, &site.archive()).unwrap();
+    let output = python(script, &[site.archive()]).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let read: Vec<_> = std::str::from_utf8(&output.stdout)
