@@ -154,6 +154,7 @@ struct Run<'a> {
 /// What happened in a run.
 #[derive(Debug, Default)]
 struct Told {
+    starts: u32,
     guardian: u32,
     server: u32,
     authority: u32,
@@ -269,8 +270,9 @@ impl<'a> Run<'a> {
         Layout::new(self.dir.join("guard/hospital"))
     }
 
+    /// What the guardian that runs, or ran last, asked of the system.
     fn log(&self) -> PathBuf {
-        self.dir.join("calls")
+        self.dir.join(format!("calls-{}", self.told.starts))
     }
 
     /// Starts the guardian, which may be bound to die at some call.
@@ -282,6 +284,7 @@ impl<'a> Run<'a> {
                 Guardian::start(command, &self.dir, false)
             }
             true => {
+                self.told.starts += 1;
                 self.disk = Some(Disk::of(&self.dir.join("guard"), &self.dir));
                 let refuses = refuses();
                 let fault = (may_die && (refuses || self.choices.below(3) > 0)).then_some(refuses);
