@@ -5,7 +5,7 @@
 //! its rows as of one moment ([`Snapshot`]), and what capture relies on
 //! ([`Source::fingerprint`]).
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use thiserror::Error;
 
@@ -82,6 +82,15 @@ pub trait Source: Send {
     /// The database cannot be asked.
     fn set_word(&mut self, _word: &str) -> Result<bool, SourceError> {
         Ok(false)
+    }
+
+    /// The number of the next transaction, where they are numbered as they begin: above
+    /// those of all that was told, unless this is an older copy of the database.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    fn next_transaction(&mut self) -> Result<Option<u64>, SourceError> {
+        Ok(None)
     }
 
     /// How the database keeps what was not taken yet: what is wrong with it, and
@@ -238,32 +247,37 @@ pub trait Snapshot {
     }
 }
 
-/// Transactions that a snapshot does not show, by their numbers. None by default.
+/// Transactions that had begun and that a snapshot does not show, by their numbers.
+/// None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unseen {
-    /// This one, and all that began later.
-    from: Option<u64>,
+    /// All of these.
+    newest: Range<u64>,
     /// Earlier ones that were under way.
     running: Vec<u64>,
 }
 
 impl Unseen {
-    /// Everything from transaction `from` on, and those of `running`.
-    pub fn new(from: u64, running: Vec<u64>) -> Self {
-        Self {
-            from: Some(from),
-            running,
-        }
+    /// Those of `newest`, whose end is the number of the next to begin, and those of
+    /// `running`. One that has not begun cannot have been told either, unless by a
+    /// database of which this is an older copy: that one it lacks.
+    pub fn new(newest: Range<u64>, running: Vec<u64>) -> Self {
+        Self { newest, running }
     }
 
     /// Whether the snapshot shows whatever the source has told.
     pub fn is_none(&self) -> bool {
-        self.from.is_none() && self.running.is_empty()
+        self.newest.is_empty() && self.running.is_empty()
     }
 
     /// Whether this transaction is one of them.
     pub fn contains(&self, tx: u64) -> bool {
-        self.from.is_some_and(|from| tx >= from) || self.running.contains(&tx)
+        self.newest.contains(&tx) || self.running.contains(&tx)
+    }
+
+    /// The number of the next transaction.
+    pub fn next(&self) -> u64 {
+        self.newest.end
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) struct Collected {
     pub(crate) gone: HashSet<(String, Bytes32)>,
     /// What there is of the last transaction.
     pub(crate) written: Written,
+    /// The highest number of a transaction since something was missing last.
+    pub(crate) newest_tx: u64,
 }
 
 /// A finding as the trail tells it.
@@ -188,6 +190,7 @@ struct Saved {
     first: Vec<String>,
     gone: Vec<(String, Bytes32)>,
     written: Written,
+    newest_tx: u64,
 }
 
 impl Saved {
@@ -212,12 +215,13 @@ impl Saved {
             first: self.first,
             gone: self.gone.into_iter().collect(),
             written: self.written,
+            newest_tx: self.newest_tx,
         })
     }
 }
 
 impl Gather for Collected {
-    const FORM: &'static str = "guardian 4";
+    const FORM: &'static str = "guardian 5";
 
     fn save(&self) -> Vec<u8> {
         let position = |position: &Option<Position>| position.as_ref().map(Position::to_string);
@@ -234,6 +238,7 @@ impl Gather for Collected {
             first: self.first.clone(),
             gone: self.gone.iter().cloned().collect(),
             written: self.written.clone(),
+            newest_tx: self.newest_tx,
         };
         serde_json::to_vec(&saved).expect("it has only numbers, text and bytes")
     }
@@ -255,6 +260,8 @@ impl Gather for Collected {
             },
             Op::Finding => self.finding(line),
             Op::Accept => self.accept(line),
+            // The database may be an older copy of itself, which counts on from there.
+            Op::Gap => self.newest_tx = 0,
             Op::Ddl => self.fingerprint = line.ddl.as_ref().map(|d| d.after),
             Op::Delete => {
                 if let (Some(table), Some(record)) = (&line.table, line.key)
@@ -265,6 +272,7 @@ impl Gather for Collected {
             }
             _ => {}
         }
+        self.newest_tx = self.newest_tx.max(line.tx.unwrap_or(0));
         if line.op != Op::Read
             && let Ok(position) = line.pos.parse()
         {

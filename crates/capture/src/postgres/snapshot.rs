@@ -126,18 +126,13 @@ impl Snapshot {
             .ok_or(PgError::Protocol("a server without a time"))
     }
 
-    /// Transactions that this snapshot does not show: those under way, and later
-    /// ones. A commit is in the log, and may be told, before others see it; it
+    /// Transactions that had begun by now and that this snapshot does not show. A commit is in the log, and may be told, before others see it; it
     /// can wait there for a standby for any length of time.
     ///
     /// # Errors
     /// Those of a query.
     pub fn unseen(&mut self) -> Result<Unseen, PgError> {
-        let rows = self.sql.query("SELECT pg_catalog.pg_current_snapshot()")?;
-        rows.first()
-            .and_then(|row| text(row.first()?))
-            .and_then(unseen_by)
-            .ok_or(PgError::Protocol("a snapshot that cannot be read"))
+        unseen_by(&mut self.sql)
     }
 
     /// The tables of a publication, by schema and name.
@@ -415,13 +410,31 @@ fn read(
     Ok(flow)
 }
 
-/// Reads `xmin:xmax:running,running`.
-fn unseen_by(snapshot: &str) -> Option<Unseen> {
+/// What the session's snapshot does not show; a session without one takes one for this.
+pub(super) fn unseen_by(sql: &mut Connection) -> Result<Unseen, PgError> {
+    // How many transactions came after number 3, the first: counted to the next, without
+    // taking its number, modulo 2^32. The snapshot's own end may be earlier: a
+    // transaction that has ended last may not show yet.
+    let rows =
+        sql.query("SELECT pg_catalog.pg_current_snapshot(), pg_catalog.age('3'::pg_catalog.xid)")?;
+    let read = |row: &Vec<Field>| {
+        let age = text(row.get(1)?)?.parse().ok()?;
+        unseen_of(text(row.first()?)?, age)
+    };
+    let unseen = rows.first().and_then(read);
+    unseen.ok_or(PgError::Protocol("a snapshot that cannot be read"))
+}
+
+/// Reads `xmin:xmax:running,running`, and how far the next number is from 3.
+fn unseen_of(snapshot: &str, age: i32) -> Option<Unseen> {
     let mut parts = snapshot.splitn(3, ':').skip(1);
-    let from = parts.next()?.parse().ok()?;
+    let from: u64 = parts.next()?.parse().ok()?;
     let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
     let running: Result<Vec<u64>, _> = running.map(str::parse).collect();
-    Some(Unseen::new(from, running.ok()?))
+    let next = age.cast_unsigned().wrapping_add(3);
+    // Without its epoch, and a little later.
+    let ahead = next.wrapping_sub(from as u32);
+    Some(Unseen::new(from..from + u64::from(ahead), running.ok()?))
 }
 
 /// Tables from rows of `(schema, table, column, whether it is of the key,
@@ -451,4 +464,32 @@ fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_not_begun_is_not_unseen() {
+        let unseen = unseen_of("90:100:90,95", 100).unwrap();
+        assert_eq!(unseen.next(), 103);
+        for (tx, is_unseen) in [(90, true), (91, false), (95, true), (99, false)] {
+            assert_eq!(unseen.contains(tx), is_unseen, "{tx}");
+        }
+        assert!(unseen.contains(100) && unseen.contains(102) && !unseen.contains(103));
+        assert!(unseen_of("100:100:", 97).unwrap().is_none());
+    }
+
+    #[test]
+    fn numbers_go_on_over_the_end_of_an_epoch() {
+        let last = (7 << 32) + u64::from(u32::MAX);
+        let unseen = unseen_of(&format!("{last}:{last}:"), 2).unwrap();
+        assert_eq!(unseen.next(), (8 << 32) + 5);
+        assert!(unseen.contains(last) && !unseen.contains(last - 1));
+        // Beyond the middle of an epoch the age is negative.
+        let middle = (7 << 32) + (1 << 31) + 10;
+        let unseen = unseen_of(&format!("{middle}:{middle}:"), i32::MIN + 9).unwrap();
+        assert_eq!(unseen.next(), middle + 2);
+    }
 }

@@ -8,6 +8,7 @@ use super::encoding::Encoding;
 use super::install;
 use super::reader::Reader;
 use super::slot::{self, State, text};
+use super::snapshot::unseen_by;
 use super::stream::{boundary, lsn};
 use super::{
     Config, Connection, Field, Fingerprint, Lsn, Name, PgError, Snapshot, Stream, Table, cell, word,
@@ -212,6 +213,10 @@ impl Source for PgSource {
 
     fn set_word(&mut self, word: &str) -> Result<bool, SourceError> {
         Ok(word::write(&mut self.sql, &self.place.publication, word)?)
+    }
+
+    fn next_transaction(&mut self) -> Result<Option<u64>, SourceError> {
+        Ok(Some(unseen_by(&mut self.sql)?.next()))
     }
 
     fn backlog(&mut self) -> Result<Backlog, SourceError> {

@@ -12,6 +12,7 @@ use super::encoding::Encoding;
 use super::error::{Doing, is_of_data};
 use super::pgoutput::{self, DecodeError, DecodeErrorKind, Message, Old, Relation, Tuple, Value};
 use super::slot::{self, State, text};
+use super::snapshot::unseen_by;
 use super::wire::Streamed;
 use super::{Connection, Lsn, Name, PgError, spelled};
 use crate::event::{Actor, Binding, Captured, Change, Key, Op, Person, Position, Row, is_instant};
@@ -69,7 +70,7 @@ impl Stream {
         let from = lsn(after)?;
         refuse_unsound(slot, from, slot::state(&mut connection, slot, from)?)?;
         let keys = primary_keys(&mut connection, None)?;
-        let newest_xid = newest_xid(&mut connection)?;
+        let near_xid = unseen_by(&mut connection)?.next();
         if let Some(setting) = encoding.setting() {
             connection.query(&setting)?;
         }
@@ -87,7 +88,7 @@ impl Stream {
             catalogue: None,
             slot: slot.clone(),
             publication: publication.clone(),
-            assembler: Assembler::new(keys, newest_xid, encoding),
+            assembler: Assembler::new(keys, near_xid, encoding),
             after,
             handed: from,
             acked: from,
@@ -286,16 +287,6 @@ fn name_of(sql: &mut Connection, table: u32) -> Result<Option<String>, PgError> 
     Ok(text(schema)
         .zip(text(table))
         .map(|(schema, table)| spelled(schema, table)))
-}
-
-/// The next transaction's number, with its epoch.
-fn newest_xid(sql: &mut Connection) -> Result<u64, PgError> {
-    let rows = sql.query("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())")?;
-    rows.first()
-        .and_then(|row| text(row.first()?)?.parse().ok())
-        .ok_or(PgError::Protocol(
-            "a snapshot without its newest transaction",
-        ))
 }
 
 /// Turns messages into steps; does no input or output.

@@ -660,6 +660,9 @@ struct Session {
     begun: Vec<Captured>,
     /// What the trail says that the fingerprint was, until that is compared.
     sealed: Option<Digest>,
+    /// The highest number of a transaction that was told before this session, since
+    /// something was missing last.
+    newest_tx: u64,
     /// Witnesses are asked before anything is written.
     is_consulting: bool,
     /// The database is about to drop what was not taken yet.

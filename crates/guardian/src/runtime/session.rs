@@ -71,6 +71,7 @@ impl Session {
             gone: collected.gone,
             begun: Vec::new(),
             sealed: collected.fingerprint,
+            newest_tx: collected.newest_tx,
             is_consulting: false,
             is_in_danger: false,
             live: collected.live,
@@ -203,7 +204,7 @@ impl Session {
         let sealed = self.sealed.take();
         self.compare_fingerprint(worker, sealed)?;
         self.tell_unfit(worker)?;
-        self.compare_word(worker)
+        self.compare_age(worker)
     }
 
     pub(super) fn run(&mut self, worker: &mut Worker) -> Ended {

@@ -21,21 +21,12 @@ fn number(word: &str) -> u64 {
 }
 
 impl Session {
-    /// Whether the database has a word of ours. One that has another is an old
-    /// copy: what was committed since is gone from it, and what it did instead
-    /// was not told.
-    pub(super) fn compare_word(&mut self, worker: &Worker) -> Result<(), Ended> {
-        let ours = self.words();
-        let newest = ours.iter().map(|word| number(word)).max();
-        let is_old = match self.source.word()? {
-            _ if ours.is_empty() => false,
-            Word::Forbidden => false,
-            Word::Absent => true,
-            // One that we do not know yet is another guardian's, whose trail this
-            // is a copy of.
-            Word::Is(word) => Some(number(&word)) <= newest && !ours.contains(&word),
-        };
-        if is_old {
+    /// Whether the database is the one that we heard last, or an old copy of it: what was
+    /// committed since is gone from that, and what it did instead was not told.
+    pub(super) fn compare_age(&mut self, worker: &Worker) -> Result<(), Ended> {
+        // Whoever has the newest word may write it into a copy.
+        let next = self.source.next_transaction()?;
+        if self.has_old_word()? || next.is_some_and(|next| next <= self.newest_tx) {
             let at = self.position;
             let about = self.gap(worker, at, at, None)?;
             let text = "the database is an older copy of itself, which went on from there: what it had since is lost, \
@@ -48,6 +39,19 @@ impl Session {
             self.trail.commit()?;
         }
         self.renew_word(worker)
+    }
+
+    fn has_old_word(&mut self) -> Result<bool, Ended> {
+        let ours = self.words();
+        let newest = ours.iter().map(|word| number(word)).max();
+        Ok(match self.source.word()? {
+            _ if ours.is_empty() => false,
+            Word::Forbidden => false,
+            Word::Absent => true,
+            // One that we do not know yet is another guardian's, whose trail this
+            // is a copy of.
+            Word::Is(word) => Some(number(&word)) <= newest && !ours.contains(&word),
+        })
     }
 
     /// Has both know another word. The file has the old and the new one until the
