@@ -79,6 +79,110 @@ fn get(site: &Site, path: &str) -> String {
     answer
 }
 
+/// A site with thousands of findings of one cause answers for them at once: after it was
+/// shown which, in portions, and for none that nobody can answer for.
+#[test]
+fn thousands_of_findings_are_accepted_by_what_they_have_in_common() {
+    const CHANGES: u64 = 2500;
+    let site = site();
+    let guardian = site.guard();
+    let db = Connection::open(site.path("hospital.db")).unwrap();
+    db.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+    db.pragma_update(None, "synchronous", "OFF").unwrap();
+    for note in 0..CHANGES {
+        db.execute("UPDATE entry SET note = ?1 WHERE id = 1", [note])
+            .unwrap();
+    }
+    site.scans_clean();
+    past_triggers(&db, "entry", "UPDATE entry SET note = 'x' WHERE id = 2");
+    site.run(&["guard", "scan"]).exits(1).says("ROW-01");
+    let choose = |more: &[&str]| {
+        let args = ["guard", "accept", "--reason", REASON];
+        site.run_as("mari", &[&args[..], more].concat())
+    };
+    let open = || {
+        let said = site.run(&["guard", "status", "--json"]).exits(1);
+        let source = &said.json()["sources"][0];
+        let listed = source["findings"].as_array().unwrap();
+        let listed = listed.iter().filter(|it| it["open"] == true).count() as u64;
+        let more = source["more_findings"].as_array().unwrap();
+        listed
+            + more
+                .iter()
+                .filter_map(|it| it["open"].as_u64())
+                .sum::<u64>()
+    };
+    assert_eq!(open(), CHANGES + 1);
+
+    // What is refused, and what is only shown.
+    choose(&["--code", "ROW-01"])
+        .exits(3)
+        .says("not as it was sealed");
+    choose(&["--code", "ACT-01", "--table", "visit"])
+        .exits(3)
+        .says("no open finding");
+    let all = ["--code", "ACT-01", "--table", "entry"];
+    let shown = choose(&[&all[..], &["--dry-run", "--json"]].concat()).exits(0);
+    let shown = shown.json()["would_accept"].clone();
+    assert_eq!(shown["count"], CHANGES);
+    let (first, last) = (
+        &shown["findings"][0]["first"],
+        &shown["findings"][0]["last"],
+    );
+    let (first, last) = (first.as_u64().unwrap(), last.as_u64().unwrap());
+    choose(&["--finding", "0-9999999", "--dry-run"])
+        .exits(0)
+        .says(&format!("{CHANGES} ACT-01 entry, lines {first} to {last}"))
+        .says("stay open, for nobody can answer for them\n  1 ROW-01 entry");
+    // Nobody says yes.
+    choose(&all).exits(3).says("nothing was accepted");
+    choose(&[&all[..], &["--json"]].concat())
+        .exits(3)
+        .says("--dry-run");
+    let jaan = [&["guard", "accept", "--reason", REASON, "--yes"], &all[..]].concat();
+    site.run_as("jaan", &jaan).exits(3).says("may not decide");
+    assert_eq!(open(), CHANGES + 1);
+
+    // Some by their lines, some by where they end, then the others.
+    let finding = |number: u64| {
+        let lines = format!("{first}-{last}");
+        let said = choose(&[
+            "--finding",
+            &lines,
+            "--until",
+            &number.to_string(),
+            "--dry-run",
+            "--json",
+        ]);
+        said.json()["would_accept"]["count"].as_u64()
+    };
+    let middle = (first + last) / 2;
+    let half = finding(middle).unwrap();
+    assert!(half > CHANGES / 3 && half < CHANGES);
+    let lines = format!("{first}-{middle}");
+    let done = choose(&["--finding", &lines, "--yes"]).exits(0);
+    done.says(&format!("accepted   {half} findings by Mari Maasikas"));
+    assert_eq!(open(), CHANGES + 1 - half);
+    let done = choose(&[&all[..], &["--until", "2000-01-01T00:00:00Z", "--yes"]].concat());
+    done.exits(3).says("no open finding");
+    let until = last.to_string();
+    let done = choose(&[&all[..], &["--until", &until, "--yes", "--json"]].concat());
+    let done = done.exits(0).json();
+    assert_eq!(done["accepted"]["count"], CHANGES - half);
+    assert_eq!(done["by"], "Mari Maasikas");
+    assert_eq!(open(), 1);
+    guardian.stop();
+    site.run(&["trail", "verify"]).exits(0);
+
+    // Whoever reads the trail anew comes to the same.
+    site.run(&["trail", "rebuild"]).exits(0);
+    let guardian = site.guard();
+    site.run(&["guard", "scan"]).exits(1).says("ROW-01");
+    assert_eq!(open(), 1);
+    choose(&all).exits(3).says("no open finding");
+    guardian.stop();
+}
+
 /// Ten more than are listed.
 #[test]
 fn of_very_many_findings_all_are_counted_and_any_is_accepted() {

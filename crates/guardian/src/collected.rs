@@ -23,7 +23,7 @@ pub(crate) struct Collected {
     pub(crate) findings: Newest<Told>,
     /// Findings that are only counted, and were accepted; until somebody says by
     /// [`Collected::place`] of which code and table they are.
-    pub(crate) accepted: Vec<u64>,
+    pub(crate) accepted: BTreeSet<u64>,
     pub(crate) fingerprint: Option<Digest>,
     /// Tables that the trail was begun with.
     pub(crate) first: Vec<String>,
@@ -88,9 +88,7 @@ pub(crate) fn finding_of(line: &Line) -> Option<Finding> {
 impl Collected {
     /// Says of which code and table a finding is that was accepted.
     pub(crate) fn place(&mut self, seq: u64, kind: &Kind) {
-        let before = self.accepted.len();
-        self.accepted.retain(|accepted| *accepted != seq);
-        if self.accepted.len() < before {
+        if self.accepted.remove(&seq) {
             self.findings.end_counted(kind, seq, None);
         }
     }
@@ -112,7 +110,7 @@ impl Collected {
         let Some(accept) = &line.accept else { return };
         let seq = accept.finding.seq;
         if !self.findings.end(seq, |told| told.accepted(line.clone())) {
-            self.accepted.push(seq);
+            self.accepted.insert(seq);
         }
     }
 }
@@ -185,7 +183,7 @@ struct Saved {
     live: BTreeSet<String>,
     events: u64,
     findings: Vec<SavedKind>,
-    accepted: Vec<u64>,
+    accepted: BTreeSet<u64>,
     fingerprint: Option<Digest>,
     first: Vec<String>,
     gone: Vec<(String, Bytes32)>,
@@ -360,7 +358,7 @@ mod tests {
         collected.line(&acceptance(2 * NUMBER + 2, 2 * NUMBER));
         assert_eq!(
             (open(&collected), &collected.accepted),
-            (NUMBER - 1, &vec![2])
+            (NUMBER - 1, &BTreeSet::from([2]))
         );
         let mut collected = Collected::load(&collected.save()).unwrap();
         collected.place(2, &kind);

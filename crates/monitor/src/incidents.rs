@@ -276,6 +276,19 @@ impl Incidents {
         self.newest.more()
     }
 
+    /// The first and the last line of the open findings of the kinds that `is_wanted`.
+    pub fn open_between(&self, is_wanted: impl Fn(&Kind) -> bool) -> Option<(u64, u64)> {
+        let kept = self.newest.all_open().filter(|(kind, ..)| is_wanted(kind));
+        let kept = kept.map(|(_, line, _)| (line, line));
+        let more = self
+            .newest
+            .more()
+            .filter(|(kind, more)| more.open > 0 && is_wanted(kind));
+        let more = more.map(|(_, more)| (more.first, more.last));
+        kept.chain(more)
+            .reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)))
+    }
+
     /// How many are open of these codes.
     pub fn open(&self, codes: &[Code]) -> u64 {
         let is_it = |kind: &Kind| codes.contains(&kind.0);

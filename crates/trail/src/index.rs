@@ -15,6 +15,7 @@ use crate::layout::Layout;
 use crate::log::Log;
 use crate::map::{BLOCKS, Damage, LINES, MapError, OsFolder};
 use crate::records::Records;
+use memchr::memmem;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Line;
@@ -185,6 +186,34 @@ impl Index {
             true => Ok(Some(bytes)),
             false => Err(self.lines.damaged(Damage::Altered)),
         }
+    }
+
+    /// The findings among `count` lines from `seq` on.
+    ///
+    /// # Errors
+    /// [`MapError::Damaged`] if the lines are not on disk, or others stand there.
+    pub(crate) fn findings(
+        &self,
+        layout: &Layout,
+        seq: u64,
+        count: u64,
+    ) -> Result<Vec<Line>, MapError> {
+        let altered = || self.lines.damaged(Damage::Altered);
+        let bytes = self.lines(layout, seq, count)?.ok_or_else(altered)?;
+        // No text of a line has these bytes: its quotation marks are escaped.
+        let finder = memmem::Finder::new(br#""op":"finding""#);
+        let mut found = Vec::new();
+        for (seq, bytes) in (seq..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
+            if finder.find(bytes).is_some() {
+                let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+                let line = Line::decode(line).map_err(|_| altered())?;
+                if line.seq != seq {
+                    return Err(altered());
+                }
+                found.push(line);
+            }
+        }
+        Ok(found)
     }
 
     /// The bytes of `count` lines of one segment from `seq` on, each with its

@@ -923,6 +923,20 @@ impl Trail {
         Ok(line.map(|bytes| Line::decode(&bytes)).transpose()?)
     }
 
+    /// The findings among the next `most` lines from `seq` on that are durable, in their
+    /// order, and the line after these. Much faster than to ask for each line.
+    ///
+    /// # Errors
+    /// Those of [`Trail::line`].
+    pub fn findings(&self, seq: u64, most: u64) -> Result<(Vec<Line>, u64), TrailError> {
+        let count = self.undurable.saturating_sub(seq).min(most);
+        if count == 0 {
+            return Ok((Vec::new(), seq));
+        }
+        let found = self.index.findings(&self.layout, seq, count)?;
+        Ok((found, seq + count))
+    }
+
     fn segment_is_due(&self, now: Timestamp) -> bool {
         let age_us = self
             .segment_began

@@ -82,6 +82,10 @@ impl Guarded for Pretend {
         Err(Refused::Unknown)
     }
 
+    async fn accept_of(&self, _: acceptance::AskedOf) -> Result<acceptance::Portion, Refused> {
+        Err(Refused::Unknown)
+    }
+
     async fn scan(&self) -> Result<ScanSummary, String> {
         tokio::time::sleep(Duration::from_secs(1)).await;
         Err("nothing is guarded here".into())

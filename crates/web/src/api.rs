@@ -134,6 +134,18 @@ pub(crate) async fn accept<G: Guarded>(
     }
 }
 
+/// An approver answers for a portion of the findings that he chose.
+pub(crate) async fn accept_of<G: Guarded>(
+    State(site): State<Arc<Site<G>>>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Response {
+    match asked::<acceptance::AskedOf, G>(&site, &name, body, "4.6").await {
+        Ok((source, asked)) => answer(source.guardian.accept_of(asked).await),
+        Err(refused) => refused,
+    }
+}
+
 /// What an approver asks, of which source. His token never goes over a network in
 /// clear, so nothing but a loopback address takes one.
 async fn asked<'a, T: DeserializeOwned, G: Guarded>(

@@ -12,6 +12,7 @@
 //! | POST `/api/scan/{source}`      | compares all live rows now                     |
 //! | POST `/api/erasure/{source}`   | an approver asks about erasures, or decides    |
 //! | POST `/api/accept/{source}`    | an approver answers for findings               |
+//! | POST `/api/accept/{source}/portion` | the same for some of those that he chose  |
 //! | `/audit/{source}/...`          | what auditors ask, each request signed (spec 64) |
 //! | GET `/health`, `/ready`        | is the process alive; are all sources guarded  |
 //! | GET `/metrics`                 | Prometheus text                                |
@@ -174,6 +175,12 @@ pub trait Guarded: Clone + Send + Sync + 'static {
         asked: acceptance::Asked,
     ) -> impl Future<Output = Result<acceptance::Answer, Refused>> + Send;
 
+    /// The same for a portion of those that he chose.
+    fn accept_of(
+        &self,
+        asked: acceptance::AskedOf,
+    ) -> impl Future<Output = Result<acceptance::Portion, Refused>> + Send;
+
     /// Where auditors are answered; `None` where nobody is.
     fn desk(&self) -> Option<Arc<Desk>>;
 }
@@ -218,6 +225,10 @@ impl Guarded for Handle {
         Handle::accept(self, asked).await
     }
 
+    async fn accept_of(&self, asked: acceptance::AskedOf) -> Result<acceptance::Portion, Refused> {
+        Handle::accept_of(self, asked).await
+    }
+
     fn desk(&self) -> Option<Arc<Desk>> {
         Some(Arc::clone(Handle::desk(self)))
     }
@@ -246,6 +257,7 @@ fn routes<G: Guarded>(site: Arc<Site<G>>) -> Router {
         .route("/api/scan/{source}", post(api::scan::<G>))
         .route("/api/erasure/{source}", post(api::erasure::<G>))
         .route("/api/accept/{source}", post(api::accept::<G>))
+        .route("/api/accept/{source}/portion", post(api::accept_of::<G>))
         .route(
             "/audit/{source}/{*what}",
             get(audit::audit::<G>).post(audit::audit::<G>),

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pitser_capture::fhir::{self, MAX_EVENT};
+use pitser_evidence::Code;
 use pitser_guardian::acceptance;
 use pitser_guardian::approver::{Day, Power, Refused, Token};
 use pitser_guardian::audit::Desk;
@@ -76,6 +77,25 @@ impl Guarded for Recorder {
             "known" => Ok(erasure::Answer::Holds(Vec::new())),
             "busy" => Err(Refused::Unavailable("disk full".into())),
             "bound" => Err(Refused::Rule("a hold stands".into())),
+            _ => Err(Refused::Unknown),
+        }
+    }
+
+    async fn accept_of(&self, asked: acceptance::AskedOf) -> Result<acceptance::Portion, Refused> {
+        match spelled(&asked.token) {
+            "known" => Ok(acceptance::Portion {
+                by: "Mari Maasikas".into(),
+                found: vec![acceptance::Counted {
+                    code: Code::Unattributed,
+                    table: asked.of.table,
+                    count: 2,
+                    first: asked.of.from,
+                    last: asked.of.until,
+                }],
+                left: Vec::new(),
+                lines: asked.reason.map(|_| (20, 21)),
+                next: None,
+            }),
             _ => Err(Refused::Unknown),
         }
     }
@@ -735,4 +755,19 @@ async fn an_approver_answers_for_findings() {
     let long = served.post("/api/accept/ehr", vec![b' '; 20_000]).await;
     assert_eq!(long.code, 413);
     assert_eq!(served.post("/api/accept/other", "{}").await.code, 404);
+    let portion = async |of: &str, why: &str| {
+        let body = format!("{{\"token\":\"known\",\"of\":{{{of}}}{why}}}");
+        served.post("/api/accept/ehr/portion", body).await
+    };
+    let answer = portion(r#""from":7,"until":9,"code":"ACT-01""#, "").await;
+    let found = r#"{"by":"Mari Maasikas","found":[{"code":"ACT-01","count":2,"first":7,"last":9}],"left":[]}"#;
+    assert_eq!(
+        (answer.code, answer.json()),
+        (200, serde_json::from_str(found).unwrap())
+    );
+    let answer = portion(r#""from":7,"until":9"#, r#","reason":"why""#).await;
+    assert_eq!(answer.json()["lines"], json!([20, 21]));
+    for wrong in [r#""from":7"#, r#""from":7,"until":9,"code":"ACT-99""#] {
+        assert_eq!(portion(wrong, "").await.code, 400);
+    }
 }

@@ -8,7 +8,6 @@ use crate::files;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{clean, plural, print, print_json};
 use pitser_evidence::line::Timestamp;
-use pitser_guardian::acceptance;
 use pitser_guardian::approver::{Approver, Refused, Token};
 use pitser_guardian::config::Source;
 use pitser_guardian::erasure::{self, Ask, Asked};
@@ -127,21 +126,17 @@ impl Asking {
         }
     }
 
-    /// Asks the running guardian to accept findings.
-    pub(super) async fn accept(
+    /// Asks the running guardian about findings, at an address below `/api/accept/`.
+    pub(super) async fn of_findings<T: Serialize>(
         &self,
-        findings: Vec<u64>,
-        reason: String,
+        below: &str,
         by: Option<&str>,
+        asked: impl FnOnce(Token) -> T,
     ) -> Result<Value, Failure> {
         let config = Config::read(&self.config)?;
         let source = config.source(self.source.as_deref())?;
-        let asked = acceptance::Asked {
-            token: self.token(&config, by)?,
-            findings,
-            reason,
-        };
-        let path = format!("/api/accept/{}", source.name);
+        let asked = asked(self.token(&config, by)?);
+        let path = format!("/api/accept/{}{below}", source.name);
         let answer = send(&config, &path, &asked).await?;
         answer.ok_or_else(|| {
             Failure::Service(format!(

@@ -1,5 +1,6 @@
 //! `pitser guard`: prepares databases, guards them, says how they are.
 
+use super::accept;
 use crate::clock;
 use crate::config::{Config, EXAMPLE};
 use crate::outcome::{Exit, Failure, Outcome};
@@ -52,7 +53,7 @@ enum Command {
     Scan(Asking),
     /// Answer for findings that were looked into: they are open no more, and the trail says who says
     /// so and why
-    Accept(Accept),
+    Accept(accept::Args),
     /// Send a test message to each receiver of findings; exit code 4 if one does not take it
     TestAlert(Common),
     /// Take everything of ours out of the databases; the trails stay
@@ -89,21 +90,6 @@ struct Asking {
     json: bool,
 }
 
-#[derive(Debug, clap::Args)]
-struct Accept {
-    /// Trail line of a finding, as `guard status` shows it; several are accepted together
-    #[arg(long = "finding", value_name = "LINE", required = true, num_args = 1..)]
-    findings: Vec<u64>,
-    /// Why nobody has to look at them any more; kept in the vault, the trail commits to it
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
-    /// The approver's name: a check that the token is that person's
-    #[arg(long, value_name = "NAME")]
-    by: Option<String>,
-    #[command(flatten)]
-    asking: super::erase::Asking,
-}
-
 /// How long a stopping guardian waits for the seal of its last block.
 const LAST_SEAL: Duration = Duration::from_secs(10);
 
@@ -122,7 +108,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         Command::Run(args) => guard(&Config::read(&args.config)?).await,
         Command::Status(args) => status(&args).await,
         Command::Scan(args) => scan(&args).await,
-        Command::Accept(args) => accept(args).await,
+        Command::Accept(args) => accept::run(args).await,
         Command::TestAlert(args) => test_alert(&Config::read(&args.config)?).await,
         Command::Example => {
             print(EXAMPLE)?;
@@ -371,6 +357,10 @@ impl Guarded for Overseen {
         Guarded::accept(&self.handle, asked).await
     }
 
+    async fn accept_of(&self, asked: acceptance::AskedOf) -> Result<acceptance::Portion, Refused> {
+        Guarded::accept_of(&self.handle, asked).await
+    }
+
     fn desk(&self) -> Option<Arc<Desk>> {
         Guarded::desk(&self.handle)
     }
@@ -491,24 +481,6 @@ async fn scan(args: &Asking) -> Outcome {
             unread.join(". ")
         ))),
     }
-}
-
-async fn accept(args: Accept) -> Outcome {
-    let by = args.by.as_deref();
-    let answer = args.asking.accept(args.findings, args.reason, by).await?;
-    if args.asking.json {
-        print_json(&answer)?;
-        return Ok(Exit::Intact);
-    }
-    let by = answer["by"].as_str().unwrap_or_default();
-    for accepted in answer["accepted"].as_array().into_iter().flatten() {
-        let line = format!(
-            "accepted   the finding of line {} by {by}\nline       {}, sealed with the next block\n",
-            accepted["finding"], accepted["line"]
-        );
-        print(&output::clean(&line))?;
-    }
-    Ok(Exit::Intact)
 }
 
 async fn test_alert(config: &Config) -> Outcome {

@@ -1,5 +1,6 @@
 //! One module a command. Each has its arguments and a `run`.
 
+mod accept;
 pub(crate) mod audit;
 pub(crate) mod authority;
 pub(crate) mod bench;

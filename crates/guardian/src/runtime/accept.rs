@@ -3,8 +3,8 @@
 
 use super::findings::finding_in_clear;
 use super::{Ended, Session, Worker};
-use crate::acceptance::{Answer, Asked, Line as Done};
-use crate::approver::{Power, Refused, who};
+use crate::acceptance::{Answer, Asked, AskedOf, Line as Done, MAX_FINDINGS, Portion, Tally};
+use crate::approver::{Power, Refused, Token, who};
 use crate::collected::{Collected, finding_of};
 use pitser_evidence::line::{Acceptance, Binding, Line, Op, Patient, Prev};
 use pitser_monitor::{Accepted, NotAccepted, can_accept};
@@ -17,53 +17,112 @@ impl Session {
     /// unless the trail fails in between.
     pub(super) fn accept(
         &mut self,
-        worker: &Worker,
+        worker: &mut Worker,
         asked: &Asked,
-        reply: oneshot::Sender<Result<Answer, Refused>>,
+        reply: Reply<Answer>,
     ) -> Result<(), Ended> {
-        let by = match self.may_accept(worker, asked) {
-            Ok(by) => by,
-            Err(refused) => {
-                let _ = reply.send(Err(refused));
-                return Ok(());
-            }
-        };
-        match self.write_acceptances(worker, asked, &by) {
-            Ok(accepted) => {
-                self.show(worker);
-                let _ = reply.send(Ok(Answer { accepted, by }));
-                Ok(())
-            }
-            Err(ended) => {
-                let why = match &ended {
-                    Ended::Failed(error) => error.to_string(),
-                    Ended::Stopped(_) | Ended::Erased => "the guardian has stopped".into(),
-                };
-                let _ = reply.send(Err(Refused::Unavailable(why)));
-                Err(ended)
-            }
-        }
+        let outcome = self.accept_named(worker, asked);
+        told(outcome, reply)
     }
 
-    /// Who asks, if all that he names may be accepted.
-    fn may_accept(&self, worker: &Worker, asked: &Asked) -> Result<String, Refused> {
-        let approvers = &worker.parts.tuning.approvers;
-        let by = who(approvers, &asked.token, Power::Accept, self.now(worker))?.to_owned();
+    /// The same for a portion of what he chose, or says what he would accept.
+    pub(super) fn accept_of(
+        &mut self,
+        worker: &mut Worker,
+        asked: &AskedOf,
+        reply: Reply<Portion>,
+    ) -> Result<(), Ended> {
+        let outcome = self.accept_portion(worker, asked);
+        told(outcome, reply)
+    }
+
+    fn accept_named(&mut self, worker: &mut Worker, asked: &Asked) -> Result<Answer, NotDone> {
+        let by = self.approver(worker, &asked.token)?;
         asked.check().map_err(Refused::Rule)?;
         for finding in &asked.findings {
             let refused = |why: NotAccepted| Refused::Rule(format!("line {finding}: {why}"));
             let may = match self.incidents.may_accept(*finding) {
                 Some(may) => may,
-                None => self
-                    .may_accept_counted(*finding)
-                    .map_err(|error| Refused::Unavailable(error.to_string()))?,
+                None => self.may_accept_counted(*finding).map_err(unreadable)?,
             };
             may.map_err(refused)?;
         }
-        Ok(by)
+        // The findings' own lines are read again.
+        self.trail.commit().map_err(Ended::from)?;
+        let mut lines = Vec::with_capacity(asked.findings.len());
+        for finding in &asked.findings {
+            lines.push(self.line(*finding).map_err(Ended::from)?);
+        }
+        let accepted = self.write_acceptances(worker, &lines, &by, &asked.reason)?;
+        Ok(Answer { accepted, by })
     }
 
-    /// The same of a finding that is not kept in memory: the trail says.
+    /// Looks at some lines of a choice, and accepts what he may.
+    fn accept_portion(&mut self, worker: &mut Worker, asked: &AskedOf) -> Result<Portion, NotDone> {
+        let by = self.approver(worker, &asked.token)?;
+        asked.check().map_err(Refused::Rule)?;
+        let mut portion = Portion {
+            by,
+            found: Vec::new(),
+            left: Vec::new(),
+            lines: None,
+            next: None,
+        };
+        let of = &asked.of;
+        let Some((first, last)) = self.incidents.open_between(|kind| of.has_kind(kind)) else {
+            return Ok(portion);
+        };
+        let (from, until) = (of.from.max(first), of.until.min(last));
+        if from > until {
+            return Ok(portion);
+        }
+        self.trail.commit().map_err(Ended::from)?;
+        let most = (until - from).saturating_add(1).min(LOOKED_AT);
+        let (lines, mut next) = self.trail.findings(from, most).map_err(unreadable)?;
+        let (mut found, mut left) = (Tally::default(), Tally::default());
+        let mut wanted = Vec::new();
+        for line in lines {
+            let kind = finding_of(&line).map(|finding| finding.kind());
+            let Some(kind) = kind.filter(|it| of.has_kind(it) && of.has_time(line.at)) else {
+                continue;
+            };
+            // Of a finding that is not kept, only an acceptance ends what can be accepted.
+            let may = match self.incidents.may_accept(line.seq) {
+                Some(may) => may,
+                None if self.trail.is_accepted(line.seq).map_err(unreadable)? => continue,
+                None => can_accept(kind.0),
+            };
+            match may {
+                Ok(()) if asked.reason.is_some() && wanted.len() == MAX_FINDINGS => {
+                    next = line.seq;
+                    break;
+                }
+                Ok(()) => {
+                    found.add(kind, line.seq);
+                    wanted.push(line);
+                }
+                Err(NotAccepted::RowDiffers | NotAccepted::Trail) => left.add(kind, line.seq),
+                Err(NotAccepted::Before(_) | NotAccepted::Closed | NotAccepted::NoFinding) => {}
+            }
+        }
+        if let Some(reason) = asked.reason.as_ref().filter(|_| !wanted.is_empty()) {
+            let done = self.write_acceptances(worker, &wanted, &portion.by, reason)?;
+            let line = |done: Option<&Done>| done.map(|done| done.line);
+            portion.lines = line(done.first()).zip(line(done.last()));
+        }
+        portion.found = found.into_counted();
+        portion.left = left.into_counted();
+        portion.next = Some(next).filter(|next| *next <= until);
+        Ok(portion)
+    }
+
+    /// Who asks, if it is somebody who may answer for findings.
+    fn approver(&self, worker: &Worker, token: &Token) -> Result<String, Refused> {
+        let approvers = &worker.parts.tuning.approvers;
+        who(approvers, token, Power::Accept, self.now(worker)).map(str::to_owned)
+    }
+
+    /// Whether a finding may be accepted that is not kept in memory: the trail says.
     fn may_accept_counted(&self, seq: u64) -> Result<Result<(), NotAccepted>, TrailError> {
         let line = self.trail.line(seq)?;
         let Some(finding) = line.as_ref().and_then(finding_of) else {
@@ -77,32 +136,35 @@ impl Session {
 
     fn write_acceptances(
         &mut self,
-        worker: &Worker,
-        asked: &Asked,
+        worker: &mut Worker,
+        findings: &[Line],
         by: &str,
+        reason: &str,
     ) -> Result<Vec<Done>, Ended> {
-        // The findings' own lines are read again below.
-        self.trail.commit()?;
-        let mut done = Vec::with_capacity(asked.findings.len());
-        for finding in &asked.findings {
-            let of = self.line(*finding)?;
-            let draft = self.acceptance_of(worker, &of, by, &asked.reason)?;
+        let mut done = Vec::with_capacity(findings.len());
+        for of in findings {
+            self.make_room(worker)?;
+            let draft = self.acceptance_of(worker, of, by, reason)?;
             let at = draft.at.micros();
             let line = self.append(vec![draft])?;
             let accepted = Accepted {
                 line,
                 at,
                 by: Some(by.to_owned()),
-                reason: Some(asked.reason.clone()),
+                reason: Some(reason.to_owned()),
             };
-            self.accepted(&of, accepted)?;
-            tracing::info!(source = %worker.parts.source.name, finding, line, "a finding was accepted");
+            self.accepted(of, accepted)?;
             done.push(Done {
-                finding: *finding,
+                finding: of.seq,
                 line,
             });
         }
         self.trail.commit()?;
+        if let [Done { finding, line }, ..] = done[..] {
+            let count = done.len();
+            tracing::info!(source = %worker.parts.source.name, finding, line, count, "findings were accepted");
+        }
+        self.show(worker);
         Ok(done)
     }
 
@@ -165,6 +227,52 @@ impl Session {
         })
     }
 }
+
+/// Who waits for an answer.
+type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+
+/// Why a wish was not done: it was refused, or the session ends over it.
+enum NotDone {
+    Refused(Refused),
+    Ended(Ended),
+}
+
+impl From<Refused> for NotDone {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<Ended> for NotDone {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
+}
+
+/// Tells who asked.
+fn told<T>(outcome: Result<T, NotDone>, reply: Reply<T>) -> Result<(), Ended> {
+    let (answer, ended) = match outcome {
+        Ok(answer) => (Ok(answer), Ok(())),
+        Err(NotDone::Refused(refused)) => (Err(refused), Ok(())),
+        Err(NotDone::Ended(ended)) => {
+            let why = match &ended {
+                Ended::Failed(error) => error.to_string(),
+                Ended::Stopped(_) | Ended::Erased => "the guardian has stopped".into(),
+            };
+            (Err(Refused::Unavailable(why)), Err(ended))
+        }
+    };
+    let _ = reply.send(answer);
+    ended
+}
+
+/// The trail cannot be read now; nothing was done.
+fn unreadable(error: TrailError) -> Refused {
+    Refused::Unavailable(error.to_string())
+}
+
+/// Lines that are looked at for one request, at most: some milliseconds.
+const LOOKED_AT: u64 = 5_000;
 
 /// Whose list it is; `None` too if the patient was erased since.
 pub(super) fn patient_id(

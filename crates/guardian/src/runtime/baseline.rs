@@ -276,7 +276,8 @@ impl Session {
                 Command::Submit { .. }
                 | Command::Settle { .. }
                 | Command::Erasure { .. }
-                | Command::Accept { .. } => self.postponed.push(command),
+                | Command::Accept { .. }
+                | Command::AcceptOf { .. } => self.postponed.push(command),
                 // Of a pass of an earlier session.
                 Command::Expect { .. } | Command::Looked { .. } => {}
             }

@@ -201,6 +201,10 @@ enum Command {
         asked: acceptance::Asked,
         reply: oneshot::Sender<Result<acceptance::Answer, Refused>>,
     },
+    AcceptOf {
+        asked: acceptance::AskedOf,
+        reply: oneshot::Sender<Result<acceptance::Portion, Refused>>,
+    },
     Seal(Outcome),
     /// A witness has answered.
     Cosigned {
@@ -378,6 +382,21 @@ impl Handle {
     pub async fn accept(&self, asked: acceptance::Asked) -> Result<acceptance::Answer, Refused> {
         let stopped = || Refused::Unavailable("the guardian has stopped".into());
         self.ask(|reply| Command::Accept { asked, reply })
+            .await
+            .unwrap_or_else(|| Err(stopped()))
+    }
+
+    /// Has an approver answer for a portion of the open findings that he chose, or says
+    /// what that would be.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn accept_of(
+        &self,
+        asked: acceptance::AskedOf,
+    ) -> Result<acceptance::Portion, Refused> {
+        let stopped = || Refused::Unavailable("the guardian has stopped".into());
+        self.ask(|reply| Command::AcceptOf { asked, reply })
             .await
             .unwrap_or_else(|| Err(stopped()))
     }
@@ -589,6 +608,9 @@ impl Worker {
                     drop(reply.send(Err(Refused::Unavailable(trouble()))))
                 }
                 Ok(Command::Accept { reply, .. }) => {
+                    drop(reply.send(Err(Refused::Unavailable(trouble()))))
+                }
+                Ok(Command::AcceptOf { reply, .. }) => {
                     drop(reply.send(Err(Refused::Unavailable(trouble()))))
                 }
                 Ok(Command::Cosigned { witness, .. }) => {

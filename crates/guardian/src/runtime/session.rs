@@ -414,6 +414,7 @@ impl Session {
             }
             Command::Erasure { asked, reply } => self.erasure(worker, &asked, reply),
             Command::Accept { asked, reply } => self.accept(worker, &asked, reply),
+            Command::AcceptOf { asked, reply } => self.accept_of(worker, &asked, reply),
             Command::Seal(outcome) => self.seal(worker, outcome),
             Command::Cosigned { witness, answer } => self.heard(worker, witness, answer),
             Command::Fleet(told) => {
