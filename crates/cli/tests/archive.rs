@@ -185,6 +185,46 @@ fn a_folder() {
         .says("this segment is in an archive");
 }
 
+/// The archive is another machine's, which may be down for an hour: that is no reason to
+/// leave a database without its guardian.
+#[test]
+fn a_guardian_starts_and_seals_while_its_archive_is_away() {
+    let hospital = Hospital::new();
+    let (folder, away) = (
+        hospital.dir.path().join("archive"),
+        hospital.dir.path().join("away"),
+    );
+    hospital.configure(&format!(
+        "[archive]\nstore = \"file://{}\"\n",
+        folder.display()
+    ));
+    fs::create_dir(&folder).unwrap();
+    let guardian = hospital.guard();
+    hospital.until_closed(4);
+    guardian.stop();
+    hospital.run("trail archive --keep 0").exits(0);
+    let last = *hospital.layout().segment_numbers().unwrap().last().unwrap();
+    for closed in 0..last - 1 {
+        assert!(!hospital.layout().segment(closed).exists());
+    }
+    let cache = hospital.layout().dir().join("archive-cache");
+    assert!(!cache.exists() || fs::remove_dir_all(&cache).is_ok());
+    fs::rename(&folder, &away).unwrap();
+    // Twice: what is written without the archive is gone on from without it, too.
+    for round in 1..=2 {
+        let guardian = hospital.guard();
+        hospital.until_closed(last + 2 * round);
+        guardian.stop();
+    }
+    assert!(!cache.exists(), "something was fetched");
+    fs::rename(&away, &folder).unwrap();
+    let verified = consistent(hospital.run("trail verify --json")).json();
+    assert!(
+        verified["blocks"].as_u64() > Some(u64::from(last)),
+        "{verified}"
+    );
+}
+
 /// What is done to the map's folder.
 type Damage = fn(&std::path::Path);
 

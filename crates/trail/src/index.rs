@@ -160,6 +160,26 @@ impl Index {
         self.partition(|entry| entry.segment < segment)
     }
 
+    /// The segment in which line `seq` stands, or behind which it does, and that one's
+    /// first line. `None` if no block is known before it.
+    fn segment_of(&self, layout: &Layout, seq: u64) -> Result<Option<(u32, u64)>, MapError> {
+        let after = self.partition(|entry| entry.leaf.first_seq <= seq)?;
+        let last = match after.checked_sub(1) {
+            Some(last) => self.block(last, "")?,
+            None => None,
+        };
+        let Some(last) = last else {
+            return Ok(None);
+        };
+        // A line of the open block: nothing of its segment is archived.
+        let end = last.leaf.first_seq + last.leaf.count;
+        if seq >= end && !layout.segment(last.segment).exists() {
+            return Ok(Some((last.segment + 1, end)));
+        }
+        let first = self.block(self.first_of(last.segment)?, "")?;
+        Ok(first.map(|first| (last.segment, first.leaf.first_seq)))
+    }
+
     /// How many blocks at the beginning are `before` something.
     fn partition(&self, before: impl Fn(&BlockEntry) -> bool) -> Result<u64, MapError> {
         let (mut low, mut high) = (0, self.blocks());
@@ -235,8 +255,16 @@ impl Index {
         self.lines.read(&mut place, group * PLACE)?;
         let place = u64::from_be_bytes(place);
         let (mut segment, mut offset) = ((place >> 40) as u32, place & ((1 << 40) - 1));
+        let mut skip = seq % STRIDE;
+        // Of an archived segment nothing is fetched for lines that stand behind it.
+        if !layout.segment(segment).exists()
+            && let Some((later, first)) = self.segment_of(layout, seq)?
+            && later > segment
+        {
+            (segment, offset, skip) = (later, 0, seq - first);
+        }
         let mut wanted = Wanted {
-            skip: seq % STRIDE,
+            skip,
             take: count,
             taken: Vec::new(),
         };

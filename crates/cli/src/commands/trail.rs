@@ -57,7 +57,8 @@ impl Which {
 struct ArchiveArgs {
     #[command(flatten)]
     which: Which,
-    /// How many of the newest closed segments stay here
+    /// How many of the newest closed segments stay here: at least one, with which the trail
+    /// is opened while the archive is away
     #[arg(long, default_value_t = 1)]
     keep: usize,
     /// Write the same events as Parquet beside them
@@ -100,7 +101,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
 
 fn archive(args: &ArchiveArgs) -> Outcome {
     let options = MoveOptions {
-        keep: args.keep,
+        // Its last line and seal are what a trail goes on from.
+        keep: args.keep.max(1),
         parquet: args.parquet,
     };
     let (mut segments, mut freed, mut stored) = (0u64, 0, 0);
