@@ -629,6 +629,7 @@ mod tests {
             "keyless",
             "replica_identity",
             "attribution",
+            "system",
             "slot",
             "publication",
             "source.actor",

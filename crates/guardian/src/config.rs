@@ -62,6 +62,10 @@ pub struct Source {
     /// The PKCS#11 token that wraps the vault's master key, in place of that file.
     #[serde(default)]
     pub vault_token: Option<VaultToken>,
+    /// Which database this is, if it is not the one any more that the trail was begun
+    /// for: after an upgrade, or on another host (docs/upgrades.md).
+    #[serde(default)]
+    pub system: Option<String>,
     /// PostgreSQL: the replication slot's name; `pitser_NAME` if absent.
     pub slot: Option<String>,
     /// PostgreSQL: the publication's name; `pitser_NAME` if absent.
@@ -95,6 +99,7 @@ impl Source {
             attribution: Attribution::default(),
             vault_key: None,
             vault_token: None,
+            system: None,
             slot: None,
             publication: None,
             dir: PathBuf::new(),

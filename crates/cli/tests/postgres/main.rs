@@ -22,6 +22,7 @@ mod schema;
 mod soak;
 mod tamper;
 mod tricks;
+mod upgrade;
 mod world;
 
 use common::port;

@@ -70,11 +70,13 @@ pub enum InitError {
     NotInitialised(String),
     /// The trail belongs to another database.
     #[error(
-        "CAP-02 the trail was begun for database {expected}, this one is {found}: it was replaced, or the wrong file \
-         is configured. A new database needs a new trail (another source name)"
+        "CAP-02 the trail is that of database {expected}, this one is {found}: it was replaced, or the wrong one \
+         is configured. A new database needs a new trail (another source name). If it is the same one after a \
+         major upgrade, or on another host, say so by system = {found:?} in its [[source]]: the trail goes on, and \
+         tells of it (docs/upgrades.md)"
     )]
     OtherDatabase {
-        /// What the genesis line says.
+        /// What the genesis line or the configuration says.
         expected: String,
         /// What the database says.
         found: String,
@@ -195,9 +197,15 @@ pub(crate) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitErr
     }
 }
 
-/// The database must be the one that the trail was begun for.
-pub(crate) fn check_identity(found: &Identity, genesis: &Genesis) -> Result<(), InitError> {
-    let expected = &genesis.system;
+/// The database must be the one that the trail was begun for, or the one that the
+/// configuration says it has become: then the fingerprint is another one, which the trail
+/// tells of (`CAP-02`).
+pub(crate) fn check_identity(
+    found: &Identity,
+    genesis: &Genesis,
+    source: &Source,
+) -> Result<(), InitError> {
+    let expected = source.system.as_ref().unwrap_or(&genesis.system);
     if *expected == found.system {
         Ok(())
     } else {

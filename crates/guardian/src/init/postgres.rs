@@ -100,7 +100,7 @@ pub(super) fn install(
         false => Some(Begun::open(tuning.layout(source))?),
     };
     if let Some(begun) = &begun {
-        check_identity(&identity, &begun.genesis)?;
+        check_identity(&identity, &begun.genesis, source)?;
     }
     let done = install::install(&mut sql, &request(source, &place, &wanted))?;
     let mut plan = planned_for(source, done, &wanted);

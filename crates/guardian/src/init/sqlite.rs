@@ -39,7 +39,7 @@ pub(super) fn install(source: &Source, tuning: &Tuning, now: u64) -> Result<Plan
         begin(source, tuning, database.shapes(), &patients, beginning)?
     } else {
         let (trail, _, _) = Trail::open::<Collected>(tuning.layout(source))?;
-        check_identity(&identity, trail.genesis())?;
+        check_identity(&identity, trail.genesis(), source)?;
         trail
     };
     Ok(Plan {

@@ -36,7 +36,7 @@ impl Session {
             tracing::warn!(source = %parts.source.name, ?recovery, "the trail's end was mended after a crash");
         }
         trail.set_segment_limits(parts.tuning.segments);
-        init::check_identity(&source.identity()?, trail.genesis())?;
+        init::check_identity(&source.identity()?, trail.genesis(), &parts.source)?;
         let Rules {
             patients,
             actors,
