@@ -214,22 +214,38 @@ def trail():
 
 
 def evidence():
-    t, root = load("texts.json"), load("blocks.json")["blocks"][-1]["map"][2:]
-    for name in ("evidence-pt-1.json", "evidence-pt-3.json"):
+    t, root_of_all = load("texts.json"), load("blocks.json")["blocks"][-1]["map"][2:]
+    for name in ("evidence-pt-1.json", "evidence-pt-3.json", "evidence-partial.json"):
         file = json.loads((HERE / name).read_text())
         assert canonical(file) + b"\n" == (HERE / name).read_bytes()
         unsigned = {member: value for member, value in file.items() if member != "signature"}
         if name == t["evidence"]["file"]:
             text = f"pitser-evidence/1\n{file['origin']}\n{imprint(canonical(unsigned))}\n"
             same(text, t["evidence"]["signed_text"], "signed text")
+        root = base64.b64decode(file["blocks"][-1]["leaf"])[-32:].hex()
+        if name != "evidence-partial.json":
+            same(root, root_of_all, "map root under the head")
         for who in ("*many", "*unknown"):
             entry = file["map"][who[1:]]
+            listed(file, who, entry)
             same(path_root(patient_key(who), base64.b64decode(entry["leaf"]), entry["path"]), root, f"list of {who}")
         for proof in file["lines"]:
             shown = proof.get("open", {}).get("columns")
             if shown:
                 columns = [(c["name"].encode(), opened(c)) for c in shown]
                 same(row(columns), proof["line"]["row"], "opened row")
+
+
+def listed(file, who, entry):
+    """The lines shown are the list's last, and all but the first `before` of them."""
+    lines = [proof["line"] for proof in file["lines"] if proof["line"].get("patient") == who]
+    before = entry.get("before", 0)
+    assert (file["format"] == "pitser-evidence/3") == ("before" in file["map"]["unknown"])
+    assert (before > 0) == ("patient_prev" in lines[0])
+    for last, line in zip(lines, lines[1:]):
+        same(line["patient_prev"], {"hash": imprint(canonical(last)), "seq": last["seq"]}, "line before")
+    leaf = map_leaf("patient", before + len(lines), lines[-1]["seq"], imprint(canonical(lines[-1])), None)
+    same(leaf, base64.b64decode(entry["leaf"]).hex(), f"leaf of {who}")
 
 
 def genesis():

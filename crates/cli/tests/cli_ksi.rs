@@ -652,3 +652,39 @@ fn evidence_says_whom_it_is_about_and_as_of_when() {
         .exits(3)
         .says("--patient is about an evidence file");
 }
+
+/// The published example without the first two lines of `*unknown`.
+#[test]
+fn evidence_says_what_is_left_out_of_it_and_the_verifier_has_to_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for file in ["evidence-partial.json", "anchors-partial.toml"] {
+        fs::copy(testdata("pitser").join(file), dir.join(file)).unwrap();
+    }
+    let verify =
+        "verify evidence-partial.json --anchors anchors-partial.toml --at 1970-01-01T00:00:30Z";
+    let since = |at: &str| format!("{verify} --shared-since 1970-01-01T00:00:{at}Z");
+    let left_out = "the first 2 lines of *unknown, up to line 10, all sealed by 1970-01-01T00:00:09Z, are not in this file";
+    run(dir, verify)
+        .exits(2)
+        .says(left_out)
+        .says("--shared-since");
+    run(dir, &since("08")).exits(2).says(left_out);
+    run(dir, &since("09"))
+        .exits(0)
+        .says(&format!("not claimed: anything about reads of many or unknown patients that are not shown: {left_out}"))
+        .says("but for what is not in this file");
+    for command in [verify.to_owned(), since("09")] {
+        let report = run(dir, &format!("{command} --json")).json();
+        let told = serde_json::json!([{
+            "list": "*unknown", "lines": 2, "up_to": 10, "sealed_by": "1970-01-01T00:00:09Z",
+        }]);
+        assert_eq!(report["left_out"], told);
+    }
+    run(
+        dir,
+        "verify anchors-partial.toml --shared-since 1970-01-01T00:00:09Z",
+    )
+    .exits(3)
+    .says("--shared-since is about an evidence file");
+}

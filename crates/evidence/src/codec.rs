@@ -6,7 +6,7 @@
 //! integers beyond 2^53 - 1 are therefore all refused.
 
 use data_encoding::{BASE64, HEXLOWER};
-use pitser_ksi::hash::Imprint;
+use pitser_ksi::hash::{Algorithm, Hasher, Imprint};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -44,6 +44,32 @@ pub fn to_canonical<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_writer(&mut bytes, value)
         .expect("our types have string keys and no failing serialisers");
     bytes
+}
+
+/// The hash of [`to_canonical`] of `value`, which is nowhere kept as a whole.
+pub(crate) fn digest_of<T: Serialize>(value: &T) -> Digest {
+    let hashed = Hashed(Hasher::new(Algorithm::Sha256));
+    // A serialiser writes a few bytes at a time.
+    let mut gathered = io::BufWriter::with_capacity(GATHERED, hashed);
+    serde_json::to_writer(&mut gathered, value)
+        .expect("our types have string keys and no failing serialisers");
+    gathered.flush().expect("hashing does not fail");
+    let (Hashed(hasher), _) = gathered.into_parts();
+    Digest(hasher.finish())
+}
+
+/// Takes all, and keeps its hash.
+struct Hashed(Hasher);
+
+impl io::Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Hexadecimal digits, without an allocation.
@@ -202,10 +228,7 @@ pub struct Digest(pub Imprint);
 impl Digest {
     /// The default hash of `parts`, joined: SHA-256.
     pub fn of(parts: &[&[u8]]) -> Self {
-        Self(pitser_ksi::hash::hash(
-            pitser_ksi::hash::Algorithm::Sha256,
-            parts,
-        ))
+        Self(pitser_ksi::hash::hash(Algorithm::Sha256, parts))
     }
 }
 

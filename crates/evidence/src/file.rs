@@ -7,8 +7,10 @@
 //! verifier's anchors or is checked against one that does, and the whole is
 //! signed with the trail's own key, so that no byte is without meaning.
 
-use crate::codec::{Blob, Bytes32, CodecError, bounded, elements, from_canonical, to_canonical};
-use crate::line::Line;
+use crate::codec::{
+    Blob, Bytes32, CodecError, bounded, digest_of, elements, from_canonical, to_canonical,
+};
+use crate::line::{Line, Patient};
 use crate::map::Path;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,9 @@ pub const FORMAT: &str = "pitser-evidence/1";
 
 /// The same with such proofs, and nothing else that is new.
 pub const FORMAT_WITNESSED: &str = "pitser-evidence/2";
+
+/// With or without such proofs, a file that has a shared list not from its beginning.
+pub const FORMAT_PARTIAL: &str = "pitser-evidence/3";
 
 /// Longest evidence file read, in bytes: 256 MiB.
 pub const MAX_FILE: usize = 256 << 20;
@@ -43,7 +48,7 @@ pub struct Evidence {
     /// [`Evidence::set_calendar`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calendar: Vec<String>,
-    /// `pitser-evidence/1`, or `pitser-evidence/2` if `calendar` is there.
+    /// The oldest that has all that is there: [`Evidence::oldest_format`].
     pub format: String,
     /// Line 0 of the trail.
     pub genesis: Line,
@@ -215,6 +220,10 @@ pub struct MapProof {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MapEntry {
+    /// How many lines at the beginning of a shared list are not in the file: one at
+    /// least. What follows is all there, and is not nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<u64>,
     /// The leaf's value; absent if the map has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaf: Option<Blob>,
@@ -252,27 +261,23 @@ impl Evidence {
         let body = bytes.strip_suffix(b"\n").ok_or_else(|| {
             CodecError::Rule("the file does not end in a line feed: it is truncated".into())
         })?;
-        let (all, own) = elements(body);
-        if all > MAX_ELEMENTS || own > MAX_PROOFS {
-            return Err(CodecError::Rule(format!(
-                "evidence file with {own} blocks, lines and proofs and {all} elements in all its lists: \
-                 {MAX_PROOFS} and {MAX_ELEMENTS} are read at most"
-            )));
-        }
+        within_limits(body)?;
         let evidence: Self = from_canonical(body)?;
-        match evidence.format.as_str() {
-            FORMAT | FORMAT_WITNESSED => {}
-            format => {
-                return Err(CodecError::Rule(format!(
-                    "format {format:?} is neither {FORMAT} nor {FORMAT_WITNESSED}: a newer Pitser wrote it"
-                )));
-            }
-        }
-        if evidence.format != format_of(&evidence.calendar) {
+        if !FORMATS.contains(&evidence.format.as_str()) {
             return Err(CodecError::Rule(format!(
-                "proofs from a calendar's log make a file {FORMAT_WITNESSED}, and nothing else does"
+                "format {:?} is none of {}: a newer Pitser wrote it",
+                evidence.format,
+                FORMATS.join(", ")
             )));
         }
+        if evidence.format != evidence.oldest_format() {
+            return Err(CodecError::Rule(format!(
+                "what is in it makes a file {}, and not {}",
+                evidence.oldest_format(),
+                evidence.format
+            )));
+        }
+        evidence.map.check()?;
         evidence.genesis.check()?;
         for proof in &evidence.lines {
             proof.line.check()?;
@@ -292,8 +297,19 @@ impl Evidence {
     /// Puts in proofs from the calendar's log, in the order of their seconds. The
     /// file is to be signed afterwards.
     pub fn set_calendar(&mut self, proofs: Vec<String>) {
-        self.format = format_of(&proofs).to_owned();
         self.calendar = proofs;
+        self.format = self.oldest_format().to_owned();
+    }
+
+    /// The oldest format that has all that is there.
+    pub fn oldest_format(&self) -> &'static str {
+        if self.map.is_partial() {
+            FORMAT_PARTIAL
+        } else if self.calendar.is_empty() {
+            FORMAT
+        } else {
+            FORMAT_WITNESSED
+        }
     }
 
     /// The file's bytes.
@@ -303,22 +319,186 @@ impl Evidence {
         bytes
     }
 
+    /// The file's bytes, if [`Evidence::decode`] takes so many.
+    ///
+    /// # Errors
+    /// [`TooLarge`], with the lines of each list.
+    pub fn encode_readable(&self) -> Result<Vec<u8>, TooLarge> {
+        let bytes = self.encode();
+        let body = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        if bytes.len() <= MAX_FILE && within_limits(body).is_ok() {
+            return Ok(bytes);
+        }
+        let mut lists = ListLengths::default();
+        for proof in &self.lines {
+            *lists.of(proof.line.patient) += 1;
+        }
+        Err(TooLarge { lists })
+    }
+
     /// The note text that the trail's key signs: the digest of everything
     /// but the signature.
     pub fn signed_text(&self) -> String {
-        let unsigned = Self {
-            signature: String::new(),
-            ..self.clone()
-        };
-        let digest = crate::codec::Digest::of(&[&to_canonical(&unsigned)]);
+        let digest = digest_of(&Unsigned::of(self));
         format!("{}\n{}\n{digest}\n", self.format, self.origin)
     }
 }
 
-/// The oldest format that has all that is there.
-fn format_of(calendar: &[String]) -> &'static str {
-    match calendar {
-        [] => FORMAT,
-        _ => FORMAT_WITNESSED,
+/// All of a file but its signature, and in the same order.
+#[derive(Serialize)]
+struct Unsigned<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: &'a Option<String>,
+    blocks: &'a [BlockProof],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    calendar: &'a [String],
+    format: &'a str,
+    genesis: &'a Line,
+    head: &'a str,
+    lines: &'a [LineProof],
+    map: &'a MapProof,
+    origin: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    publications: &'a Option<Blob>,
+    subject: &'a Subject,
+}
+
+impl<'a> Unsigned<'a> {
+    fn of(evidence: &'a Evidence) -> Self {
+        let Evidence {
+            audit,
+            blocks,
+            calendar,
+            format,
+            genesis,
+            head,
+            lines,
+            map,
+            origin,
+            publications,
+            signature: _,
+            subject,
+        } = evidence;
+        Self {
+            audit,
+            blocks,
+            calendar,
+            format,
+            genesis,
+            head,
+            lines,
+            map,
+            origin,
+            publications,
+            subject,
+        }
     }
 }
+
+impl MapProof {
+    /// Whether a list is not here from its beginning.
+    fn is_partial(&self) -> bool {
+        [&self.many, &self.patient, &self.unknown]
+            .iter()
+            .any(|entry| entry.before.is_some())
+    }
+
+    fn check(&self) -> Result<(), CodecError> {
+        if self.patient.before.is_some() {
+            return Err(CodecError::Rule(
+                "the patient's own list begins with its first line, or proves nothing".into(),
+            ));
+        }
+        for entry in [&self.many, &self.unknown] {
+            if entry.before == Some(0) {
+                return Err(CodecError::Rule(
+                    "it leaves out no line, and says so".into(),
+                ));
+            }
+            bounded("before", entry.before.unwrap_or_default())?;
+        }
+        Ok(())
+    }
+}
+
+/// How many lines of each list a file has, or would have.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct ListLengths {
+    /// The patient's own.
+    pub patient: u64,
+    /// `*many`.
+    pub many: u64,
+    /// `*unknown`.
+    pub unknown: u64,
+}
+
+impl ListLengths {
+    /// That of the list which lines of this `patient` stand in.
+    pub fn of(&mut self, patient: Option<Patient>) -> &mut u64 {
+        match patient {
+            Some(Patient::Many) => &mut self.many,
+            Some(Patient::Unknown) => &mut self.unknown,
+            _ => &mut self.patient,
+        }
+    }
+
+    /// Whether a file may have so many lines.
+    ///
+    /// # Errors
+    /// [`TooLarge`].
+    pub fn check(self) -> Result<(), TooLarge> {
+        let all = [self.patient, self.many, self.unknown]
+            .into_iter()
+            .fold(0, u64::saturating_add);
+        match all <= MAX_PROOFS as u64 {
+            true => Ok(()),
+            false => Err(TooLarge { lists: self }),
+        }
+    }
+}
+
+/// Nobody could verify the file: [`Evidence::decode`] refuses what is so large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLarge {
+    /// What makes it so.
+    pub lists: ListLengths,
+}
+
+impl std::error::Error for TooLarge {}
+
+impl std::fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ListLengths {
+            patient,
+            many,
+            unknown,
+        } = self.lists;
+        write!(
+            f,
+            "the file would be too large for anybody to verify: {patient} lines of the patient, {many} of *many and \
+             {unknown} of *unknown, where {MAX_PROOFS} lines, blocks and proofs and {} MiB are read at most. ",
+            MAX_FILE >> 20
+        )?;
+        match patient > many.saturating_add(unknown) {
+            true => f.write_str("Most are the patient's own, of which none may be left out"),
+            false => f.write_str(
+                "Name a later time with --shared-since, before which lines of *many and *unknown may be left out",
+            ),
+        }
+    }
+}
+
+/// Refuses what would take many times the memory of its bytes.
+fn within_limits(body: &[u8]) -> Result<(), CodecError> {
+    let (all, own) = elements(body);
+    if all > MAX_ELEMENTS || own > MAX_PROOFS {
+        return Err(CodecError::Rule(format!(
+            "evidence file with {own} blocks, lines and proofs and {all} elements in all its lists: \
+             {MAX_PROOFS} and {MAX_ELEMENTS} are read at most"
+        )));
+    }
+    Ok(())
+}
+
+/// Those that are read.
+const FORMATS: [&str; 3] = [FORMAT, FORMAT_WITNESSED, FORMAT_PARTIAL];

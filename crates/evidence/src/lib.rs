@@ -31,4 +31,4 @@ pub use anchors::Anchors;
 pub use file::Evidence;
 pub use finding::Code;
 pub use line::Line;
-pub use verify::{Report, Step, StepState, Verdict, verify};
+pub use verify::{LeftOut, Report, Step, StepState, Verdict, verify, verify_since};

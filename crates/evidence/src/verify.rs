@@ -79,19 +79,77 @@ pub struct Report {
     /// When a quorum of witnesses had cosigned the head. The evidence says
     /// nothing about what came later.
     pub as_of: Option<Second>,
+    /// What is known to be missing at the beginning of the shared lists.
+    pub left_out: Vec<LeftOut>,
     /// The steps in their order; the last one broken if the verdict is.
     pub steps: Vec<Step>,
 }
 
-/// Judges `evidence`. Without anchors the best verdict is `unconfirmed`.
+/// The first lines of a shared list, which are not in the file: the next one points
+/// to the last of them, and the map counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeftOut {
+    /// `*many` or `*unknown`.
+    pub list: Patient,
+    /// How many there are.
+    pub lines: u64,
+    /// The last of them.
+    pub up_to: u64,
+    /// When all of them existed: the next line of the list was sealed then. `None`
+    /// while that seal is not confirmed.
+    pub sealed_by: Option<Second>,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            list,
+            lines,
+            up_to,
+            sealed_by,
+        } = self;
+        let by = match sealed_by {
+            Some(at) => format!("all sealed by {at}"),
+            None => "sealed at times that are not confirmed".to_owned(),
+        };
+        write!(
+            f,
+            "the first {lines} lines of {list}, up to line {up_to}, {by}, are not in this file"
+        )
+    }
+}
+
+/// Judges `evidence` by whole lists. Without anchors the best verdict is `unconfirmed`.
 ///
 /// `at` is the instant of the judgement; certificates are judged by it.
 pub fn verify(evidence: &Evidence, anchors: Option<&Anchors>, at: Second) -> Report {
+    judge(evidence, anchors, at, None)
+}
+
+/// Does as [`verify`] for somebody who asks of the shared lists only what was sealed
+/// after `shared_since`. Of the patient's own list he always asks for all.
+pub fn verify_since(
+    evidence: &Evidence,
+    anchors: Option<&Anchors>,
+    at: Second,
+    shared_since: Second,
+) -> Report {
+    judge(evidence, anchors, at, Some(shared_since))
+}
+
+fn judge(
+    evidence: &Evidence,
+    anchors: Option<&Anchors>,
+    at: Second,
+    shared_since: Option<Second>,
+) -> Report {
     let mut examination = Examination {
         evidence,
         anchors,
         at,
+        shared_since,
         as_of: None,
+        left_out: Vec::new(),
         steps: Vec::new(),
     };
     let verdict = match examination.run() {
@@ -112,6 +170,7 @@ pub fn verify(evidence: &Evidence, anchors: Option<&Anchors>, at: Second) -> Rep
     Report {
         verdict,
         as_of: examination.as_of,
+        left_out: examination.left_out,
         steps: examination.steps,
     }
 }
@@ -134,7 +193,10 @@ struct Examination<'a> {
     evidence: &'a Evidence,
     anchors: Option<&'a Anchors>,
     at: Second,
+    /// Since when the shared lists are asked for; `None` from their beginning.
+    shared_since: Option<Second>,
     as_of: Option<Second>,
+    left_out: Vec<LeftOut>,
     steps: Vec<Step>,
 }
 
@@ -505,25 +567,49 @@ impl<'a> Examination<'a> {
                 .iter()
                 .filter(|l| l.line.patient == Some(patient))
                 .collect();
-            check_list(&patient, entry, &lines, root).map_err(|text| missing(text.into()))?;
+            let left_out =
+                check_list(patient, entry, &lines, root).map_err(|text| missing(text.into()))?;
+            self.left_out.extend(left_out.map(|left_out| LeftOut {
+                sealed_by: blocks.get(&lines[0].block).and_then(|it| it.sealed_at),
+                ..left_out
+            }));
             counts.push(lines.len());
         }
         self.accepted()
             .map_err(|text| broken("complete", Code::LineAltered, text))?;
-        let mut text = format!(
-            "the map lists {} lines of the subject, {} of *many and {} of *unknown: all are here",
-            counts[0], counts[1], counts[2]
-        );
+        let [own, many, unknown] = [counts[0], counts[1], counts[2]];
+        let mut text = match self.left_out.is_empty() {
+            true => format!(
+                "the map lists {own} lines of the subject, {many} of *many and {unknown} of *unknown: all are here"
+            ),
+            false => format!(
+                "the map lists {own} lines of the subject, which are all here; of *many the last {many} are, \
+                 and of *unknown the last {unknown}"
+            ),
+        };
+        for left_out in &self.left_out {
+            text += &format!("; {left_out}");
+        }
         if genesis.rules.is_none() {
             text += "; the trail began before rule 15: that none about the subject's records is in another list, \
                      but for their rows, is the operator's word";
         }
-        self.note("complete", StepState::Matches, text);
+        let state = match self.left_out.iter().all(|it| self.is_before(it)) {
+            true => StepState::Matches,
+            false => StepState::Waiting,
+        };
+        self.note("complete", state, text);
         Ok(root)
     }
 
+    /// Whether what is left out is not asked for.
+    fn is_before(&self, left_out: &LeftOut) -> bool {
+        let asked = left_out.sealed_by.zip(self.shared_since);
+        asked.is_some_and(|(sealed_by, since)| sealed_by <= since)
+    }
+
     /// What was accepted is a finding of the same list, and was accepted once. The
-    /// lists are known to be complete.
+    /// lists are known to be complete, but for what is left out and said to be.
     fn accepted(&self) -> Result<(), String> {
         // Known to be in order.
         let lines = &self.evidence.lines;
@@ -539,7 +625,12 @@ impl<'a> Examination<'a> {
                     && of_same
                     && Line::hash(&finding.encode()) == accept.finding.hash
             };
-            if !found.is_ok_and(|at| is_it(&lines[at].line)) {
+            let is_left_out = |it: &LeftOut| Some(it.list) == line.patient && seq <= it.up_to;
+            let is_sound = match found {
+                Ok(at) => is_it(&lines[at].line),
+                Err(_) => self.left_out.iter().any(is_left_out),
+            };
+            if !is_sound {
                 return Err(format!(
                     "line {} accepts line {seq}, which is no such finding of its list",
                     line.seq
@@ -796,12 +887,14 @@ impl SecondSummary {
     }
 }
 
+/// That a list is whole, or all of its lines after those that it says are left out:
+/// of these the times are not known here.
 fn check_list(
-    patient: &Patient,
+    patient: Patient,
     entry: &MapEntry,
     lines: &[&LineProof],
     root: Digest,
-) -> Result<(), &'static str> {
+) -> Result<Option<LeftOut>, &'static str> {
     if root.0.algorithm() != Algorithm::Sha256 {
         return Err("the map's root is not SHA-256");
     }
@@ -811,18 +904,25 @@ fn check_list(
         .try_into()
         .map_err(|_| "the map's root is not SHA-256")?;
     let value = entry.leaf.as_ref().map(|b| b.0.as_slice());
-    if !entry.path.shows(&root, &patient_map_key(patient), value) {
+    if !entry.path.shows(&root, &patient_map_key(&patient), value) {
         return Err("the map does not hold this list");
     }
     let Some(value) = value else {
-        return if lines.is_empty() {
-            Ok(())
-        } else {
-            Err("the map holds no such list")
+        return match lines.is_empty() && entry.before.is_none() {
+            true => Ok(None),
+            false => Err("the map holds no such list"),
         };
     };
     let leaf = Leaf::decode(value).map_err(|_| "the list's leaf is unreadable")?;
-    let mut before = None;
+    let left_out = match entry.before {
+        None => None,
+        Some(count) => {
+            let first = lines.first().and_then(|proof| proof.line.patient_prev);
+            let last = first.ok_or("it says that lines are left out, and none follows on them")?;
+            Some((count, last))
+        }
+    };
+    let mut before = left_out.map(|(_, last)| last);
     for proof in lines {
         if proof.line.patient_prev != before {
             return Err("a line between two others is left out");
@@ -837,10 +937,19 @@ fn check_list(
         hash: leaf.last_hash,
         seq: leaf.last_seq,
     });
-    if leaf.kind != LeafKind::Patient || leaf.count != lines.len() as u64 || before != last {
+    if leaf.kind != LeafKind::Patient || before != last {
         return Err("lines at the end are left out");
     }
-    Ok(())
+    let earlier = left_out.map_or(0, |(count, _)| count);
+    if leaf.count.checked_sub(lines.len() as u64) != Some(earlier) {
+        return Err("the map does not count as many lines as it says");
+    }
+    Ok(left_out.map(|(lines, last)| LeftOut {
+        list: patient,
+        lines,
+        up_to: last.seq,
+        sealed_by: None,
+    }))
 }
 
 /// What is disclosed, counted.

@@ -9,13 +9,13 @@ mod world;
 use pitser_evidence::Evidence;
 use pitser_evidence::anchors::{Anchors, KeyAnchor, TrailAnchor};
 use pitser_evidence::block::LogLeaf;
-use pitser_evidence::codec::{Blob, Bytes32, Digest};
+use pitser_evidence::codec::{Blob, Bytes32, Digest, MAX_INTEGER};
 use pitser_evidence::commit::{column_leaf, patient_alpha};
-use pitser_evidence::file::OpenColumn;
+use pitser_evidence::file::{LineProof, ListLengths, MAX_PROOFS, OpenColumn, TooLarge};
 use pitser_evidence::line::{Acceptance, Actor, Binding, Line, Op, Patient, Prev};
 use pitser_evidence::map::OtherLeaf;
 use pitser_evidence::vrf;
-use pitser_evidence::{StepState, verify};
+use pitser_evidence::{LeftOut, Report, StepState, verify, verify_since};
 use pitser_ksi::time::Second;
 use pitser_tlog::note::{CosigningKey, Note, SigningKey};
 use world::authority::{CONSTRAINT, Calendar, certificate_pem};
@@ -98,6 +98,173 @@ fn a_stranger_is_proved_to_have_no_line() {
         "{}",
         complete.text
     );
+}
+
+// What is left out of the shared lists is said, and asked for or not by the verifier alone.
+
+/// Judges evidence about pt-1, without the first line of `*unknown` of four, as somebody
+/// does who asks of the shared lists what was sealed after `since`.
+#[track_caller]
+fn partial(
+    since: Option<u64>,
+    spoil: impl FnOnce(&World, &mut Evidence),
+    expected: &str,
+) -> Report {
+    let mut world = World::with_strangers();
+    let anchors = world.anchors();
+    let mut evidence = world.partial("pt-1", 1);
+    spoil(&world, &mut evidence);
+    world.sign(&mut evidence);
+    let evidence = Evidence::decode(&evidence.encode()).unwrap();
+    let report = match since {
+        Some(since) => verify_since(&evidence, Some(&anchors), JUDGED, Second(since)),
+        None => verify(&evidence, Some(&anchors), JUDGED),
+    };
+    assert_eq!(outcome(&report), expected, "{report:#?}");
+    report
+}
+
+#[test]
+fn a_shared_list_may_begin_later_for_whoever_does_not_ask_for_the_rest() {
+    let waiting = "unconfirmed at complete";
+    let report = partial(None, |_, _| {}, waiting);
+    let unknown: Vec<u64> = World::with_strangers().seqs(Patient::Unknown);
+    let left_out = LeftOut {
+        list: Patient::Unknown,
+        lines: 1,
+        up_to: unknown[0],
+        sealed_by: Some(Second(SEALED[1])),
+    };
+    assert_eq!(report.left_out, [left_out]);
+    partial(Some(SEALED[1] - 1), |_, _| {}, waiting);
+    let report = partial(Some(SEALED[1]), |_, _| {}, "intact");
+    let complete = &report.steps[7].text;
+    let said = format!("the first 1 lines of *unknown, up to line {}, ", unknown[0]);
+    assert!(complete.contains(&said), "{complete}");
+    assert!(!complete.contains("*unknown: all are here"), "{complete}");
+    // A seal that nothing confirms shows no time.
+    let without_seal = |_: &World, e: &mut Evidence| e.blocks[1].seal = None;
+    let report = partial(
+        Some(SEALED[2]),
+        without_seal,
+        "unconfirmed at seals, complete",
+    );
+    assert_eq!(report.left_out[0].sealed_by, None);
+}
+
+#[test]
+fn whole_lists_are_intact_since_whenever() {
+    let mut world = World::new();
+    let evidence = world.evidence("pt-1");
+    let report = verify_since(&evidence, Some(&world.anchors()), JUDGED, Second(0));
+    assert_eq!(
+        (outcome(&report).as_str(), report.left_out),
+        ("intact", Vec::new())
+    );
+}
+
+#[test]
+fn what_is_left_out_is_what_is_said_to_be() {
+    let missing = "broken TRL-02 at complete";
+    let all = Some(u64::MAX);
+    for before in [None, Some(2), Some(3), Some(MAX_INTEGER)] {
+        partial(
+            all,
+            |_, e| {
+                e.map.unknown.before = before;
+                e.format = e.oldest_format().into();
+            },
+            missing,
+        );
+    }
+    // Lines of the list in the middle and at the end, with a count to match.
+    for gone in [1, 2, 3] {
+        partial(
+            all,
+            |w, e| {
+                let seq = w.seqs(Patient::Unknown)[gone];
+                e.lines.retain(|line| line.line.seq != seq);
+                e.map.unknown.before = Some(2);
+            },
+            // The second line is at the beginning of what is shown.
+            if gone == 1 { "intact" } else { missing },
+        );
+    }
+    // All of them, of this list, and of one that says so and begins at its beginning.
+    let unknown = |line: &LineProof| line.line.patient == Some(Patient::Unknown);
+    partial(
+        all,
+        |_, e| {
+            e.lines.retain(|line| !unknown(line));
+            e.map.unknown.before = Some(4);
+        },
+        missing,
+    );
+    partial(all, |_, e| e.map.many.before = Some(1), missing);
+}
+
+#[test]
+fn of_the_patients_own_list_nothing_may_be_left_out() {
+    let mut world = World::new();
+    let evidence = world.evidence("pt-1");
+    let unreadable = |change: &dyn Fn(&mut Evidence)| {
+        let mut evidence = evidence.clone();
+        change(&mut evidence);
+        evidence.format = evidence.oldest_format().into();
+        world.sign(&mut evidence);
+        assert_eq!(judge(&evidence, Some(&world.anchors())), "unreadable");
+    };
+    unreadable(&|e| {
+        e.map.patient.before = Some(1);
+        e.lines.remove(0);
+    });
+    unreadable(&|e| e.map.many.before = Some(0));
+    unreadable(&|e| e.map.unknown.before = Some(u64::MAX));
+}
+
+#[test]
+fn a_file_says_by_its_format_that_something_is_left_out() {
+    let mut world = World::with_strangers();
+    let anchors = world.anchors();
+    for format in [
+        "pitser-evidence/1",
+        "pitser-evidence/2",
+        "pitser-evidence/4",
+    ] {
+        let mut evidence = world.partial("pt-1", 1);
+        evidence.format = format.into();
+        world.sign(&mut evidence);
+        assert_eq!(judge(&evidence, Some(&anchors)), "unreadable", "{format}");
+    }
+    let mut whole = world.evidence("pt-1");
+    whole.format = "pitser-evidence/3".into();
+    world.sign(&mut whole);
+    assert_eq!(judge(&whole, Some(&anchors)), "unreadable");
+}
+
+#[test]
+fn a_file_that_nobody_reads_is_not_written() {
+    let mut world = World::new();
+    let mut evidence = world.evidence("pt-1");
+    assert_eq!(evidence.encode_readable(), Ok(evidence.encode()));
+    evidence.set_calendar(vec![String::new(); MAX_PROOFS]);
+    assert!(Evidence::decode(&evidence.encode()).is_err());
+    let lists = ListLengths {
+        patient: evidence.lines.len() as u64 - 2,
+        many: 1,
+        unknown: 1,
+    };
+    assert_eq!(evidence.encode_readable(), Err(TooLarge { lists }));
+    // What is known before there is a file.
+    let lists = ListLengths {
+        unknown: MAX_PROOFS as u64 - lists.patient - 1,
+        ..lists
+    };
+    assert_eq!(lists.check(), Ok(()));
+    let lists = ListLengths { many: 2, ..lists };
+    let error = lists.check().unwrap_err();
+    assert_eq!(error, TooLarge { lists });
+    assert!(error.to_string().contains("--shared-since"), "{error}");
 }
 
 #[test]

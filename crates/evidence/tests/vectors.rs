@@ -20,7 +20,7 @@ use pitser_evidence::map::{
     Leaf, LeafKind, MapKey, Path, RowRef, SparseMap, patient_map_key, record_map_key,
 };
 use pitser_evidence::vrf::SecretKey;
-use pitser_evidence::{Evidence, verify};
+use pitser_evidence::{Evidence, verify, verify_since};
 use pitser_ksi::time::Second;
 use pitser_tlog::merkle::leaf_hash;
 use pitser_tlog::note::Note;
@@ -41,6 +41,7 @@ fn hex(bytes: impl AsRef<[u8]>) -> String {
 /// Each file with its content.
 fn files() -> Vec<(&'static str, Vec<u8>)> {
     let mut world = World::new();
+    let mut partial = World::with_strangers();
     let lines: Vec<u8> = world
         .lines
         .iter()
@@ -49,10 +50,15 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
     let pretty = |value: Value| format!("{value:#}\n").into_bytes();
     vec![
         ("accept.jsonl", [accept().encode(), b"\n".to_vec()].concat()),
+        (
+            "anchors-partial.toml",
+            partial.anchors().to_toml().into_bytes(),
+        ),
         ("anchors.toml", world.anchors().to_toml().into_bytes()),
         ("blocks.json", pretty(blocks(&world))),
         ("commitments.json", pretty(commitments())),
         ("erase.jsonl", [erase().encode(), b"\n".to_vec()].concat()),
+        ("evidence-partial.json", partial.partial("pt-1", 2).encode()),
         ("evidence-pt-1.json", world.evidence("pt-1").encode()),
         ("evidence-pt-3.json", world.evidence("pt-3").encode()),
         (
@@ -103,6 +109,19 @@ fn the_published_files_are_found_intact() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn the_published_file_that_leaves_lines_out_is_intact_for_whoever_can_do_without() {
+    let anchors = std::fs::read_to_string(path("anchors-partial.toml")).unwrap();
+    let anchors = Anchors::from_toml(&anchors).unwrap();
+    let bytes = std::fs::read(path("evidence-partial.json")).unwrap();
+    let evidence = Evidence::decode(&bytes).unwrap();
+    let whole = verify(&evidence, Some(&anchors), JUDGED);
+    assert_eq!(outcome(&whole), "unconfirmed at complete");
+    let since = |at| verify_since(&evidence, Some(&anchors), JUDGED, Second(at));
+    assert_eq!(outcome(&since(SEALED[1])), "intact");
+    assert_eq!(outcome(&since(SEALED[1] - 1)), "unconfirmed at complete");
 }
 
 /// A genesis of version 4: that of the trail, with rules.

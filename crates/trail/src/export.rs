@@ -11,8 +11,8 @@ use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{Key, LineNonce};
 use pitser_evidence::file::{
-    BlockProof, Evidence, FORMAT, LineProof, MapEntry, MapProof, OpenColumn, OpenPerson, OpenRaw,
-    Opening, Subject,
+    BlockProof, Evidence, LineProof, ListLengths, MapEntry, MapProof, OpenColumn, OpenPerson,
+    OpenRaw, Opening, Subject, TooLarge,
 };
 use pitser_evidence::line::{Genesis, Line, Op, Patient};
 use pitser_evidence::map::Leaf;
@@ -56,6 +56,9 @@ pub enum ExportError {
         "no head of this trail has been cosigned yet: evidence needs one. Wait a few seconds, or check the witnesses"
     )]
     NoHead,
+    /// Nobody could verify the evidence.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// A block's signature is not for the block.
     #[error(
         "the signature of block {0} is not the block's: `pitser trail verify` says what is wrong"
@@ -81,6 +84,33 @@ pub struct Entry {
     pub published: bool,
     /// True if a quorum-cosigned head covers the block.
     pub witnessed: bool,
+}
+
+/// What evidence is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The patient's identifier. Of the own list all lines are shown.
+    pub patient: &'a str,
+    /// Of `*many` and `*unknown`, all lines that were sealed after this second, and the
+    /// newest one that was not: its seal shows when those before it existed, which are
+    /// left out. `None` for all.
+    pub shared_since: Option<Second>,
+}
+
+impl<'a> From<&'a str> for Asked<'a> {
+    fn from(patient: &'a str) -> Self {
+        Self {
+            patient,
+            shared_since: None,
+        }
+    }
+}
+
+/// The lines that evidence shows, by `seq`, and how many of each shared list it does not.
+struct Listed {
+    lines: Vec<Line>,
+    many_before: u64,
+    unknown_before: u64,
 }
 
 /// A trail opened for reading, with the keys that open its contents.
@@ -379,10 +409,12 @@ impl Exporter {
     ///
     /// # Errors
     /// [`ExportError`].
-    pub fn seals(&mut self, identifier: &str) -> Result<Vec<(u64, Vec<u8>)>, ExportError> {
-        let subject = self.keys.pseudonym(identifier);
+    pub fn seals<'a>(
+        &mut self,
+        asked: impl Into<Asked<'a>>,
+    ) -> Result<Vec<(u64, Vec<u8>)>, ExportError> {
         let mut blocks = BTreeMap::new();
-        for line in self.lines_of(&[subject, Patient::Many, Patient::Unknown])? {
+        for line in self.listed(asked.into())?.lines {
             let entry = self.sealed_block_of(line.seq)?;
             blocks.insert(entry.leaf.block, entry);
         }
@@ -403,9 +435,9 @@ impl Exporter {
     ///
     /// # Errors
     /// [`ExportError`].
-    pub fn evidence(
+    pub fn evidence<'a>(
         &mut self,
-        identifier: &str,
+        asked: impl Into<Asked<'a>>,
         audit: Option<String>,
         publications: Option<Vec<u8>>,
         mut seal_of: impl FnMut(u64, &[u8]) -> Vec<u8>,
@@ -414,12 +446,17 @@ impl Exporter {
             Some((note, head)) => (note.to_string(), head.size()),
             None => return Err(ExportError::NoHead),
         };
+        let asked = asked.into();
         let last_block = size.checked_sub(1).ok_or(ExportError::NoHead)?;
-        let subject = self.keys.pseudonym(identifier);
+        let subject = self.keys.pseudonym(asked.patient);
         if self.view.state.patient(&subject)?.is_none() {
             return Err(ExportError::UnknownPatient);
         }
-        let lines = self.lines_of(&[subject, Patient::Many, Patient::Unknown])?;
+        let Listed {
+            lines,
+            many_before,
+            unknown_before,
+        } = self.listed(asked)?;
         let mut by_block: BTreeMap<u64, (BlockEntry, Vec<Line>)> = BTreeMap::new();
         by_block.insert(last_block, (self.block(last_block)?, Vec::new()));
         for line in lines {
@@ -437,24 +474,25 @@ impl Exporter {
             audit,
             blocks,
             calendar: Vec::new(),
-            format: FORMAT.into(),
+            format: String::new(),
             genesis: self.line(0)?.0,
             head: note,
             lines: proofs,
             map: MapProof {
                 block: last_block,
-                many: self.map_entry(&Patient::Many)?,
+                many: starting_after(many_before, self.map_entry(&Patient::Many)?),
                 patient: self.map_entry(&subject)?,
-                unknown: self.map_entry(&Patient::Unknown)?,
+                unknown: starting_after(unknown_before, self.map_entry(&Patient::Unknown)?),
             },
             origin: self.keys.origin().to_owned(),
             publications: publications.map(Blob),
             signature: String::new(),
             subject: Subject {
-                id: identifier.to_owned(),
-                proof: Blob(self.keys.prove_pseudonym(identifier).to_vec()),
+                id: asked.patient.to_owned(),
+                proof: Blob(self.keys.prove_pseudonym(asked.patient).to_vec()),
             },
         };
+        evidence.format = evidence.oldest_format().to_owned();
         evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
         Ok(evidence)
     }
@@ -466,19 +504,75 @@ impl Exporter {
         evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
     }
 
-    fn lines_of(&self, patients: &[Patient]) -> Result<Vec<Line>, ExportError> {
+    /// The lines that evidence is to show, unless they are more than anybody reads.
+    fn listed(&mut self, asked: Asked<'_>) -> Result<Listed, ExportError> {
+        let subject = self.keys.pseudonym(asked.patient);
+        let mut lengths = ListLengths::default();
+        // Before any line is read, as far as it is known.
+        let counted: &[Patient] = match asked.shared_since {
+            Some(_) => &[subject],
+            None => &[subject, Patient::Many, Patient::Unknown],
+        };
+        for patient in counted {
+            *lengths.of(Some(*patient)) = self.count(patient)?;
+        }
+        lengths.check()?;
         let mut lines = Vec::new();
-        for patient in patients {
-            let leaf = self.view.state.patient(patient)?;
-            let mut next = leaf.map(|leaf| leaf.last_seq);
-            while let Some(seq) = next {
-                let (line, _) = self.line(seq)?;
-                next = line.patient_prev.map(|p| p.seq);
-                lines.push(line);
-            }
+        self.take_list(&mut lines, subject, |_, _| Ok(false))?;
+        let mut before = [0; 2];
+        for (before, list) in before.iter_mut().zip([Patient::Many, Patient::Unknown]) {
+            let mut taken = 0;
+            self.take_list(&mut lines, list, |exporter, line| {
+                taken += 1;
+                let Some(since) = asked.shared_since else {
+                    return Ok(false);
+                };
+                *lengths.of(Some(list)) = taken;
+                lengths.check()?;
+                let sealed_at = exporter.sealed_at(line.seq)?;
+                Ok(sealed_at.is_some_and(|at| at <= since))
+            })?;
+            *before = self.count(&list)? - taken;
         }
         lines.sort_by_key(|line| line.seq);
-        Ok(lines)
+        let [many_before, unknown_before] = before;
+        Ok(Listed {
+            lines,
+            many_before,
+            unknown_before,
+        })
+    }
+
+    /// Takes a list's lines from the newest back, up to the one that is the `last`.
+    fn take_list(
+        &mut self,
+        lines: &mut Vec<Line>,
+        patient: Patient,
+        mut is_last: impl FnMut(&mut Self, &Line) -> Result<bool, ExportError>,
+    ) -> Result<(), ExportError> {
+        let leaf = self.view.state.patient(&patient)?;
+        let mut next = leaf.map(|leaf| leaf.last_seq);
+        while let Some(seq) = next {
+            let (line, _) = self.line(seq)?;
+            next = match is_last(self, &line)? {
+                true => None,
+                false => line.patient_prev.map(|prev| prev.seq),
+            };
+            lines.push(line);
+        }
+        Ok(())
+    }
+
+    /// How many lines a list has.
+    fn count(&self, patient: &Patient) -> Result<u64, ExportError> {
+        let leaf = self.view.state.patient(patient)?;
+        Ok(leaf.map_or(0, |leaf| leaf.count))
+    }
+
+    /// When the block of a line was sealed, if it was.
+    fn sealed_at(&mut self, seq: u64) -> Result<Option<Second>, ExportError> {
+        let block = self.sealed_block_of(seq)?;
+        Ok(self.seal(&block)?.as_deref().and_then(seal::time))
     }
 
     /// What of a line is disclosed to its subject: all of the subject's own;
@@ -725,9 +819,18 @@ impl Exporter {
     fn map_entry(&mut self, patient: &Patient) -> Result<MapEntry, ExportError> {
         let leaf = self.view.state.patient(patient)?;
         Ok(MapEntry {
+            before: None,
             leaf: leaf.map(|leaf| Blob(leaf.encode())),
             path: self.view.state.prove_patient(patient)?,
         })
+    }
+}
+
+/// The entry of a list of which the first `before` lines are not shown.
+fn starting_after(before: u64, entry: MapEntry) -> MapEntry {
+    MapEntry {
+        before: (before > 0).then_some(before),
+        ..entry
     }
 }
 

@@ -10,12 +10,14 @@ mod common;
 use common::{at, genesis};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
+use pitser_evidence::file::BlockProof;
 use pitser_evidence::finding::Code;
 use pitser_evidence::line::Op;
+use pitser_evidence::seal;
 use pitser_evidence::{Evidence, StepState, Verdict, verify};
 use pitser_ksi::logsig::BlockReader;
 use pitser_ksi::time::Second;
-use pitser_trail::export::{ExportError, Exporter};
+use pitser_trail::export::{Asked, ExportError, Exporter};
 use pitser_trail::{Draft, Layout, PatientId, ReadError, Row, SegmentLimits, Trail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,6 +100,73 @@ fn all(layout: &Layout) -> Vec<Evidence> {
         }
     }
     all
+}
+
+/// Nobody knows whom a line of each of the first three blocks was about, and two of the first.
+async fn trail_with_strangers(dir: &Path) -> Layout {
+    let (authority, client) = authority::start(&dir.join("authority")).await;
+    let layout = Layout::new(dir.join("trail"));
+    let mut trail = Trail::create(layout.clone(), "test.example/hospital", &genesis()).unwrap();
+    for (number, strangers) in (0..).zip([2, 1, 1, 0]) {
+        trail.append(vec![change(number)]).unwrap();
+        for _ in 0..strangers {
+            let read = Draft::new(Op::Read, at(number), "ehr", number.to_string());
+            let patient = Some(PatientId::Unknown);
+            trail.append(vec![Draft { patient, ..read }]).unwrap();
+        }
+        close(&mut trail, number, false);
+        authority::seal(&mut trail, &client).await;
+    }
+    let head = trail.sign_head();
+    trail.store_head(&head).unwrap();
+    authority.shutdown().await.unwrap();
+    layout
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_list_begins_with_the_newest_line_that_is_not_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let layout = trail_with_strangers(dir.path()).await;
+    let mut exporter = Exporter::open_at_head(layout).unwrap();
+    let mut shown = |shared_since| {
+        let asked = Asked {
+            patient: "pt-0",
+            shared_since,
+        };
+        let seals = exporter.seals(asked).unwrap();
+        let evidence = exporter.evidence(asked, None, None, |_, seal| seal.to_vec());
+        let evidence = evidence.unwrap();
+        assert_eq!(evidence.map.many.before, None);
+        assert_eq!(
+            seals.len(),
+            evidence.blocks.len(),
+            "no seal more than is shown"
+        );
+        Evidence::decode(&evidence.encode()).unwrap()
+    };
+    let whole = shown(None);
+    assert_eq!(whole.format, "pitser-evidence/1");
+    let seal = |block: &BlockProof| seal::time(&block.seal.as_ref().unwrap().0).unwrap();
+    let sealed: Vec<Second> = whole.blocks.iter().map(seal).collect();
+    assert_eq!(sealed.len(), 4);
+    for (since, before) in [
+        (Second(sealed[0].0 - 1), None),
+        (sealed[0], Some(1)),
+        (Second(sealed[1].0 - 1), Some(1)),
+        (sealed[1], Some(2)),
+        (sealed[2], Some(3)),
+        (sealed[3], Some(3)),
+        (Second(u64::MAX), Some(3)),
+    ] {
+        let evidence = shown(Some(since));
+        assert_eq!(evidence.map.unknown.before, before, "{since:?}");
+        let report = verify(&evidence, None, Second(1_773_500_000));
+        assert!(!matches!(report.verdict, Verdict::Broken(_)), "{report:#?}");
+        let left_out: Vec<_> = report.left_out.iter().map(|it| it.lines).collect();
+        assert_eq!(left_out, Vec::from_iter(before));
+        // The patient's own line is the first of all.
+        assert_eq!(evidence.lines[0], whole.lines[0]);
+    }
 }
 
 fn outlines(layout: &Layout) -> Vec<PathBuf> {

@@ -3,14 +3,16 @@
 use crate::config::Config;
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
 use crate::output::{plural, print, print_json};
+use crate::trust::instant;
 use crate::{clock, seals};
 use pitser_client::{ClientError, calendar_proof, publications_file};
 use pitser_evidence::Evidence;
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
+use pitser_ksi::time::Second;
 use pitser_tlog::proof::LogProof;
 use pitser_trail::Layout;
-use pitser_trail::export::{ExportError, Exporter};
+use pitser_trail::export::{Asked, ExportError, Exporter};
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -42,6 +44,10 @@ struct Export {
     /// Which source, if there are several
     #[arg(long)]
     source: Option<String>,
+    /// Of the lists of reads of many or unknown patients, which stand in everybody's evidence,
+    /// leave out what was sealed up to then. Whoever verifies has to agree with it
+    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    shared_since: Option<Second>,
     /// As of the newest cosigned head, also if an auditor has only signed an older one: then
     /// completeness cannot be confirmed yet
     #[arg(long)]
@@ -69,22 +75,29 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let (mut exporter, audit) = opened(&layout, args.newest).map_err(unreadable)?;
     let audited = audit.is_some();
     let after = exporter.blocks_after();
-    let seals = exporter.seals(&args.patient).map_err(Failure::input)?;
+    let asked = Asked {
+        patient: &args.patient,
+        shared_since: args.shared_since,
+    };
+    let seals = exporter.seals(asked).map_err(Failure::input)?;
     let (publications, longer) = extended(&config, seals).await?;
     let publications = publications.or_else(|| std::fs::read(layout.publications()).ok());
     let mut evidence = exporter
-        .evidence(&args.patient, audit, publications, |block, seal| {
+        .evidence(asked, audit, publications, |block, seal| {
             longer.get(&block).cloned().unwrap_or_else(|| seal.to_vec())
         })
         .map_err(Failure::input)?;
     let witnessed = witnessed(&config, &exporter, &mut evidence).await?;
-    pitser_trail::disk::replace(&args.output, &evidence.encode()).map_err(Failure::service)?;
+    let file = evidence.encode_readable().map_err(Failure::input)?;
+    pitser_trail::disk::replace(&args.output, &file).map_err(Failure::service)?;
+    let left_out = left_out(&evidence);
     let published = longer.len();
     if args.json {
         print_json(&json!({
             "path": args.output, "lines": evidence.lines.len(), "blocks": evidence.blocks.len(), "published": published,
             "audited": audited, "blocks_after": after,
             "witnessed": witnessed.map(|seen| json!({ "seconds": seen.wanted, "proved": seen.proved })),
+            "left_out": left_out.iter().map(|(list, lines)| json!({ "list": list, "lines": lines })).collect::<Vec<_>>(),
             "exported_at": clock::now().to_string(),
         }))?;
     } else {
@@ -94,12 +107,14 @@ pub(crate) async fn run(args: Args) -> Outcome {
         });
         print(&format!(
             "{}: {} lines in {} blocks; {published} seals of the trail extended to a publication\n\
-             {witnessed}{}Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml\n",
+             {witnessed}{}{}Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml{}\n",
             args.output.display(),
             evidence.lines.len(),
             evidence.blocks.len(),
             as_of(audited, after),
+            not_in_it(&left_out),
             args.output.display(),
+            since(args.shared_since.filter(|_| !left_out.is_empty())),
         ))?;
     }
     Ok(Exit::Intact)
@@ -114,6 +129,33 @@ fn opened(layout: &Layout, newest: bool) -> Result<(Exporter, Option<String>), E
         }
         _ => Ok((Exporter::open_at_head(layout.clone())?, None)),
     }
+}
+
+/// The shared lists that are not shown from their beginning, and how many of their lines.
+fn left_out(evidence: &Evidence) -> Vec<(&'static str, u64)> {
+    let lists = [
+        ("*many", &evidence.map.many),
+        ("*unknown", &evidence.map.unknown),
+    ];
+    let lists = lists.into_iter();
+    lists
+        .filter_map(|(list, entry)| Some((list, entry.before?)))
+        .collect()
+}
+
+fn not_in_it(left_out: &[(&str, u64)]) -> String {
+    let said = left_out.iter().map(|(list, lines)| {
+        format!(
+            "NOT IN IT: the first {} of {list}\n",
+            plural(*lines, "line")
+        )
+    });
+    said.collect()
+}
+
+/// What has to be said to `verify` for evidence that leaves something out.
+fn since(shared_since: Option<Second>) -> String {
+    shared_since.map_or(String::new(), |at| format!(" --shared-since {at}"))
 }
 
 fn as_of(audited: bool, after: u64) -> String {

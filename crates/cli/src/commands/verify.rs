@@ -7,6 +7,7 @@ pub(super) mod signature;
 use std::path::{Path, PathBuf};
 
 use pitser_ksi::hash::Imprint;
+use pitser_ksi::time::Second;
 use pitser_ksi::{DecodeError, DecodeErrorKind};
 
 use super::log;
@@ -14,7 +15,7 @@ use crate::files;
 use crate::kind::Kind;
 use crate::outcome::{Failure, Outcome};
 use crate::output::Form;
-use crate::trust::TrustArgs;
+use crate::trust::{TrustArgs, instant};
 
 /// The command's arguments.
 #[derive(Debug, clap::Args)]
@@ -38,6 +39,10 @@ pub(crate) struct Args {
     /// The person whom the evidence must be about, as the database identifies them
     #[arg(long, value_name = "ID")]
     patient: Option<String>,
+    /// Of the lists of reads of many or unknown patients, what was sealed up to then need not be
+    /// in the evidence
+    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    shared_since: Option<Second>,
     /// Show the lines of the evidence, and what is disclosed of them
     #[arg(long)]
     show: bool,
@@ -50,10 +55,15 @@ pub(crate) fn run(args: Args) -> Outcome {
     let bytes = files::read(&args.file)?;
     let name = args.file.display();
     let kind = Kind::of(&bytes);
-    if args.patient.is_some() && !matches!(kind, Some(Kind::Evidence)) {
-        return Err(Failure::Input(format!(
-            "{name}: --patient is about an evidence file, which this is not"
-        )));
+    for (is_given, option) in [
+        (args.patient.is_some(), "--patient"),
+        (args.shared_since.is_some(), "--shared-since"),
+    ] {
+        if is_given && !matches!(kind, Some(Kind::Evidence)) {
+            return Err(Failure::Input(format!(
+                "{name}: {option} is about an evidence file, which this is not"
+            )));
+        }
     }
     match kind {
         Some(Kind::Signature) => signature::run(&bytes, &args),

@@ -122,6 +122,45 @@ impl World {
         world
     }
 
+    /// A trail in which nobody knows whom the reads were about: `*unknown` has four
+    /// lines, of which the first three are in block 1.
+    pub(crate) fn with_strangers() -> Self {
+        Self::meddled(7, &|line| {
+            if line.op == Op::Read && line.patient != Some(Patient::Many) {
+                line.patient = Some(Patient::Unknown);
+                (line.table, line.key) = (None, None);
+            }
+        })
+    }
+
+    /// The lines of a list.
+    pub(crate) fn seqs(&self, list: Patient) -> Vec<u64> {
+        let lines = self.lines.iter();
+        lines
+            .filter(|line| line.patient == Some(list))
+            .map(|line| line.seq)
+            .collect()
+    }
+
+    /// The evidence about a patient, without the first `before` lines of `*unknown`.
+    pub(crate) fn partial(&mut self, id: &str, before: u64) -> Evidence {
+        let mut evidence = self.evidence(id);
+        let first = self.seqs(Patient::Unknown)[usize::try_from(before).unwrap()];
+        evidence
+            .lines
+            .retain(|it| it.line.patient != Some(Patient::Unknown) || it.line.seq >= first);
+        // Their nonces are those of the patients who they were about at first.
+        for proof in &mut evidence.lines {
+            if proof.line.patient == Some(Patient::Unknown) {
+                proof.open = None;
+            }
+        }
+        evidence.map.unknown.before = Some(before);
+        evidence.format = evidence.oldest_format().to_owned();
+        self.sign(&mut evidence);
+        evidence
+    }
+
     fn begin(&mut self, salt: u8) {
         let mut line = Line::new(Op::Genesis, 0, instant(1), "ehr", "0");
         line.genesis = Some(Box::new(Genesis {
@@ -542,6 +581,7 @@ impl World {
 
     pub(crate) fn map_entry(&mut self, patient: &Patient) -> MapEntry {
         MapEntry {
+            before: None,
             leaf: self
                 .state
                 .patient(patient)

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use pitser_evidence::file::{LineProof, OpenColumn, Opening};
-use pitser_evidence::{Anchors, Code, Evidence, StepState, Verdict as Examined, verify};
-use pitser_ksi::time::Second;
+use pitser_evidence::{
+    Anchors, Code, Evidence, LeftOut, Report, StepState, Verdict as Examined, verify, verify_since,
+};
 
 use super::Args;
 use crate::files;
@@ -24,7 +25,11 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
         }
         None => None,
     };
-    let report = verify(&evidence, anchors.as_ref(), args.trust.publications.at());
+    let at = args.trust.publications.at();
+    let report = match args.shared_since {
+        Some(since) => verify_since(&evidence, anchors.as_ref(), at, since),
+        None => verify(&evidence, anchors.as_ref(), at),
+    };
     let mut steps: Vec<Step> = report.steps.iter().map(step).collect();
     let mut outcome = report.verdict;
     if let Some(asked) = &args.patient {
@@ -42,6 +47,10 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
         ),
         Examined::Unconfirmed => {
             let summary = match anchors {
+                Some(_) if !report.left_out.is_empty() => {
+                    "all checks so far agree; but lines are left out of this file that you have not said \
+                     you can do without (--shared-since), or something else is waiting"
+                }
                 Some(_) => "all checks so far agree; what is waiting has no anchor of yours",
                 None => "all checks so far agree; give what you trust with --anchors",
             };
@@ -57,14 +66,15 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
             code.meaning().to_owned(),
         ),
     };
-    let claims = claims(verdict, &evidence, report.as_of);
+    let claims = claims(verdict, &evidence, &report);
     let mut details = Map::new()
         .with("file", name.to_string())
         .with("kind", "evidence file")
         .with("origin", &evidence.origin)
         .with("patient", &evidence.subject.id)
         .maybe("as_of", report.as_of.map(|at| at.to_string()))
-        .list("claims", claims.clone());
+        .list("claims", claims.clone())
+        .list("left_out", report.left_out.iter().map(left_out));
     let mut remarks: String = claims.iter().map(|claim| format!("  {claim}\n")).collect();
     if args.show {
         details = details.with(
@@ -106,11 +116,11 @@ fn step(step: &pitser_evidence::Step) -> Step {
 }
 
 /// What is claimed, exactly (DESIGN §2). Of broken evidence nothing is.
-fn claims(verdict: Verdict, evidence: &Evidence, as_of: Option<Second>) -> [String; 3] {
+fn claims(verdict: Verdict, evidence: &Evidence, report: &Report) -> Vec<String> {
     let genesis = &evidence.genesis.at;
     // Quoted, and with nothing in it that looks like something else.
     let person = &evidence.subject.id;
-    let end = match as_of {
+    let end = match report.as_of {
         Some(at) => format!("to {at}, when witnesses had seen it"),
         None => "to its head, whose time no witness of yours confirms".to_owned(),
     };
@@ -119,16 +129,39 @@ fn claims(verdict: Verdict, evidence: &Evidence, as_of: Option<Second>) -> [Stri
         Verdict::Unconfirmed => "claimed once confirmed",
         Verdict::Broken => "no longer claimed",
     };
-    [
+    let but_for = match report.left_out.is_empty() {
+        true => "",
+        false => ", but for what is not in this file of those about many or unknown patients",
+    };
+    let mut claims = vec![
         format!("{claimed}: any change to these lines after they were sealed would show"),
         format!(
             "{claimed}: these are all events captured about patient {person:?} from the trail's genesis, {genesis}, \
-             {end}"
+             {end}{but_for}"
         ),
+    ];
+    claims.extend(report.left_out.iter().map(|left_out| {
+        format!(
+            "not claimed: anything about reads of many or unknown patients that are not shown: {left_out}, and may \
+             concern the patient"
+        )
+    }));
+    claims.push(
         "not claimed: anything before the genesis, that what was entered was true, \
          or reads outside the engine (backups, replicas, files, screens)"
             .to_owned(),
-    ]
+    );
+    claims
+}
+
+fn left_out(left_out: &LeftOut) -> Tree {
+    Tree::Map(
+        Map::new()
+            .with("list", left_out.list.to_string())
+            .with("lines", left_out.lines)
+            .with("up_to", left_out.up_to)
+            .maybe("sealed_by", left_out.sealed_by.map(|at| at.to_string())),
+    )
 }
 
 /// The lines, oldest first, with what is disclosed of them.
