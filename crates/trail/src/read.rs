@@ -197,6 +197,11 @@ pub(crate) trait Follow<P> {
         None
     }
 
+    /// When the last block before that one was sealed, as far as it is remembered.
+    fn judged_at(&self) -> Option<Second> {
+        None
+    }
+
     /// Whether anybody wants to know what the seals of known blocks are. If not, only
     /// what comes after those is read.
     fn wants_known_seals(&self) -> bool {
@@ -562,6 +567,9 @@ where
         seal: Option<&[u8]>,
         sealed_at: Option<Second>,
     ) -> Result<(), Damage> {
+        if self.follow.judged() <= Some(leaf.block) {
+            self.view.sealed_at = self.view.sealed_at.max(self.follow.judged_at());
+        }
         if sealed_at.is_some() && sealed_at < self.view.sealed_at {
             let text = format!(
                 "block {} was sealed before the block it continues",

@@ -14,6 +14,7 @@ use crate::write::{COMMIT_LINES, PROGRESS_LINES, commit_map};
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
+use pitser_ksi::time::Second;
 
 /// What is kept in another form is read again: it lacks marks of findings.
 const FORM: &str = "replay 2";
@@ -27,6 +28,11 @@ pub trait Watch {
     /// are not read again. One that comes later is, wherever its block is.
     fn judged(&self) -> u64 {
         0
+    }
+
+    /// When the last of those blocks was sealed: those that follow were not before.
+    fn judged_at(&self) -> Option<Second> {
+        None
     }
 
     /// The mapping from tables to patients that block `block` was closed under.
@@ -205,6 +211,10 @@ impl Follow<DiskPages<OsFolder>> for Keeping<'_> {
 
     fn judged(&self) -> Option<u64> {
         Some(self.watch.judged())
+    }
+
+    fn judged_at(&self) -> Option<Second> {
+        self.watch.judged_at()
     }
 
     fn seal(&mut self, leaf: &LogLeaf, seal: &[u8]) -> Result<(), String> {

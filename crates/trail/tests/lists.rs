@@ -18,7 +18,9 @@ use pitser_evidence::{Evidence, StepState, Verdict, verify};
 use pitser_ksi::logsig::BlockReader;
 use pitser_ksi::time::Second;
 use pitser_trail::export::{Asked, ExportError, Exporter};
-use pitser_trail::{Draft, Layout, PatientId, ReadError, Row, SegmentLimits, Trail};
+use pitser_trail::{
+    Draft, Layout, PatientId, ReadError, Row, SegmentLimits, Trail, Watch, forget, replay,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -167,6 +169,53 @@ async fn a_shared_list_begins_with_the_newest_line_that_is_not_asked_for() {
         // The patient's own line is the first of all.
         assert_eq!(evidence.lines[0], whole.lines[0]);
     }
+}
+
+/// Remembers when the last of the first blocks was sealed.
+struct Remembered {
+    blocks: u64,
+    at: Second,
+}
+
+impl Watch for Remembered {
+    fn lines(&mut self, _: u64) {}
+
+    fn judged(&self) -> u64 {
+        self.blocks
+    }
+
+    fn judged_at(&self) -> Option<Second> {
+        Some(self.at)
+    }
+
+    fn seal(&mut self, _: &LogLeaf, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_goes_on_finds_no_seal_older_than_the_last_one_it_judged() {
+    let dir = TempDir::new().unwrap();
+    let layout = trail_with_strangers(dir.path()).await;
+    let whole = evidence(&layout, "pt-0").unwrap();
+    let sealed = whole
+        .blocks
+        .iter()
+        .map(|block| block.seal.as_ref().unwrap());
+    let sealed: Vec<Second> = sealed.map(|seal| seal::time(&seal.0).unwrap()).collect();
+    let layout = layout.with_map(dir.path().join("own"));
+    let go_on = |until, blocks, at| replay(&layout, until, &mut Remembered { blocks, at });
+    go_on(2, 0, Second(0)).unwrap();
+    // As if block 1 had been sealed after block 2 was.
+    let failed = go_on(4, 2, Second(sealed[2].0 + 1));
+    let Err(ReadError::Damaged(damage)) = &failed else {
+        panic!("{failed:?}");
+    };
+    assert_eq!(damage.code, Code::SealInvalid);
+    assert_eq!(go_on(4, 2, sealed[1]).unwrap().known, 2);
+    // What was judged is older than that, where it is read again.
+    forget(&layout).unwrap();
+    assert_eq!(go_on(4, 4, sealed[3]).unwrap().known, 0);
 }
 
 fn outlines(layout: &Layout) -> Vec<PathBuf> {

@@ -6,7 +6,8 @@
 //!                        a JSON object a line; this file only grows
 //! lock                   held by the one process that signs
 //! trails/<genesis>/map   what was replayed of the trail (pitser_trail::replay)
-//! trails/<genesis>/seals          blocks whose seals were judged, from the first on
+//! trails/<genesis>/seals          blocks whose seals were judged, from the first on, and the
+//!                                 second of the last of them
 //! trails/<genesis>/refused.note   the head that was last refused
 //! trails/<genesis>/copy           the trail, if a guardian serves it (`copy.rs`)
 //! trails/<genesis>/copy.new       the same, fetched again because the copy was in doubt
@@ -22,6 +23,7 @@ use super::AuditError;
 use pitser_disk::Access;
 use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::Digest;
+use pitser_ksi::time::Second;
 use pitser_tlog::note::{Note, SigningKey, VerifierKey};
 use pitser_trail::disk::{self, AppendFile, At, Lock};
 use serde::{Deserialize, Serialize};
@@ -63,6 +65,15 @@ pub struct Signed {
 struct Entry {
     head: String,
     note: String,
+}
+
+/// Which seals were judged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Judged {
+    /// Those of so many blocks, from the first on.
+    pub(super) blocks: u64,
+    /// When the last of them was sealed: no block after it was before.
+    pub(super) at: Second,
 }
 
 impl Auditor {
@@ -259,17 +270,25 @@ impl Auditor {
         Ok(())
     }
 
-    /// Up to which block the seals were judged in earlier looks.
-    pub(super) fn judged(&self, genesis: &Digest) -> u64 {
-        let text = fs::read_to_string(self.trail(genesis).join("seals"));
-        text.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    /// Up to which block the seals were judged in earlier looks: from the first on, if
+    /// nothing says so.
+    pub(super) fn judged(&self, genesis: &Digest) -> Judged {
+        let text = fs::read_to_string(self.trail(genesis).join("seals")).unwrap_or_default();
+        let judged = text.split_once(' ').and_then(|(blocks, at)| {
+            Some(Judged {
+                blocks: blocks.parse().ok()?,
+                at: Second(at.parse().ok()?),
+            })
+        });
+        judged.unwrap_or_default()
     }
 
     /// Notes that, once they were judged.
-    pub(super) fn note_judged(&self, genesis: &Digest, blocks: u64) -> Result<(), AuditError> {
-        if self.judged(genesis) != blocks {
+    pub(super) fn note_judged(&self, genesis: &Digest, judged: Judged) -> Result<(), AuditError> {
+        if self.judged(genesis) != judged {
             let path = self.trail(genesis).join("seals");
-            disk::replace(&path, blocks.to_string().as_bytes())?;
+            let Judged { blocks, at } = judged;
+            disk::replace(&path, format!("{blocks} {}", at.0).as_bytes())?;
         }
         Ok(())
     }

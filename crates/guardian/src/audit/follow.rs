@@ -1,6 +1,7 @@
 //! An auditor goes on with a trail: from the head that he has signed to the one
 //! that is there now.
 
+use super::folder::Judged;
 use super::sampling::{Lines, Sampled, Sampling};
 use super::{AuditError, Auditor, Known, Signed, contradiction, cosigned, named_key, sign};
 use pitser_evidence::Anchors;
@@ -231,7 +232,7 @@ impl Auditor {
             forget(layout)?;
         }
         let judged = match judge.anew {
-            true => 0,
+            true => Judged::default(),
             false => self.judged(&known.genesis),
         };
         let mut counting = Counting::new(judge, judged, progress);
@@ -242,7 +243,7 @@ impl Auditor {
                 tracing::warn!(%error, "the trail is not what was replayed before: it is replayed from its genesis on");
             }
             forget(layout)?;
-            counting = Counting::new(judge, 0, progress);
+            counting = Counting::new(judge, Judged::default(), progress);
             outcome = attempt(layout, known, head, before.as_ref(), &mut counting);
         }
         let attempted = outcome?;
@@ -251,8 +252,7 @@ impl Auditor {
             waiting: waiting.len() as u64,
             ..counting.seals
         };
-        let judged = waiting.front().map_or(head.size(), |leaf| leaf.block);
-        self.note_judged(&known.genesis, judged)?;
+        self.note_judged(&known.genesis, counting.reached)?;
         let sampled = match sampling {
             Some(sampling) => self.sample(layout, &attempted.view, known, head, sampling)?,
             None => None,
@@ -424,8 +424,10 @@ fn read_head(layout: &Layout) -> Result<Option<Note>, AuditError> {
 struct Counting<'a> {
     keys: SealKeys,
     clock: &'a dyn Fn() -> Second,
-    /// Seals of the blocks before this one were judged in earlier looks.
-    judged: u64,
+    /// What was judged in earlier looks.
+    judged: Judged,
+    /// What is judged now, up to the first block that waits for its seal.
+    reached: Judged,
     seals: SealCounts,
     /// The first block that was replayed, and the mapping that it was closed under.
     first_mapping: Option<(u64, Digest)>,
@@ -435,11 +437,12 @@ struct Counting<'a> {
 }
 
 impl<'a> Counting<'a> {
-    fn new(judge: Judge<'a>, judged: u64, progress: &'a mut dyn FnMut(u64)) -> Self {
+    fn new(judge: Judge<'a>, judged: Judged, progress: &'a mut dyn FnMut(u64)) -> Self {
         Self {
             keys: SealKeys::new(Some(judge.anchors), judge.publications, (judge.clock)()),
             clock: judge.clock,
             judged,
+            reached: judged,
             seals: SealCounts::default(),
             first_mapping: None,
             last_mapping: None,
@@ -455,7 +458,11 @@ impl Watch for Counting<'_> {
     }
 
     fn judged(&self) -> u64 {
-        self.judged
+        self.judged.blocks
+    }
+
+    fn judged_at(&self) -> Option<Second> {
+        Some(self.judged.at)
     }
 
     fn mapping(&mut self, block: u64, mapping: Digest) {
@@ -472,6 +479,10 @@ impl Watch for Counting<'_> {
             Seal::Keyed { .. } => self.seals.keyed += 1,
             Seal::Waiting(_) => self.seals.unconfirmed += 1,
             Seal::Broken(text) => return Err(text),
+        }
+        if leaf.block == self.reached.blocks {
+            self.reached.blocks += 1;
+            self.reached.at = seal::time(bytes).unwrap_or(self.reached.at);
         }
         Ok(())
     }
