@@ -3,6 +3,8 @@
 
 use crate::config::Source;
 use pitser_capture::{Row, Shape};
+use pitser_evidence::codec::Bytes32;
+use pitser_evidence::commit::{Key as SecretKey, record_key};
 use pitser_trail::PatientId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -24,7 +26,10 @@ pub(crate) enum Owner {
     Nobody,
     /// The patient's, by the identifier that the database has for them.
     Patient(String),
-    /// That cannot be told: the path does not fit the table.
+    /// The same, by the pseudonym that the trail has: the vault lost the identifier.
+    Pseudonym(Bytes32),
+    /// That cannot be told: the path does not fit the table, or leads to a row of which
+    /// nobody knows any more whose it was.
     Unknown,
 }
 
@@ -34,6 +39,7 @@ impl Owner {
         match self {
             Self::Nobody => None,
             Self::Patient(id) => Some(PatientId::Id(id)),
+            Self::Pseudonym(pseudonym) => Some(PatientId::Pseudonym(pseudonym)),
             Self::Unknown => Some(PatientId::Unknown),
         }
     }
@@ -57,6 +63,17 @@ pub(crate) struct Patients {
     lost: BTreeSet<String>,
     /// Whose the records are that other tables point at, by table and key value.
     owners: HashMap<String, HashMap<Vec<u8>, Owner>>,
+    /// The same of records that the vault does not open: what their key is, nobody knows,
+    /// but a key that leads to one makes its name.
+    closed: HashMap<String, Closed>,
+}
+
+/// Records of a table by the names that the trail has for them.
+#[derive(Debug)]
+struct Closed {
+    /// Makes those names.
+    key: SecretKey,
+    owners: HashMap<Bytes32, Owner>,
 }
 
 impl Patients {
@@ -190,6 +207,7 @@ impl Patients {
             (Some(_), Some(_)) if self.lost.contains(table) => Owner::Unknown,
             (Some(value), Some(target)) => {
                 let known = self.owners.get(target).and_then(|owners| owners.get(value));
+                let known = known.or_else(|| self.closed.get(target)?.owner(value));
                 known.cloned().unwrap_or(Owner::Nobody)
             }
         }
@@ -206,6 +224,32 @@ impl Patients {
         if let Some(owners) = self.owners.get_mut(table) {
             owners.insert(key.to_vec(), owner);
         }
+    }
+
+    /// Remembers whose a `record` of `table` is that the vault does not open. `key` makes
+    /// the names of that table's records. What is learnt of a row later prevails.
+    pub(crate) fn learn_closed(
+        &mut self,
+        table: &str,
+        key: impl FnOnce() -> SecretKey,
+        record: Bytes32,
+        owner: Owner,
+    ) {
+        if self.is_target(table) {
+            let closed = self.closed.entry(table.to_owned());
+            let closed = closed.or_insert_with(|| Closed {
+                key: key(),
+                owners: HashMap::new(),
+            });
+            closed.owners.insert(record, owner);
+        }
+    }
+}
+
+impl Closed {
+    fn owner(&self, value: &[u8]) -> Option<&Owner> {
+        self.owners
+            .get(&record_key(&self.key, std::iter::once(value)))
     }
 }
 

@@ -108,12 +108,10 @@ fn a_row_that_comes_before_its_patient_is_on_the_patients_list() {
     world.run("trail verify").exits(0);
 }
 
-/// What it does not know of patients who came since, the trail does: their lists go on.
-#[test]
-fn a_vault_that_was_put_back_costs_no_list_a_line() {
-    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
-        return;
-    };
+/// A hospital whose vault was put back from a backup: it knows neither patient 3 nor her
+/// visits 30 and 31.
+fn with_an_earlier_vault() -> Option<World> {
+    let mut world = World::hospital("scan_every_s = 0", SOURCE)?;
     world.stop_guardian();
     let (vault, old) = (world.layout().vault(), world.dir.path().join("old"));
     copy_folder(&vault, &old);
@@ -128,6 +126,65 @@ fn a_vault_that_was_put_back_costs_no_list_a_line() {
     fs::remove_dir_all(&vault).unwrap();
     copy_folder(&old, &vault);
     world.guard();
+    Some(world)
+}
+
+/// Whose a row is that leads to one which the vault has lost, the trail says by pseudonym.
+#[test]
+fn a_row_that_leads_to_one_that_the_vault_lost_is_on_the_patients_list() {
+    let Some(mut world) = with_an_earlier_vault() else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "INSERT INTO result VALUES (300, 30, 5.0, 2, now());
+         UPDATE visit SET note = 'high fever' WHERE id = 31;
+         UPDATE patient SET allergies = 'latex' WHERE id = 3;
+         INSERT INTO result VALUES (301, 31, 5.1, 2, now());
+         UPDATE visit SET note = 'cured' WHERE id = 30;
+         UPDATE visit SET patient = NULL WHERE id = 31;
+         UPDATE result SET value = 5.2 WHERE id = 301",
+    );
+    world.settle();
+    world.stop_guardian();
+    let lines = world.lines();
+    let tiiu = lines.iter().rfind(|line| line.op == Op::Create);
+    let tiiu = tiiu.unwrap().patient;
+    assert!(matches!(tiiu, Some(Patient::Pseudonym(_))));
+    let since = lines
+        .iter()
+        .rposition(|line| line.row.is_some() && line.op == Op::Baseline);
+    let since = lines[since.unwrap()..].iter();
+    let told: Vec<_> = since
+        .filter(|line| line.table.is_some() && line.tx.is_some())
+        .map(|line| (line.op, line.patient))
+        .collect();
+    let expected = [
+        // Before the vault was put back.
+        (Op::Create, tiiu),
+        (Op::Create, tiiu),
+        (Op::Create, tiiu),
+        (Op::Create, tiiu),
+        (Op::Update, tiiu),
+        (Op::Update, tiiu),
+        (Op::Create, tiiu),
+        (Op::Update, tiiu),
+        // The way ends: nobody's.
+        (Op::Relink, tiiu),
+        (Op::Update, None),
+        (Op::Relink, tiiu),
+        (Op::Update, None),
+    ];
+    assert_eq!(told, expected);
+    world.run("trail verify").exits(0);
+}
+
+/// What it does not know of patients who came since, the trail does: their lists go on.
+#[test]
+fn a_vault_that_was_put_back_costs_no_list_a_line() {
+    let Some(mut world) = with_an_earlier_vault() else {
+        return;
+    };
     // Of a deleted row the server tells the key alone.
     world.psql(
         "postgres",

@@ -12,9 +12,9 @@ use pitser_capture::{Cell, Key, Position};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::commit::commit_row;
-use pitser_evidence::line::{Gap, Op, Timestamp};
+use pitser_evidence::line::{Gap, Op, Patient, Timestamp};
 use pitser_monitor::{Expected, Finding, Sealed, expected, key_cells, key_of};
-use pitser_trail::{Body, Draft, PatientId, TrailError};
+use pitser_trail::{Body, Draft, TrailError};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -511,19 +511,20 @@ impl Session {
     fn whose(&mut self, change: &Change, record: &Bytes32) -> Result<Whose, TrailError> {
         let row = change.new.as_ref().or(change.old.as_ref());
         let after = row.map_or(Owner::Nobody, |row| self.patients.of(&change.table, row));
-        let state = self.trail.state();
-        let known = match &after {
-            Owner::Patient(id) => {
-                let pseudonym = self.trail.keys().pseudonym(id);
-                state.is_of(&change.table, record, &pseudonym)?
-            }
-            Owner::Nobody | Owner::Unknown => Some(false),
+        let pseudonym = match &after {
+            Owner::Patient(id) => Some(self.trail.keys().pseudonym(id)),
+            Owner::Pseudonym(pseudonym) => Some(Patient::Pseudonym(*pseudonym)),
+            Owner::Nobody | Owner::Unknown => None,
         };
-        let before = match (known, &after) {
+        let known = match pseudonym {
+            Some(patient) => self.trail.state().is_of(&change.table, record, &patient)?,
+            None => Some(false),
+        };
+        let before = match known {
             // Nearly always.
-            (Some(true), Owner::Patient(id)) => Some(PatientId::Id(id.clone())),
-            (None, _) => None,
-            _ => self.known_patient(&change.table, record)?,
+            Some(true) => after.clone().list(),
+            None => None,
+            Some(false) => self.known_patient(&change.table, record)?,
         };
         let after = after.list();
         Ok(Whose { before, after })

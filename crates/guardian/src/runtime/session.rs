@@ -1,5 +1,6 @@
 //! One stretch of guarding between two failures: opening, waiting, deciding what is due.
 
+use super::accept::patient_id;
 use super::rekey::Rekeyed;
 use super::rules::Rules;
 use super::transaction::Transaction;
@@ -148,19 +149,21 @@ impl Session {
                 .records(&table, |record, leaf| leaf.row.is_some().then_some(*record));
             let known: Vec<Bytes32> = records.map_err(TrailError::from)?;
             for record in known {
-                let sealed = Sealed::of(&mut self.trail, &table, &record);
-                let Some(content) = sealed?.map(|s| s.content) else {
+                let sealed = Sealed::of(&mut self.trail, &table, &record)?;
+                let content = sealed.map(|sealed| sealed.content);
+                let row = content.as_ref().and_then(|content| content.row.as_ref());
+                let owner = self.owner(&table, &record, row)?;
+                let Some([cell]) = content.as_ref().and_then(|it| it.key.as_deref()) else {
+                    let key = || self.trail.keys().table(&table);
+                    self.patients.learn_closed(&table, key, record, owner);
                     continue;
                 };
-                let owner = self.owner(&table, &record, content.row.as_ref())?;
-                if let Some([cell]) = content.key.as_deref() {
-                    self.patients.learn(&table, cell, owner);
-                    self.actors.learn(&table, cell, |label| {
-                        let mut row = content.row.iter().flat_map(pitser_trail::Row::iter);
-                        let (_, value) = row.find(|(name, _)| *name == label)?;
-                        crate::patients::identifier(value?)
-                    });
-                }
+                self.patients.learn(&table, cell, owner);
+                self.actors.learn(&table, cell, |label| {
+                    let mut row = row.into_iter().flat_map(pitser_trail::Row::iter);
+                    let (_, value) = row.find(|(name, _)| *name == label)?;
+                    crate::patients::identifier(value?)
+                });
             }
         }
         Ok(())
@@ -173,26 +176,24 @@ impl Session {
         table: &str,
         record: &Bytes32,
         row: Option<&pitser_trail::Row>,
-    ) -> Result<Owner, StartError> {
-        let known = self.trail.state().record(table, record);
-        let known = known.map_err(TrailError::from)?.and_then(|it| it.patient);
-        let row = match (known, row) {
-            (Some(Patient::Unknown), Some(row)) => row,
-            (Some(Patient::Unknown), None) => return Ok(Owner::Unknown),
-            _ => {
-                let patient = self.known_patient(table, record)?;
-                return Ok(match patient {
-                    Some(PatientId::Id(id)) => Owner::Patient(id),
-                    Some(_) => Owner::Unknown,
-                    None => Owner::Nobody,
-                });
-            }
-        };
-        let row = Row {
-            columns: Arc::clone(&row.names),
-            cells: row.iter().map(|(_, value)| Cell::from(value)).collect(),
-        };
-        Ok(self.patients.of(table, &row))
+    ) -> Result<Owner, TrailError> {
+        let known = self.trail.state().record(table, record)?;
+        let known = known.and_then(|record| record.patient);
+        if let (Some(Patient::Unknown), Some(row)) = (known, row) {
+            let row = Row {
+                columns: Arc::clone(&row.names),
+                cells: row.iter().map(|(_, value)| Cell::from(value)).collect(),
+            };
+            return Ok(self.patients.of(table, &row));
+        }
+        let is_nobodys = known.is_none();
+        Ok(match patient_id(&mut self.trail, known)? {
+            Some(PatientId::Id(id)) => Owner::Patient(id),
+            Some(PatientId::Pseudonym(pseudonym)) => Owner::Pseudonym(pseudonym),
+            None if is_nobodys => Owner::Nobody,
+            // Erased, or never known.
+            None | Some(PatientId::Many | PatientId::Unknown) => Owner::Unknown,
+        })
     }
 
     /// Begins to write, after everything that speaks against it was looked at.
