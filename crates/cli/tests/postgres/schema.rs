@@ -417,6 +417,77 @@ fn a_primary_key_that_is_dropped_under_full_identity() {
     world.run("trail verify").exits(0);
 }
 
+/// Nothing in a row that is its own key leads to the record that it had with one column
+/// more: it goes on all the same, and so does what was wrong.
+#[test]
+fn a_column_that_is_dropped_from_rows_without_a_key() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE log (a int, b int, c text);
+         INSERT INTO log SELECT n, 1000 + n, 'note ' || n FROM generate_series(1, 20) n;
+         INSERT INTO log VALUES (1, 1001, 'twin'), (2, 1002, 'note 2')",
+    );
+    world.configure(
+        "scan_every_s = 0",
+        "tables = [\"public.*\"]\nkeyless = \"full\"\n",
+    );
+    world.run("guard init").exits(0).says("1 tables guarded");
+    world.guard();
+    unseen(&world, "log", "UPDATE log SET a = 99 WHERE b = 1009");
+    let wrong = |world: &World, wanted: &[&str]| {
+        let found = world.wrong();
+        let fits = |(found, wanted): (&String, &&str)| found.starts_with(*wanted);
+        assert!(
+            found.len() == wanted.len() && found.iter().zip(wanted).all(fits),
+            "{found:?}"
+        );
+    };
+    wrong(
+        &world,
+        &[
+            "ROW-02 public.log 9,1009,note 9",
+            "ROW-03 public.log 99,1009",
+        ],
+    );
+    world.psql(
+        "postgres",
+        "ALTER TABLE log DROP COLUMN c;
+         UPDATE log SET b = 0 WHERE a = 5; DELETE FROM log WHERE a = 6;
+         INSERT INTO log VALUES (21, 1021)",
+    );
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("c text dropped")
+    });
+    world.settle();
+    let forged = [
+        "ROW-02 public.log 9,1009,note 9",
+        "ROW-03 public.log 99,1009",
+    ];
+    wrong(&world, &forged);
+    unseen(
+        &world,
+        "log",
+        "UPDATE log SET b = 7 WHERE a = 8; INSERT INTO log VALUES (3, 1003);
+         DELETE FROM log WHERE ctid = (SELECT max(ctid) FROM log WHERE a = 1)",
+    );
+    wrong(
+        &world,
+        &[
+            "ROW-02 public.log 1,1001,",
+            "ROW-02 public.log 8,1008",
+            forged[0],
+            "ROW-03 public.log 3,1003,",
+            "ROW-03 public.log 8,7",
+            forged[1],
+        ],
+    );
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 #[test]
 fn keys_that_change_places() {
     let Some(mut world) = world() else { return };

@@ -8,6 +8,9 @@
 //! scan: missing under the old key, never sealed under the new one. So are, after a crash
 //! in the middle, rows whose old key had become another row's by then.
 //!
+//! Where a row is its own key and has lost a column, nothing in it leads to the old record:
+//! the old records are looked through for one that has what is left of the key.
+//!
 //! A table whose rows have no key at all waits here until it has one.
 
 use super::baseline::Copies;
@@ -15,9 +18,10 @@ use super::{BASELINE_CHUNK, BLOCK_LINES, Ended, Session, Worker};
 use crate::translate;
 use pitser_capture::source::{Rows, Unseen};
 use pitser_capture::{Cell, Key, Position, Row, Shape, Snapshot};
-use pitser_evidence::codec::Bytes32;
+use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::commit_row;
 use pitser_evidence::line::{Line, Op, Timestamp};
+use pitser_ksi::hash::Imprint;
 use pitser_monitor::{Expected, Sealed, expected, key_cells, key_of};
 use pitser_trail::{Draft, TrailError};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -48,6 +52,11 @@ struct Move {
     vouched: HashMap<Bytes32, u64>,
     /// Which of several equal old records vouches for a row, where it is not the first.
     nth: HashMap<Bytes32, u64>,
+    /// Keys of old records by what is left of them, where a column is gone: each vouches
+    /// for one row.
+    shortened: HashMap<Imprint, Vec<Key>>,
+    /// The old key of each row that one of those vouched for.
+    led: HashMap<Bytes32, Key>,
 }
 
 /// What a snapshot shows.
@@ -77,6 +86,18 @@ impl Move {
         let cells = self.former.iter().map(|column| row.get(column).cloned());
         cells.collect::<Option<Vec<Cell>>>().map(Key::new)
     }
+
+    /// The old key of some record that has what is left of the key of this row.
+    fn shortened(&mut self, row: &Row) -> Option<Key> {
+        let left = self.former.iter().filter_map(|column| row.get(column));
+        let left = fingerprint(left.cloned().collect());
+        self.shortened.get_mut(&left)?.pop()
+    }
+}
+
+/// Stands for a key in memory, of which there may be very many.
+fn fingerprint(cells: Vec<Cell>) -> Imprint {
+    Digest::of(&[&Key::new(cells).expose_bytes()]).0
 }
 
 impl Session {
@@ -162,6 +183,8 @@ impl Session {
                         unfit: HashSet::new(),
                         vouched: HashMap::new(),
                         nth: HashMap::new(),
+                        shortened: HashMap::new(),
+                        led: HashMap::new(),
                     };
                     self.carry_table(worker, snapshot, moved)?;
                     self.reading = None;
@@ -182,6 +205,7 @@ impl Session {
         mut moved: Move,
     ) -> Result<(), Ended> {
         let table = moved.table.clone();
+        moved.shortened = self.shortened_keys(&moved)?;
         // All are compared before one is written: what was one row's key may be
         // another's now.
         self.each(snapshot, &table, |session, rows| {
@@ -201,6 +225,42 @@ impl Session {
             session.meanwhile(worker)
         })?;
         self.carry_deleted(worker, &moved)
+    }
+
+    /// The old records of a table whose rows are their own keys and have lost a column, by
+    /// what is left of their keys; none of another table.
+    fn shortened_keys(&mut self, moved: &Move) -> Result<HashMap<Imprint, Vec<Key>>, Ended> {
+        let Move { table, former, .. } = moved;
+        let mut found: HashMap<Imprint, Vec<Key>> = HashMap::new();
+        let columns = self.key_of(table).unwrap_or_default();
+        let left: Vec<bool> = former.iter().map(|it| columns.contains(it)).collect();
+        let is_shortened = left.contains(&false) && left.contains(&true);
+        if !is_shortened || !self.is_keyless(table) {
+            return Ok(found);
+        }
+        let standing = self
+            .trail
+            .state()
+            .records(table, |record, leaf| leaf.row.is_some().then_some(*record));
+        for record in standing.map_err(TrailError::from)? {
+            let Some(sealed) = Sealed::of(&mut self.trail, table, &record)? else {
+                continue;
+            };
+            // What was written since lacks the column.
+            let names = sealed.content.names().map_or(&[][..], |names| names);
+            let is_former = former.iter().all(|column| names.contains(column));
+            if let Some(was) = sealed.content.key.clone().filter(|_| is_former) {
+                let was = key_of(was);
+                let kept = was
+                    .cells()
+                    .iter()
+                    .zip(&left)
+                    .filter(|(_, is_left)| **is_left);
+                let kept = kept.map(|(cell, _)| cell.clone()).collect();
+                found.entry(fingerprint(kept)).or_default().push(was);
+            }
+        }
+        Ok(found)
     }
 
     /// Reads a table's rows, equal ones with their numbers.
@@ -241,8 +301,15 @@ impl Session {
                     }
                     self.is_sealed_as(&moved.table, &was.copy(nth), row)?
                 }
-                // A column of the old key is gone: nothing leads to the old record.
-                None => false,
+                // A column of the old key is gone.
+                None => match moved.shortened(row) {
+                    Some(was) => {
+                        let fits = self.is_sealed_as(&moved.table, &was, row)?;
+                        moved.led.insert(record, was);
+                        fits
+                    }
+                    None => false,
+                },
             };
         if !fits {
             moved.unfit.insert(record);
@@ -265,7 +332,12 @@ impl Session {
         }
         let is_carried = self.is_carried(moved, now, &row)?;
         let mut event = Vec::new();
-        if let Some(was) = moved.former(&row) {
+        if let Some(was) = moved.led.get(&record) {
+            let is_anothers = moved.now.contains(&self.record_under(table, was));
+            if !is_anothers && self.is_standing(table, was)? {
+                event.push(self.gone_from(worker, table, was, *at)?);
+            }
+        } else if let Some(was) = moved.former(&row) {
             let first = self.record_under(table, &was);
             let nth = moved.nth.get(&record).copied().unwrap_or(1);
             let was = was.copy(nth);
