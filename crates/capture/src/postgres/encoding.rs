@@ -8,11 +8,14 @@
 //! |---|---|---|
 //! | `UTF8` | it as it is | take it |
 //! | `SQL_ASCII` | it as it is | take it |
-//! | a byte for each character | it as it is | convert it as the server would, by its own table |
-//! | another | it in UTF-8 | take it |
+//! | a byte, or some, for each character | it as it is | convert it as the server would, by its own table |
+//!
+//! Where the server does not let its table be asked for, it sends values in UTF-8.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::slot::text;
@@ -27,15 +30,70 @@ pub(super) enum Encoding {
     Sent,
     /// As bytes, which mean nothing.
     Bytes,
-    /// As bytes, of which each is a character.
+    /// As bytes, of which one or some are a character.
     Characters(Arc<Characters>),
 }
 
-/// The upper half of an encoding, in UTF-8; what is not defined is empty.
+/// The characters of an encoding beyond ASCII.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Characters([Box<str>; HALF]);
+pub(super) struct Characters {
+    /// By all bytes of a character but the last; by that then, in UTF-8. What is not
+    /// defined is empty. No character's bytes begin another's.
+    rows: HashMap<Box<[u8]>, Box<[Box<str>]>>,
+    /// The last byte of the first in each row.
+    first: u8,
+}
 
-const HALF: usize = 128;
+/// Which bytes may be characters of an encoding.
+struct Form {
+    /// All but the last one.
+    rows: Vec<Box<[u8]>>,
+    last: RangeInclusive<u8>,
+}
+
+impl Form {
+    /// That of an encoding, by PostgreSQL's name; `None` where it is not known.
+    fn of(encoding: &str) -> Option<Self> {
+        if SINGLE.contains(&encoding) {
+            return Some(Self {
+                rows: vec![Box::default()],
+                last: 0x80..=0xFF,
+            });
+        }
+        // What stands before the two bytes of a character, and before the one.
+        let (two, one): (&[&[u8]], &[u8]) = match encoding {
+            "EUC_JP" | "EUC_JIS_2004" => (&[&[], &[0x8F]], &[0x8E]),
+            "EUC_CN" | "EUC_KR" => (&[&[]], &[]),
+            "EUC_TW" => (PLANES, &[]),
+            _ => return None,
+        };
+        let of_two = |before: &&[u8]| {
+            let before = before.to_vec();
+            GRAPHIC.map(move |byte| [&before[..], &[byte]].concat().into())
+        };
+        let one = one.iter().map(|byte| Box::from([*byte]));
+        Some(Self {
+            rows: two.iter().flat_map(of_two).chain(one).collect(),
+            last: GRAPHIC,
+        })
+    }
+}
+
+/// Bytes of characters in encodings of several bytes.
+const GRAPHIC: RangeInclusive<u8> = 0xA1..=0xFE;
+/// What stands before the two bytes of a character in `EUC_TW`.
+const PLANES: &[&[u8]] = &[
+    &[],
+    &[0x8E, 0xA1],
+    &[0x8E, 0xA2],
+    &[0x8E, 0xA3],
+    &[0x8E, 0xA4],
+    &[0x8E, 0xA5],
+    &[0x8E, 0xA6],
+    &[0x8E, 0xA7],
+];
+/// Bytes of a character at most.
+const LONGEST: usize = 4;
 
 /// Encodings in which each byte is a character, by PostgreSQL's names.
 const SINGLE: [&str; 27] = [
@@ -78,13 +136,13 @@ impl Encoding {
         let name = rows.first().and_then(|row| text(row.first()?));
         Ok(match name {
             Some("SQL_ASCII") => Self::Bytes,
-            Some(name) if SINGLE.contains(&name) => match Characters::ask(sql, name) {
-                Ok(characters) => Self::Characters(Arc::new(characters)),
-                Err(error) if error.is_passing() => return Err(error),
+            Some(name) => match Form::of(name).map(|form| Characters::ask(sql, name, form)) {
+                Some(Ok(characters)) => Self::Characters(Arc::new(characters)),
+                Some(Err(error)) if error.is_passing() => return Err(error),
                 // Nobody here may use plpgsql.
-                Err(_) => Self::Sent,
+                Some(Err(_)) | None => Self::Sent,
             },
-            _ => Self::Sent,
+            None => Self::Sent,
         })
     }
 
@@ -114,49 +172,82 @@ impl Encoding {
 }
 
 impl Characters {
-    /// What each byte is, by the server's own table. Errors are caught there: otherwise
-    /// each undefined byte would be one in its log.
-    fn ask(sql: &mut Connection, encoding: &str) -> Result<Self, PgError> {
-        let rows = sql.query(&format!(
-            "DO $$ DECLARE found text := ''; BEGIN \
-               FOR byte IN 128..255 LOOP BEGIN \
-                 found := found || pg_catalog.encode(pg_catalog.convert( \
-                   pg_catalog.set_byte('\\x00'::pg_catalog.bytea, 0, byte), '{encoding}', 'UTF8'), 'hex'); \
-                 EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN NULL; END; \
-                 found := found || ','; \
+    /// What the characters are, by the server's own table. Errors are caught there:
+    /// otherwise each undefined one would be one in its log.
+    fn ask(sql: &mut Connection, encoding: &str, form: Form) -> Result<Self, PgError> {
+        let hex = |row: &Box<[u8]>| format!("'{}'", data_encoding::HEXLOWER.encode(row));
+        let rows: Vec<String> = form.rows.iter().map(hex).collect();
+        let told = sql.query(&format!(
+            "DO $$ DECLARE found text := ''; of_row text; head text; BEGIN \
+               FOREACH head IN ARRAY ARRAY[{}] LOOP \
+                 of_row := ''; \
+                 FOR byte IN {}..{} LOOP BEGIN \
+                   of_row := of_row || pg_catalog.encode(pg_catalog.convert(pg_catalog.decode( \
+                     head || pg_catalog.to_hex(byte), 'hex'), '{encoding}', 'UTF8'), 'hex'); \
+                   EXCEPTION WHEN untranslatable_character OR character_not_in_repertoire THEN NULL; END; \
+                   of_row := of_row || ','; \
+                 END LOOP; \
+                 found := found || of_row; \
                END LOOP; \
                PERFORM pg_catalog.set_config('pitser.characters', found, true); END $$; \
-             SELECT pg_catalog.current_setting('pitser.characters')"
+             SELECT pg_catalog.current_setting('pitser.characters')",
+            rows.join(","),
+            form.last.start(),
+            form.last.end(),
         ))?;
-        let told = rows.first().and_then(|row| text(row.first()?));
-        told.and_then(Self::read)
+        let told = told.first().and_then(|row| text(row.first()?));
+        told.and_then(|told| Self::read(form, told))
             .ok_or(PgError::Protocol("an encoding that cannot be read"))
     }
 
     /// Reads hexadecimal UTF-8, a comma behind each.
-    fn read(told: &str) -> Option<Self> {
+    fn read(form: Form, told: &str) -> Option<Self> {
         let one = |hex: &str| {
             let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok()?;
             Some(String::from_utf8(bytes).ok()?.into_boxed_str())
         };
-        let all = told.strip_suffix(',')?.split(',').map(one);
-        let all: Vec<Box<str>> = all.collect::<Option<_>>()?;
-        all.try_into().ok().map(Self)
+        let mut all = told.strip_suffix(',')?.split(',').map(one);
+        let mut rows = HashMap::with_capacity(form.rows.len());
+        for row in form.rows {
+            let of_row = all.by_ref().take(form.last.len());
+            let of_row: Box<[Box<str>]> = of_row.collect::<Option<_>>()?;
+            if of_row.len() < form.last.len() {
+                return None;
+            }
+            rows.insert(row, of_row);
+        }
+        let first = *form.last.start();
+        all.next().is_none().then_some(Self { rows, first })
     }
 
-    /// In UTF-8, if each byte is a character.
-    fn text(&self, bytes: &[u8]) -> Option<String> {
-        let mut text = String::with_capacity(bytes.len() + bytes.len() / 4);
-        for byte in bytes {
-            match usize::from(*byte).checked_sub(HALF) {
-                None => text.push(char::from(*byte)),
-                Some(place) => match &*self.0[place] {
-                    "" => return None,
-                    character => text.push_str(character),
-                },
-            }
+    /// In UTF-8, if it is characters throughout.
+    fn text(&self, mut bytes: &[u8]) -> Option<String> {
+        let mut text = String::with_capacity(bytes.len() + bytes.len() / 2);
+        while let Some((first, rest)) = bytes.split_first() {
+            bytes = if first.is_ascii() {
+                text.push(char::from(*first));
+                rest
+            } else {
+                let (character, rest) = self.first_of(bytes)?;
+                text.push_str(character);
+                rest
+            };
         }
         Some(text)
+    }
+
+    /// The character that bytes begin with, and those after it.
+    fn first_of<'a>(&self, bytes: &'a [u8]) -> Option<(&str, &'a [u8])> {
+        for length in 0..LONGEST {
+            let (row, rest) = bytes.split_at_checked(length)?;
+            let (last, rest) = rest.split_first()?;
+            if let Some(row) = self.rows.get(row) {
+                let place = last.checked_sub(self.first)?;
+                let character = row.get(usize::from(place))?;
+                return (!character.is_empty()).then_some((character, rest));
+            }
+        }
+        None
     }
 
     /// What is no text stands as its bytes, under a letter of its own: it cannot be
@@ -174,7 +265,8 @@ impl Characters {
 
 impl fmt::Debug for Characters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let defined = self.0.iter().filter(|it| !it.is_empty());
+        let all = self.rows.values().flatten();
+        let defined = all.filter(|it| !it.is_empty());
         write!(f, "Characters({} defined)", defined.count())
     }
 }
@@ -186,7 +278,41 @@ mod tests {
     /// Of the upper half only `õ` is defined, as byte F5.
     fn characters() -> Characters {
         let told = (128..256).map(|byte| if byte == 0xF5 { "c3b5," } else { "," });
-        Characters::read(&told.collect::<String>()).unwrap()
+        Characters::read(form("LATIN1"), &told.collect::<String>()).unwrap()
+    }
+
+    fn form(encoding: &str) -> Form {
+        Form::of(encoding).unwrap()
+    }
+
+    /// Of the characters of three forms one each is defined.
+    #[test]
+    fn characters_of_several_bytes() {
+        let form = form("EUC_JP");
+        let told = form.rows.iter().flat_map(|row| {
+            form.last.clone().map(move |last| match (&**row, last) {
+                ([0xC6], 0xFC) => "e697a5,",
+                ([0x8E], 0xB1) => "efbdb1,",
+                ([0x8F, 0xB0], 0xA1) => "e4b882,",
+                _ => ",",
+            })
+        });
+        let told: String = told.collect();
+        let characters = Characters::read(form, &told).unwrap();
+        let shown = |bytes: &[u8]| characters.cell(Some(bytes)).expose().unwrap().to_vec();
+        let all = b"a\xC6\xFCb\x8E\xB1\x8F\xB0\xA1";
+        assert_eq!(shown(all), "ta日bｱ丂".as_bytes());
+        // Not defined, cut short, no byte of a character.
+        for no in [
+            &b"\xFD\xFE"[..],
+            b"\xC6",
+            b"\x8F\xB0",
+            b"\xC6a",
+            b"\x80\xA1",
+            b"\xC6\xFF",
+        ] {
+            assert_eq!(shown(no), [b"b", no].concat());
+        }
     }
 
     #[test]
@@ -206,7 +332,7 @@ mod tests {
     #[test]
     fn a_table_of_another_length_is_none() {
         for told in ["", ",", "c3b5,", "c3,,", &",".repeat(127), &",".repeat(129)] {
-            assert_eq!(Characters::read(told), None, "{told:?}");
+            assert_eq!(Characters::read(form("LATIN1"), told), None, "{told:?}");
         }
     }
 }

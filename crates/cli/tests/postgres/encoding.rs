@@ -96,11 +96,80 @@ fn bytes_of_any_encoding() {
     assert_eq!(kept(&world, "note"), [each, each, each].concat());
 }
 
-/// In an encoding that only the server can convert, it refuses a transaction with such a
-/// value, and nothing that comes after it could ever be told.
+/// In encodings of several bytes, the same characters as the server's own, and for what is
+/// none its bytes.
+#[test]
+fn bytes_that_stand_for_no_character_of_several_bytes() {
+    for (encoding, text, no) in [
+        ("EUC_JP", "日本語 ｱ 丂", "fdfe"),
+        ("EUC_JIS_2004", "日本語 か゚", "a4fc"),
+        ("EUC_CN", "中文", "fefe"),
+        ("EUC_KR", "한국어", "fefe"),
+        ("EUC_TW", "中文 乂", "fefe"),
+    ] {
+        let Some(mut world) = World::encoded("clinic", encoding) else {
+            return;
+        };
+        let bytes = |hex: &str| format!("convert_from('\\x{hex}'::bytea, '{encoding}')");
+        let no_text = bytes(no);
+        world.psql(
+            "postgres",
+            &format!(
+                "CREATE TABLE entry (id int PRIMARY KEY, note text);
+                 INSERT INTO entry VALUES (1, '{text}'), (2, {no_text})"
+            ),
+        );
+        world.configure("scan_every_s = 0", SOURCE);
+        world.run("guard init").exits(0).says("1 tables guarded");
+        world.guard();
+        world.psql(
+            "postgres",
+            &format!("INSERT INTO entry VALUES (3, '{text}'), (4, {no_text})"),
+        );
+        world.settle();
+        assert_eq!(world.wrong(), Vec::<String>::new(), "{encoding}");
+        let forged = bytes(&format!("41{no}"));
+        unseen(
+            &world,
+            "entry",
+            &format!("UPDATE entry SET note = {forged} WHERE id = 2"),
+        );
+        assert_eq!(world.wrong(), ["ROW-01 public.entry 2"], "{encoding}");
+        world.stop_guardian();
+        world.run("trail verify").exits(0);
+        let as_text = format!("t{text}").into_bytes();
+        let as_bytes = [b"b", &*hex(no)].concat();
+        let each = [as_text, as_bytes];
+        assert_eq!(
+            kept(&world, "note"),
+            [&each[..], &each].concat(),
+            "{encoding}"
+        );
+    }
+}
+
+fn hex(digits: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+    (0..digits.len()).step_by(2).map(byte).collect()
+}
+
+/// A database in which nobody can ask for the characters of its encoding: it lacks a
+/// function for that.
+fn of_unknown_characters() -> Option<World> {
+    let world = World::encoded("clinic", "EUC_JP")?;
+    world.psql(
+        "postgres",
+        "ALTER FUNCTION pg_catalog.to_hex(integer) RENAME TO no_hex;
+         ALTER FUNCTION pg_catalog.to_hex(bigint) RENAME TO no_hex",
+    );
+    Some(world)
+}
+
+/// Where only the server can convert, it refuses a transaction with such a value, and
+/// nothing that comes after it could ever be told.
 #[test]
 fn a_transaction_that_the_server_cannot_send() {
-    let Some(mut world) = World::encoded("clinic", "EUC_JP") else {
+    let Some(mut world) = of_unknown_characters() else {
         return;
     };
     world.psql(
@@ -197,7 +266,7 @@ fn a_value_that_is_too_large_to_be_sent() {
 /// comes to be guarded, nor when it is given another key.
 #[test]
 fn a_table_that_cannot_be_read() {
-    let Some(mut world) = World::encoded("clinic", "EUC_JP") else {
+    let Some(mut world) = of_unknown_characters() else {
         return;
     };
     world.psql(
