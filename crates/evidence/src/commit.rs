@@ -170,7 +170,12 @@ pub struct Rows {
 struct Column {
     message: Range<usize>,
     row: usize,
+    /// Of a large value: hashed where it lies, so that nothing is copied.
+    leaf: Option<[u8; 32]>,
 }
+
+/// Bytes from which on a value is large: beside it, others gain nothing.
+const LARGE: usize = 64 << 10;
 
 /// Which columns and names are a row's, and its nonce's two HMAC blocks.
 struct RowBounds {
@@ -210,6 +215,9 @@ impl Rows {
         let (first, names) = (self.columns.len(), self.names.len());
         let inner = block(nonce.0.expose(), 0x36);
         for (name, value) in columns {
+            let large = value.filter(|value| value.len() >= LARGE);
+            let leaf = large.map(|value| column_leaf(&nonce.column(name), name, Some(value)));
+            let value = value.filter(|_| leaf.is_none());
             self.batch.push(&[&inner, COLUMN, name.as_bytes()]);
             let start = self.messages.len();
             self.messages.push(0x00);
@@ -221,6 +229,7 @@ impl Rows {
             self.columns.push(Column {
                 message: start..self.messages.len(),
                 row: self.rows.len(),
+                leaf,
             });
             self.names.extend(short_length(name.len()));
             self.names.extend_from_slice(name.as_bytes());
@@ -244,7 +253,10 @@ impl Rows {
             message[1..33].copy_from_slice(nonce);
             self.batch.push(&[message]);
         }
-        let leaves = self.hashes();
+        let mut leaves = self.hashes();
+        for (leaf, column) in leaves.iter_mut().zip(&self.columns) {
+            *leaf = column.leaf.unwrap_or(*leaf);
+        }
         let roots = self.roots(&leaves);
         for (row, root) in self.rows.iter().zip(&roots) {
             let names = &self.names[row.names.clone()];
@@ -407,7 +419,10 @@ mod tests {
     #[test]
     fn many_rows_together_are_each_as_alone() {
         let names: Vec<String> = (0..40).map(|n| "x".repeat(n * 7 % 90)).collect();
-        let values: Vec<Vec<u8>> = (0..40).map(|n| vec![n as u8; n * n % 700]).collect();
+        let mut values: Vec<Vec<u8>> = (0..40).map(|n| vec![n as u8; n * n % 700]).collect();
+        for (place, length) in [(1, LARGE - 1), (4, LARGE), (7, LARGE + 1)] {
+            values[place] = vec![7; length];
+        }
         let row = |width: usize| {
             let value = |n: usize| (!n.is_multiple_of(3)).then_some(&values[n][..]);
             (0..width).map(move |n| (n, value(n)))

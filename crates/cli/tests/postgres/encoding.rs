@@ -262,6 +262,40 @@ fn a_value_that_is_too_large_to_be_sent() {
     world.run("trail verify").exits(0);
 }
 
+/// A large value is hashed where it lies, whatever else is committed to with it.
+#[test]
+fn a_large_value_is_not_copied_about() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE scan (id int PRIMARY KEY, image bytea)",
+    );
+    world.configure("scan_every_s = 0", SOURCE);
+    world.run("guard init").exits(0);
+    world.guard();
+    world.psql("postgres", "INSERT INTO scan VALUES (1, 'small')");
+    world.settle();
+    let before = world.guardian_peak();
+    world.psql(
+        "postgres",
+        "INSERT INTO scan SELECT 2, string_agg(part, '') FROM generate_series(1, 40), \
+         (SELECT decode(repeat('00', 1000000), 'hex') AS part) one",
+    );
+    world.settle();
+    let (grown, value) = (world.guardian_peak() - before, 80_000_000);
+    println!(
+        "grew by {} MB for a value of {} MB",
+        grown >> 20,
+        value >> 20
+    );
+    assert!(grown < value * 19 / 4, "{grown}");
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 /// One table whose rows cannot be read keeps no other from being guarded: neither when it
 /// comes to be guarded, nor when it is given another key.
 #[test]

@@ -176,7 +176,7 @@ impl Contents {
         self.file.sync_data().at(&path, "cannot make durable")?;
         let places = std::mem::take(&mut self.places);
         self.written(places, self.waiting.len())?;
-        self.waiting.clear();
+        self.waiting = spare(std::mem::take(&mut self.waiting));
         Ok(())
     }
 
@@ -202,9 +202,9 @@ impl Contents {
             return Ok(Vec::new());
         };
         let length = flight.bytes().len();
-        let spare = flight.land()?;
+        let landed = flight.land()?;
         self.written(places, length)?;
-        Ok(spare)
+        Ok(spare(landed))
     }
 
     /// The path of the file to append to, a new one if the newest is full.
@@ -554,6 +554,16 @@ fn numbers(folder: &Path) -> Result<Vec<u32>, DiskError> {
     numbers.sort_unstable();
     Ok(numbers)
 }
+
+/// Memory to be used again, unless a large value made it larger than others ever need.
+fn spare(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.clear();
+    bytes.shrink_to(SPARE);
+    bytes
+}
+
+/// Bytes of memory that are kept to be used again.
+const SPARE: usize = 16 << 20;
 
 /// A file of records, made durably if it is not there, and its length.
 fn open_file(folder: &Path, number: u32) -> Result<(File, u64), ContentsError> {
