@@ -165,6 +165,7 @@ pub(crate) struct Guard {
     witness_every_s: Option<u64>,
     witness_quorum: Option<usize>,
     seal_alarm_s: Option<u64>,
+    unwatched_alarm_s: Option<u64>,
     many_patients: Option<usize>,
     segment_mib: Option<u64>,
     segment_s: Option<u64>,
@@ -487,6 +488,7 @@ impl Config {
             cosign_every_s: guard.witness_every_s.unwrap_or(default.cosign_every_s),
             witness_quorum: self.witness_quorum(),
             seal_alarm_s: guard.seal_alarm_s.unwrap_or(default.seal_alarm_s),
+            unwatched_alarm_s: guard.unwatched_alarm_s.unwrap_or(default.unwatched_alarm_s),
             many_patients: guard.many_patients.unwrap_or(default.many_patients),
             segments: SegmentLimits {
                 bytes: guard
@@ -598,6 +600,7 @@ mod tests {
             "witness]]",
             "key ",
             "seal_alarm_s",
+            "unwatched_alarm_s",
             "many_patients",
             "segment_mib",
             "segment_s",

@@ -229,6 +229,8 @@ pub struct Tuning {
     pub witness_quorum: usize,
     /// A block that waits longer for its seal is `SEAL-01`, in seconds.
     pub seal_alarm_s: u64,
+    /// A database of which nothing could be captured for longer is `CAP-03`, in seconds.
+    pub unwatched_alarm_s: u64,
     /// An event on more patients than this goes to the list `*many`.
     pub many_patients: usize,
     /// When the trail's files are closed.
@@ -262,6 +264,7 @@ impl Tuning {
             cosign_every_s: 10,
             witness_quorum: 0,
             seal_alarm_s: 300,
+            unwatched_alarm_s: 60,
             many_patients: 10,
             segments: pitser_trail::SegmentLimits::default(),
             archive: None,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use pitser_evidence::line::Op;
 use serde_json::{Value, json};
 
 use crate::hospital::SOURCE;
@@ -324,6 +325,45 @@ fn an_old_copy_that_was_given_the_newest_word_is_noticed() {
     assert_eq!(rewound.count(), 1);
     world.stop_guardian();
     world.run("trail verify").exits(0);
+}
+
+/// That nobody watches a database is a finding while it is so, and on record afterwards.
+#[test]
+fn a_database_that_nobody_watches() {
+    let guard = "scan_every_s = 0\nunwatched_alarm_s = 0";
+    let Some(mut world) = World::hospital(guard, SOURCE) else {
+        return;
+    };
+    let told = |s: &Value, start: &str| {
+        let all = s["findings"].as_array().unwrap().iter();
+        let mut found = all.filter(|f| f["text"].as_str().unwrap().starts_with(start));
+        let first = found.next().cloned();
+        assert!(found.next().is_none(), "once only: {s}");
+        first
+    };
+    let since = "nothing is captured since";
+    world.server.stop();
+    let status = world.status_when("says so", |s| told(s, since).is_some());
+    let found = told(&status, since).unwrap();
+    assert_eq!(
+        (&found["code"], &found["open"], &found["line"]),
+        (&json!("CAP-03"), &json!(true), &Value::Null)
+    );
+    assert_eq!(status["state"], "database-unavailable");
+    world.run("guard status").exits(1).says(since);
+    world.server.start_again();
+    let from = "nothing was captured from";
+    let status = world.status_when("goes on", |s| told(s, from).is_some());
+    assert_eq!(told(&status, since), None);
+    let found = told(&status, from).unwrap();
+    let text = found["text"].as_str().unwrap();
+    assert!(text.contains("nobody watched the database: "), "{text}");
+    world.settle();
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    let lines = world.lines();
+    let line = &lines[usize::try_from(found["line"].as_u64().unwrap()).unwrap()];
+    assert_eq!(line.op, Op::Finding);
 }
 
 #[test]

@@ -254,7 +254,8 @@ pub(crate) fn due(
     now: Second,
     limit: usize,
 ) -> Due {
-    if status.state == SourceState::Starting {
+    // Before a trail was opened, nobody could say which one it is.
+    if status.state == SourceState::Starting || status.genesis.is_empty() {
         return Due::default();
     }
     let none = Told::default();

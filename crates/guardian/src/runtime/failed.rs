@@ -91,7 +91,7 @@ impl Session {
 }
 
 /// What went wrong, without the server's words where these may hold a value.
-fn words(error: &SourceError) -> String {
+pub(super) fn words(error: &SourceError) -> String {
     match error {
         SourceError::Postgres(PgError::Server { code, .. }) if code.starts_with("22") => {
             format!("PostgreSQL cannot say what it was asked for (SQLSTATE {code}): see its log")

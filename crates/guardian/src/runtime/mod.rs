@@ -9,6 +9,7 @@ mod failed;
 mod findings;
 mod fleet;
 mod heads;
+mod outage;
 mod queue;
 mod rekey;
 mod rules;
@@ -39,6 +40,7 @@ pub(crate) use word::FILE as WORD;
 use capture::Unread;
 use failed::Failed;
 use heads::{Cosigner, Heads};
+use outage::Outage;
 use pitser_capture::fhir::FhirError;
 use pitser_capture::{Captured, Position, Snapshot, Source as Database, SourceError};
 use pitser_client::Client;
@@ -446,6 +448,8 @@ struct Worker {
     stood_by: bool,
     /// What guarding failed for last.
     failed: Option<Failed>,
+    /// Nothing is captured at all.
+    outage: Option<Outage>,
 }
 
 impl Worker {
@@ -487,6 +491,7 @@ impl Worker {
             unscanned: None,
             stood_by: false,
             failed: None,
+            outage: None,
         };
         let handle = Handle {
             commands,
@@ -572,6 +577,7 @@ impl Worker {
     }
 
     fn interrupted(&mut self, error: &StartError) {
+        let unwatched = self.unwatched(error);
         self.stood_by |= error.is_taken();
         tracing::error!(source = %self.parts.source.name, error = %error, "guarding is interrupted");
         let state = match error {
@@ -587,6 +593,9 @@ impl Worker {
         self.publish.send_modify(|s| {
             s.state = state;
             s.trouble = Some(error.to_string());
+            // It has no line yet: the next session shows those that have.
+            s.findings.retain(|finding| finding.line.is_some());
+            s.findings.extend(unwatched);
         });
     }
 

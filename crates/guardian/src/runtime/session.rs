@@ -202,6 +202,7 @@ impl Session {
             self.consult(worker)?;
             worker.stood_by = false;
         }
+        self.end_outage(worker)?;
         let sealed = self.sealed.take();
         self.compare_fingerprint(worker, sealed)?;
         self.tell_unfit(worker)?;
