@@ -175,8 +175,8 @@ impl Characters {
     /// What the characters are, by the server's own table. Errors are caught there:
     /// otherwise each undefined one would be one in its log.
     fn ask(sql: &mut Connection, encoding: &str, form: Form) -> Result<Self, PgError> {
-        let hex = |row: &Box<[u8]>| format!("'{}'", data_encoding::HEXLOWER.encode(row));
-        let rows: Vec<String> = form.rows.iter().map(hex).collect();
+        let hex = |row: &[u8]| format!("'{}'", data_encoding::HEXLOWER.encode(row));
+        let rows: Vec<String> = form.rows.iter().map(|row| hex(row)).collect();
         let told = sql.query(&format!(
             "DO $$ DECLARE found text := ''; of_row text; head text; BEGIN \
                FOREACH head IN ARRAY ARRAY[{}] LOOP \
