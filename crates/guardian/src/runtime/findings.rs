@@ -45,7 +45,9 @@ impl Session {
             }
             return Ok(());
         }
-        tracing::warn!(code = %finding.code, table = ?finding.table, columns = ?finding.columns, "{}", finding.text);
+        if self.logged.tells(finding.kind(), found_at) {
+            tracing::warn!(source = %worker.parts.source.name, code = %finding.code, table = ?finding.table, columns = ?finding.columns, "{}", finding.text);
+        }
         let draft = Draft {
             table: finding.table.clone(),
             key: finding.key.as_ref().map(key_cells),
@@ -70,6 +72,13 @@ impl Session {
         self.incidents.found(finding, found_at, seq);
         self.open_times.push(found_at);
         Ok(())
+    }
+
+    /// Says how many findings the log was not told one by one.
+    pub(super) fn log_counted(&mut self, worker: &Worker, now: u64) {
+        for ((code, table), count) in self.logged.over(now) {
+            tracing::warn!(source = %worker.parts.source.name, %code, ?table, "{count} more of these within a minute: `pitser guard status` has them");
+        }
     }
 
     /// Whether the trail tells of a finding already.

@@ -9,6 +9,7 @@ mod failed;
 mod findings;
 mod fleet;
 mod heads;
+mod logged;
 mod outage;
 mod queue;
 mod rekey;
@@ -40,6 +41,7 @@ pub(crate) use word::FILE as WORD;
 use capture::Unread;
 use failed::Failed;
 use heads::{Cosigner, Heads};
+use logged::Logged;
 use outage::Outage;
 use pitser_capture::fhir::FhirError;
 use pitser_capture::{Captured, Position, Snapshot, Source as Database, SourceError};
@@ -668,6 +670,7 @@ struct Session {
     mapping: Digest,
     fingerprint: Vec<u8>,
     incidents: Incidents,
+    logged: Logged,
     /// Lines of findings of rows that are open and only counted, by the last pass.
     counted_rows: Arc<[u64]>,
     /// Everything up to here is in the trail, though perhaps not durable.

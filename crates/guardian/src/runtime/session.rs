@@ -18,6 +18,7 @@ use pitser_evidence::line::Patient;
 use pitser_monitor::Sealed;
 use pitser_trail::{PatientId, Trail, TrailError};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
@@ -61,6 +62,7 @@ impl Session {
             unshown: false,
             heads: Heads::default(),
             incidents: super::findings::incidents(&mut trail, &mut collected)?,
+            logged: super::Logged::default(),
             counted_rows: Arc::default(),
             position,
             kept: position,
@@ -210,15 +212,19 @@ impl Session {
     }
 
     pub(super) fn run(&mut self, worker: &mut Worker) -> Ended {
-        let begun = self.begin(worker).and_then(|()| self.baseline(worker));
-        if let Err(ended) = begun.and_then(|()| self.accused(worker)) {
-            return ended;
-        }
+        let Err(ended) = self.guard(worker);
+        self.log_counted(worker, u64::MAX);
+        ended
+    }
+
+    fn guard(&mut self, worker: &mut Worker) -> Result<Infallible, Ended> {
+        self.begin(worker)?;
+        self.baseline(worker)?;
+        self.accused(worker)?;
         loop {
+            self.turn(worker)?;
             // Tables may come to be guarded meanwhile.
-            if let Err(ended) = self.turn(worker).and_then(|()| self.baseline(worker)) {
-                return ended;
-            }
+            self.baseline(worker)?;
         }
     }
 
@@ -322,6 +328,7 @@ impl Session {
             self.start_scan(worker)?;
         }
         self.finish_scan(worker)?;
+        self.log_counted(worker, now);
         if !self.more && now >= self.next.more {
             self.show_more(worker, now)?;
         }
