@@ -894,7 +894,9 @@ fn seals_that_come_late_are_judged() {
     let folder = follow.replace(&format!("http://{}", audit.hospital.listen), "site");
     audit.run(&folder).exits(0);
     let seals = audit.trail("seals");
-    let judged: u64 = fs::read_to_string(&seals).unwrap().parse().unwrap();
+    let text = fs::read_to_string(&seals).unwrap();
+    let (judged, second) = text.split_once(' ').unwrap();
+    let judged: u64 = judged.parse().unwrap();
     let last = site.join(format!("trail/{:06}.jsonl.logsig", judged - 1));
     let mut bytes = fs::read(&last).unwrap();
     // In the signature's first aggregation chain.
@@ -903,7 +905,7 @@ fn seals_that_come_late_are_judged() {
     fs::write(&last, bytes).unwrap();
     audit.run(&folder).exits(0);
     // As if it had not been there when its block was replayed.
-    fs::write(&seals, (judged - 1).to_string()).unwrap();
+    fs::write(&seals, format!("{} {second}", judged - 1)).unwrap();
     let said = audit.run(&folder).exits(1).json();
     assert_eq!(said["signed"], false, "{said}");
     assert!(said.to_string().contains("logsig"), "{said}");
