@@ -226,12 +226,9 @@ fn a_transaction_that_the_server_cannot_send() {
     assert_eq!((of(Op::Create), of(Op::Gap)), (3, 1));
 }
 
-/// As text a value of 500 MB is longer than anything that PostgreSQL sends.
-#[test]
-fn a_value_that_is_too_large_to_be_sent() {
-    let Some(mut world) = World::new("clinic") else {
-        return;
-    };
+/// A guarded table of images.
+fn of_images() -> Option<World> {
+    let mut world = World::new("clinic")?;
     world.psql(
         "postgres",
         "CREATE TABLE scan (id int PRIMARY KEY, image bytea)",
@@ -239,6 +236,15 @@ fn a_value_that_is_too_large_to_be_sent() {
     world.configure("scan_every_s = 0", SOURCE);
     world.run("guard init").exits(0);
     world.guard();
+    Some(world)
+}
+
+/// As text a value of 500 MB is longer than anything that PostgreSQL sends.
+#[test]
+fn a_value_that_is_too_large_to_be_sent() {
+    let Some(mut world) = of_images() else {
+        return;
+    };
     world.psql(
         "postgres",
         "INSERT INTO scan SELECT 1, string_agg(part, '') FROM generate_series(1, 550), \
@@ -265,16 +271,9 @@ fn a_value_that_is_too_large_to_be_sent() {
 /// A large value is hashed where it lies, whatever else is committed to with it.
 #[test]
 fn a_large_value_is_not_copied_about() {
-    let Some(mut world) = World::new("clinic") else {
+    let Some(mut world) = of_images() else {
         return;
     };
-    world.psql(
-        "postgres",
-        "CREATE TABLE scan (id int PRIMARY KEY, image bytea)",
-    );
-    world.configure("scan_every_s = 0", SOURCE);
-    world.run("guard init").exits(0);
-    world.guard();
     world.psql("postgres", "INSERT INTO scan VALUES (1, 'small')");
     world.settle();
     let before = world.guardian_peak();

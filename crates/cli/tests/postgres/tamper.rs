@@ -1,6 +1,6 @@
 //! What is changed past capture is found by looking at the rows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pitser_evidence::line::Op;
@@ -173,6 +173,31 @@ fn a_slot_that_is_gone_or_was_moved() {
     assert_eq!(gaps, 2);
 }
 
+/// The files of a server as they once were.
+struct OldCopy(PathBuf);
+
+impl OldCopy {
+    /// Of the server as it is; guarding goes on afterwards.
+    fn of(world: &mut World) -> Self {
+        world.stop_guardian();
+        world.server.stop();
+        let copy = Self(world.dir.path().join("copy"));
+        copied(&world.server.data(), &copy.0);
+        world.server.start_again();
+        world.guard();
+        copy
+    }
+
+    /// Puts it in the place of what the server has now.
+    fn put_back(&self, world: &mut World) {
+        world.server.stop();
+        let data = world.server.data();
+        std::fs::remove_dir_all(&data).unwrap();
+        copied(&self.0, &data);
+        world.server.start_again();
+    }
+}
+
 /// Copies a stopped server's files.
 fn copied(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-a").args([from, to]).status();
@@ -184,12 +209,7 @@ fn an_old_copy_of_the_servers_files_is_noticed() {
     let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
         return;
     };
-    world.stop_guardian();
-    world.server.stop();
-    let (data, copy) = (world.server.data(), world.dir.path().join("copy"));
-    copied(&data, &copy);
-    world.server.start_again();
-    world.guard();
+    let copy = OldCopy::of(&mut world);
     world.psql("eve", "UPDATE visit SET note = 'the truth' WHERE id = 10");
     world.finding("ACT-02", "public.visit");
     world.psql(
@@ -198,10 +218,7 @@ fn an_old_copy_of_the_servers_files_is_noticed() {
     );
     world.settle();
     world.stop_guardian();
-    world.server.stop();
-    std::fs::remove_dir_all(&data).unwrap();
-    copied(&copy, &data);
-    world.server.start_again();
+    copy.put_back(&mut world);
     world.psql("eve", "UPDATE result SET value = 1 WHERE id = 100");
     world.guard();
     world.finding("CAP-02", "");
@@ -223,21 +240,13 @@ fn an_old_copy_that_went_on_past_the_trail_is_noticed() {
     let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
         return;
     };
-    world.stop_guardian();
-    world.server.stop();
-    let (data, copy) = (world.server.data(), world.dir.path().join("copy"));
-    copied(&data, &copy);
-    world.server.start_again();
-    world.guard();
+    let copy = OldCopy::of(&mut world);
     world.psql("eve", "UPDATE visit SET note = 'the truth' WHERE id = 10");
     world.finding("ACT-02", "public.visit");
     world.settle();
     world.stop_guardian();
     let reached = world.psql("postgres", "SELECT pg_current_wal_lsn()");
-    world.server.stop();
-    std::fs::remove_dir_all(&data).unwrap();
-    copied(&copy, &data);
-    world.server.start_again();
+    copy.put_back(&mut world);
     // What the copy does meanwhile is told to nobody.
     world.psql("eve", "UPDATE result SET value = 1 WHERE id = 200");
     let now = |world: &World| lsn(world.psql("postgres", "SELECT pg_current_wal_lsn()").trim());
@@ -277,12 +286,7 @@ fn an_old_copy_that_was_given_the_newest_word_is_noticed() {
     let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
         return;
     };
-    world.stop_guardian();
-    world.server.stop();
-    let (data, copy) = (world.server.data(), world.dir.path().join("copy"));
-    copied(&data, &copy);
-    world.server.start_again();
-    world.guard();
+    let copy = OldCopy::of(&mut world);
     for _ in 0..20 {
         world.psql("postgres", "SELECT pg_current_xact_id()");
     }
@@ -293,10 +297,7 @@ fn an_old_copy_that_was_given_the_newest_word_is_noticed() {
     let reached = world.psql("postgres", "SELECT pg_current_wal_lsn()");
     let word = "FROM pitser.installed WHERE kind = 'word'";
     let word = world.psql("postgres", &format!("SELECT before {word}"));
-    world.server.stop();
-    std::fs::remove_dir_all(&data).unwrap();
-    copied(&copy, &data);
-    world.server.start_again();
+    copy.put_back(&mut world);
     let word = format!(
         "UPDATE pitser.installed SET before = '{}' WHERE kind = 'word'",
         word.trim()
