@@ -7,11 +7,12 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
 use common::copy_folder::copy_folder;
+use common::port::free_address;
 use common::{Process, Said, run};
 use pitser_client::fleet::{Fleet, Registration, system_id};
 use pitser_client::{Endpoint, Options};
@@ -25,12 +26,6 @@ use pitser_tlog::tiles::decode_bundle;
 use serde_json::Value;
 
 const ORIGIN: &str = "hospital.example/ehr";
-
-/// An address that nobody listens at.
-fn free() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
-}
 
 /// An authority and a hospital with one database.
 struct World {
@@ -54,7 +49,7 @@ impl World {
             "authority user add hospital --config auth/authority.toml --json",
         );
         let key = added.exits(0).json()["key"].as_str().unwrap().to_owned();
-        let (tcp, http, status) = (free(), free(), free());
+        let [tcp, http, status] = [(); 3].map(|()| free_address().to_string());
         let config = fs::read_to_string(dir.join("auth/authority.toml")).unwrap();
         let config = config
             .replace("\"127.0.0.1:3332\"", &format!("\"{tcp}\""))
