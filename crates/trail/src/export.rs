@@ -519,6 +519,8 @@ impl Exporter {
         lengths.check()?;
         let mut lines = Vec::new();
         self.take_list(&mut lines, subject, |_, _| Ok(false))?;
+        // Most lines are of the block of the one after them.
+        let mut known: Option<(u64, Option<Second>)> = None;
         let mut before = [0; 2];
         for (before, list) in before.iter_mut().zip([Patient::Many, Patient::Unknown]) {
             let mut taken = 0;
@@ -529,7 +531,12 @@ impl Exporter {
                 };
                 *lengths.of(Some(list)) = taken;
                 lengths.check()?;
-                let sealed_at = exporter.sealed_at(line.seq)?;
+                let block = exporter.sealed_block_of(line.seq)?;
+                let sealed_at = match known {
+                    Some((number, at)) if number == block.leaf.block => at,
+                    _ => exporter.seal(&block)?.as_deref().and_then(seal::time),
+                };
+                known = Some((block.leaf.block, sealed_at));
                 Ok(sealed_at.is_some_and(|at| at <= since))
             })?;
             *before = self.count(&list)? - taken;
@@ -567,12 +574,6 @@ impl Exporter {
     fn count(&self, patient: &Patient) -> Result<u64, ExportError> {
         let leaf = self.view.state.patient(patient)?;
         Ok(leaf.map_or(0, |leaf| leaf.count))
-    }
-
-    /// When the block of a line was sealed, if it was.
-    fn sealed_at(&mut self, seq: u64) -> Result<Option<Second>, ExportError> {
-        let block = self.sealed_block_of(seq)?;
-        Ok(self.seal(&block)?.as_deref().and_then(seal::time))
     }
 
     /// What of a line is disclosed to its subject: all of the subject's own;

@@ -126,8 +126,9 @@ impl Snapshot {
             .ok_or(PgError::Protocol("a server without a time"))
     }
 
-    /// Transactions that had begun by now and that this snapshot does not show. A commit is in the log, and may be told, before others see it; it
-    /// can wait there for a standby for any length of time.
+    /// Transactions that had begun by now and that this snapshot does not show. A commit
+    /// is in the log, and may be told, before others see it; it can wait there for a
+    /// standby for any length of time.
     ///
     /// # Errors
     /// Those of a query.
