@@ -143,6 +143,17 @@ pub enum TrailError {
     /// An earlier write failed: the trail must be opened again.
     #[error("an earlier write to the trail failed; it has to be opened again")]
     Poisoned,
+    /// More lines than a block may have: nothing of them was written. The block has to be
+    /// closed first.
+    #[error(
+        "{lines} more lines do not fit the open block, which has {open}: at most {MAX_BLOCK_LINES} make one"
+    )]
+    BlockFull {
+        /// Lines that the block has.
+        open: usize,
+        /// Lines that were to be added.
+        lines: usize,
+    },
     /// A seal for a block that is not the next to be sealed.
     #[error("seal of block {got}, while block {expected} waits for one")]
     SealOrder {

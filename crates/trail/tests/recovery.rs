@@ -16,7 +16,8 @@ use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Op;
 use pitser_ksi::pki::Subject;
 use pitser_trail::{
-    Draft, Layout, PatientId, ReadError, Recovery, Row, SegmentLimits, Trail, TrailError, read,
+    Draft, Layout, MAX_BLOCK_LINES, PatientId, ReadError, Recovery, Row, SegmentLimits, Trail,
+    TrailError, read,
 };
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -540,4 +541,35 @@ fn lines_that_are_made_durable_behind_their_writer_are_there_like_others() {
     assert_eq!(recovery, Recovery::default());
     assert!((1..=6).all(|seq| is_there(&mut trail, seq)));
     goes_on(dir.path(), trail, 4);
+}
+
+/// What no reader would take is not begun, and the trail goes on once there is room.
+#[test]
+fn a_block_gets_no_more_lines_than_a_reader_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    let reads = |number: usize| {
+        let read = || vec![change(Op::Read, 2, "obs-1", "pt-1", "")];
+        (0..number).map(|_| read()).collect::<Vec<_>>()
+    };
+    let room = MAX_BLOCK_LINES - trail.open_lines();
+    trail.append_all(reads(room - 1)).unwrap();
+    let refused = trail.append_all(reads(2)).unwrap_err();
+    let TrailError::BlockFull { open, lines } = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!((open, lines), (MAX_BLOCK_LINES - 1, 2));
+    trail.append_all(reads(1)).unwrap();
+    let refused = trail.append(reads(1).remove(0)).unwrap_err();
+    assert!(refused.to_string().contains("do not fit"), "{refused}");
+    assert_eq!(close(&mut trail).count as usize, MAX_BLOCK_LINES + 1);
+    trail.append_all(reads(3)).unwrap();
+    close(&mut trail);
+    let lines = trail.state().next_seq();
+    drop(trail);
+    let (trail, recovery) = reopen(dir.path()).unwrap();
+    assert_eq!(
+        (trail.state().next_seq(), recovery),
+        (lines, Recovery::default())
+    );
 }

@@ -550,6 +550,35 @@ fn killed_while_records_go_on_under_another_key() {
     assert_eq!(baselines, 50 + 50 + ROWS - 1);
 }
 
+/// Two lines a row, and a block that has others already.
+#[test]
+fn more_records_go_on_under_another_key_than_a_block_has_lines() {
+    let Some(mut world) = world() else { return };
+    let insert = |from: u32, to: u32| {
+        format!(
+            "INSERT INTO visit SELECT n, 100000 + n, 'more' FROM generate_series({from}, {to}) n"
+        )
+    };
+    world.psql("postgres", &insert(2001, 18_000));
+    world.settle();
+    world.stop_guardian();
+    world.psql("postgres", &insert(18_001, 19_200));
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n)",
+    );
+    world.guard();
+    world.finding("CAP-05", "public.visit");
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    // It was full once, or this shows nothing.
+    let lines = world.lines();
+    let blocks = lines.split_inclusive(|line| line.op == Op::Checkpoint);
+    let largest = blocks.map(<[_]>::len).max().unwrap();
+    assert!(largest > 31_000, "{largest} lines");
+}
+
 #[test]
 fn a_table_under_another_name() {
     let Some(mut world) = world() else { return };

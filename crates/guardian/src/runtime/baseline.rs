@@ -212,6 +212,8 @@ impl Session {
         if let Some(baselined) = &mut self.baselined {
             baselined.rows += rows.len() as u64;
         }
+        // Something may have been found since the chunk before.
+        self.make_room(worker)?;
         let mut written = 0;
         for (key, row) in rows {
             written += u64::from(self.baseline_row(worker, table, &key, row, at)?);

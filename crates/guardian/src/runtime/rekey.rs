@@ -14,7 +14,7 @@
 //! A table whose rows have no key at all waits here until it has one.
 
 use super::baseline::Copies;
-use super::{BASELINE_CHUNK, BLOCK_LINES, Ended, Session, Worker};
+use super::{BASELINE_CHUNK, Ended, Session, Worker};
 use crate::translate;
 use pitser_capture::source::{Rows, Unseen};
 use pitser_capture::{Cell, Key, Position, Row, Shape, Snapshot};
@@ -216,12 +216,11 @@ impl Session {
         })?;
         self.each(snapshot, &table, |session, rows| {
             for (now, row) in rows {
+                // Each is an event of up to three lines.
+                session.make_room(worker)?;
                 session.carry_row(worker, &moved, &now, row)?;
             }
             session.trail.commit()?;
-            if session.trail.open_lines() >= BLOCK_LINES {
-                session.close(worker)?;
-            }
             session.meanwhile(worker)
         })?;
         self.carry_deleted(worker, &moved)
@@ -396,10 +395,8 @@ impl Session {
                 && self.was_deleted_since(table, &now, seq)?
             {
                 let gone = self.gone_from(worker, table, &key_of(was), moved.at)?;
+                self.make_room(worker)?;
                 self.append(vec![gone])?;
-                if self.trail.open_lines() >= BLOCK_LINES {
-                    self.close(worker)?;
-                }
             }
             self.meanwhile(worker)?;
         }

@@ -5,7 +5,7 @@
 //! time: all nonces are known before the first line is written, since they depend on
 //! the lines' numbers alone.
 
-use super::{ERASURES, Trail, TrailError};
+use super::{ERASURES, MAX_BLOCK_LINES, Trail, TrailError};
 use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::vault::{Compartment, Content, Marks, mark};
 use pitser_evidence::commit::{Committed, LineNonce, commit_person, commit_raw};
@@ -25,7 +25,7 @@ impl Trail {
     /// They are durable, all or none, once [`Trail::commit`] returns.
     ///
     /// # Errors
-    /// Any error poisons the trail.
+    /// [`TrailError::BlockFull`]; any other error poisons the trail.
     pub fn append(&mut self, event: Vec<Draft>) -> Result<u64, TrailError> {
         self.append_all(vec![event])
     }
@@ -37,6 +37,11 @@ impl Trail {
     /// Those of [`Trail::append`].
     pub fn append_all(&mut self, events: Vec<Vec<Draft>>) -> Result<u64, TrailError> {
         self.usable()?;
+        // No reader takes a block that has more.
+        let (open, lines) = (self.open_lines(), events.iter().map(Vec::len).sum());
+        if open + lines > MAX_BLOCK_LINES {
+            return Err(TrailError::BlockFull { open, lines });
+        }
         let first = self.state.next_seq();
         self.checked(|trail| {
             trail.commit_map()?;
