@@ -110,12 +110,19 @@ fn close(trail: &mut Trail, second: u64) -> pitser_trail::BlockSummary {
         .unwrap()
 }
 
-/// A trail of [`SEGMENTS`] closed and sealed segments and one that has begun.
+/// A trail of [`SEGMENTS`] closed and sealed segments and one that has begun, all of
+/// whose blocks the map has.
 async fn trail() -> TempDir {
+    trail_of_map(1).await
+}
+
+/// The same, whose map is committed after so many lines.
+async fn trail_of_map(commit_lines: u64) -> TempDir {
     let dir = TempDir::new().unwrap();
     let (authority, client) = authority::start(&dir.path().join("authority")).await;
     let layout = Layout::new(dir.path().join("hospital"));
     let mut trail = Trail::create(layout, "test.example/hospital", &genesis()).unwrap();
+    trail.set_map_commit_lines(commit_lines);
     trail.set_segment_limits(SegmentLimits {
         bytes: 1,
         ..SegmentLimits::default()
@@ -127,6 +134,11 @@ async fn trail() -> TempDir {
         close(&mut trail, number);
         authority::seal(&mut trail, &client).await;
     }
+    // The last line that the map has is not archived.
+    trail.set_segment_limits(SegmentLimits::default());
+    trail.append(vec![change(Op::Update, 8)]).unwrap();
+    close(&mut trail, 8);
+    authority::seal(&mut trail, &client).await;
     let head = trail.sign_head();
     trail.store_head(&head).unwrap();
     trail.append(vec![change(Op::Update, 9)]).unwrap();
@@ -226,7 +238,7 @@ async fn archived_segments_are_read_as_before_and_the_trail_goes_on() {
         entries.unwrap().into_iter().map(line).collect::<Vec<_>>()
     };
     let told = history(site.bare());
-    assert_eq!(told.len(), SEGMENTS as usize + 1);
+    assert_eq!(told.len(), SEGMENTS as usize + 2);
     let evidence = |layout: Layout| {
         let mut exporter = Exporter::open_at_head(layout).unwrap();
         let evidence = exporter.evidence("pt-1", None, None, |_, seal| seal.to_vec());
@@ -403,7 +415,7 @@ async fn a_patient_whose_lines_are_lost_is_erased_all_the_same() {
     let (mut trail, (), _) = Trail::open::<()>(site.layout()).unwrap();
     assert!(trail.line(1).is_err(), "its first line is in the archive");
     let plan = trail.plan_erasure("pt-1").unwrap();
-    assert_eq!((plan.lines, plan.live_rows), (u64::from(SEGMENTS) + 71, 1));
+    assert_eq!((plan.lines, plan.live_rows), (u64::from(SEGMENTS) + 72, 1));
     let (code, _) = trail
         .request_erasure("pt-1", "GDPR art. 17", "Mari", at(90))
         .unwrap();
@@ -507,6 +519,31 @@ async fn what_waits_for_a_seal_stays() {
     trail.commit().unwrap();
     drop(trail);
     comes_to(&site.layout()).unwrap();
+}
+
+/// Lines that the map does not have yet are replayed when the trail is opened, which must
+/// not take the archive.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_map_does_not_cover_stays() {
+    let original = trail_of_map(1000).await;
+    let site = Site::of(&original);
+    assert!(site.move_all().unwrap().is_empty());
+    drop(Trail::open::<()>(site.bare()).unwrap());
+    // Two lines a segment: one commit, after the third block, whose last line stays.
+    let original = trail_of_map(7).await;
+    let site = Site::of(&original);
+    let moved = site.move_all().unwrap();
+    assert!(
+        !moved.is_empty() && moved.len() < SEGMENTS as usize,
+        "{moved:?}"
+    );
+    let (mut trail, (), _) = Trail::open::<()>(site.bare()).unwrap();
+    trail.set_map_commit_lines(1);
+    close(&mut trail, 11);
+    trail.append(vec![change(Op::Update, 12)]).unwrap();
+    drop(trail);
+    let rest = site.move_all().unwrap();
+    assert_eq!([moved, rest].concat(), [0, 1, 2, 3]);
 }
 
 /// What DuckDB, which knows nothing of this program, reads is what the lines say.

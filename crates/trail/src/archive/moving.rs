@@ -10,6 +10,7 @@ use super::shelf::{Shelf, receipt, unpack};
 use super::{Archive, ArchiveError, FORMAT, Kept, MAX_RECEIPT, MAX_SIZE, Receipt, check};
 use crate::disk::{self, At, DiskError, Lock};
 use crate::layout::Layout;
+use crate::map::{self, MapError, OsFolder};
 use crate::read::{self, Damage, ReadError};
 use crate::signatures::Signatures;
 
@@ -68,6 +69,8 @@ pub enum MoveError {
 }
 
 /// Moves the closed segments of a trail to its archive, oldest first, and tells of each.
+/// Those stay that the map's newest commit does not cover: the trail's next opening
+/// replays them, and must not need the archive.
 /// Safe beside the trail's writer and readers, and to be repeated after a crash.
 ///
 /// # Errors
@@ -90,6 +93,8 @@ pub fn move_segments(
     numbers.pop();
     numbers.retain(|number| layout.segment(*number).exists() || layout.logsig(*number).exists());
     numbers.truncate(numbers.len().saturating_sub(options.keep));
+    let needed = replayed_from(layout)?;
+    numbers.retain(|number| needed.is_some_and(|needed| *number < needed));
     for number in numbers {
         // A closed segment is the writer's until its last seal has come.
         if layout.parts(number).exists() || !layout.logsig(number).exists() {
@@ -328,6 +333,22 @@ fn prefix(layout: &Layout) -> Result<String, ReadError> {
     Ok(format!("{origin}/{}", &hash[2..18]))
 }
 
+/// The segment from which on whoever opens the trail reads: it and those after it are
+/// to be here. `None` if all are.
+fn replayed_from(layout: &Layout) -> Result<Option<u32>, ReadError> {
+    let newest = || map::newest(OsFolder::new(layout.map()));
+    let mut found = newest();
+    for _ in 1..ATTEMPTS {
+        // The writer may just have begun another generation.
+        if !matches!(found, Err(MapError::Damaged { .. })) {
+            break;
+        }
+        found = newest();
+    }
+    // The last line that the map has is compared with it: it may end the segment before.
+    Ok(found?.map(|commit| commit.segment.saturating_sub(u32::from(commit.offset == 0))))
+}
+
 fn lock(layout: &Layout) -> Result<Lock, MoveError> {
     let path = layout.dir().join("archive.lock");
     disk::lock(&path)?.ok_or(MoveError::Locked(path))
@@ -337,6 +358,9 @@ fn lock(layout: &Layout) -> Result<Lock, MoveError> {
 fn packed_max(len: usize) -> usize {
     len + len / 100 + (64 << 10)
 }
+
+/// Of reading the map's commit beside its writer.
+const ATTEMPTS: usize = 3;
 
 /// Of zstd: hashes do not get smaller by more work.
 const LEVEL: i32 = 6;

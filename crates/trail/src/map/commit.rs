@@ -383,6 +383,15 @@ pub(crate) fn read<F: Folder>(
     restore(found, ReadPages::beside, ReadPages::disk_mut).map(Some)
 }
 
+/// The newest commit; `None` if there is none.
+///
+/// # Errors
+/// [`MapError`]; one that is damaged may only have been tidied away meanwhile.
+pub(crate) fn newest<F: Folder>(folder: F) -> Result<Option<Commit>, MapError> {
+    let found = find(folder, u64::MAX, 0)?;
+    Ok(found.map(|found| found.record.commit))
+}
+
 /// Removes the store: it has to be made anew.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ mod tests;
 
 pub use beside::ReadPages;
 pub use commit::{Commit, Opened, Store};
-pub(crate) use commit::{discard, read};
+pub(crate) use commit::{discard, newest, read};
 pub use folder::{Folder, Grows, OsFolder};
 pub use pages::DiskPages;
 
