@@ -6,6 +6,7 @@
 //! Elsewhere: when to look (`guardian`), whom to tell (`web`, `cli`), reading
 //! rows (`capture`), opening commitments (`trail`). This crate reads no clock.
 
+mod absent;
 mod finding;
 mod incidents;
 mod met;
@@ -15,4 +16,4 @@ mod scan;
 pub use finding::{Finding, NotAccepted, can_accept, can_close, key_cells, key_of, show_key};
 pub use incidents::{Accepted, Incident, Incidents, Noted, Scanned};
 pub use newest::{KEPT, KEPT_BYTES, KEPT_EARLIER, Keep, Kind, More, Newest};
-pub use scan::{Expected, Look, ScanTable, Sealed, Touched, expected, look};
+pub use scan::{Expected, Judge, Look, ScanTable, Sealed, Suspects, Touched, expected, look};

@@ -1,15 +1,21 @@
 //! One full pass over the guarded tables, in two halves.
 //!
 //! [`look`] runs on a thread of its own: it reads a snapshot, hashes every row
-//! and keeps what does not match. [`Look::judge`] runs where the trail is: it drops
-//! what changed while the pass was under way (each such change was compared
-//! with its seal when it was captured) and names what is left.
+//! and keeps what does not match. [`Suspects::judge`] and [`Look::judge`] run where the
+//! trail is: they drop what changed while the pass was under way (each such change was
+//! compared with its seal when it was captured) and name what is left.
+//!
+//! Whoever can change one row can change all of a table. So rows that do not match are
+//! judged while others are still read: no more of them are in memory than [`SUSPECTS`],
+//! and of what was not met no more than [`ABSENT`] for a table of any usual size.
 //!
 //! A table that cannot be read does not keep the others from being judged: all are of
 //! the one moment that the snapshot shows, whichever of them are read.
 
+use crate::absent::Absent;
 use crate::finding::{Finding, key_cells, key_of};
-use crate::met::{AllMet, Met};
+use crate::met::Met;
+use pitser_capture::source::Rows;
 use pitser_capture::{Key, Position, Row, Snapshot, SourceError, Unseen};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
@@ -17,11 +23,19 @@ use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row, record_ke
 use pitser_evidence::line::Patient;
 use pitser_trail::vault::VaultError;
 use pitser_trail::{Content, PatientId, Trail, TrailError, row_marks};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Rows for which expectations are asked at a time.
 const CHUNK: usize = 2048;
+/// Rows that do not match, until they are judged.
+const SUSPECTS: usize = 2048;
+/// Bytes of their values: a row may be a document.
+const SUSPECTS_BYTES: usize = 4 << 20;
+/// Records of a table that were not met, and that are named together: 40 bytes for each.
+/// All records are looked at once for so many of them.
+const ABSENT: usize = 1 << 19;
 
 /// A table and the key that makes its records' opaque names.
 #[derive(Debug, Clone)]
@@ -50,10 +64,30 @@ pub enum Expected {
     },
 }
 
+/// Whoever has the trail, as a pass on a thread of its own asks him. `None` if he wants
+/// no more of it.
+pub trait Judge {
+    /// What the trail expects of these records of one table, in their order.
+    fn expected(&mut self, table: &str, records: &[Bytes32]) -> Option<Vec<Expected>>;
+
+    /// Judges rows that do not match, before others are read.
+    fn judge(&mut self, suspects: Suspects) -> Option<()>;
+}
+
+/// Rows of one snapshot that were not as expected: some of them.
+#[derive(Debug)]
+pub struct Suspects {
+    /// What is to be in the trail before they are judged.
+    pub position: Position,
+    unseen: Unseen,
+    rows: VecDeque<Suspect>,
+    bytes: usize,
+}
+
 /// A row that is not as expected.
 #[derive(Debug)]
 struct Suspect {
-    table: String,
+    table: Arc<str>,
     key: Key,
     record: Bytes32,
     row: Row,
@@ -69,12 +103,10 @@ pub struct Look {
     /// Tables that could not be read to their end, and why. What was read of them is
     /// judged; of what was not, nothing is said.
     pub unread: Vec<(String, SourceError)>,
-    unseen: Unseen,
-    suspects: VecDeque<Suspect>,
-    /// Records that were met, of tables that were read to their end.
-    met: BTreeMap<String, AllMet>,
-    /// Of the table that is judged: records that were not met, and their lines.
-    missing: Vec<(String, Bytes32, u64)>,
+    /// Those that were not judged before.
+    suspects: Suspects,
+    /// What was not met, of tables that were read to their end.
+    absent: VecDeque<Absent>,
 }
 
 /// Records that changed while a pass was under way, by table.
@@ -101,71 +133,109 @@ impl Touched {
     }
 }
 
-/// Reads and hashes every row of `tables`. `expect` is asked for chunks of
-/// records of one table; it answers in their order, or `None` to give up.
+/// Reads and hashes every row of `tables`.
 ///
 /// # Errors
-/// The database cannot be read, or a table is not guarded any more. `Ok(None)` if `expect`
-/// gave up.
+/// The database cannot be read, or a table is not guarded any more. `Ok(None)` if the
+/// judge wants no more of it.
 pub fn look(
     snapshot: &mut dyn Snapshot,
     tables: &[ScanTable],
-    mut expect: impl FnMut(&str, &[Bytes32]) -> Option<Vec<Expected>>,
+    judge: &mut impl Judge,
 ) -> Result<Option<Look>, SourceError> {
+    let position = snapshot.position();
     let mut look = Look {
-        position: snapshot.position(),
+        position,
         rows: 0,
         unread: Vec::new(),
-        unseen: snapshot.unseen(),
-        suspects: VecDeque::new(),
-        met: BTreeMap::new(),
-        missing: Vec::new(),
+        suspects: Suspects::new(position, snapshot.unseen()),
+        absent: VecDeque::new(),
     };
     for table in tables {
-        let mut gave_up = false;
-        let mut met = Met::new();
-        let (rows, suspects) = (&mut look.rows, &mut look.suspects);
-        let mut copies: HashMap<Bytes32, u64> = HashMap::new();
-        let read = snapshot.scan(&table.name, CHUNK, &mut |mut chunk| {
-            let number = |(key, _): &mut (Key, Row)| {
-                let record = record_of(table, key);
-                if !table.keyless {
-                    return record;
-                }
-                let nth = copies.entry(record).or_default();
-                *nth += 1;
-                *key = key.copy(*nth);
-                record_of(table, key)
-            };
-            let records: Vec<Bytes32> = chunk.iter_mut().map(number).collect();
-            let Some(expected) = expect(&table.name, &records) else {
-                gave_up = true;
-                return ControlFlow::Break(());
-            };
-            *rows += chunk.len() as u64;
-            records.iter().for_each(|record| met.insert(record));
-            for (((key, row), record), expected) in chunk.into_iter().zip(records).zip(expected) {
-                if !fits(&row, &expected) {
-                    suspects.push_back(Suspect {
-                        table: table.name.clone(),
-                        key,
-                        record,
-                        row,
-                    });
-                }
-            }
-            ControlFlow::Continue(())
+        let mut pass = TablePass::new(table, &mut look, judge);
+        let read = snapshot.scan(&table.name, CHUNK, &mut |rows| match pass.take(rows) {
+            Some(()) => ControlFlow::Continue(()),
+            None => ControlFlow::Break(()),
         });
+        let TablePass { met, gave_up, .. } = pass;
         if gave_up {
             return Ok(None);
         }
         match read {
-            Ok(()) => drop(look.met.insert(table.name.clone(), met.all())),
+            Ok(()) => {
+                let absent = Absent::new(table.name.clone(), met.all(), ABSENT);
+                look.absent.push_back(absent);
+            }
             Err(error) if error.is_not_guarded() || !snapshot.goes_on() => return Err(error),
             Err(error) => look.unread.push((table.name.clone(), error)),
         }
     }
     Ok(Some(look))
+}
+
+/// A pass over the rows of one table.
+struct TablePass<'a, J> {
+    table: &'a ScanTable,
+    name: Arc<str>,
+    look: &'a mut Look,
+    judge: &'a mut J,
+    met: Met,
+    /// How often equal rows were met.
+    copies: HashMap<Bytes32, u64>,
+    gave_up: bool,
+}
+
+impl<'a, J: Judge> TablePass<'a, J> {
+    fn new(table: &'a ScanTable, look: &'a mut Look, judge: &'a mut J) -> Self {
+        Self {
+            table,
+            name: table.name.as_str().into(),
+            look,
+            judge,
+            met: Met::new(),
+            copies: HashMap::new(),
+            gave_up: false,
+        }
+    }
+
+    /// Compares some rows; `None` if the judge wants no more of it.
+    fn take(&mut self, mut rows: Rows) -> Option<()> {
+        self.gave_up = true;
+        let keys = rows.iter_mut().map(|(key, _)| key);
+        let records: Vec<Bytes32> = keys.map(|key| self.number(key)).collect();
+        let expected = self.judge.expected(&self.table.name, &records)?;
+        self.look.rows += rows.len() as u64;
+        records.iter().for_each(|record| self.met.insert(record));
+        for (((key, row), record), expected) in rows.into_iter().zip(records).zip(expected) {
+            if fits(&row, &expected) {
+                continue;
+            }
+            let suspects = &mut self.look.suspects;
+            suspects.push(Suspect {
+                table: Arc::clone(&self.name),
+                key,
+                record,
+                row,
+            });
+            if suspects.is_full() {
+                self.judge.judge(suspects.take())?;
+            }
+        }
+        self.gave_up = false;
+        Some(())
+    }
+
+    /// The record of a key, which says which of equal rows it is from then on.
+    fn number(&mut self, key: &mut Key) -> Bytes32 {
+        let record = record_of(self.table, key);
+        if !self.table.keyless {
+            return record;
+        }
+        let nth = self.copies.entry(record).or_default();
+        *nth += 1;
+        *key = key.copy(*nth);
+        record_of(self.table, key)
+    }
 }
 
 fn record_of(table: &ScanTable, key: &Key) -> Bytes32 {
@@ -294,10 +364,33 @@ fn differing<V: PartialEq>(
     differing
 }
 
-impl Look {
-    /// The next thing that is wrong, by a pass whose position the trail has reached by
-    /// now; `None` after the last. With a row that was never sealed comes the patient whom
-    /// it names itself, by `whose`: the trail does not know that.
+impl Suspects {
+    fn new(position: Position, unseen: Unseen) -> Self {
+        Self {
+            position,
+            unseen,
+            rows: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    fn push(&mut self, suspect: Suspect) {
+        self.bytes += suspect.row.size();
+        self.rows.push_back(suspect);
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows.len() >= SUSPECTS || self.bytes >= SUSPECTS_BYTES
+    }
+
+    fn take(&mut self) -> Self {
+        let none = Self::new(self.position, self.unseen.clone());
+        std::mem::replace(self, none)
+    }
+
+    /// The next row that is wrong, once the trail has reached their position; `None` after
+    /// the last. With a row that was never sealed comes the patient whom it names itself,
+    /// by `whose`: the trail does not know that. Lines that are not durable are not known.
     ///
     /// # Errors
     /// Vault or trail cannot be read.
@@ -307,7 +400,7 @@ impl Look {
         touched: &Touched,
         whose: impl Fn(&str, &Row) -> Option<PatientId>,
     ) -> Result<Option<(Finding, Option<PatientId>)>, TrailError> {
-        while let Some(suspect) = self.suspects.pop_front() {
+        while let Some(suspect) = self.rows.pop_front() {
             if touched.contains(&suspect.table, &suspect.record)
                 || is_unseen(trail, &self.unseen, &suspect.table, &suspect.record)?
             {
@@ -319,21 +412,49 @@ impl Look {
                 return Ok(Some((finding, patient)));
             }
         }
-        loop {
-            while let Some((table, record, seq)) = self.missing.pop() {
-                if !is_unseen(trail, &self.unseen, &table, &record)? {
-                    return Ok(Some((is_missing(trail, &table, record, seq)?, None)));
-                }
-            }
-            let Some((table, met)) = self.met.pop_first() else {
-                return Ok(None);
-            };
-            let missing = missing(trail, &table, &met, touched)?;
-            let of_table = missing.into_iter().rev();
-            self.missing = of_table
-                .map(|(record, seq)| (table.clone(), record, seq))
-                .collect();
+        Ok(None)
+    }
+}
+
+impl Look {
+    /// The next thing that is wrong and was not judged before, by a pass whose position the
+    /// trail has reached by now; otherwise as [`Suspects::judge`].
+    ///
+    /// # Errors
+    /// Vault or trail cannot be read.
+    pub fn judge(
+        &mut self,
+        trail: &mut Trail,
+        touched: &Touched,
+        whose: impl Fn(&str, &Row) -> Option<PatientId>,
+    ) -> Result<Option<(Finding, Option<PatientId>)>, TrailError> {
+        if let Some(found) = self.suspects.judge(trail, touched, whose)? {
+            return Ok(Some(found));
         }
+        while let Some(absent) = self.absent.front_mut() {
+            let table = absent.table().to_owned();
+            let each = |visit: &mut dyn FnMut(&Bytes32, u64)| {
+                let shown = trail.state().records(&table, |record, leaf| {
+                    let seq = leaf.row?.seq;
+                    if !touched.contains(&table, record) {
+                        visit(record, seq);
+                    }
+                    None::<()>
+                });
+                shown.map(drop)
+            };
+            let Some((record, seq)) = absent.next(each)? else {
+                self.absent.pop_front();
+                continue;
+            };
+            // Others may have changed since they were looked for.
+            if !touched.contains(&table, &record)
+                && !is_unseen(trail, &self.suspects.unseen, &table, &record)?
+            {
+                return Ok(Some((is_missing(trail, &table, record, seq)?, None)));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -383,29 +504,13 @@ fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, Trail
     };
     Ok(Some(Finding {
         code,
-        table: Some(suspect.table),
+        table: Some(suspect.table.to_string()),
         key: Some(suspect.key),
         record: Some(suspect.record),
         columns,
         about,
         text: text.to_owned(),
     }))
-}
-
-/// Records that the trail has a row for and the pass did not meet, with the
-/// lines of these rows.
-fn missing(
-    trail: &Trail,
-    table: &str,
-    met: &AllMet,
-    touched: &Touched,
-) -> Result<Vec<(Bytes32, u64)>, TrailError> {
-    let missing = trail.state().records(table, |record, leaf| {
-        let seq = leaf.row?.seq;
-        let is_missing = !met.contains(record) && !touched.contains(table, record);
-        is_missing.then_some((*record, seq))
-    });
-    Ok(missing?)
 }
 
 fn is_missing(
@@ -428,4 +533,118 @@ fn is_missing(
 
 fn cells(row: &Row) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
     row.iter().map(|(name, cell)| (name, cell.expose()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pitser_capture::Cell;
+
+    /// A table of so many rows, each with a value of so many bytes.
+    struct Table {
+        rows: u64,
+        bytes: usize,
+    }
+
+    impl Snapshot for Table {
+        fn position(&self) -> Position {
+            Position::Outbox(7)
+        }
+
+        fn at(&self) -> &str {
+            "2026-03-14T09:26:53.000000Z"
+        }
+
+        fn scan(
+            &mut self,
+            _: &str,
+            chunk: usize,
+            each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
+        ) -> Result<(), SourceError> {
+            let columns: Arc<[String]> = Arc::new(["note".to_owned()]);
+            let row = |number: u64| {
+                let row = Row {
+                    columns: Arc::clone(&columns),
+                    cells: vec![Cell::new(vec![b'x'; self.bytes])],
+                };
+                (Key::new(vec![Cell::new(number.to_be_bytes())]), row)
+            };
+            for first in (0..self.rows).step_by(chunk) {
+                let rows = (first..self.rows).take(chunk).map(row).collect();
+                if each(rows).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+
+        fn goes_on(&self) -> bool {
+            true
+        }
+    }
+
+    /// Expects no row at all, and wants no more after so many that it judged.
+    struct Unknown {
+        most: usize,
+        judged: usize,
+        largest: (usize, usize),
+    }
+
+    impl Judge for Unknown {
+        fn expected(&mut self, _: &str, records: &[Bytes32]) -> Option<Vec<Expected>> {
+            Some(vec![Expected::Unknown; records.len()])
+        }
+
+        fn judge(&mut self, suspects: Suspects) -> Option<()> {
+            assert_eq!(suspects.position, Position::Outbox(7));
+            self.judged += suspects.rows.len();
+            let (rows, bytes) = self.largest;
+            self.largest = (rows.max(suspects.rows.len()), bytes.max(suspects.bytes));
+            (self.judged <= self.most).then_some(())
+        }
+    }
+
+    fn look_at(table: &mut Table, most: usize) -> (Option<Look>, Unknown) {
+        let tables = [ScanTable {
+            name: "entry".into(),
+            key: SecretKey::new([1; 32]),
+            keyless: false,
+        }];
+        let mut judge = Unknown {
+            most,
+            judged: 0,
+            largest: (0, 0),
+        };
+        let look = look(table, &tables, &mut judge).unwrap();
+        (look, judge)
+    }
+
+    /// Whoever can change one row can change all: no more are in memory for that.
+    #[test]
+    fn rows_that_do_not_match_are_judged_before_too_many_are_in_memory() {
+        let rows = 20 * SUSPECTS as u64 + 5;
+        let (look, judge) = look_at(&mut Table { rows, bytes: 10 }, usize::MAX);
+        let look = look.unwrap();
+        assert_eq!(look.rows, rows);
+        assert_eq!(judge.judged, 20 * SUSPECTS);
+        assert_eq!(judge.largest.0, SUSPECTS);
+        assert_eq!(look.suspects.rows.len(), 5, "those that are left");
+    }
+
+    #[test]
+    fn few_large_rows_are_too_many() {
+        let bytes = SUSPECTS_BYTES / 4;
+        let (look, judge) = look_at(&mut Table { rows: 42, bytes }, usize::MAX);
+        assert_eq!(judge.largest, (4, SUSPECTS_BYTES));
+        assert_eq!(judge.judged, 40);
+        assert_eq!(look.unwrap().suspects.bytes, 2 * bytes);
+    }
+
+    #[test]
+    fn a_pass_of_which_nobody_wants_more_ends() {
+        let rows = 20 * SUSPECTS as u64;
+        let (look, judge) = look_at(&mut Table { rows, bytes: 10 }, SUSPECTS);
+        assert!(look.is_none());
+        assert_eq!(judge.judged, 2 * SUSPECTS);
+    }
 }

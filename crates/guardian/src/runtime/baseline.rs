@@ -281,7 +281,7 @@ impl Session {
                 | Command::Accept { .. }
                 | Command::AcceptOf { .. } => self.postponed.push(command),
                 // Of a pass of an earlier session.
-                Command::Expect { .. } | Command::Looked { .. } => {}
+                Command::Expect { .. } | Command::Suspects { .. } | Command::Looked { .. } => {}
             }
         }
         Ok(())

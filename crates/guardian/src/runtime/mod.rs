@@ -49,7 +49,7 @@ use pitser_client::Client;
 use pitser_client::fleet::Fleet;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
-use pitser_monitor::{Expected, Incidents, Look, Touched};
+use pitser_monitor::{Expected, Incidents, Look, Scanned, Suspects, Touched};
 use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{Trail, TrailError};
@@ -223,6 +223,12 @@ enum Command {
         table: String,
         records: Vec<Bytes32>,
         reply: Sender<Vec<Expected>>,
+    },
+    /// A pass met rows that are not as expected, and reads on when they are judged.
+    Suspects {
+        pass: u64,
+        suspects: Suspects,
+        reply: Sender<()>,
     },
     /// A pass has ended.
     Looked {
@@ -630,7 +636,12 @@ impl Worker {
                     }
                 }
                 Ok(Command::Fleet(told)) => self.told(told),
-                Ok(Command::Seal(_) | Command::Expect { .. } | Command::Looked { .. }) => {}
+                Ok(
+                    Command::Seal(_)
+                    | Command::Expect { .. }
+                    | Command::Suspects { .. }
+                    | Command::Looked { .. },
+                ) => {}
                 Ok(Command::Stop { reply, .. }) => {
                     let _ = reply.send(());
                     return true;
@@ -756,6 +767,10 @@ struct Pass {
     number: u64,
     touched: Touched,
     replies: Vec<ScanReply>,
+    /// What was found in it.
+    scanned: Scanned,
+    /// Rows that it waits with until they are judged.
+    suspects: Option<(Suspects, Sender<()>)>,
     /// What it saw, while the trail has not come as far as this yet: whatever bears on
     /// what was seen stands before it.
     seen: Option<(Look, Position)>,

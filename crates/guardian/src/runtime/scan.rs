@@ -6,8 +6,44 @@ use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
-use pitser_monitor::{Finding, Look, ScanTable, Scanned, Touched};
-use std::sync::mpsc::channel;
+use pitser_monitor::{Expected, Finding, Judge, Look, ScanTable, Scanned, Suspects, Touched, look};
+use pitser_trail::PatientId;
+use std::sync::mpsc::{Sender, channel};
+
+/// Findings that are written of what a pass saw in all, before other things are done: some
+/// tenths of a second.
+const JUDGED: usize = 2048;
+
+/// What a pass asks of the guardian's own thread.
+struct AtTrail<'a> {
+    pass: u64,
+    commands: &'a Sender<Command>,
+}
+
+impl Judge for AtTrail<'_> {
+    fn expected(&mut self, table: &str, records: &[Bytes32]) -> Option<Vec<Expected>> {
+        let (reply, answer) = channel();
+        let ask = Command::Expect {
+            pass: self.pass,
+            table: table.to_owned(),
+            records: records.to_vec(),
+            reply,
+        };
+        self.commands.send(ask).ok()?;
+        answer.recv().ok()
+    }
+
+    fn judge(&mut self, suspects: Suspects) -> Option<()> {
+        let (reply, answer) = channel();
+        let ask = Command::Suspects {
+            pass: self.pass,
+            suspects,
+            reply,
+        };
+        self.commands.send(ask).ok()?;
+        answer.recv().ok()
+    }
+}
 
 impl Session {
     /// Whether the trail has everything that was committed when a pass became due.
@@ -52,19 +88,11 @@ impl Session {
             .collect();
         let commands = worker.commands.clone();
         let look = move || {
-            let expect = |table: &str, records: &[Bytes32]| {
-                let (reply, answer) = channel();
-                let ask = Command::Expect {
-                    pass,
-                    table: table.to_owned(),
-                    records: records.to_vec(),
-                    reply,
-                };
-                commands.send(ask).ok()?;
-                answer.recv().ok()
+            let mut judge = AtTrail {
+                pass,
+                commands: &commands,
             };
-            let seen = open()
-                .and_then(|mut snapshot| pitser_monitor::look(&mut *snapshot, &tables, expect));
+            let seen = open().and_then(|mut snapshot| look(&mut *snapshot, &tables, &mut judge));
             // Without a guardian nobody is waiting.
             let _ = commands.send(Command::Looked { pass, seen });
         };
@@ -74,6 +102,8 @@ impl Session {
             number: pass,
             touched: Touched::default(),
             replies,
+            scanned: Scanned::default(),
+            suspects: None,
             seen: None,
         });
         std::thread::Builder::new()
@@ -144,32 +174,81 @@ impl Session {
         Ok(())
     }
 
-    /// Judges a pass once everything that it can have seen is in the trail.
-    pub(super) fn finish_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    /// Judges what a pass has seen by now, and ends it after the last of it.
+    pub(super) fn judge_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        let Some(mut pass) = self.scanning.take() else {
+            return Ok(());
+        };
+        self.judge_suspects(worker, &mut pass)?;
+        match self.judge_look(worker, &mut pass)? {
+            Some(look) => self.end_scan(worker, pass, &look),
+            None => {
+                self.scanning = Some(pass);
+                Ok(())
+            }
+        }
+    }
+
+    /// Judges rows that the pass waits with, once everything that they can show is in the
+    /// trail.
+    fn judge_suspects(&mut self, worker: &mut Worker, pass: &mut Pass) -> Result<(), Ended> {
         let reached = self.position;
-        let complete = |pass: &mut Pass| {
-            pass.seen
-                .as_ref()
-                .is_some_and(|(_, until)| *until <= reached)
-        };
-        let Some(mut pass) = self.scanning.take_if(complete) else {
+        let known = |(suspects, _): &mut (Suspects, _)| suspects.position <= reached;
+        let Some((mut suspects, judged)) = pass.suspects.take_if(known) else {
             return Ok(());
         };
-        let Some((mut look, _)) = pass.seen.take() else {
-            return Ok(());
-        };
-        let mut scanned = Scanned::default();
+        // Lines are read from the disk.
+        self.trail.commit()?;
         loop {
             let patients = &self.patients;
             let whose = |table: &str, row: &Row| patients.of(table, row).list();
-            let found = look.judge(&mut self.trail, &pass.touched, whose)?;
-            let Some((finding, patient)) = found else {
+            let Some(found) = suspects.judge(&mut self.trail, &pass.touched, whose)? else {
                 break;
             };
-            scanned.insert(&finding);
-            self.finding_of(worker, finding, patient)?;
-            self.make_room(worker)?;
+            self.found(worker, pass, found)?;
         }
+        self.trail.commit()?;
+        self.show(worker);
+        // A pass that was given up does not wait.
+        let _ = judged.send(());
+        Ok(())
+    }
+
+    /// Judges some of what a pass saw in all, once everything that it can have seen is in
+    /// the trail. Gives it after the last.
+    fn judge_look(&mut self, worker: &mut Worker, pass: &mut Pass) -> Result<Option<Look>, Ended> {
+        let reached = self.position;
+        let Some((mut look, until)) = pass.seen.take_if(|(_, until)| *until <= reached) else {
+            return Ok(None);
+        };
+        self.trail.commit()?;
+        for _ in 0..JUDGED {
+            let patients = &self.patients;
+            let whose = |table: &str, row: &Row| patients.of(table, row).list();
+            let Some(found) = look.judge(&mut self.trail, &pass.touched, whose)? else {
+                return Ok(Some(look));
+            };
+            self.found(worker, pass, found)?;
+        }
+        // The rest after what is committed meanwhile.
+        pass.seen = Some((look, until));
+        Ok(None)
+    }
+
+    fn found(
+        &mut self,
+        worker: &mut Worker,
+        pass: &mut Pass,
+        (finding, patient): (Finding, Option<PatientId>),
+    ) -> Result<(), Ended> {
+        pass.scanned.insert(&finding);
+        self.finding_of(worker, finding, patient)?;
+        self.make_room(worker)
+    }
+
+    /// All that a pass saw is judged.
+    fn end_scan(&mut self, worker: &mut Worker, pass: Pass, look: &Look) -> Result<(), Ended> {
+        let mut scanned = pass.scanned;
         for finding in self.out_of_reach()? {
             scanned.insert(&finding);
             self.finding(worker, finding)?;

@@ -327,7 +327,7 @@ impl Session {
             self.next.scan = self.scan_time(&tuning, now);
             self.start_scan(worker)?;
         }
-        self.finish_scan(worker)?;
+        self.judge_scan(worker)?;
         self.log_counted(worker, now);
         if !self.more && now >= self.next.more {
             self.show_more(worker, now)?;
@@ -404,6 +404,18 @@ impl Session {
                     }
                     // A pass that was given up does not wait for the answer.
                     let _ = reply.send(expected);
+                }
+                Ok(())
+            }
+            Command::Suspects {
+                pass,
+                suspects,
+                reply,
+            } => {
+                // Whoever is not waited for gives up.
+                let scanning = self.scanning.as_mut().filter(|it| it.number == pass);
+                if let Some(scanning) = scanning {
+                    scanning.suspects = Some((suspects, reply));
                 }
                 Ok(())
             }

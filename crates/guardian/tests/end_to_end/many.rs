@@ -44,6 +44,18 @@ fn listed(status: &Status) -> Vec<u64> {
     open.map(|f| f.line.unwrap()).collect()
 }
 
+/// Lines of the trail that tell of findings of this code.
+fn told(site: &Site, code: &str) -> u64 {
+    let mut lines = 0;
+    let layout = site.tuning.layout(&site.source);
+    pitser_trail::read(&layout, None, |line, _| {
+        let found = line.finding.as_ref().map(|it| it.code.as_str());
+        lines += u64::from(found == Some(code));
+    })
+    .unwrap();
+    lines
+}
+
 fn more(status: &Status, code: &str) -> MoreStatus {
     let mut more = status.more_findings.iter();
     more.find(|more| more.code == code).unwrap().clone()
@@ -137,16 +149,7 @@ async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
         "UPDATE result SET note = 'forged' WHERE id >= 100",
     );
     assert_eq!(scanned(&guardian).await, number);
-    let told = || {
-        let mut lines = 0;
-        let layout = site.tuning.layout(&site.source);
-        pitser_trail::read(&layout, None, |line, _| {
-            let code = line.finding.as_ref().map(|it| it.code.as_str());
-            lines += u64::from(code == Some("ROW-01"));
-        })
-        .unwrap();
-        lines
-    };
+    let told = || told(&site, "ROW-01");
     assert_eq!(scanned(&guardian).await, number);
     assert_eq!(told(), number);
     let status = guardian.status();
@@ -174,5 +177,42 @@ async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
     );
     assert_eq!(scanned(&guardian).await, 11);
     assert_eq!(told(), number + 1, "it is another finding");
+    guardian.stop().await;
+}
+
+/// More than are judged at a time: of rows that were read, and of rows that were not met.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_unknown_and_missing_rows_is_told_once() {
+    let site = site();
+    let number = 5_000;
+    let rows = |first: u64| {
+        format!(
+            "WITH RECURSIVE n(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM n LIMIT {number})
+             INSERT INTO result SELECT n, 'obs-1', 'normal' FROM n"
+        )
+    };
+    site.database().execute_batch(&rows(100)).unwrap();
+    install(&site).unwrap();
+    let (guardian, _) = site.start(None);
+    let changed = async |statement: &str| {
+        past_triggers(&site.database(), "result", statement);
+        let scan = guardian.scan().await.unwrap();
+        let status = guardian.status();
+        let of = |code: &str| open(&status, code);
+        let found = [of("ROW-01"), of("ROW-02"), of("ROW-03")];
+        let all: u64 = found.iter().sum();
+        assert_eq!(scan.findings.len() as u64 + scan.more, all);
+        found
+    };
+    assert_eq!(changed("SELECT 1").await, [0, 0, 0]);
+    assert_eq!(changed(&rows(100_000)).await, [0, 0, number]);
+    let gone = "DELETE FROM result WHERE id BETWEEN 100 AND 99999";
+    assert_eq!(changed(gone).await, [0, number, number]);
+    assert_eq!(changed(&rows(100)).await, [0, 0, number]);
+    let gone = "DELETE FROM result WHERE id >= 100000";
+    assert_eq!(changed(gone).await, [0, 0, 0]);
+    for code in ["ROW-02", "ROW-03"] {
+        assert_eq!(told(&site, code), number, "{code}");
+    }
     guardian.stop().await;
 }
