@@ -7,7 +7,7 @@
 //! | `trails` | for each origin: |
 //! | `trails.*.genesis` | the trail that the rest is about; another trail begins anew |
 //! | `trails.*.upto` | the newest line whose finding was told |
-//! | `trails.*.lives` | for each line whose finding can close: `told`, how many messages (odd: told as open), and what a closing says |
+//! | `trails.*.lives` | for each line whose finding can close: `told`, how many messages (odd: told as open), and what a closing says; of those that are only counted by now, the newest |
 //! | `trails.*.unlined` | digests of findings told without a line |
 
 use super::message::{Kind, digest_of, finding_body, id_of};
@@ -102,15 +102,31 @@ impl Memory {
         }
     }
 
-    /// Drops what was told as closed and is shown no longer.
+    /// Drops what nothing more has to be told of: what was told as closed and is shown no
+    /// longer, what was told without a line and has one by now, and the oldest of very many
+    /// that are only counted.
     pub(crate) fn tidy(&mut self, status: &Status) {
-        let Some(told) = self.trails.get_mut(&status.origin) else {
+        let told = self.trails.get_mut(&status.origin);
+        let Some(told) = told.filter(|told| told.genesis == status.genesis) else {
             return;
         };
-        if told.genesis == status.genesis && told.lives.values().any(|life| life.told % 2 == 0) {
-            let shown: BTreeSet<u64> = status.findings.iter().filter_map(|f| f.line).collect();
-            told.lives
-                .retain(|line, life| life.told % 2 == 1 || shown.contains(line));
+        let lives = &mut told.lives;
+        if lives.len() > COUNTED || lives.values().any(|life| !life.is_open()) {
+            let shown = lines(status);
+            lives.retain(|line, life| life.is_open() || shown.contains(line));
+            let is_it = |line: u64, life: &Life| {
+                !shown.contains(&line) && life.is_open() && life.is_counted(line, status)
+            };
+            let counted = lives.iter().filter(|(line, life)| is_it(**line, life));
+            let counted: Vec<u64> = counted.map(|(line, _)| *line).collect();
+            for line in &counted[..counted.len().saturating_sub(COUNTED)] {
+                lives.remove(line);
+            }
+        }
+        let has_lines = matches!(status.state, SourceState::Guarding | SourceState::Baseline);
+        if has_lines && !told.unlined.is_empty() {
+            let shown: BTreeSet<String> = status.findings.iter().map(digest).collect();
+            told.unlined.retain(|digest| shown.contains(digest));
         }
     }
 
@@ -297,23 +313,14 @@ pub(crate) fn due(
 /// Closings of findings that are shown no longer: they closed and came back,
 /// as new findings, before we could tell.
 fn gone<'a>(told: &'a Told, status: &Status, choice: &Choice) -> Vec<Step<'a>> {
-    let open = |life: &Life| life.told % 2 == 1 && choice.wants(&life.code);
+    let open = |life: &Life| life.is_open() && choice.wants(&life.code);
     if !told.lives.values().any(open) {
         return Vec::new();
     }
-    let shown: BTreeSet<u64> = status.findings.iter().filter_map(|f| f.line).collect();
-    // One that is only counted may be open.
-    let is_counted = |line: u64, life: &Life| {
-        status.more_findings.iter().any(|more| {
-            (&more.code, &more.table) == (&life.code, &life.table)
-                && more.first_line.is_some_and(|first| first <= line)
-                && more.last_line.is_some_and(|last| line <= last)
-        })
-    };
-    let gone = told
-        .lives
-        .iter()
-        .filter(|(line, life)| open(life) && !shown.contains(line) && !is_counted(**line, life));
+    let shown = lines(status);
+    let gone = told.lives.iter().filter(|(line, life)| {
+        open(life) && !shown.contains(line) && !life.is_counted(**line, status)
+    });
     gone.map(|(line, life)| Step {
         line: Some(*line),
         nth: life.told + 1,
@@ -391,7 +398,25 @@ impl<'a> Step<'a> {
     }
 }
 
+/// Lines of the findings that are shown one by one.
+fn lines(status: &Status) -> BTreeSet<u64> {
+    status.findings.iter().filter_map(|f| f.line).collect()
+}
+
 impl Life {
+    fn is_open(&self) -> bool {
+        self.told % 2 == 1
+    }
+
+    /// Whether it may be one of those that are open and only counted.
+    fn is_counted(&self, line: u64, status: &Status) -> bool {
+        status.more_findings.iter().any(|more| {
+            (&more.code, &more.table) == (&self.code, &self.table)
+                && more.first_line.is_some_and(|first| first <= line)
+                && more.last_line.is_some_and(|last| line <= last)
+        })
+    }
+
     fn finding(&self, line: Option<u64>) -> FindingStatus {
         FindingStatus {
             code: self.code.clone(),
@@ -444,6 +469,9 @@ fn can_close(code: &str) -> bool {
 }
 
 const FORMAT: &str = "pitser-alert-1";
+/// Of a trail, findings that were told one by one and are only counted by now, whose closing
+/// would still be told: whoever can change rows can have any number of them written.
+const COUNTED: usize = 1000;
 
 #[cfg(test)]
 mod tests {
@@ -493,7 +521,7 @@ mod tests {
 
         fn due(&self) -> Due {
             let about = (0, &self.status, &self.sight);
-            due(&self.memory, about, &self.choice, Second(9), 100)
+            due(&self.memory, about, &self.choice, Second(9), 10_000)
         }
 
         /// Delivers everything, and says it in short: `+7` opened, `-7` closed.
@@ -631,6 +659,56 @@ mod tests {
         world.status.more_findings = Vec::new();
         world.scanned("b", &[row(6, true)]);
         assert_eq!(world.told(), ["-5"]);
+    }
+
+    /// Each is told before it is only counted: what is remembered of them is bounded, what is
+    /// told of them is right.
+    #[test]
+    fn of_very_many_that_were_told_the_newest_are_remembered() {
+        let (mut world, number, shown) = (World::new(), 3 * COUNTED as u64, 200);
+        for last in 1..=number {
+            let counted = last.saturating_sub(shown);
+            world.status.more_findings = match counted {
+                0 => Vec::new(),
+                _ => vec![more("ROW-01", counted, 1, counted)],
+            };
+            let rows: Vec<_> = (counted + 1..=last).map(|line| row(line, true)).collect();
+            world.tidy_shows(&rows);
+            assert_eq!(world.told(), [format!("+{last}")]);
+        }
+        let lives = |world: &World| world.memory.trails["test.example/h"].lives.len();
+        let most = COUNTED + usize::try_from(shown).unwrap();
+        assert!(lives(&world) <= most + 1, "{}", lives(&world));
+        // All but the last ten are mended: what is remembered of them is told as closed.
+        world.status.more_findings = Vec::new();
+        let rows: Vec<_> = (number - 9..=number).map(|line| row(line, true)).collect();
+        world.scanned("a", &rows);
+        let closed = world.told();
+        assert_eq!(closed.len(), most - 10);
+        assert!(closed.iter().all(|it| it.starts_with('-')));
+        world.tidy_shows(&rows);
+        assert_eq!(lives(&world), 10);
+        // One that is forgotten is not told as open again, and closes once it is shown.
+        world.shows(&[row(1, true)]);
+        assert!(!world.told().contains(&"+1".into()));
+        world.scanned("b", &[row(1, false)]);
+        assert_eq!(world.told(), ["-1"]);
+    }
+
+    #[test]
+    fn what_was_told_without_a_line_is_forgotten_once_all_have_theirs() {
+        let mut world = World::new();
+        for nth in 0..100 {
+            let text = format!("nothing is captured since {nth}");
+            world.status.state = SourceState::DatabaseUnavailable;
+            world.tidy_shows(&[unlined("CAP-03", &text)]);
+            assert_eq!(world.told(), [format!("+{text}")]);
+            world.tidy_shows(&[unlined("CAP-03", &text)]);
+            assert_eq!(world.told(), [""; 0]);
+            world.status.state = SourceState::Guarding;
+            world.tidy_shows(&[]);
+        }
+        assert!(world.memory.trails["test.example/h"].unlined.is_empty());
     }
 
     #[test]
