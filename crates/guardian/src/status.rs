@@ -48,6 +48,9 @@ pub struct Status {
     pub patients: u64,
     /// Hash of the genesis line.
     pub genesis: String,
+    /// The trail was opened since the start: its findings are among those that are shown.
+    #[serde(skip)]
+    pub is_opened: bool,
     /// Milliseconds from a change to its seal, of the newest blocks.
     pub seal_latency_ms: Option<Latency>,
     /// The newest blocks, newest first.

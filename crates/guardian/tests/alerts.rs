@@ -48,6 +48,7 @@ impl World {
             origin: "test.example/h".into(),
             genesis: "abc".into(),
             state: SourceState::Guarding,
+            is_opened: true,
             ..Status::default()
         });
         Self {

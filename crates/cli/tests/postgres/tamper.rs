@@ -1,13 +1,16 @@
 //! What is changed past capture is found by looking at the rows.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
 
 use pitser_evidence::line::Op;
 use serde_json::{Value, json};
 
 use crate::hospital::SOURCE;
-use crate::world::{World, lsn};
+use crate::world::{PATIENCE, World, lsn};
 
 /// Changes rows so that the stream tells nothing of it: the table leaves the
 /// publication and comes back in one transaction.
@@ -365,6 +368,65 @@ fn a_database_that_nobody_watches() {
     let lines = world.lines();
     let line = &lines[usize::try_from(found["line"].as_u64().unwrap()).unwrap()];
     assert_eq!(line.op, Op::Finding);
+}
+
+/// A receiver of alerts that takes all: where it is, and what it was told.
+fn receiver() -> (SocketAddr, Receiver<Value>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, told) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                assert_ne!(reader.read_line(&mut head).unwrap(), 0, "{head}");
+            }
+            let mut lines = head.lines();
+            let length = lines.find_map(|it| it.strip_prefix("content-length: "));
+            let mut body = vec![0; length.unwrap().parse().unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            let taken = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+            reader.get_mut().write_all(taken).unwrap();
+            // The test may have what it wanted.
+            let _ = sender.send(serde_json::from_slice(&body).unwrap());
+        }
+    });
+    (address, told)
+}
+
+/// The next alert that begins so.
+fn alert(told: &Receiver<Value>, text: &str) -> Value {
+    let is_it = |told: &Value| told["data"]["text"].as_str().unwrap().starts_with(text);
+    loop {
+        let told = told.recv_timeout(PATIENCE).unwrap();
+        if is_it(&told) {
+            return told;
+        }
+    }
+}
+
+/// A guardian that starts while the database is down has not opened its trail yet, and
+/// tells of it all the same.
+#[test]
+fn a_database_that_is_down_when_its_guardian_starts() {
+    let (address, alerts) = receiver();
+    let guard = format!("scan_every_s = 0\nunwatched_alarm_s = 0\nwebhook = \"http://{address}/\"");
+    let Some(mut world) = World::hospital(&guard, SOURCE) else {
+        return;
+    };
+    world.stop_guardian();
+    world.server.stop();
+    world.guard_starting();
+    let told = alert(&alerts, "nothing is captured since");
+    assert_eq!(told["type"], "finding.opened");
+    assert_eq!(told["data"]["code"], "CAP-03");
+    assert_eq!(told["data"]["line"], Value::Null);
+    world.server.start_again();
+    let told = alert(&alerts, "nothing was captured from");
+    assert!(told["data"]["line"].is_u64(), "{told}");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
 }
 
 #[test]

@@ -107,17 +107,17 @@ impl Memory {
     /// that are only counted.
     pub(crate) fn tidy(&mut self, status: &Status) {
         let told = self.trails.get_mut(&status.origin);
-        let Some(told) = told.filter(|told| told.genesis == status.genesis) else {
+        let is_it = |told: &&mut Told| told.genesis == status.genesis && status.is_opened;
+        let Some(told) = told.filter(is_it) else {
             return;
         };
         let lives = &mut told.lives;
         if lives.len() > COUNTED || lives.values().any(|life| !life.is_open()) {
             let shown = lines(status);
             lives.retain(|line, life| life.is_open() || shown.contains(line));
-            let is_it = |line: u64, life: &Life| {
-                !shown.contains(&line) && life.is_open() && life.is_counted(line, status)
-            };
-            let counted = lives.iter().filter(|(line, life)| is_it(**line, life));
+            let counted = lives.iter().filter(|(line, life)| {
+                !shown.contains(line) && life.is_open() && life.is_counted(**line, status)
+            });
             let counted: Vec<u64> = counted.map(|(line, _)| *line).collect();
             for line in &counted[..counted.len().saturating_sub(COUNTED)] {
                 lives.remove(line);
@@ -270,13 +270,17 @@ pub(crate) fn due(
     now: Second,
     limit: usize,
 ) -> Due {
-    // Before a trail was opened, nobody could say which one it is.
+    // Nobody could say which trail it is.
     if status.state == SourceState::Starting || status.genesis.is_empty() {
         return Due::default();
     }
     let none = Told::default();
     let told = memory.of(status).unwrap_or(&none);
-    let mut steps: Vec<Step> = gone(told, status, choice);
+    // Before a trail was opened, its findings are not shown, and not gone.
+    let mut steps = match status.is_opened {
+        true => gone(told, status, choice),
+        false => Vec::new(),
+    };
     // Found faster than it could be told, or before anybody was to be told.
     let more = status.more_findings.iter();
     let more = more.filter(|it| choice.wants(&it.code) && it.last_line > told.upto);
@@ -497,6 +501,7 @@ mod tests {
                     origin: "test.example/h".into(),
                     genesis: "abc".into(),
                     state: SourceState::Guarding,
+                    is_opened: true,
                     ..Status::default()
                 },
             }
@@ -886,6 +891,29 @@ mod tests {
         world.told();
         world.status.state = SourceState::Starting;
         world.restart(&[]);
+        assert_eq!(world.told(), [""; 0]);
+    }
+
+    /// The database is down when the guardian starts: that is told, and nothing is said of
+    /// what the trail holds.
+    #[test]
+    fn an_outage_is_told_before_the_trail_was_opened() {
+        let mut world = World::new();
+        let known = [row(5, true), row(6, true), finding("ACT-01", 7, true)];
+        world.shows(&known);
+        world.told();
+        world.scanned("a", &[row(5, true), row(6, false), known[2].clone()]);
+        assert_eq!(world.told(), ["-6"]);
+        world.status.state = SourceState::DatabaseUnavailable;
+        world.status.is_opened = false;
+        let outage = unlined("CAP-03", "nothing is captured");
+        world.restart(std::slice::from_ref(&outage));
+        world.tidy_shows(&[outage]);
+        assert_eq!(world.told(), ["+nothing is captured"]);
+        world.status.state = SourceState::Guarding;
+        world.status.is_opened = true;
+        world.tidy_shows(&known);
+        world.scanned("b", &[row(5, true), row(6, false), known[2].clone()]);
         assert_eq!(world.told(), [""; 0]);
     }
 

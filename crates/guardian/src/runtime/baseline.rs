@@ -251,6 +251,7 @@ impl Session {
     /// Does what cannot wait while all rows of a table are read, and tells the
     /// source each second that we are still here.
     pub(super) fn meanwhile(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+        self.end_outage(worker)?;
         self.attend(worker)?;
         let now = (worker.parts.clock)();
         if now >= self.next.fingerprint {

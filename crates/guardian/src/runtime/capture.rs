@@ -62,6 +62,9 @@ impl Session {
                 Err(error) if error.is_busy() => return Ok(false),
                 other => other?,
             };
+            if !steps.is_empty() || !self.source.is_stream() {
+                self.end_outage(worker)?;
+            }
         }
         let full = steps.len() >= BATCH;
         self.more = !steps.is_empty();

@@ -585,7 +585,7 @@ impl Worker {
     }
 
     fn interrupted(&mut self, error: &StartError) {
-        let unwatched = self.unwatched(error);
+        self.note_outage(error);
         self.stood_by |= error.is_taken();
         tracing::error!(source = %self.parts.source.name, error = %error, "guarding is interrupted");
         let state = match error {
@@ -598,13 +598,30 @@ impl Worker {
             }
             StartError::Trail(_) => SourceState::TrailUnavailable,
         };
+        let genesis = self.genesis();
+        let unwatched = self.unwatched().filter(|_| !error.is_taken());
         self.publish.send_modify(|s| {
             s.state = state;
             s.trouble = Some(error.to_string());
+            s.genesis = genesis;
             // It has no line yet: the next session shows those that have.
             s.findings.retain(|finding| finding.line.is_some());
             s.findings.extend(unwatched);
         });
+    }
+
+    /// Which trail this is, also before it could be opened: whoever is told of an outage is
+    /// told whose it is.
+    fn genesis(&self) -> String {
+        let shown = self.publish.borrow().genesis.clone();
+        if !shown.is_empty() {
+            return shown;
+        }
+        let layout = self.parts.tuning.layout(&self.parts.source);
+        match pitser_trail::read::genesis(&layout) {
+            Ok((_, hash)) => hash.to_string(),
+            Err(_) => shown,
+        }
     }
 
     /// Waits before the next attempt, refusing what cannot be done meanwhile;

@@ -2,8 +2,9 @@
 //! no more.
 //!
 //! Most pass before anybody has to know. One that lasts is a finding, which is shown at
-//! once and stands in the trail, with its beginning and its end, as soon as that can be
-//! written: a session opens both database and trail.
+//! once, and stands in the trail, with its beginning and its end, when it is over: once
+//! the database hands something over again, be it changes or rows. A session that was
+//! opened and ends before that has not ended it.
 
 use super::failed::words;
 use super::{Ended, InitError, SECOND_US, Session, StartError, Worker};
@@ -27,20 +28,30 @@ impl Outage {
 }
 
 impl Worker {
-    /// Notes that guarding ended, or could not begin, for this reason. Gives what is to be
-    /// shown if that has lasted for too long.
-    pub(super) fn unwatched(&mut self, error: &StartError) -> Option<FindingStatus> {
+    /// Notes that guarding ended, or could not begin, for this reason.
+    pub(super) fn note_outage(&mut self, error: &StartError) {
         // Another guardian watches.
         if error.is_taken() || (self.stood_by && self.outage.is_none()) {
-            return None;
+            return;
         }
-        let now = (self.parts.clock)();
-        let outage = self.outage.get_or_insert_with(|| Outage {
-            since: now,
+        let since = (self.parts.clock)();
+        self.outage.get_or_insert_with(|| Outage {
+            since,
             why: why(error),
         });
+    }
+
+    /// The outage, if there is one and it has lasted for too long by `now`.
+    fn long_outage(&self, now: u64) -> Option<&Outage> {
         let alarm_us = self.parts.tuning.unwatched_alarm_s * SECOND_US;
-        (now.saturating_sub(outage.since) >= alarm_us).then(|| FindingStatus {
+        let outage = self.outage.as_ref()?;
+        (now.saturating_sub(outage.since) >= alarm_us).then_some(outage)
+    }
+
+    /// What is to be shown if nothing is captured for too long.
+    pub(super) fn unwatched(&self) -> Option<FindingStatus> {
+        let outage = self.long_outage((self.parts.clock)())?;
+        Some(FindingStatus {
             code: Code::CaptureWeakened.to_string(),
             table: None,
             key: None,
@@ -61,21 +72,23 @@ impl Worker {
 }
 
 impl Session {
-    /// Has the trail say from when to when nothing was captured, if that was long.
+    /// The database has handed something over, which is not written yet: has the trail say
+    /// from when to when nothing was captured, if that was long.
     pub(super) fn end_outage(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        let Some(outage) = &worker.outage else {
+        if worker.outage.is_none() {
             return Ok(());
-        };
+        }
         let now = (worker.parts.clock)();
-        let alarm_us = worker.parts.tuning.unwatched_alarm_s * SECOND_US;
-        if now.saturating_sub(outage.since) >= alarm_us {
-            let text = format!(
+        let text = worker.long_outage(now).map(|outage| {
+            format!(
                 "nothing was captured from {} to {}, and nobody watched the database: {}. What it kept of what was \
                  committed meanwhile is told from here on",
                 outage.began(),
                 Second(now / SECOND_US),
                 outage.why
-            );
+            )
+        });
+        if let Some(text) = text {
             let finding = Finding {
                 about: Some(self.trail.state().next_seq()),
                 ..Finding::general(Code::CaptureWeakened, text)
@@ -86,6 +99,7 @@ impl Session {
             self.scan_due = true;
         }
         worker.outage = None;
+        self.show(worker);
         Ok(())
     }
 }

@@ -204,7 +204,6 @@ impl Session {
             self.consult(worker)?;
             worker.stood_by = false;
         }
-        self.end_outage(worker)?;
         let sealed = self.sealed.take();
         self.compare_fingerprint(worker, sealed)?;
         self.tell_unfit(worker)?;
@@ -312,6 +311,10 @@ impl Session {
             self.compare_fingerprint(worker, None)?;
             self.notice_unguarded(worker)?;
             self.notice_backlog(worker)?;
+            if worker.outage.is_some() {
+                // It lasts, and may be shown by now.
+                self.show(worker);
+            }
             if now >= self.next.word {
                 self.renew_word(worker)?;
             }

@@ -20,6 +20,7 @@ impl Session {
             .or(worker.unscanned.as_ref())
             .or(worker.uncosigned.as_ref())
             .cloned();
+        let unwatched = worker.unwatched();
         worker.publish.send_modify(|s| {
             s.state = match self.unbaselined.is_empty() {
                 true => SourceState::Guarding,
@@ -37,9 +38,11 @@ impl Session {
             s.blocks = self.trail.blocks();
             s.unsealed = unsealed;
             s.genesis = self.trail.genesis_hash().to_string();
+            s.is_opened = true;
             s.seal_latency_ms = latency(&self.latencies);
             s.recent = self.recent.iter().cloned().collect();
             s.findings = self.findings();
+            s.findings.extend(unwatched);
             s.more_findings = self.more_findings();
             s.counted_rows = Arc::clone(&self.counted_rows);
             s.witnesses = worker.cosigners.iter().map(|c| c.shown.clone()).collect();

@@ -6,6 +6,7 @@
 #[path = "../../../capture/tests/postgres/harness.rs"]
 mod harness;
 mod many;
+mod outage;
 #[path = "../../../authority/tests/common/port.rs"]
 mod port;
 mod postgres;
@@ -198,18 +199,11 @@ async fn authority_at(
     (authority, client)
 }
 
-async fn status_with(
-    guardian: &Handle,
-    what: &str,
-    wanted: impl FnMut(&pitser_guardian::Status) -> bool,
-) {
+async fn status_with(guardian: &Handle, what: &str, wanted: impl FnMut(&Status) -> bool) -> Status {
     let limit = Duration::from_secs(30);
     let seen = tokio::time::timeout(limit, guardian.wait_for(wanted)).await;
-    assert!(
-        matches!(seen, Ok(Some(_))),
-        "not within {limit:?}: {what}; {:?}",
-        guardian.status()
-    );
+    let seen = seen.ok().flatten();
+    seen.unwrap_or_else(|| panic!("not within {limit:?}: {what}; {:?}", guardian.status()))
 }
 
 /// A witness that answers when it is let.
