@@ -158,5 +158,11 @@ fn another_database_under_the_same_name_is_not_taken_for_the_first() {
         .unwrap();
     drop(db);
     site.says(&["guard", "run"], 3, &["pitser guard init"]);
-    site.says(&["guard", "init"], 4, &["CAP-02", "another source name"]);
+    let to_do = [
+        "CAP-02",
+        "say so by system = \"sqlite:",
+        "correct its url",
+        "another source name",
+    ];
+    site.says(&["guard", "init"], 3, &to_do);
 }

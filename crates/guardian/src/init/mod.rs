@@ -70,12 +70,14 @@ pub enum InitError {
     NotInitialised(String),
     /// The trail belongs to another database.
     #[error(
-        "CAP-02 the trail is that of database {expected}, this one is {found}: it was replaced, or the wrong one \
-         is configured. A new database needs a new trail (another source name). If it is the same one after a \
-         major upgrade, or on another host, say so by system = {found:?} in its [[source]]: the trail goes on, and \
-         tells of it (docs/upgrades.md)"
+        "CAP-02 source {name}: the trail is that of database {expected}, this one is {found}. If it is the same one after \
+         a major upgrade, or on another host, say so by system = {found:?} in its [[source]]: the trail goes on, and \
+         tells of it (docs/upgrades.md). If the wrong one is configured, correct its url. If it was replaced by a new \
+         one, that needs a new trail: another source name"
     )]
     OtherDatabase {
+        /// The source.
+        name: String,
         /// What the genesis line or the configuration says.
         expected: String,
         /// What the database says.
@@ -125,7 +127,8 @@ impl InitError {
             | Self::Actor(_)
             | Self::NoSuchTable { .. }
             | Self::NoTables { .. }
-            | Self::NotInitialised(_) => true,
+            | Self::NotInitialised(_)
+            | Self::OtherDatabase { .. } => true,
             Self::Database(SourceError::Postgres(error)) => error.is_configuration(),
             _ => false,
         }
@@ -210,6 +213,7 @@ pub(crate) fn check_identity(
         Ok(())
     } else {
         Err(InitError::OtherDatabase {
+            name: source.name.clone(),
             expected: expected.clone(),
             found: found.system.clone(),
         })
