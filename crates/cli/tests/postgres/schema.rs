@@ -1,10 +1,16 @@
 //! Tables that come, change and go while they are guarded.
 
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
 use pitser_evidence::line::Op;
+use serde_json::Value;
 
 use crate::long::bytes;
 use crate::tamper::unseen;
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 
 const SOURCE: &str = r#"
 tables  = ["public.*"]
@@ -23,6 +29,60 @@ fn world() -> Option<World> {
     world.run("guard init").exits(0).says("1 tables guarded");
     world.guard();
     Some(world)
+}
+
+/// A scan that is under way while the rows of a new table are written got no answer, and
+/// ended unheard: no scan was begun any more.
+#[test]
+fn a_table_that_is_new_while_rows_are_compared() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "CREATE TABLE later (id int PRIMARY KEY, note text);
+         INSERT INTO later SELECT n, 'before' FROM generate_series(1, 100000) n",
+    );
+    world.finding("CAP-03", "public.later");
+    // A scan that has begun: it waits for a lock, and then for whoever stopped its server.
+    let mut locker = world.server.client("psql", "postgres");
+    let locker = locker.args(["-qAtX", "-d", "clinic"]);
+    let mut locker = locker.stdin(Stdio::piped()).spawn().unwrap();
+    let mut says = locker.stdin.take().unwrap();
+    says.write_all(b"BEGIN; LOCK TABLE visit;\n").unwrap();
+    let pid = |granted: &str| {
+        let of = "SELECT pid FROM pg_locks WHERE relation = 'visit'::regclass";
+        let began = Instant::now();
+        loop {
+            let found = world.psql("postgres", &format!("{of} AND {granted}"));
+            if let Ok(pid) = found.trim().parse::<u32>() {
+                return pid.to_string();
+            }
+            assert!(began.elapsed() < PATIENCE, "nobody waits");
+        }
+    };
+    let signal = |name: &str, pid: &str| {
+        let sent = Command::new("kill").args([name, pid]).status();
+        assert!(sent.unwrap().success());
+    };
+    pid("granted");
+    std::thread::scope(|scope| {
+        let scan = scope.spawn(|| world.scan());
+        let reads = pid("NOT granted");
+        signal("-STOP", &reads);
+        says.write_all(b"COMMIT;\n").unwrap();
+        drop(says);
+        assert!(locker.wait().unwrap().success());
+        let status = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            world.run("guard init").exits(0).says("2 tables guarded");
+            world.status_when("writes rows", |s| s["state"] == "baseline")
+        }));
+        signal("-CONT", &reads);
+        status.unwrap();
+        assert_eq!(scan.join().unwrap(), Vec::<Value>::new());
+    });
+    let status = world.status_when("guards", |s| s["state"] == "guarding");
+    assert_eq!(status["rows_verified"], 100_050, "both tables");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
 }
 
 fn texts(world: &World, code: &str) -> String {

@@ -281,8 +281,9 @@ impl Session {
                 | Command::Erasure { .. }
                 | Command::Accept { .. }
                 | Command::AcceptOf { .. } => self.postponed.push(command),
-                // Of a pass of an earlier session.
-                Command::Expect { .. } | Command::Suspects { .. } | Command::Looked { .. } => {}
+                // A pass does not wait for the last row: it is given up, and begun anew.
+                Command::Expect { .. } | Command::Suspects { .. } => {}
+                Command::Looked { pass, .. } => self.scan_anew(pass),
             }
         }
         Ok(())

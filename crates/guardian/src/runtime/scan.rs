@@ -123,9 +123,19 @@ impl Session {
         }
     }
 
+    /// A pass is begun anew for whoever waits for it, if it is the one under way.
+    pub(super) fn scan_anew(&mut self, number: u64) {
+        if let Some(pass) = self.scanning.take_if(|pass| pass.number == number) {
+            self.scan_replies.extend(pass.replies);
+            self.scan_due = true;
+        }
+    }
+
+    /// The pass under way has ended.
     pub(super) fn looked(
         &mut self,
         worker: &mut Worker,
+        pass: u64,
         seen: Result<Option<Look>, SourceError>,
     ) -> Result<(), Ended> {
         let until = |look: Look| Ok((self.judged_at(&look)?, look));
@@ -148,15 +158,16 @@ impl Session {
                 return Ok(());
             }
             Err(error) if error.is_not_guarded() => {
-                // Begun anew, once it is known what became of the table.
-                let pass = self.scanning.take();
-                self.scan_replies
-                    .extend(pass.into_iter().flat_map(|pass| pass.replies));
-                self.scan_due = true;
+                // Once it is known what became of the table.
+                self.scan_anew(pass);
                 self.next.fingerprint = 0;
                 return Ok(());
             }
-            Ok(None) => "the scan was given up".to_owned(),
+            // It got no answer while rows were written.
+            Ok(None) => {
+                self.scan_anew(pass);
+                return Ok(());
+            }
             Err(error) => why(&error),
         };
         tracing::warn!(error = %trouble, "scan failed");

@@ -424,7 +424,7 @@ impl Session {
             }
             Command::Looked { pass, seen } => {
                 if self.scanning.as_ref().is_some_and(|p| p.number == pass) {
-                    self.looked(worker, seen)?;
+                    self.looked(worker, pass, seen)?;
                 }
                 Ok(())
             }
