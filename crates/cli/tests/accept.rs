@@ -375,21 +375,47 @@ fn nobody_answers_for_a_row_that_is_not_as_it_was_sealed() {
     guardian.stop();
 }
 
-/// The patient is erased in between: the acceptance is in nobody's list then.
+/// The patient is erased in between: whoever sees that finding sees who answered for it.
 #[test]
-fn a_finding_about_somebody_who_was_erased_is_accepted_too() {
+fn a_finding_about_somebody_who_was_erased_is_accepted_in_the_same_list() {
     let site = site();
     let guardian = site.guard();
     change(&site, "pressure 121");
     let (_, found) = findings(&site);
     let code = site.request("mari", "pt-1");
     site.run_as("jaan", &["erase", "--confirm", &code]).exits(0);
-    accept(&site, "mari", &line(&found[0]), REASON).exits(0);
+    let first = line(&found[0]);
+    accept(&site, "mari", &first, REASON).exits(0);
     let (code, found) = findings(&site);
     assert_eq!(code, 0, "{found:?}");
-    assert_eq!(found[0]["accepted"]["by"], "Mari Maasikas");
+    let (by, why) = (Value::from("Mari Maasikas"), Value::from(REASON));
+    assert_eq!(found[0]["accepted"]["by"], by);
+    // That brings nobody back: there is no key to destroy.
+    let again = [
+        "erase",
+        "--patient",
+        "pt-1",
+        "--basis",
+        "GDPR art. 17(1)(d)",
+    ];
+    site.run_as("mari", &again)
+        .exits(3)
+        .says("there is nothing to erase");
+    let accepted = |site: &Site| {
+        let lines = site.history("pt-1");
+        let last = lines.last().unwrap();
+        assert_eq!(last["line"]["accept"]["finding"]["seq"].to_string(), first);
+        assert_eq!((&last["person"], &last["reason"]), (&by, &why));
+        let ops: Vec<_> = lines.iter().map(|it| &it["line"]["op"]).collect();
+        assert_eq!(&ops[ops.len() - 3..], ["finding", "erase", "accept"]);
+    };
+    accepted(&site);
     guardian.stop();
+    accepted(&site);
     site.run(&["trail", "verify"]).exits(0);
+    let guardian = site.guard();
+    assert_eq!(findings(&site), (0, found));
+    guardian.stop();
     let export = ["evidence", "export", "--patient", "pt-1", "-o", "e.pitser"];
     site.run(&export).exits(0);
     site.run(&["verify", "e.pitser"]).exits(2);

@@ -18,7 +18,10 @@ use std::sync::Arc;
 pub const VERSION: u8 = 4;
 
 /// The last rule of docs/spec/30-trail.md §3 that a trail begun now keeps.
-pub const RULES: u8 = 15;
+pub const RULES: u8 = 16;
+
+/// The first rule that a genesis promises: all trails keep those before.
+const FIRST_RULE: u8 = 15;
 
 /// Longest line read or written, in bytes without the line feed.
 pub const MAX_LINE: usize = 1 << 20;
@@ -203,7 +206,7 @@ impl Line {
         )?;
         let rules = self.genesis.as_ref().and_then(|genesis| genesis.rules);
         rule(
-            rules.is_none_or(|rules| rules == RULES),
+            rules.is_none_or(|rules| (FIRST_RULE..=RULES).contains(&rules)),
             "its trail keeps rules that are not known here: a newer Pitser wrote it",
         )?;
         for (name, value) in self.integers() {
@@ -474,8 +477,8 @@ pub struct Genesis {
     pub origin: String,
     /// Head of the trail that this one continues, or `none`.
     pub predecessor: String,
-    /// The last rule of docs/spec/30-trail.md §3 that its lines keep, [`RULES`]; those
-    /// of trails without it keep the rules up to 14. Since version 4.
+    /// The last rule of docs/spec/30-trail.md §3 that its lines keep, up to [`RULES`];
+    /// those of trails without it keep the rules up to 14. Since version 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<u8>,
     /// Random number, so that no two trails share a genesis.
@@ -960,11 +963,16 @@ mod tests {
         let line = Line::genesis(genesis(), sample().at, "ehr", "841");
         assert_eq!(line.v, 4);
         assert_eq!(Line::decode(&line.encode()), Ok(line.clone()));
-        let old = Genesis {
-            rules: None,
-            ..genesis()
+        let with = |rules| {
+            let genesis = Genesis { rules, ..genesis() };
+            Line::genesis(genesis, sample().at, "ehr", "841")
         };
-        let old = Line::genesis(old, sample().at, "ehr", "841");
+        for rules in FIRST_RULE..=RULES {
+            let line = with(Some(rules));
+            assert_eq!((line.v, Line::decode(&line.encode())), (4, Ok(line)));
+        }
+        assert!(Line::decode(&with(Some(FIRST_RULE - 1)).encode()).is_err());
+        let old = with(None);
         assert_eq!(old.v, 1);
         assert_eq!(Line::decode(&old.encode()), Ok(old.clone()));
         for mut line in [line, old] {

@@ -241,9 +241,14 @@ impl<S: Storage> State<S> {
     /// What is wrong with a line by more than its own leaves.
     fn breaks(&self, line: &Line, before: &Before) -> Result<Option<&'static str>, S::Error> {
         if let Some(accept) = &line.accept {
-            let finding = marks::finding(accept.finding.seq, accept.finding.hash);
+            let finding = self.finding_mark(accept.finding, line);
             if !self.storage.is_marked(&finding)? {
-                return Ok(Some("it accepts a line that is no finding of this trail"));
+                return Ok(Some(match self.keeps_rule(16) {
+                    true => {
+                        "it accepts a line that is no finding of this trail, or not in the lists of that finding"
+                    }
+                    false => "it accepts a line that is no finding of this trail",
+                }));
             }
             let accepted = marks::accepted(accept.finding.seq);
             if self.storage.is_marked(&accepted)? {
@@ -254,9 +259,24 @@ impl<S: Storage> State<S> {
         Ok((!is_listed).then_some("it does not name the patient whose record it is about"))
     }
 
+    /// Whether the trail's genesis promises a rule of docs/spec/30-trail.md §3 that
+    /// earlier trails did not keep.
+    pub fn keeps_rule(&self, rule: u8) -> bool {
+        let rules = self.at.genesis.as_ref().and_then(|genesis| genesis.rules);
+        rules.is_some_and(|last| last >= rule)
+    }
+
+    /// The mark of a finding, for the line that it is or that accepts it. By rule 16 both
+    /// stand in the same lists.
+    fn finding_mark(&self, finding: Prev, line: &Line) -> Bytes32 {
+        match self.keeps_rule(16) {
+            true => marks::finding_beside(finding, line),
+            false => marks::finding(finding),
+        }
+    }
+
     /// Rule 15: a line about a patient's record stands in that patient's list.
     fn is_listed(&self, line: &Line, before: &Before) -> Result<bool, S::Error> {
-        let rules = self.at.genesis.as_ref().and_then(|genesis| genesis.rules);
         let leaf = before.leaves.record.filter(|_| !before.leaves.is_patients);
         let (Some(table), Some(key), Some(leaf)) = (&line.table, &line.key, leaf) else {
             return Ok(true);
@@ -264,13 +284,13 @@ impl<S: Storage> State<S> {
         let is_bound = match line.op {
             // In whichever list it has to stand: the lines after it are bound.
             Op::Relink => false,
-            // Where the finding stands.
+            // Where the finding stands: rule 16.
             Op::Accept => false,
             // Of a row that is gone, or never was, another may take the key.
             op if op.commits_row() => leaf.row.is_some(),
             _ => true,
         };
-        if rules.is_none_or(|rules| rules < 15) || !is_bound {
+        if !self.keeps_rule(15) || !is_bound {
             return Ok(true);
         }
         let record = self.storage.record(table, key)?;
@@ -284,12 +304,18 @@ impl<S: Storage> State<S> {
         self.is_erased(&owner)
     }
 
-    /// Whether the patient was erased, and nothing came since: nobody knows the identifier.
+    /// Whether the patient was erased, and nothing came since but what accepts a finding of
+    /// before: nobody knows the identifier.
     ///
     /// # Errors
     /// What the storage says.
     pub fn is_erased(&self, patient: &Patient) -> Result<bool, S::Error> {
-        match self.storage.patient_leaf(patient)? {
+        self.ends_erased(self.storage.patient_leaf(patient)?)
+    }
+
+    /// Whether a patient is erased whose list this is.
+    fn ends_erased(&self, list: Option<Leaf>) -> Result<bool, S::Error> {
+        match list {
             Some(list) => self.storage.is_marked(&marks::erased(list.last_seq)),
             None => Ok(false),
         }
@@ -321,14 +347,21 @@ impl<S: Storage> State<S> {
                 });
             }
         }
-        let mark = match (line.op, &line.accept) {
-            (Op::Finding, _) => Some(marks::finding(line.seq, hash)),
-            (Op::Erase, _) => Some(marks::erased(line.seq)),
-            (_, Some(accept)) => Some(marks::accepted(accept.finding.seq)),
-            _ => None,
-        };
-        if let Some(mark) = mark {
-            self.storage.mark(&mark)?;
+        let seq = line.seq;
+        match line.op {
+            Op::Finding => {
+                let finding = self.finding_mark(Prev { hash, seq }, line);
+                self.storage.mark(&finding)?;
+            }
+            Op::Erase => self.storage.mark(&marks::erased(seq))?,
+            _ => {}
+        }
+        if let Some(accept) = &line.accept {
+            self.storage.mark(&marks::accepted(accept.finding.seq))?;
+            // Whoever was erased stays so: the finding's line told the name.
+            if self.keeps_rule(16) && self.ends_erased(before.leaves.patient)? {
+                self.storage.mark(&marks::erased(seq))?;
+            }
         }
         if line.more.is_none() {
             self.at.moving.clear();

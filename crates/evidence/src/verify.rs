@@ -594,6 +594,10 @@ impl<'a> Examination<'a> {
             text += "; the trail began before rule 15: that none about the subject's records is in another list, \
                      but for their rows, is the operator's word";
         }
+        if genesis.rules.is_none_or(|rules| rules < 16) {
+            text += "; the trail began before rule 16: that nobody has answered for one of these findings in another \
+                     list, or in none, is the operator's word";
+        }
         let state = match self.left_out.iter().all(|it| self.is_before(it)) {
             true => StepState::Matches,
             false => StepState::Waiting,

@@ -384,29 +384,41 @@ fn of_an_erased_patient_nobody_knows_the_name_until_it_comes_again() {
     });
 }
 
+/// What accepts line `seq`, in the lists of that line.
+fn acceptance(l: &[Line], seq: usize) -> Line {
+    let mut line = l[seq].clone();
+    (line.op, line.finding) = (Op::Accept, None);
+    line.accept = Some(Box::new(Acceptance {
+        finding: Prev {
+            hash: Digest::of(&[b"that of the line"]),
+            seq: l[seq].seq,
+        },
+    }));
+    line
+}
+
+const NO_FINDING: &str = "it accepts a line that is no finding of this trail";
+const ELSEWHERE: &str =
+    "it accepts a line that is no finding of this trail, or not in the lists of that finding";
+
 #[test]
 fn a_finding_is_accepted_once_and_by_its_hash() {
     let accept = |l: &mut Vec<Line>, seq: usize| {
-        let mut line = l[seq].clone();
-        (line.op, line.finding) = (Op::Accept, None);
-        line.accept = Some(Box::new(Acceptance {
-            finding: Prev {
-                hash: Digest::of(&[b"that of the line"]),
-                seq: l[seq].seq,
-            },
-        }));
-        let last = l.len() - 1;
+        let (line, last) = (acceptance(l, seq), l.len() - 1);
         l.insert(last, line);
     };
     let found = at(&World::new().lines, Op::Finding);
     listed(|l| accept(l, found));
-    for rules in [None, Some(RULES)] {
+    for (rules, none) in [
+        (None, NO_FINDING),
+        (Some(15), NO_FINDING),
+        (Some(RULES), ELSEWHERE),
+    ] {
         let twice = |l: &mut Vec<Line>| (0..2).for_each(|_| accept(l, found));
         let before = Err("it accepts a finding that was accepted before");
         assert_eq!(rewritten(rules, twice), before);
         for other in [at(&World::new().lines, Op::Read), found + 1] {
-            let none = Err("it accepts a line that is no finding of this trail");
-            assert_eq!(rewritten(rules, |l| accept(l, other)), none);
+            assert_eq!(rewritten(rules, |l| accept(l, other)), Err(none));
         }
     }
     let mut state = State::new();
@@ -424,8 +436,84 @@ fn a_finding_is_accepted_once_and_by_its_hash() {
     (line.prev, line.patient_prev) = (before.prev(), before.patient_prev());
     let refused = state.apply(&line, Line::hash(&line.encode()));
     let what = refused.map_err(|e| StateError::from(e).what);
-    assert_eq!(
-        what,
-        Err("it accepts a line that is no finding of this trail")
-    );
+    assert_eq!(what, Err(NO_FINDING));
+}
+
+/// Whoever is shown a finding is shown who answered for it, in a trail that promises it.
+#[test]
+fn a_finding_is_accepted_in_the_lists_that_it_stands_in() {
+    let (mari, erased) = {
+        let world = World::new();
+        (world.pseudonym("pt-1"), world.pseudonym("pt-2"))
+    };
+    let changes: [&dyn Fn(&mut Line); 8] = [
+        &|line| line.patient = None,
+        &|line| line.patient = Some(mari),
+        &|line| line.patient = Some(Patient::Many),
+        &|line| line.patient = Some(Patient::Unknown),
+        &|line| line.key = None,
+        &|line| line.key = World::new().lines[3].key,
+        &|line| line.table = Some("patient".into()),
+        &|line| (line.table, line.key) = (None, None),
+    ];
+    for change in changes {
+        let moved = |l: &mut Vec<Line>| {
+            let mut line = acceptance(l, at(l, Op::Finding));
+            change(&mut line);
+            let last = l.len() - 1;
+            l.insert(last, line);
+        };
+        assert_eq!(rewritten(Some(RULES), moved), Err(ELSEWHERE));
+        for rules in [None, Some(15)] {
+            assert!(rewritten(rules, moved).is_ok(), "a trail of before");
+        }
+    }
+    // A finding that is in no list of a patient, or about no record, stays so.
+    let bare: [&dyn Fn(&mut Line); 3] = [
+        &|line| line.key = None,
+        &|line| (line.key, line.patient) = (None, None),
+        &|line| (line.table, line.key, line.patient) = (None, None, None),
+    ];
+    for bare in bare {
+        let accepted = |l: &mut Vec<Line>, change: &dyn Fn(&mut Line)| {
+            let found = at(l, Op::Finding);
+            bare(&mut l[found]);
+            let (mut line, last) = (acceptance(l, found), l.len() - 1);
+            change(&mut line);
+            l.insert(last, line);
+        };
+        listed(|l| accepted(l, &|_| {}));
+        for other in [mari, Patient::Unknown] {
+            let moved = |l: &mut Vec<Line>| accepted(l, &|line| line.patient = Some(other));
+            assert_eq!(rewritten(Some(RULES), moved), Err(ELSEWHERE));
+        }
+    }
+    // The patient's name is told for all that, and nobody knows the identifier.
+    let after_erasure = |times: usize, patient| {
+        move |l: &mut Vec<Line>| {
+            let i = at(l, Op::Delete);
+            let found = at(l, Op::Finding);
+            l[i].patient = patient;
+            for found in (found..).take(times) {
+                l.insert(i, acceptance(l, found));
+            }
+            l.insert(i, erasure(Some(erased), &l[i]));
+        }
+    };
+    // Another finding, in place of the line after the first.
+    let two = |times, patient| {
+        move |l: &mut Vec<Line>| {
+            let found = at(l, Op::Finding);
+            l[found + 1] = l[found].clone();
+            l[found + 1].seq += 1;
+            after_erasure(times, patient)(l);
+        }
+    };
+    for times in 0..=2 {
+        for patient in [None, Some(mari), Some(erased)] {
+            assert!(rewritten(Some(RULES), two(times, patient)).is_ok());
+        }
+        let before = rewritten(Some(15), two(times, None));
+        assert_eq!(before.is_ok(), times == 0, "as that rule was read before");
+    }
 }

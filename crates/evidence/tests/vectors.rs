@@ -61,10 +61,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
         ("evidence-partial.json", partial.partial("pt-1", 2).encode()),
         ("evidence-pt-1.json", world.evidence("pt-1").encode()),
         ("evidence-pt-3.json", world.evidence("pt-3").encode()),
-        (
-            "genesis.jsonl",
-            [genesis(&world).encode(), b"\n".to_vec()].concat(),
-        ),
+        ("genesis.jsonl", genesis(&world)),
         ("map.json", pretty(map(&mut world))),
         ("texts.json", pretty(texts(&mut world))),
         ("trail.jsonl", lines),
@@ -124,12 +121,16 @@ fn the_published_file_that_leaves_lines_out_is_intact_for_whoever_can_do_without
     assert_eq!(outcome(&since(SEALED[1] - 1)), "unconfirmed at complete");
 }
 
-/// A genesis of version 4: that of the trail, with rules.
-fn genesis(world: &World) -> Line {
+/// Genesis lines of version 4: that of the trail, with rules.
+fn genesis(world: &World) -> Vec<u8> {
     let old = &world.lines[0];
-    let mut genesis = *old.genesis.clone().unwrap();
-    genesis.rules = Some(RULES);
-    Line::genesis(genesis, old.at, &old.source, &old.pos)
+    let with = |rules| {
+        let mut genesis = *old.genesis.clone().unwrap();
+        genesis.rules = Some(rules);
+        let line = Line::genesis(genesis, old.at, &old.source, &old.pos);
+        [line.encode(), b"\n".to_vec()].concat()
+    };
+    (15..=RULES).flat_map(with).collect()
 }
 
 /// A line of version 3, as if it followed the first fifteen of a trail.

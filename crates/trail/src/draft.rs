@@ -136,6 +136,9 @@ pub enum PatientId {
     /// Only the pseudonym is known: the vault has lost the identifier, as one does that was
     /// put back from a backup.
     Pseudonym(Bytes32),
+    /// Only the pseudonym is known, and has no key: the patient was erased. What the line
+    /// commits to is under its table's.
+    Erased(Bytes32),
     /// More patients than are listed one by one.
     Many,
     /// Cannot be determined.
@@ -147,6 +150,7 @@ impl fmt::Debug for PatientId {
         f.write_str(match self {
             Self::Id(_) => "Id(private)",
             Self::Pseudonym(_) => "Pseudonym",
+            Self::Erased(_) => "Erased",
             Self::Many => "Many",
             Self::Unknown => "Unknown",
         })

@@ -614,7 +614,9 @@ impl Trail {
     pub fn patient(&self, patient: &PatientId) -> Patient {
         match patient {
             PatientId::Id(id) => self.keys.pseudonym(id),
-            PatientId::Pseudonym(pseudonym) => Patient::Pseudonym(*pseudonym),
+            PatientId::Pseudonym(pseudonym) | PatientId::Erased(pseudonym) => {
+                Patient::Pseudonym(*pseudonym)
+            }
             PatientId::Many => Patient::Many,
             PatientId::Unknown => Patient::Unknown,
         }

@@ -7,7 +7,7 @@ mod common;
 
 use common::{at, genesis};
 use pitser_evidence::Code;
-use pitser_evidence::line::{Acceptance, Binding, Finding, Line, Op, Prev};
+use pitser_evidence::line::{Acceptance, Binding, Finding, Line, Op, Patient, Prev};
 use pitser_trail::draft::DraftActor;
 use pitser_trail::export::Exporter;
 use pitser_trail::{Body, Draft, Layout, PatientId, ReadError, Trail, read};
@@ -118,6 +118,67 @@ fn a_finding_about_nothing_in_particular_is_accepted_as_well() {
     let (_, content) = open(dir.path()).vault().get(2).unwrap().unwrap();
     assert_eq!(content.person.as_deref(), Some("Mari Maasikas"));
     assert_eq!(content.raw.as_deref(), Some(REASON));
+}
+
+/// A patient is erased, and then somebody answers for what was found before: in that
+/// patient's list, which stays closed.
+#[test]
+fn who_answers_for_a_finding_about_an_erased_patient_stands_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    accepted(dir.path());
+    let mut trail = open(dir.path());
+    let (code, _) = trail
+        .request_erasure("pt-1", "GDPR art. 17(1)(d)", "Mari", at(20))
+        .unwrap();
+    trail.confirm_erasure(&code, "Jaan", at(21), "9").unwrap();
+    let of = trail.line(2).unwrap().unwrap();
+    // Not in nobody's list.
+    drop(trail);
+    let mut trail = open(dir.path());
+    let nobodys = Draft {
+        patient: None,
+        ..acceptance(&trail, 2)
+    };
+    let error = trail.append(vec![nobodys]).unwrap_err().to_string();
+    assert!(error.contains("not in the lists"), "{error}");
+    drop(trail);
+
+    let mut trail = open(dir.path());
+    let Some(Patient::Pseudonym(pseudonym)) = of.patient else {
+        panic!("the finding is a patient's");
+    };
+    let draft = Draft {
+        patient: Some(PatientId::Erased(pseudonym)),
+        ..acceptance(&trail, 2)
+    };
+    let seq = trail.append(vec![draft]).unwrap();
+    trail.commit().unwrap();
+    let mapping = pitser_evidence::codec::Digest::of(&[]);
+    trail.close_block(at(22), "9", mapping, "test").unwrap();
+    drop(trail);
+
+    // By the map's commit: nobody came back, and nobody knows whose the record is.
+    let mut trail = open(dir.path());
+    let patient = of.patient.unwrap();
+    assert!(trail.state().is_erased(&patient).unwrap());
+    assert!(!trail.vault().has_key(&patient.to_string()).unwrap());
+    let (_, content) = trail.vault().get(seq).unwrap().unwrap();
+    assert_eq!(content.raw.as_deref(), Some(REASON));
+    assert!(trail.vault().get(1).unwrap().is_none(), "that is closed");
+    let read_by_somebody = Draft {
+        table: of.table.clone(),
+        record: of.key,
+        ..Draft::new(Op::Read, at(23), "ehr", "10")
+    };
+    trail.append(vec![read_by_somebody]).unwrap();
+    trail.commit().unwrap();
+    drop(trail);
+    let mut accepts = Vec::new();
+    read(&Layout::new(dir.path()), None, |line, _| {
+        accepts.extend(line.accept.as_ref().map(|_| (line.seq, line.patient)));
+    })
+    .unwrap();
+    assert_eq!(accepts, [(3, of.patient), (seq, of.patient)]);
 }
 
 /// After a restart the writer goes on from the map's commit and reads none of the

@@ -214,7 +214,7 @@ impl Session {
         Ok(Draft {
             table: line.table.clone(),
             record: line.key,
-            patient: patient_id(&mut self.trail, line.patient)?,
+            patient: patient_beside(&mut self.trail, line.patient)?,
             actor: Some(actor),
             raw: Some(reason.as_bytes().to_vec()),
             body: Some(Box::new(Body::Accept(body))),
@@ -273,6 +273,21 @@ fn unreadable(error: TrailError) -> Refused {
 
 /// Lines that are looked at for one request, at most: some milliseconds.
 const LOOKED_AT: u64 = 5_000;
+
+/// Whose list a line stands in with one that names this patient. An erased patient is
+/// named only by a trail that promises it: in others that would say that he came again.
+fn patient_beside(
+    trail: &mut Trail,
+    patient: Option<Patient>,
+) -> Result<Option<PatientId>, TrailError> {
+    if let Some(erased @ Patient::Pseudonym(pseudonym)) = patient
+        && trail.state().keeps_rule(16)
+        && trail.state().is_erased(&erased)?
+    {
+        return Ok(Some(PatientId::Erased(pseudonym)));
+    }
+    patient_id(trail, patient)
+}
 
 /// Whose list it is; `None` too if the patient was erased since.
 pub(super) fn patient_id(

@@ -194,7 +194,9 @@ impl Session {
             Some(PatientId::Pseudonym(pseudonym)) => Owner::Pseudonym(pseudonym),
             None if is_nobodys => Owner::Nobody,
             // Erased, or never known.
-            None | Some(PatientId::Many | PatientId::Unknown) => Owner::Unknown,
+            None | Some(PatientId::Erased(_) | PatientId::Many | PatientId::Unknown) => {
+                Owner::Unknown
+            }
         })
     }
 

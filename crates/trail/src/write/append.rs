@@ -86,8 +86,9 @@ impl Trail {
         Ok(Under { patient, opened })
     }
 
-    /// Whose key a line's content is under: its patient's, or its table's. Who decided
-    /// an erasure must be known when the patient's own is gone.
+    /// Whose key a line's content is under: its patient's, or its table's where there is no
+    /// patient or one who was erased. Who decided an erasure must be known when the
+    /// patient's own is gone.
     fn compartment(
         &mut self,
         draft: &Draft,
@@ -99,11 +100,11 @@ impl Trail {
             (Some(pseudonym), Some(PatientId::Id(id))) => {
                 (pseudonym.to_string(), Some(id.as_str()))
             }
-            (Some(pseudo), _) => (pseudo.to_string(), None),
-            (None, _) => {
+            (None, _) | (_, Some(PatientId::Erased(_))) => {
                 let table = draft.table.as_deref().unwrap_or_default();
                 (format!("table:{table}"), None)
             }
+            (Some(pseudo), _) => (pseudo.to_string(), None),
         };
         Ok(self.vault.compartment_or_new(&id, identifier, seq)?)
     }
