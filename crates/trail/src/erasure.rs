@@ -167,6 +167,10 @@ impl Trail {
         }
         let (patient, _) = self.known(identifier)?;
         self.may_be_erased(patient)?;
+        // Whoever confirms has a code alone.
+        let seq = self.state().next_seq();
+        self.vault()
+            .compartment_or_new(&patient.to_string(), Some(identifier), seq)?;
         let expires_at = Timestamp::from_micros(now.micros() + VALID_US).unwrap_or(now);
         let request = Request {
             patient,

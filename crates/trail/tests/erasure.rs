@@ -88,6 +88,27 @@ fn erase(trail: &mut Trail, patient: &str) -> u64 {
         .seq
 }
 
+/// An older vault was put back, and the next line named the patient by pseudonym alone:
+/// whoever asks for the erasure has the identifier.
+#[test]
+fn a_patient_whose_identifier_the_vault_lost_is_erased() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = populated(dir.path());
+    let Patient::Pseudonym(pseudonym) = trail.keys().pseudonym("pt-9") else {
+        panic!("a patient has a pseudonym");
+    };
+    let unnamed = Draft {
+        patient: Some(PatientId::Pseudonym(pseudonym)),
+        ..change(Op::Create, 10, "obs-9", "pt-9", "t50")
+    };
+    trail.append(vec![unnamed]).unwrap();
+    trail.commit().unwrap();
+    let id = Patient::Pseudonym(pseudonym).to_string();
+    assert!(trail.vault().identifier(&id).unwrap().is_none());
+    erase(&mut trail, "pt-9");
+    assert!(!trail.vault().has_key(&id).unwrap());
+}
+
 fn lines(dir: &Path) -> Vec<Line> {
     let mut lines = Vec::new();
     let collect = |line: &Line, _| lines.push(line.clone());

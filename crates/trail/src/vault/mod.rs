@@ -172,6 +172,8 @@ pub struct Compartment {
     /// The first line under the key: earlier ones were under another, now destroyed.
     since: u64,
     key: Key,
+    /// Whether the identifier that it stands for is kept.
+    is_named: bool,
 }
 
 impl Compartment {
@@ -341,16 +343,17 @@ impl Vault {
         value: &dyn ToSql,
     ) -> Result<Option<(String, Compartment)>, VaultError> {
         let query = format!(
-            "SELECT id, number, since, wrapped, (SELECT number FROM epoch) FROM compartment WHERE {condition}"
+            "SELECT id, number, since, wrapped, identifier IS NOT NULL, (SELECT number FROM epoch) FROM compartment \
+             WHERE {condition}"
         );
         let mut gone = None;
         loop {
-            let found: Option<(String, u64, u64, Vec<u8>, u64)> = self
+            let found: Option<(String, u64, u64, Vec<u8>, bool, u64)> = self
                 .db
                 .prepare_cached(&query)
                 .and_then(|mut q| q.query_row([value], |row| row.try_into()).optional())
                 .map_err(|e| self.failed(e))?;
-            let Some((id, number, since, wrapped, epoch)) = found else {
+            let Some((id, number, since, wrapped, is_named, epoch)) = found else {
                 return Ok(None);
             };
             if epoch != self.epoch.number {
@@ -367,7 +370,12 @@ impl Vault {
                 self.forget();
             }
             let key = self.unwrap(&id, wrapped)?;
-            let found = Compartment { number, since, key };
+            let found = Compartment {
+                number,
+                since,
+                key,
+                is_named,
+            };
             return Ok(Some((id, found)));
         }
     }
@@ -380,7 +388,8 @@ impl Vault {
     }
 
     /// The compartment of line `seq`, made now if there is none, with the identifier
-    /// that it stands for.
+    /// that it stands for. One that was made for a pseudonym alone takes the identifier
+    /// once somebody has it: without, nobody could be erased.
     ///
     /// # Errors
     /// [`VaultError`].
@@ -391,10 +400,14 @@ impl Vault {
         seq: u64,
     ) -> Result<Compartment, VaultError> {
         if let Some(found) = self.compartment(id)? {
-            return Ok(found);
+            return match identifier.filter(|_| !found.is_named) {
+                Some(identifier) => self.name(id, found, identifier),
+                None => Ok(found),
+            };
         }
         let key = Key::new(crate::keys::random()?);
         let wrapped = seal(&self.epoch.key, self.nonces.next()?, id, key.expose());
+        let is_named = identifier.is_some();
         let identifier = match identifier {
             Some(text) => Some(seal(&key, self.nonces.next()?, id, text.as_bytes())),
             None => None,
@@ -411,9 +424,33 @@ impl Vault {
             number: number.cast_unsigned(),
             since: seq,
             key,
+            is_named,
         };
         self.known.insert(id.to_owned(), made.clone());
         Ok(made)
+    }
+
+    /// Keeps the identifier that a compartment stands for.
+    fn name(
+        &mut self,
+        id: &str,
+        unnamed: Compartment,
+        identifier: &str,
+    ) -> Result<Compartment, VaultError> {
+        let sealed = seal(&unnamed.key, self.nonces.next()?, id, identifier.as_bytes());
+        self.begin()?;
+        self.db
+            .execute(
+                "UPDATE compartment SET identifier = ?1 WHERE number = ?2",
+                params![sealed, unnamed.number],
+            )
+            .map_err(|e| self.failed(e))?;
+        let named = Compartment {
+            is_named: true,
+            ..unnamed
+        };
+        self.known.insert(id.to_owned(), named.clone());
+        Ok(named)
     }
 
     /// The identifier that a compartment stands for.
@@ -878,6 +915,28 @@ mod tests {
         vault.discard_from(8).unwrap();
         assert!(vault.get(8).unwrap().is_none());
         assert_eq!(vault.get(7).unwrap().unwrap().1, content());
+    }
+
+    /// A line named the patient by pseudonym alone, before one came that had the identifier.
+    #[test]
+    fn a_compartment_takes_its_identifier_when_somebody_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let master = Key::new([1; 32]);
+        let mut vault = Vault::open(dir.path(), &master).unwrap();
+        let unnamed = vault.compartment_or_new("abc", None, 7).unwrap();
+        vault.put(7, &unnamed, &content()).unwrap();
+        assert!(vault.identifier("abc").unwrap().is_none());
+        let named = vault.compartment_or_new("abc", Some("pt-1"), 8).unwrap();
+        vault.put(8, &named, &content()).unwrap();
+        vault.compartment_or_new("abc", None, 9).unwrap();
+        vault.commit().unwrap();
+        drop(vault);
+        let mut vault = Vault::open(dir.path(), &master).unwrap();
+        assert_eq!(vault.identifier("abc").unwrap().as_deref(), Some("pt-1"));
+        for seq in [7, 8] {
+            assert_eq!(vault.get(seq).unwrap().unwrap().1, content());
+            assert!(vault.key("abc", seq).unwrap().is_some());
+        }
     }
 
     #[test]
