@@ -895,7 +895,7 @@ fn view_on_map(
         return Ok(None);
     };
     let index = Index::open(&folder, commit.blocks, commit.next_seq, false)?;
-    read::ends_with(layout, &index, &commit)?;
+    let commit = read::ends_with(layout, &index, commit)?;
     let start = Start {
         tree,
         index,

@@ -28,6 +28,7 @@ pub mod log;
 pub mod map;
 mod marks;
 pub mod master;
+mod named;
 pub mod read;
 mod recent;
 mod records;

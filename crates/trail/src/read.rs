@@ -11,6 +11,7 @@ use crate::layout::Layout;
 use crate::log::Log;
 use crate::map::{Commit, MapError};
 use crate::marks;
+use crate::named::NamedSeals;
 use crate::write::MAX_BLOCK_LINES;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
@@ -112,6 +113,24 @@ pub(crate) struct SealedBlock {
 
 /// The signatures of a segment's blocks, in order; not compared with its lines.
 pub(crate) fn signatures(layout: &Layout, number: u32) -> Result<Vec<SealedBlock>, ReadError> {
+    each_block(layout, number, |block, seal| SealedBlock {
+        logsig: block.bytes.to_vec(),
+        seal: seal.map(<[u8]>::to_vec),
+    })
+}
+
+/// Hashes of the seals of a segment's blocks, in order.
+pub(crate) fn seal_hashes(layout: &Layout, number: u32) -> Result<Vec<Option<Digest>>, ReadError> {
+    each_block(layout, number, |_, seal| {
+        seal.map(|seal| Digest::of(&[seal]))
+    })
+}
+
+fn each_block<T>(
+    layout: &Layout,
+    number: u32,
+    take: impl Fn(&Block<'_>, Option<&[u8]>) -> T,
+) -> Result<Vec<T>, ReadError> {
     let segment = Segment::load_signature(layout, number)?;
     let unreadable = |e: pitser_ksi::DecodeError| {
         damage(
@@ -124,10 +143,7 @@ pub(crate) fn signatures(layout: &Layout, number: u32) -> Result<Vec<SealedBlock
     let mut stream = Blocks::new(&segment.blocks, segment.seals.as_deref()).map_err(unreadable)?;
     let mut blocks = Vec::new();
     while let Some((block, seal)) = stream.next().map_err(unreadable)? {
-        blocks.push(SealedBlock {
-            logsig: block.bytes.to_vec(),
-            seal: seal.map(<[u8]>::to_vec),
-        });
+        blocks.push(take(&block, seal));
     }
     Ok(blocks)
 }
@@ -244,11 +260,11 @@ impl<P> Follow<P> for Unseen {
 }
 
 /// Where the reading of a trail begins: before the genesis line, or where a
-/// commit of the map ends.
+/// commit of the map ends, with the checkpoint that is its last line.
 pub(crate) struct Start<P> {
     pub(crate) tree: Tree<P>,
     pub(crate) index: Index,
-    pub(crate) commit: Option<Commit>,
+    pub(crate) commit: Option<(Commit, Checkpoint)>,
 }
 
 impl<P: Pages + Default> Start<P> {
@@ -365,6 +381,7 @@ struct Reader<'a, P, V> {
     resumed: u64,
     /// Where the first line that is not in the map stands: segment and offset.
     resumed_at: (u32, u64),
+    named: NamedSeals,
 }
 
 /// One segment's files in memory.
@@ -419,10 +436,12 @@ where
             next_block: 0,
             resumed: 0,
             resumed_at: (0, 0),
+            named: NamedSeals::default(),
             view,
         };
-        if let Some(commit) = commit {
+        if let Some((commit, last)) = commit {
             reader.resume(&commit)?;
+            reader.named.goes_on(last.seal);
         }
         Ok(reader)
     }
@@ -522,6 +541,7 @@ where
         };
         self.view.segment = number;
         self.view.whole = WholeBytes::default();
+        self.named.segment(number, self.next_block);
         self.blocks(&mut segment)?;
         if self.done() || number < self.resumed_at.0 {
             return Ok(());
@@ -613,7 +633,8 @@ where
             let Some((block, seal)) = stream.next().map_err(unreadable)? else {
                 break;
             };
-            if self.next_block < self.resumed {
+            let block_number = self.next_block;
+            if block_number < self.resumed {
                 self.known_block(segment, seal)?;
             } else {
                 let line_at = segment.at;
@@ -629,6 +650,7 @@ where
                 let (number, offset) = (segment.number, segment.offset());
                 self.follow.block(&mut self.view, number, offset)?;
             }
+            self.named.block(block_number, seal);
         }
         if !self.done() && stream.seals_left().map_err(unreadable)? {
             let text = "it has a seal without a block";
@@ -761,15 +783,16 @@ where
     }
 
     fn checkpoint(
-        &self,
+        &mut self,
         segment: &Segment,
         line: Line,
         number: u64,
         first: u64,
         root: [u8; 32],
-    ) -> Result<Checkpoint, Damage> {
+    ) -> Result<Checkpoint, ReadError> {
         let seq = line.seq;
-        let wrong = |text: &str| damage(Code::LineAltered, &segment.path, Some(seq), text);
+        let wrong =
+            |text: &str| ReadError::from(damage(Code::LineAltered, &segment.path, Some(seq), text));
         let body = line
             .checkpoint
             .ok_or_else(|| wrong("it ends its block, and is no checkpoint"))?;
@@ -784,7 +807,12 @@ where
         if Imprint::new(Algorithm::Sha256, &root) != Some(body.map.0) || body.map_seq + 1 != seq {
             return Err(wrong("the map's root does not follow from the lines"));
         }
-        Ok(*body)
+        let wants_seals = self.follow.wants_known_seals();
+        let shelf = wants_seals.then_some((self.layout, &self.view.index));
+        match self.named.check(number, body.seal, shelf)? {
+            Some(found) => Err(damage(found.code, &segment.path, Some(seq), found.text).into()),
+            None => Ok(*body),
+        }
     }
 
     /// Applies the line at `place`.
@@ -835,18 +863,22 @@ where
     }
 }
 
-/// Whether the segments hold the line that a commit ends with.
-pub(crate) fn ends_with(layout: &Layout, index: &Index, commit: &Commit) -> Result<(), MapError> {
+/// The commit, and the checkpoint that it ends with, if the segments hold that line.
+pub(crate) fn ends_with(
+    layout: &Layout,
+    index: &Index,
+    commit: Commit,
+) -> Result<(Commit, Checkpoint), MapError> {
     let last = match commit.next_seq.checked_sub(1) {
         Some(last) => index.line(layout, last)?,
         None => None,
     };
     let line = last.filter(|bytes| Line::hash(bytes) == commit.last_line);
     let line = line.and_then(|bytes| Line::decode(&bytes).ok());
-    let map = line.and_then(|line| Some(line.checkpoint?.map));
-    match map.map(|map| map.0.digest() == commit.root.0) {
-        Some(true) => Ok(()),
-        _ => Err(unfounded(layout)),
+    let last = line.and_then(|line| line.checkpoint);
+    match last.filter(|last| last.map.0.digest() == commit.root.0) {
+        Some(last) => Ok((commit, *last)),
+        None => Err(unfounded(layout)),
     }
 }
 

@@ -71,13 +71,14 @@ pub fn replay(layout: &Layout, blocks: u64, watch: &mut dyn Watch) -> Result<Rep
         Some((tree, store, commit)) => (go_on(layout, &folder, tree, commit)?, store),
         None => begin(&folder)?,
     };
-    let known = start.commit.as_ref().map_or(0, |commit| commit.blocks);
-    let genesis = start.commit.as_ref().map(|commit| commit.genesis.0.clone());
+    let commit = start.commit.as_ref().map(|(commit, _)| commit);
+    let known = commit.map_or(0, |commit| commit.blocks);
+    let genesis = commit.map(|commit| commit.genesis.0.clone());
     let mut keeping = Keeping {
         layout,
         watch,
         store,
-        committed: start.commit.as_ref().map_or(0, |commit| commit.next_seq),
+        committed: commit.map_or(0, |commit| commit.next_seq),
         genesis: genesis.unwrap_or_default(),
         last_line: None,
         ends_at: None,
@@ -109,7 +110,7 @@ pub(crate) fn go_on(
     commit: Commit,
 ) -> Result<Start<DiskPages<OsFolder>>, ReadError> {
     let index = Index::open(folder, commit.blocks, commit.next_seq, true)?;
-    read::ends_with(layout, &index, &commit)?;
+    let commit = read::ends_with(layout, &index, commit)?;
     Ok(Start {
         tree,
         index,
