@@ -756,7 +756,8 @@ fn a_line_about_another_record_than_its_row_is_found_by_the_sample() {
     guardian.stop();
 }
 
-/// What the site keeps back is counted, and keeps nobody from signing.
+/// What the site keeps back is counted, and keeps nobody from signing. If it opens too few
+/// rows, nothing is signed until it does.
 #[test]
 fn what_is_not_opened_is_told() {
     let mut audit = Audit::with("", "table_keys = false\nrows_per_day = 8");
@@ -771,21 +772,54 @@ fn what_is_not_opened_is_told() {
     let again = format!("{} --sample-every 0", audit.follow());
     let mut said = audit.run(&audit.follow()).exits(0).json();
     assert_eq!(said["sampled"], Value::Null);
+    let tolerant = format!("{again} --refusals-at-most 100");
     let mut round = 0;
     while said["sample_refused"].as_array().is_none_or(Vec::is_empty) {
         round += 1;
         audit.goes_on(&format!("d{round}"));
-        said = audit.run(&again).exits(0).json();
+        said = audit.run(&tolerant).exits(0).json();
         assert!(round < 9, "{said}");
     }
     assert_eq!(said["signed"], true);
     audit.goes_on("e");
+    let text = |command: &str| command.replace(" --json", "");
+    audit.run(&text(&tolerant)).exits(0).says("rows a day");
+
+    audit.goes_on("f");
+    let signed = audit.statements();
+    let said = audit.run(&again).exits(2).json();
+    assert_eq!(said["verdict"], "unconfirmed", "{said}");
+    assert_eq!(said["signed"], false);
+    assert_eq!(said["refusals_at_most"], 10);
+    assert_eq!(said["sample_refused"], said["sampled"], "{said}");
+    // It stays so, whether or not another sample is due, and whatever comes.
     audit
-        .run(&again.replace(" --json", ""))
-        .exits(0)
+        .run(&text(&audit.follow()))
+        .exits(2)
         .says("rows a day");
+    audit.goes_on("g");
+    let waiting = audit.run(&audit.follow()).exits(2).json();
+    assert_eq!(waiting["sampled"], said["sampled"]);
+    assert_eq!(audit.statements(), signed);
+    guardian.stop();
+    // The operator opens more of them.
+    audit.configure(|config| config.replace("rows_per_day = 8", "rows_per_day = 200"));
+    let guardian = audit.hospital.guard();
+    let said = audit.run(&again).exits(0).json();
+    assert_eq!(said["signed"], true, "{said}");
+    assert_eq!(said["sample_refused"].as_array().unwrap().len(), 0);
     let kept = fs::read_to_string(audit.trail("samples")).unwrap();
     assert!(!kept.contains("pt-1"), "no identifier is kept: {kept}");
+    // What was new, and refused, was still new then.
+    let samples: Vec<Value> = kept
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [.., refused, opened] = &samples[..] else {
+        panic!("{kept}");
+    };
+    assert_ne!(refused["refused"], serde_json::json!([]));
+    assert_eq!(opened["refused"], serde_json::json!([]));
     guardian.stop();
 }
 
@@ -815,7 +849,7 @@ fn an_erased_patients_rows_are_not_opened() {
     audit.afresh("b");
     let said = audit
         .run(&audit.follow_at(&proxy.address, "b"))
-        .exits(0)
+        .exits(2)
         .json();
     assert_eq!(said["sample_erased"], 0);
     let sampled = said["sampled"].as_array().unwrap().len();

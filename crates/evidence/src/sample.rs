@@ -191,6 +191,16 @@ impl fmt::Display for Wrong {
     }
 }
 
+/// What a comparison came to that found nothing wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// What could not be compared; nothing, if key and patient both are the row's.
+    pub kept: Vec<&'static str>,
+    /// The row is not shown, or not the column in it that leads to its patient: nothing
+    /// says whose row it is.
+    pub is_shut: bool,
+}
+
 /// What an opened row was compared with.
 pub struct Trail<'a> {
     /// Its genesis.
@@ -207,17 +217,13 @@ impl fmt::Debug for Trail<'_> {
     }
 }
 
-/// Compares a line that commits to a row with what is shown of that row, and says what
-/// could not be compared; nothing, if key and patient both are the row's.
+/// Compares a line that commits to a row with what is shown of that row.
 ///
 /// # Errors
 /// [`Wrong`].
-pub fn compare(
-    line: &Line,
-    shown: &OpenedRow,
-    trail: &mut Trail<'_>,
-) -> Result<Vec<&'static str>, Wrong> {
+pub fn compare(line: &Line, shown: &OpenedRow, trail: &mut Trail<'_>) -> Result<Compared, Wrong> {
     let mut kept = Vec::new();
+    let mut is_shut = shown.columns.is_none();
     let genesis = trail.genesis;
     let table = genesis.tables.iter();
     let table = table.clone().find(|t| Some(&t.name) == line.table.as_ref());
@@ -230,22 +236,24 @@ pub fn compare(
     };
     kept.extend(compare_key(line, shown, table, columns.as_ref())?);
     let identifier = identifier(line, shown.patient.as_ref(), genesis)?;
-    let Some(columns) = columns else {
-        return Ok(kept);
-    };
-    let Some(mapping) = Mapping::of(trail, shown) else {
-        kept.push("how its patient is found was changed, and is not shown");
-        return Ok(kept);
-    };
-    let named = line.table.as_deref().unwrap_or_default();
-    let found = Found {
-        line,
-        identifier,
-        mapping: &mapping,
-        via: &shown.via,
-    };
-    kept.extend(found.through(named, &columns, trail, 0)?);
-    Ok(kept)
+    if let Some(columns) = columns {
+        let named = line.table.as_deref().unwrap_or_default();
+        match Mapping::of(trail, shown) {
+            Some(mapping) => {
+                let column = mapping.path(named).map(way).and_then(|(column, _)| column);
+                is_shut = column.is_some_and(|column| columns.value(column).is_none());
+                let found = Found {
+                    line,
+                    identifier,
+                    mapping: &mapping,
+                    via: &shown.via,
+                };
+                kept.extend(found.through(named, &columns, trail, 0)?);
+            }
+            None => kept.push("how its patient is found was changed, and is not shown"),
+        }
+    }
+    Ok(Compared { kept, is_shut })
 }
 
 /// The columns of a row that are open, all of them under its commitment.
@@ -414,6 +422,15 @@ impl Mapping {
     }
 }
 
+/// The column of a row that leads to its patient, unless it has none, and the table that
+/// it leads to, if it does not name him.
+fn way(path: &str) -> (Option<&str>, Option<&str>) {
+    match path.split_once(" -> ") {
+        Some((column, target)) => (Some(column), Some(target)),
+        None => (Some(path).filter(|path| *path != "none"), None),
+    }
+}
+
 /// The patient that the line names, and what he has to be found by.
 struct Found<'a> {
     line: &'a Line,
@@ -435,15 +452,11 @@ impl Found<'_> {
         let Some(path) = self.mapping.path(table) else {
             return Ok(Some("its table is not in the mapping"));
         };
-        if path == "none" {
+        let (Some(column), target) = way(path) else {
             return match self.line.patient {
                 None => Ok(None),
                 Some(_) => Err(OTHER),
             };
-        }
-        let (column, target) = match path.split_once(" -> ") {
-            Some((column, target)) => (column, Some(target)),
-            None => (path, None),
         };
         let Some(value) = columns.value(column) else {
             return Ok(Some("the column that names the patient is not opened"));
@@ -637,6 +650,15 @@ mod tests {
             line: &Line,
             shown: &OpenedRow,
         ) -> Result<Vec<&'static str>, Wrong> {
+            Ok(self.compared(mapping, line, shown)?.kept)
+        }
+
+        fn compared(
+            &self,
+            mapping: Digest,
+            line: &Line,
+            shown: &OpenedRow,
+        ) -> Result<Compared, Wrong> {
             let mut trail = Trail {
                 genesis: &self.genesis,
                 mapping: Some(mapping),
@@ -788,6 +810,36 @@ mod tests {
         let (line, mut shown) = world.entry(Some("pt-1"));
         shown.via.clear();
         assert_eq!(world.compare(&line, &shown).unwrap().len(), 1);
+    }
+
+    /// A site that opens a row and nothing that leads to its patient has opened nothing.
+    #[test]
+    fn what_says_whose_row_it_is_may_not_be_kept_back() {
+        fn close(shown: &mut OpenedRow, name: &str) {
+            let mut columns = shown.columns.iter_mut().flatten();
+            let column = columns.find(|column| column.name == name).unwrap();
+            let nonce = column.nonce.take().unwrap();
+            let leaf = column_leaf(&nonce, name, column.bytes());
+            (column.hidden, column.bytes, column.value) = (Some(Bytes32(leaf)), None, None);
+        }
+        let mut world = World::new();
+        let (line, shown) = world.row(1, "person", PERSON, Some("pt-1"));
+        let (entry, led) = world.entry(Some("pt-1"));
+        type Change = fn(&mut OpenedRow);
+        let cases: [(&Line, &OpenedRow, Change, bool); 6] = [
+            (&line, &shown, |_| {}, false),
+            (&line, &shown, |shown| shown.key = None, false),
+            (&line, &shown, |shown| shown.table_key = None, false),
+            (&line, &shown, |shown| shown.columns = None, true),
+            (&line, &shown, |shown| close(shown, "who"), true),
+            (&entry, &led, |shown| close(shown, "who"), true),
+        ];
+        for (line, shown, change, is_shut) in cases {
+            let mut shown = shown.clone();
+            change(&mut shown);
+            let compared = world.compared(world.mapping(), line, &shown).unwrap();
+            assert_eq!(compared.is_shut, is_shut, "{:?}", compared.kept);
+        }
     }
 
     #[test]

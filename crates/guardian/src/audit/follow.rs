@@ -41,6 +41,13 @@ pub enum Doubt {
         /// So many must.
         required: usize,
     },
+    /// Of a sample of rows, the site has refused more than it may.
+    Refused {
+        /// What came of the sample.
+        sampled: Box<Sampled>,
+        /// So many of a hundred rows may be refused.
+        at_most: u8,
+    },
 }
 
 impl fmt::Display for Doubt {
@@ -63,6 +70,14 @@ impl fmt::Display for Doubt {
             Self::TooFew { found, required } => write!(
                 f,
                 "{found} of {required} required witnesses cosigned the head: wait, or ask the operator about the others"
+            ),
+            Self::Refused { sampled, at_most } => write!(
+                f,
+                "{} of {} rows that were drawn are not opened, and at most {at_most} of a hundred may be: ask the operator \
+                 why, and how many rows a day he opens. Until a sample is opened, nothing shows that lines are about \
+                 their rows",
+                sampled.refused.len(),
+                sampled.asked.len()
             ),
         }
     }

@@ -350,6 +350,8 @@ pub struct Look {
     pub rows: usize,
     /// Seconds between two samples.
     pub rows_every_s: u64,
+    /// Of a hundred rows of a sample, so many may be refused; with more, nothing is signed.
+    pub refusals_at_most: u8,
 }
 
 impl Auditor {
@@ -494,6 +496,7 @@ impl Auditor {
         let sampling = Sampling {
             rows: look.rows,
             every_s: look.rows_every_s,
+            refusals_at_most: look.refusals_at_most,
             clock: judge.clock,
             site,
         };

@@ -10,7 +10,7 @@ use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::Key;
 use pitser_evidence::finding::Code;
 use pitser_evidence::line::{Genesis, Line, Op};
-use pitser_evidence::sample::{self, Drawn, Live, OpenedRow, Shown, ShownRow, Wrong};
+use pitser_evidence::sample::{self, Compared, Drawn, Live, OpenedRow, Shown, ShownRow, Wrong};
 use pitser_evidence::store::Pages;
 use pitser_evidence::vrf::SecretKey;
 use pitser_ksi::time::Second;
@@ -21,13 +21,14 @@ use pitser_trail::map::MapError;
 use pitser_trail::{Layout, ReadError, View};
 use serde::{Deserialize, Serialize};
 
+use super::follow::Doubt;
 use super::remote::{RemoteError, Site};
 use super::{AuditError, Auditor, Known, contradiction};
 
 /// Lines that are drawn for each row that is wanted, at most: others are about no row.
 const DRAWS: usize = 256;
 
-/// Seconds after which a sample that was refused altogether is followed by another.
+/// Seconds after which a sample of which too much was refused is followed by another.
 const REFUSED_S: u64 = 600;
 
 /// How rows are sampled.
@@ -37,6 +38,8 @@ pub struct Sampling<'a> {
     pub rows: usize,
     /// Seconds between two samples.
     pub every_s: u64,
+    /// Of a hundred rows, so many may be refused; with more, nothing is signed.
+    pub refusals_at_most: u8,
     /// The auditor's clock.
     pub clock: &'a dyn Fn() -> Second,
     /// Who opens rows.
@@ -71,7 +74,7 @@ pub struct Sampled {
     pub partly: Vec<(u64, String)>,
     /// Not opened: the patient was erased, by a line that is there.
     pub erased: u64,
-    /// Not opened, and why.
+    /// Not opened, or nothing of it that says whose row it is, and why.
     pub refused: Vec<(u64, String)>,
     /// Lines about something else than their rows.
     pub wrong: Vec<(u64, String)>,
@@ -80,6 +83,23 @@ pub struct Sampled {
     pub live: u64,
     /// Those whose live rows are not, and what the guardian found.
     pub live_wrong: Vec<(u64, String)>,
+}
+
+impl Sampled {
+    /// Whether more was refused than `at_most` of a hundred rows.
+    fn is_refused(&self, at_most: u8) -> bool {
+        self.refused.len() * 100 > self.asked.len() * usize::from(at_most)
+    }
+}
+
+/// What came of the samples before.
+#[derive(Default)]
+struct Before {
+    /// The last one.
+    last: Option<Sampled>,
+    /// Lines under the head of the last one of which not too much was refused: those that
+    /// follow are new.
+    lines: u64,
 }
 
 /// What a wrong row is shown by.
@@ -97,7 +117,8 @@ impl Auditor {
         data_encoding::BASE64.encode(&sampling_key(&self.key).public().0)
     }
 
-    /// Has a sample of rows opened, if one is due.
+    /// Has a sample of rows opened, if one is due. A site that refuses too many rows is
+    /// signed for again once it has opened a later sample.
     pub(super) fn sample<P: Pages<Error: Into<MapError>>>(
         &mut self,
         layout: &Layout,
@@ -107,18 +128,30 @@ impl Auditor {
         sampling: Sampling<'_>,
     ) -> Result<Option<Sampled>, AuditError> {
         self.no_wrong_row(known)?;
+        if sampling.rows == 0 {
+            return Ok(None);
+        }
         let now = (sampling.clock)();
-        let before = self.last_sample(&known.genesis)?;
-        let is_due = |before: &Sampled| {
-            // Who was busy is asked again sooner.
-            let every_s = match before.asked.len() == before.refused.len() {
+        let at_most = sampling.refusals_at_most;
+        let refused = |sampled: Sampled| {
+            let sampled = Box::new(sampled);
+            AuditError::Waiting(Doubt::Refused { sampled, at_most })
+        };
+        let Before { last, lines: new } = self.samples_before(&known.genesis, at_most)?;
+        if let Some(last) = last {
+            let is_refused = last.is_refused(at_most);
+            // Who was busy is asked again sooner, and for the same rows if the head is the same.
+            let every_s = match is_refused || last.asked.len() == last.refused.len() {
                 true => sampling.every_s.min(REFUSED_S),
                 false => sampling.every_s,
             };
-            before.size < head.size() && now.0.saturating_sub(before.at) >= every_s
-        };
-        if sampling.rows == 0 || !before.as_ref().is_none_or(is_due) {
-            return Ok(None);
+            let has_more = is_refused || last.size < head.size();
+            if !has_more || now.0.saturating_sub(last.at) < every_s {
+                return match is_refused {
+                    true => Err(refused(last)),
+                    false => Ok(None),
+                };
+            }
         }
         let Some(genesis) = view.state.genesis().cloned() else {
             return Ok(None);
@@ -136,12 +169,7 @@ impl Auditor {
             known,
         };
         let end = view.state.next_seq();
-        let asked = lines.draw(
-            &output,
-            before.map_or(0, |before| before.lines),
-            end,
-            sampling.rows,
-        )?;
+        let asked = lines.draw(&output, new, end, sampling.rows)?;
         if asked.is_empty() {
             return Ok(None);
         }
@@ -171,7 +199,10 @@ impl Auditor {
             disk::replace(&self.trail(&known.genesis).join("wrong.json"), &json)?;
             return Err(self.accuse(known, code, &format!("line {}: {text}", line.seq)));
         }
-        Ok(Some(sampled))
+        match sampled.is_refused(at_most) {
+            true => Err(refused(sampled)),
+            false => Ok(Some(sampled)),
+        }
     }
 
     fn accuse(&self, known: &Known, code: Code, text: &str) -> AuditError {
@@ -205,19 +236,25 @@ impl Auditor {
         Err(self.accuse(known, found.code, &text))
     }
 
-    fn last_sample(&self, genesis: &Digest) -> Result<Option<Sampled>, AuditError> {
+    fn samples_before(&self, genesis: &Digest, at_most: u8) -> Result<Before, AuditError> {
         let path = self.trail(genesis).join("samples");
+        let mut before = Before::default();
         if !path.exists() {
-            return Ok(None);
+            return Ok(before);
         }
         let file = fs::File::open(&path).at(&path, "cannot open")?;
-        let mut last = None;
         for line in BufReader::new(file).lines() {
             let line = line.at(&path, "cannot read")?;
             // What a crash left of a line was never looked at.
-            last = serde_json::from_str(&line).ok().or(last);
+            let Ok(sampled) = serde_json::from_str::<Sampled>(&line) else {
+                continue;
+            };
+            if !sampled.is_refused(at_most) {
+                before.lines = sampled.lines;
+            }
+            before.last = Some(sampled);
         }
-        Ok(last)
+        Ok(before)
     }
 }
 
@@ -312,6 +349,8 @@ fn compare<P>(
         }
     };
     let mut first = None;
+    // Under this one a site opens what leads to the patient.
+    let newest = lines.mapping(sampled.lines.saturating_sub(1))?;
     for (line, shown) in asked.iter().zip(shown) {
         let seq = line.seq;
         match shown {
@@ -342,9 +381,10 @@ fn compare<P>(
                         None
                     })
                 };
+                let mapping = lines.mapping(seq)?;
                 let mut trail = sample::Trail {
                     genesis,
-                    mapping: lines.mapping(seq)?,
+                    mapping,
                     line: &mut at,
                 };
                 let compared = sample::compare(line, &opened, &mut trail);
@@ -352,8 +392,14 @@ fn compare<P>(
                     return Err(error);
                 }
                 match compared {
-                    Ok(kept) if kept.is_empty() => sampled.agreed += 1,
-                    Ok(kept) => sampled.partly.push((seq, kept.join("; "))),
+                    Ok(Compared { kept, .. }) if kept.is_empty() => sampled.agreed += 1,
+                    Ok(Compared { kept, is_shut }) => {
+                        let list = match is_shut && mapping == newest {
+                            true => &mut sampled.refused,
+                            false => &mut sampled.partly,
+                        };
+                        list.push((seq, kept.join("; ")));
+                    }
                     Err(wrong) => {
                         sampled.wrong.push((seq, wrong.to_string()));
                         let code = match wrong {

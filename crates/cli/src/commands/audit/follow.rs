@@ -10,7 +10,7 @@ use pitser_evidence::{Anchors, Code};
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit as look;
 use pitser_guardian::audit::{
-    AuditError, Audited, Auditor, Given, Judge, Look, MappingChanges, RemoteError, Sampled,
+    AuditError, Audited, Auditor, Doubt, Given, Judge, Look, MappingChanges, RemoteError, Sampled,
     SealCounts, Site,
 };
 use pitser_trail::{Layout, ReadError, disk};
@@ -65,6 +65,9 @@ pub(crate) struct Follow {
     /// Seconds between two samples, however often the trail is looked at
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 60 * 60)]
     sample_every: u64,
+    /// Of a hundred rows of a sample, so many may be refused; with more, nothing is signed until a sample is opened
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=100))]
+    refusals_at_most: u8,
     /// PEM file of the authorities that alone may vouch for https:// addresses
     /// [default: the authorities that this machine trusts]
     #[arg(long, env = "PITSER_TLS_CA", value_name = "FILE.pem")]
@@ -201,6 +204,7 @@ fn once(
                 publications: args.publications.is_none(),
                 rows: args.sample.into(),
                 rows_every_s: args.sample_every,
+                refusals_at_most: args.refusals_at_most,
             };
             let (mut bytes, mut lines) = (Progress::new("bytes"), Progress::new("lines"));
             let audited = auditor.follow_site(site, look, judge, &mut |what, done| match what {
@@ -455,12 +459,19 @@ fn refused(error: AuditError) -> Result<Judgement, Failure> {
         }
         _ => "Nothing was signed.\n",
     };
-    Ok(Judgement {
+    let mut judgement = Judgement {
         verdict,
         code,
         summary,
         steps: Vec::new(),
-        details: Map::new().with("signed", false),
+        details: Map::new(),
         remarks: remarks.into(),
-    })
+    };
+    if let AuditError::Waiting(Doubt::Refused { sampled, at_most }) = &error {
+        judgement.steps.push(sample_step(sampled));
+        judgement.details = sample_details(sampled).with("refusals_at_most", u64::from(*at_most));
+        judgement.remarks.insert_str(0, &sample_remarks(sampled));
+    }
+    judgement.details = judgement.details.with("signed", false);
+    Ok(judgement)
 }
