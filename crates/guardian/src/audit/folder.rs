@@ -187,6 +187,23 @@ impl Auditor {
             .and_then(|memory| memory.get(&genesis.to_string())))
     }
 
+    /// The last statement about another trail of the same name, if one was signed: a
+    /// trail was begun anew under its name.
+    ///
+    /// # Errors
+    /// Those of [`Auditor::newest`].
+    pub(super) fn namesake(
+        &mut self,
+        origin: &str,
+        genesis: &Digest,
+    ) -> Result<Option<Statement>, AuditError> {
+        self.newest(genesis)?;
+        let signed = self.memory.iter().flat_map(HashMap::values);
+        let others = signed.map(|signed| &signed.statement);
+        let others = others.filter(|of| of.origin == origin && of.genesis != *genesis);
+        Ok(others.max_by_key(|of| of.made_at).cloned())
+    }
+
     /// Reads what was signed, and cuts off the part of a line that a crash or a full
     /// disk left.
     fn recall(&self) -> Result<HashMap<String, Signed>, AuditError> {

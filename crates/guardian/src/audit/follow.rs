@@ -6,6 +6,7 @@ use super::sampling::{Lines, Sampled, Sampling};
 use super::{AuditError, Auditor, Known, Signed, contradiction, cosigned, named_key, sign};
 use pitser_evidence::Anchors;
 use pitser_evidence::anchors::trusted;
+use pitser_evidence::audit::Statement;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::finding::Code;
@@ -115,6 +116,8 @@ pub struct Audited {
     /// Where the mapping from tables to patients changed among the blocks that were
     /// replayed now.
     pub mappings: MappingChanges,
+    /// The last statement about another trail of the same name, if there is one.
+    pub namesake: Option<Statement>,
 }
 
 /// Blocks that were closed under another mapping from tables to patients than the one
@@ -240,6 +243,7 @@ impl Auditor {
             note,
         } = subject;
         let before = self.newest(&known.genesis)?.cloned();
+        let namesake = self.namesake(&known.origin, &known.genesis)?;
         if let Some(before) = &before {
             goes_on(before, head)?;
         }
@@ -292,6 +296,7 @@ impl Auditor {
             seals,
             sampled,
             mappings: attempted.mappings,
+            namesake,
         })
     }
 }
@@ -349,7 +354,7 @@ fn forked(size: u64) -> AuditError {
 }
 
 struct Attempted {
-    statement: pitser_evidence::audit::Statement,
+    statement: Statement,
     known: u64,
     view: View<DiskPages<OsFolder>>,
     mappings: MappingChanges,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pitser_client::site::Site as Way;
 use pitser_client::{Endpoint, publications_file};
+use pitser_evidence::audit::Statement;
 use pitser_evidence::{Anchors, Code};
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit as look;
@@ -301,6 +302,9 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
     if audited.mappings.count > 0 {
         steps.push(mapping_step(&audited.mappings));
     }
+    if let Some(namesake) = &audited.namesake {
+        steps.push(namesake_step(namesake));
+    }
     let mut details = Map::new();
     let mut remarks = String::new();
     if let Some(sampled) = &audited.sampled {
@@ -325,6 +329,10 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
             .with("given", matches!(given, Some(Given::Taken)))
             .with("mapping_changes", audited.mappings.count)
             .list("mapping_changed", audited.mappings.blocks.iter().copied())
+            .maybe(
+                "namesake",
+                audited.namesake.as_ref().map(|of| of.genesis.to_string()),
+            )
             .with("origin", &statement.origin)
             .with("block", statement.block)
             .with("lines", *lines)
@@ -352,6 +360,17 @@ fn mapping_step(changes: &MappingChanges) -> Step {
         blocks.join(", ")
     );
     Step::new("mapping", State::Waiting, text)
+}
+
+fn namesake_step(namesake: &Statement) -> Step {
+    let text = format!(
+        "you have signed {} of another trail of this name, which begins with {}, the last time at {}: one was begun anew \
+         under the name of the other. Ask why, and keep what you have of both",
+        plural(namesake.size, "block"),
+        namesake.genesis,
+        namesake.made_at
+    );
+    Step::new("namesake", State::Waiting, text)
 }
 
 fn given_step(given: &Given) -> Step {
