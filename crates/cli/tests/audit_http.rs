@@ -644,13 +644,67 @@ impl Audit {
             ..draft.clone()
         });
         let event: Vec<Draft> = relink.into_iter().chain([draft]).collect();
-        trail.append(event).unwrap();
-        trail.commit().unwrap();
-        let mapping = mapping.unwrap_or_else(|| newest_mapping(&trail));
-        trail
-            .close_block(newest.at, &newest.pos, mapping, "forged")
-            .unwrap();
+        block_of(&mut trail, event, mapping);
     }
+}
+
+/// Writes a block of one event, at the newest line's time and position.
+fn block_of(trail: &mut Trail, event: Vec<Draft>, mapping: Option<Digest>) {
+    let newest = trail.line(trail.state().next_seq() - 1).unwrap().unwrap();
+    trail.append(event).unwrap();
+    trail.commit().unwrap();
+    let mapping = mapping.unwrap_or_else(|| newest_mapping(trail));
+    trail
+        .close_block(newest.at, &newest.pos, mapping, "forged")
+        .unwrap();
+}
+
+/// Who makes evidence that leaves something out is told what, and what to say to
+/// whoever verifies it.
+#[test]
+fn lines_that_are_left_out_of_a_shared_list_are_told() {
+    let mut audit = Audit::with("scan_every_s = 0", "");
+    let guardian = audit.hospital.guard();
+    audit.goes_on("b");
+    guardian.stop();
+    let (mut trail, (), _) = Trail::open::<()>(Layout::new(audit.path("guard/ehr"))).unwrap();
+    let newest = trail.line(trail.state().next_seq() - 1).unwrap().unwrap();
+    let read = Draft {
+        patient: Some(PatientId::Unknown),
+        ..Draft::new(Op::Read, newest.at, "ehr", newest.pos)
+    };
+    // The last one that is not asked for stays: it leads to those before it.
+    for _ in 0..2 {
+        block_of(&mut trail, vec![read.clone()], None);
+    }
+    drop(trail);
+    let guardian = audit.hospital.guard();
+    audit.goes_on("c");
+    let status = audit.hospital.status(|status| status["unsealed"] == 0);
+    let since = format!(
+        "--shared-since {}",
+        status["sealed_up_to"].as_str().unwrap()
+    );
+
+    let export = EXPORT.replace(" --json", "");
+    let whole = audit.run(&export).exits(0);
+    assert!(!whole.out.contains("NOT IN IT"), "{whole:?}");
+    let part = audit.run(&format!("{export} {since}")).exits(0);
+    let told = "NOT IN IT: the first 1 line of *unknown";
+    assert!(part.out.contains(told), "{part:?}");
+    assert!(
+        part.out.contains(&format!("ANCHORS.toml {since}")),
+        "{part:?}"
+    );
+    let is_complete = |verify: &str| {
+        let report = audit.run(verify).exits(2).json();
+        let mut steps = report["steps"].as_array().unwrap().iter();
+        let step = steps.find(|step| step["name"] == "complete").unwrap();
+        step["state"] == "matches"
+    };
+    assert!(!is_complete(VERIFY));
+    assert!(is_complete(&format!("{VERIFY} {since}")));
+    guardian.stop();
 }
 
 fn newest_mapping(trail: &Trail) -> Digest {
