@@ -140,6 +140,7 @@ pub(crate) fn audit_event(
         source,
         now,
     } = message;
+    let raw: Arc<[u8]> = Arc::from(*raw);
     let at = event.recorded.parse().unwrap_or(*now);
     let mut named: Vec<PatientId> = Vec::new();
     for patient in &event.patients {
@@ -161,7 +162,7 @@ pub(crate) fn audit_event(
             role: None,
         }),
         purpose: event.purpose.first().cloned(),
-        raw: Some(raw.to_vec()),
+        raw: Some(Arc::clone(&raw)),
         ..Draft::new(Op::Read, at, source, *id)
     };
     if event.patients.len() > many || records.len() > many.saturating_mul(20) {

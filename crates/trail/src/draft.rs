@@ -39,8 +39,8 @@ pub struct Draft {
     pub row: Option<Row>,
     /// Whether the vault keeps the row itself, or only its columns' marks.
     pub image: bool,
-    /// The raw message.
-    pub raw: Option<Vec<u8>>,
+    /// The raw message, which all lines of an event have.
+    pub raw: Option<Arc<[u8]>>,
     /// What else the operation needs.
     pub body: Option<Box<Body>>,
 }

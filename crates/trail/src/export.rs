@@ -597,7 +597,7 @@ impl Exporter {
                 value,
             }),
             raw: content.raw.filter(|_| alone).map(|bytes| OpenRaw {
-                bytes: Blob(bytes),
+                bytes: Blob(bytes.to_vec()),
                 nonce: nonce.raw(),
             }),
         };

@@ -42,7 +42,7 @@ fn acceptance(trail: &Trail, seq: u64) -> Draft {
             person: Some("Mari Maasikas".into()),
             role: None,
         }),
-        raw: Some(REASON.to_vec()),
+        raw: Some(REASON.into()),
         body: Some(Box::new(Body::Accept(Acceptance {
             finding: Prev {
                 hash: Line::hash(&line.encode()),

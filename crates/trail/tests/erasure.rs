@@ -35,7 +35,11 @@ fn change(op: Op, pos: u64, id: &str, patient: &str, value: &str) -> Draft {
         key: Some(vec![format!("t{id}").into_bytes()]),
         patient: Some(PatientId::Id(patient.into())),
         row: op.commits_row().then(|| row(value)),
-        raw: Some(format!("message about {patient}: {value}").into_bytes()),
+        raw: Some(
+            format!("message about {patient}: {value}")
+                .into_bytes()
+                .into(),
+        ),
         actor: Some(DraftActor {
             app: None,
             binding: Binding::C,

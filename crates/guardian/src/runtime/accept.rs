@@ -216,7 +216,7 @@ impl Session {
             record: line.key,
             patient: patient_beside(&mut self.trail, line.patient)?,
             actor: Some(actor),
-            raw: Some(reason.as_bytes().to_vec()),
+            raw: Some(reason.as_bytes().into()),
             body: Some(Box::new(Body::Accept(body))),
             ..Draft::new(
                 Op::Accept,
@@ -318,6 +318,6 @@ pub(super) fn accepted(trail: &mut Trail, line: &Line) -> Result<Accepted, Trail
         line: line.seq,
         at: line.at.micros(),
         by,
-        reason: reason.and_then(|text| String::from_utf8(text).ok()),
+        reason: reason.and_then(|text| String::from_utf8(text.to_vec()).ok()),
     })
 }

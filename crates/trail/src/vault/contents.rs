@@ -164,6 +164,11 @@ impl Contents {
         self.places.push_back((seq, start));
     }
 
+    /// Bytes of records that the next [`Contents::commit`] writes.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Makes all records durable.
     pub(super) fn commit(&mut self) -> Result<(), ContentsError> {
         self.land()?;

@@ -47,7 +47,7 @@ pub struct Content {
     /// The person behind the actor.
     pub person: Option<String>,
     /// The raw message.
-    pub raw: Option<Vec<u8>>,
+    pub raw: Option<Arc<[u8]>>,
     /// In place of the row, where no images are kept.
     pub marks: Option<Marks>,
     /// The row.
@@ -216,6 +216,8 @@ pub struct Vault {
 const REMEMBERED: usize = 1 << 16;
 /// Shapes whose numbers are found by where their names are in memory.
 const SHAPES: usize = 64;
+/// Contents in memory, in bytes; with more, they are made durable at once.
+const WAITING_BYTES: usize = 16 << 20;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS compartment (
@@ -485,7 +487,7 @@ impl Vault {
     }
 
     /// Keeps the content of line `seq`, which is beyond all earlier ones; durable
-    /// at the next [`Vault::commit`].
+    /// at the next [`Vault::commit`], or before, when there is much.
     ///
     /// # Errors
     /// [`VaultError`].
@@ -508,7 +510,11 @@ impl Vault {
             let tag = aead::seal(&compartment.key, &nonce, &label, &mut out[start..]);
             out.extend(tag);
         });
-        Ok(())
+        // Each line of an event has the whole message.
+        match self.contents.waiting_bytes() >= WAITING_BYTES {
+            true => self.commit(),
+            false => Ok(()),
+        }
     }
 
     /// The content of line `seq`, with its compartment's key; `None` if it has none
@@ -915,6 +921,26 @@ mod tests {
         vault.discard_from(8).unwrap();
         assert!(vault.get(8).unwrap().is_none());
         assert_eq!(vault.get(7).unwrap().unwrap().1, content());
+    }
+
+    /// An audit event of many records: each line has the whole message.
+    #[test]
+    fn much_content_does_not_wait_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = Vault::open(dir.path(), &Key::new([1; 32])).unwrap();
+        let abc = vault.compartment_or_new("abc", Some("pt-1"), 1).unwrap();
+        let raw: Arc<[u8]> = vec![b'{'; 3 << 20].into();
+        let message = Content {
+            raw: Some(raw),
+            ..Content::default()
+        };
+        for seq in 1..20 {
+            vault.put(seq, &abc, &message).unwrap();
+            assert!(vault.contents.waiting_bytes() < WAITING_BYTES, "{seq}");
+        }
+        for seq in 1..20 {
+            assert!(vault.get(seq).unwrap().unwrap().1 == message, "{seq}");
+        }
     }
 
     /// A line named the patient by pseudonym alone, before one came that had the identifier.

@@ -96,7 +96,7 @@ pub(super) fn unpack(
         content.person = Some(String::from_utf8(reader.bytes()?.to_vec()).ok()?);
     }
     if has(RAW) {
-        content.raw = Some(reader.bytes()?.to_vec());
+        content.raw = Some(reader.bytes()?.into());
     }
     if has(MARKS) {
         let names = names_of(reader.number()?)?;
@@ -197,7 +197,7 @@ mod tests {
             Content {
                 key: Some(vec![vec![7; 3], vec![], vec![7; 200]]),
                 person: Some("Dr Tamm".into()),
-                raw: Some(vec![7; 70_000]),
+                raw: Some([7; 70_000].into()),
                 row: Some(Row {
                     names: names(),
                     values: vec![Some(Value::default()), None],
