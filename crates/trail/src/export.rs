@@ -854,16 +854,10 @@ fn audit_of(layout: &Layout) -> Option<(String, u64)> {
 /// beyond them, and what came after it read on top. Without such a commit, the
 /// segments are read from the genesis on, into memory.
 fn view(layout: &Layout, until: Option<u64>) -> Result<View<ReadPages<OsFolder>>, ExportError> {
-    for _ in 0..ATTEMPTS {
-        match view_on_map(layout, until) {
-            Ok(Some(view)) => return Ok(view),
-            Ok(None) => break,
-            // The writer may just have removed what this commit needs.
-            Err(ReadError::Map(error @ MapError::Damaged { .. })) => {
-                tracing::debug!(%error, "the map's commit cannot be used");
-            }
-            Err(error) => return Err(error.into()),
-        }
+    match map::beside_writer(|| view_on_map(layout, until)) {
+        Ok(Some(view)) => return Ok(view),
+        Ok(None) | Err(ReadError::Map(MapError::Damaged { .. })) => {}
+        Err(error) => return Err(error.into()),
     }
     let start = Start {
         tree: Tree::default(),
@@ -881,9 +875,6 @@ fn view(layout: &Layout, until: Option<u64>) -> Result<View<ReadPages<OsFolder>>
 
 /// Lines of a list that are looked through for one of them.
 const WALK: usize = 10_000;
-
-/// A reader that loses so many races with the writer reads the segments.
-const ATTEMPTS: usize = 3;
 
 fn view_on_map(
     layout: &Layout,

@@ -10,7 +10,7 @@ use super::shelf::{Shelf, receipt, unpack};
 use super::{Archive, ArchiveError, FORMAT, Kept, MAX_RECEIPT, MAX_SIZE, Receipt, check};
 use crate::disk::{self, At, DiskError, Lock};
 use crate::layout::Layout;
-use crate::map::{self, MapError, OsFolder};
+use crate::map::{self, OsFolder};
 use crate::read::{self, Damage, ReadError};
 use crate::signatures::Signatures;
 
@@ -336,17 +336,9 @@ fn prefix(layout: &Layout) -> Result<String, ReadError> {
 /// The segment from which on whoever opens the trail reads: it and those after it are
 /// to be here. `None` if all are.
 fn replayed_from(layout: &Layout) -> Result<Option<u32>, ReadError> {
-    let newest = || map::newest(OsFolder::new(layout.map()));
-    let mut found = newest();
-    for _ in 1..ATTEMPTS {
-        // The writer may just have begun another generation.
-        if !matches!(found, Err(MapError::Damaged { .. })) {
-            break;
-        }
-        found = newest();
-    }
+    let newest = map::beside_writer(|| Ok(map::newest(OsFolder::new(layout.map()))?))?;
     // The last line that the map has is compared with it: it may end the segment before.
-    Ok(found?.map(|commit| commit.segment.saturating_sub(u32::from(commit.offset == 0))))
+    Ok(newest.map(|commit| commit.segment.saturating_sub(u32::from(commit.offset == 0))))
 }
 
 fn lock(layout: &Layout) -> Result<Lock, MoveError> {
@@ -358,9 +350,6 @@ fn lock(layout: &Layout) -> Result<Lock, MoveError> {
 fn packed_max(len: usize) -> usize {
     len + len / 100 + (64 << 10)
 }
-
-/// Of reading the map's commit beside its writer.
-const ATTEMPTS: usize = 3;
 
 /// Of zstd: hashes do not get smaller by more work.
 const LEVEL: i32 = 6;

@@ -67,6 +67,27 @@ pub const LIMITS: Limits = match cfg!(test) {
     },
 };
 
+/// Reads the store beside its writer, which may just have removed what a commit needs: then
+/// there is another one.
+///
+/// # Errors
+/// Those of `read`, [`MapError::Damaged`] once it has been so a few times.
+pub(crate) fn beside_writer<T>(read: impl Fn() -> Result<T, ReadError>) -> Result<T, ReadError> {
+    let mut tried = 1;
+    loop {
+        match read() {
+            Err(ReadError::Map(error @ MapError::Damaged { .. })) if tried < ATTEMPTS => {
+                tracing::debug!(%error, "the map's commit cannot be used");
+                tried += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Of a reader who loses races with the writer.
+const ATTEMPTS: u32 = 3;
+
 /// Why the map's store cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
