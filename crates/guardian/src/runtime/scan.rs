@@ -20,28 +20,31 @@ struct AtTrail<'a> {
     commands: &'a Sender<Command>,
 }
 
+impl AtTrail<'_> {
+    /// `None` if the guardian does not wait for this pass any more.
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = channel();
+        self.commands.send(command(reply)).ok()?;
+        answer.recv().ok()
+    }
+}
+
 impl Judge for AtTrail<'_> {
     fn expected(&mut self, table: &str, records: &[Bytes32]) -> Option<Vec<Expected>> {
-        let (reply, answer) = channel();
-        let ask = Command::Expect {
+        self.ask(|reply| Command::Expect {
             pass: self.pass,
             table: table.to_owned(),
             records: records.to_vec(),
             reply,
-        };
-        self.commands.send(ask).ok()?;
-        answer.recv().ok()
+        })
     }
 
     fn judge(&mut self, suspects: Suspects) -> Option<()> {
-        let (reply, answer) = channel();
-        let ask = Command::Suspects {
+        self.ask(|reply| Command::Suspects {
             pass: self.pass,
             suspects,
             reply,
-        };
-        self.commands.send(ask).ok()?;
-        answer.recv().ok()
+        })
     }
 }
 
