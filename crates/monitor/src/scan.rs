@@ -14,7 +14,7 @@
 
 use crate::absent::Absent;
 use crate::finding::{Finding, key_cells, key_of};
-use crate::met::Met;
+use crate::met::{Met, short};
 use pitser_capture::source::Rows;
 use pitser_capture::{Key, Position, Row, Snapshot, SourceError, Unseen};
 use pitser_evidence::Code;
@@ -109,13 +109,16 @@ pub struct Look {
     absent: VecDeque<Absent>,
 }
 
-/// Records that changed while a pass was under way, by table.
+/// Records that changed while a pass was under way, by table: eight bytes of each, since a
+/// pass over a large table is long. Of two that have these in common, and one of which
+/// changed, the other is left to the next pass.
 #[derive(Debug, Default)]
-pub struct Touched(HashMap<String, HashSet<Bytes32>>);
+pub struct Touched(HashMap<String, HashSet<u64>>);
 
 impl Touched {
     /// Notes a change.
-    pub fn insert(&mut self, table: &str, record: Bytes32) {
+    pub fn insert(&mut self, table: &str, record: &Bytes32) {
+        let record = short(record);
         match self.0.get_mut(table) {
             Some(records) => {
                 records.insert(record);
@@ -129,7 +132,7 @@ impl Touched {
     fn contains(&self, table: &str, record: &Bytes32) -> bool {
         self.0
             .get(table)
-            .is_some_and(|records| records.contains(record))
+            .is_some_and(|records| records.contains(&short(record)))
     }
 }
 

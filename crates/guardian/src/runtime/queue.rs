@@ -88,7 +88,7 @@ impl Session {
             self.gone.insert((table.to_owned(), record));
         }
         if let Some(pass) = &mut self.scanning {
-            pass.touched.insert(table, record);
+            pass.touched.insert(table, &record);
         }
     }
 }
