@@ -133,6 +133,9 @@ pub enum SourceState {
     TrailUnavailable,
     /// The trail was damaged: a person must look.
     Damaged,
+    /// The guardian's thread hangs. It cannot say so itself: whoever shows a status does, by
+    /// [`crate::Handle::at_one_step`].
+    Stuck,
     /// Stopped.
     Stopped,
 }

@@ -62,6 +62,10 @@ impl Pretend {
 }
 
 impl Guarded for Pretend {
+    fn at_one_step(&self) -> Option<Duration> {
+        None
+    }
+
     fn desk(&self) -> Option<Arc<Desk>> {
         None
     }

@@ -181,6 +181,9 @@ pub trait Guarded: Clone + Send + Sync + 'static {
         asked: acceptance::AskedOf,
     ) -> impl Future<Output = Result<acceptance::Portion, Refused>> + Send;
 
+    /// How long its thread has been at its newest step ([`Handle::at_one_step`]).
+    fn at_one_step(&self) -> Option<Duration>;
+
     /// Where auditors are answered; `None` where nobody is.
     fn desk(&self) -> Option<Arc<Desk>>;
 }
@@ -199,6 +202,10 @@ pub struct Taken {
 }
 
 impl Guarded for Handle {
+    fn at_one_step(&self) -> Option<Duration> {
+        Handle::at_one_step(self)
+    }
+
     fn watch(&self) -> watch::Receiver<Status> {
         Handle::watch(self)
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pitser_guardian::{SourceState, Status};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
@@ -11,6 +12,9 @@ use crate::{Guarded, WebError, check_names};
 
 /// Live streams at a time.
 const STREAMS: usize = 64;
+/// A step that is under way for so long does not end by itself: whoever waits for the
+/// database gives up sooner.
+const STUCK: Duration = Duration::from_secs(120);
 /// Bundles read and answered at a time; each may take 16 MiB.
 const BUNDLES: usize = 4;
 
@@ -123,6 +127,13 @@ impl<G: Guarded> Source<G> {
         if is_gone && status.state != SourceState::Stopped {
             status.state = SourceState::Stopped;
             status.trouble = Some("the guardian ended without a word; restart it".into());
+        } else if let Some(age) = self.guardian.at_one_step().filter(|age| *age >= STUCK) {
+            status.state = SourceState::Stuck;
+            status.trouble = Some(format!(
+                "the guardian's thread has been at one step for {} s, and what is shown here is as old; if it \
+                 stays so, look at its disk, and restart it",
+                age.as_secs()
+            ));
         }
         status
     }

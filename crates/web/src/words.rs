@@ -72,6 +72,7 @@ pub(crate) fn state_words(state: SourceState) -> &'static str {
             "The trail cannot be written. Capture goes on where it was when it can."
         }
         SourceState::Damaged => "The trail on disk is damaged. A person must look.",
+        SourceState::Stuck => "The guardian hangs: nobody is guarding this source.",
         SourceState::Stopped => "Nobody is guarding this source.",
     }
 }
@@ -218,7 +219,10 @@ fn worst(status: &Status) -> (Tone, String) {
         return (Tone::Bad, sentence.into());
     }
     let state = state_words(status.state).to_owned();
-    if matches!(status.state, SourceState::Damaged | SourceState::Stopped) {
+    if matches!(
+        status.state,
+        SourceState::Damaged | SourceState::Stuck | SourceState::Stopped
+    ) {
         return (Tone::Bad, state);
     }
     if open(CAPTURE) > 0 {
@@ -468,6 +472,7 @@ mod tests {
             DatabaseUnavailable,
             TrailUnavailable,
             Damaged,
+            Stuck,
             Stopped,
         ] {
             let status = Status {
@@ -475,7 +480,7 @@ mod tests {
                 ..guarding(5, vec![])
             };
             let tone = match state {
-                Damaged | Stopped => Tone::Bad,
+                Damaged | Stuck | Stopped => Tone::Bad,
                 _ => Tone::Wait,
             };
             check(&status, tone, state_words(state));

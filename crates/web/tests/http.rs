@@ -35,6 +35,7 @@ struct Recorder {
     events: Arc<Mutex<Vec<Vec<u8>>>>,
     /// Events that are taken before it becomes unavailable.
     room: usize,
+    at_one_step: Option<Duration>,
 }
 
 /// Which of the tokens that mean something here this one is.
@@ -45,6 +46,10 @@ fn spelled(token: &Token) -> &'static str {
 }
 
 impl Guarded for Recorder {
+    fn at_one_step(&self) -> Option<Duration> {
+        self.at_one_step
+    }
+
     fn desk(&self) -> Option<Arc<Desk>> {
         None
     }
@@ -153,6 +158,7 @@ fn recorder(status: Status, room: usize) -> (Recorder, watch::Sender<Status>) {
         status: receiver,
         events: Arc::default(),
         room,
+        at_one_step: None,
     };
     (recorder, publish)
 }
@@ -562,6 +568,19 @@ async fn status_and_readiness() {
         metrics.contains("pitser_guarding{source=\"lab\"} 0\n"),
         "{metrics}"
     );
+}
+
+/// What it said last stands there too if it hangs, and looks well.
+#[tokio::test]
+async fn a_guardian_that_hangs_guards_nothing() {
+    for (seconds, code, state) in [(119, 200, "guarding"), (120, 503, "stuck")] {
+        let (mut recorder, publish) = recorder(status("ehr"), usize::MAX);
+        recorder.at_one_step = Some(Duration::from_secs(seconds));
+        let served = serve(vec![(recorder, publish)]);
+        assert_eq!(served.get("/ready").await.code, code);
+        let shown = served.get("/api/status").await.json();
+        assert_eq!(shown["sources"][0]["state"], state);
+    }
 }
 
 /// A guardian whose thread had died once went on being shown as guarding, since

@@ -275,6 +275,12 @@ pub enum PgError {
         /// Five characters, PostgreSQL's appendix A.
         code: String,
     },
+    /// The server waited for a lock for too long.
+    #[error(
+        "another session holds a lock that a question of ours waits for, on a table of schema pitser or the catalogue: \
+         look for it in pg_locks, and end it if it has no business there"
+    )]
+    LockTimeout,
     /// Anything else that the server refused.
     #[error("PostgreSQL: {message} (SQLSTATE {code})")]
     Server {
@@ -420,6 +426,7 @@ impl Refusal {
             ("55P03", Doing::MakingSlot { slot, .. }) => PgError::OpenTransactions {
                 slot: slot.to_owned(),
             },
+            ("55P03", _) => PgError::LockTimeout,
             ("42710", Doing::MakingSlot { slot, .. }) => PgError::SlotExists {
                 slot: slot.to_owned(),
             },

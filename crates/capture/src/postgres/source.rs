@@ -49,7 +49,7 @@ impl PgSource {
     /// # Errors
     /// Those of [`Connection::open`], and [`PgError::Version`].
     pub fn open(place: &Place) -> Result<Self, PgError> {
-        let mut sql = Connection::open(&place.config)?.silent_for(Connection::PATIENCE);
+        let mut sql = Connection::open(&place.config)?.answering_within(Connection::PATIENCE)?;
         let shapes = shapes(&Snapshot::tables_of(&mut sql, &place.publication)?);
         Ok(Self {
             place: place.clone(),
@@ -110,7 +110,7 @@ impl PgSource {
         };
         let from = start.map_or(after, boundary);
         let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
-        let mut catalogue = Connection::open(config)?.silent_for(Connection::PATIENCE);
+        let mut catalogue = Connection::open(config)?.answering_within(Connection::PATIENCE)?;
         let encoding = Encoding::ask(&mut catalogue)?;
         let stream = Stream::start_in(connection, slot, publication, from, encoding)?;
         // From here on nobody else can move it. Whoever did so a moment ago is told as
@@ -345,7 +345,7 @@ impl Moment {
         // that every transaction that the rows show was committed before.
         let at = snapshot.at()?;
         let asking = Connection::open(&place.config)?;
-        let upto = barrier(&mut asking.silent_for(Connection::PATIENCE))?;
+        let upto = barrier(&mut asking.answering_within(Connection::PATIENCE)?)?;
         Self::of(snapshot, &place.publication, boundary(upto), at)
     }
 
@@ -404,7 +404,7 @@ impl source::Snapshot for Moment {
         };
         Ok(match self.snapshot.scan(known, chunk, each) {
             // lock_timeout; asking how large it is waits for the lock, too.
-            Err(PgError::Server { code, .. }) if code == "55P03" => {
+            Err(PgError::LockTimeout) => {
                 let table = table.to_owned();
                 Err(PgError::Locked { table })
             }

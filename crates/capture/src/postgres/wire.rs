@@ -131,6 +131,22 @@ impl Connection {
         self
     }
 
+    /// As [`Self::silent_for`], and the server gives up a question after twice as long, and
+    /// after a third of it if all that it does is to wait for a lock. So whoever holds one
+    /// does not hold us, and no session of ours stays behind to wait for it.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; [`PgError::LockTimeout`] from then on.
+    pub fn answering_within(self, longest: Duration) -> Result<Self, PgError> {
+        let mut connection = self.silent_for(longest);
+        connection.query(&format!(
+            "SET lock_timeout = {}; SET statement_timeout = {}",
+            longest.as_millis() / 3,
+            longest.as_millis() * 2
+        ))?;
+        Ok(connection)
+    }
+
     /// Runs statements that take no arguments; the rows of all, as text.
     ///
     /// # Errors

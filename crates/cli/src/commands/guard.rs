@@ -337,6 +337,10 @@ struct Overseen {
 }
 
 impl Guarded for Overseen {
+    fn at_one_step(&self) -> Option<Duration> {
+        self.handle.at_one_step()
+    }
+
     fn watch(&self) -> watch::Receiver<Status> {
         self.shown.clone()
     }
@@ -427,7 +431,13 @@ async fn status(args: &Asking) -> Outcome {
     // Nothing is found where nobody can look.
     let blind = |source: &Value| {
         let state = source["state"].as_str().unwrap_or_default();
-        ["database-unavailable", "trail-unavailable", "damaged"].contains(&state)
+        [
+            "database-unavailable",
+            "trail-unavailable",
+            "damaged",
+            "stuck",
+        ]
+        .contains(&state)
     };
     Ok(match open {
         0 if sources.iter().any(blind) => Exit::Unconfirmed,

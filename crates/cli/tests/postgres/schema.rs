@@ -1,8 +1,6 @@
 //! Tables that come, change and go while they are guarded.
 
-use std::io::Write;
 use std::panic::AssertUnwindSafe;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use pitser_evidence::line::Op;
@@ -10,7 +8,7 @@ use serde_json::Value;
 
 use crate::long::bytes;
 use crate::tamper::unseen;
-use crate::world::{PATIENCE, World};
+use crate::world::{PATIENCE, World, signal};
 
 const SOURCE: &str = r#"
 tables  = ["public.*"]
@@ -43,11 +41,8 @@ fn a_table_that_is_new_while_rows_are_compared() {
     );
     world.finding("CAP-03", "public.later");
     // A scan that has begun: it waits for a lock, and then for whoever stopped its server.
-    let mut locker = world.server.client("psql", "postgres");
-    let locker = locker.args(["-qAtX", "-d", "clinic"]);
-    let mut locker = locker.stdin(Stdio::piped()).spawn().unwrap();
-    let mut says = locker.stdin.take().unwrap();
-    says.write_all(b"BEGIN; LOCK TABLE visit;\n").unwrap();
+    let mut locker = world.talk("postgres");
+    locker.says("BEGIN; LOCK TABLE visit");
     let pid = |granted: &str| {
         let of = "SELECT pid FROM pg_locks WHERE relation = 'visit'::regclass";
         let began = Instant::now();
@@ -59,18 +54,12 @@ fn a_table_that_is_new_while_rows_are_compared() {
             assert!(began.elapsed() < PATIENCE, "nobody waits");
         }
     };
-    let signal = |name: &str, pid: &str| {
-        let sent = Command::new("kill").args([name, pid]).status();
-        assert!(sent.unwrap().success());
-    };
     pid("granted");
     std::thread::scope(|scope| {
         let scan = scope.spawn(|| world.scan());
         let reads = pid("NOT granted");
         signal("-STOP", &reads);
-        says.write_all(b"COMMIT;\n").unwrap();
-        drop(says);
-        assert!(locker.wait().unwrap().success());
+        drop(locker);
         let status = std::panic::catch_unwind(AssertUnwindSafe(|| {
             world.run("guard init").exits(0).says("2 tables guarded");
             world.status_when("writes rows", |s| s["state"] == "baseline")

@@ -10,7 +10,7 @@ use pitser_evidence::line::Op;
 use serde_json::{Value, json};
 
 use crate::hospital::SOURCE;
-use crate::world::{PATIENCE, World, lsn};
+use crate::world::{PATIENCE, World, lsn, signal};
 
 /// Changes rows so that the stream tells nothing of it: the table leaves the
 /// publication and comes back in one transaction.
@@ -429,24 +429,64 @@ fn a_database_that_is_down_when_its_guardian_starts() {
     world.run("trail verify").exits(0);
 }
 
+/// Whoever holds a lock that the guardian waits for, holds the guardian: it said that it
+/// guarded, and left a session behind with every attempt.
+#[test]
+fn a_lock_that_blinds_the_guardian_is_noticed() {
+    let guard = "scan_every_s = 0\nunwatched_alarm_s = 1";
+    let Some(mut world) = World::hospital(guard, SOURCE) else {
+        return;
+    };
+    world.kill_guardian();
+    let mut locker = world.talk("postgres");
+    locker.says("BEGIN; LOCK TABLE pitser.installed IN SHARE MODE");
+    let holds = "SELECT count(*) FROM pg_locks WHERE relation = 'pitser.installed'::regclass AND mode = 'ShareLock'";
+    world.eventually("locked", |world| {
+        world.psql("postgres", holds).trim() == "1"
+    });
+    world.guard_starting();
+    let status = world.status_when("is blind", |s| s["state"] == "database-unavailable");
+    let trouble = status["trouble"].as_str().unwrap();
+    assert!(trouble.contains("pg_locks"), "{trouble}");
+    // Attempt after attempt: not once does it say that it guards, and an alarm is given.
+    let is_told = |s: &Value| {
+        assert_ne!(s["state"], "guarding", "{s}");
+        let findings = s["findings"].as_array().unwrap().iter();
+        findings.into_iter().any(|it| it["code"] == "CAP-03")
+    };
+    world.status_when("gives an alarm", is_told);
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    let left = world.psql("postgres", waiting);
+    assert!(left.trim().parse::<u32>().unwrap() <= 1, "{left}");
+
+    drop(locker);
+    world.status_when("guards", |s| s["state"] == "guarding");
+    let about = world.finding("CAP-03", "");
+    assert!(
+        about["text"]
+            .as_str()
+            .unwrap()
+            .contains("nothing was captured from"),
+        "{about}"
+    );
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 #[test]
 fn a_frozen_walsender_is_noticed() {
     let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
         return;
     };
     let walsender = world.psql("postgres", "SELECT pid FROM pg_stat_replication");
-    let signal = |name: &str| {
-        let sent = Command::new("kill").args([name, walsender.trim()]).status();
-        assert!(sent.unwrap().success());
-    };
-    signal("-STOP");
+    signal("-STOP", &walsender);
     world.psql(
         "eve",
         "UPDATE visit SET note = 'unseen so far' WHERE id = 10",
     );
     let status = world.status_when("notices", |s| s["state"] == "database-unavailable");
     assert!(status["trouble"].is_string(), "{status}");
-    signal("-CONT");
+    signal("-CONT", &walsender);
     assert_eq!(world.finding("ACT-02", "public.visit")["key"], "10");
     assert_eq!(world.scan(), Vec::<Value>::new());
     world.stop_guardian();

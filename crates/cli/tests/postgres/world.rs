@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use pitser_capture::postgres::Config;
@@ -107,13 +107,18 @@ impl World {
 
     /// Starts the guardian and waits until it guards.
     pub(crate) fn guard(&mut self) {
-        self.guardian = Some(Guardian::start(self.dir.path()));
+        self.guard_with(&[]);
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn guard_with(&mut self, variables: &[(&str, &str)]) {
+        self.guardian = Some(Guardian::start(self.dir.path(), variables));
         self.status_when("guards", |source| source["state"] == "guarding");
     }
 
     /// Starts the guardian without waiting until it guards.
     pub(crate) fn guard_starting(&mut self) {
-        self.guardian = Some(Guardian::start(self.dir.path()));
+        self.guardian = Some(Guardian::start(self.dir.path(), &[]));
     }
 
     /// The most memory that the guardian had resident so far, in bytes.
@@ -199,6 +204,15 @@ impl World {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// A session that goes on until it is dropped, for what holds something.
+    pub(crate) fn talk(&self, role: &str) -> Talk {
+        let mut client = self.server.client("psql", role);
+        let client = client.args(["-qAtX", "-d", self.database]);
+        let mut client = client.stdin(Stdio::piped()).spawn().unwrap();
+        let words = client.stdin.take();
+        Talk { client, words }
+    }
+
     /// The same, as this program.
     #[track_caller]
     pub(crate) fn psql_as(&self, program: &str, role: &str, sql: &str) -> String {
@@ -268,13 +282,36 @@ pub(crate) fn status_when(
 }
 
 /// A guardian process that is certain to end with the test.
+/// Somebody who talks to the server.
+pub(crate) struct Talk {
+    client: Child,
+    words: Option<ChildStdin>,
+}
+
+impl Talk {
+    /// Sends a statement, and does not wait for what comes of it.
+    pub(crate) fn says(&mut self, sql: &str) {
+        let words = self.words.as_mut().unwrap();
+        writeln!(words, "{sql};").unwrap();
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        drop(self.words.take());
+        // It ends with what it was told last.
+        let _ = self.client.wait();
+    }
+}
+
 struct Guardian(Child);
 
 impl Guardian {
-    fn start(dir: &Path) -> Self {
+    fn start(dir: &Path, variables: &[(&str, &str)]) -> Self {
         let log = fs::File::create(dir.join("guard.log")).unwrap();
         let mut child = pitser(dir)
             .args(["guard", "run"])
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -294,9 +331,7 @@ impl Guardian {
     }
 
     fn stop(mut self) {
-        let pid = self.0.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-        assert!(asked.success());
+        signal("-TERM", &self.0.id().to_string());
         assert!(self.0.wait().unwrap().success());
     }
 }
@@ -307,6 +342,13 @@ impl Drop for Guardian {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Sends a signal to processes, as `kill` takes both.
+pub(crate) fn signal(name: &str, processes: &str) {
+    let processes = processes.split_whitespace();
+    let sent = Command::new("kill").arg(name).args(processes).status();
+    assert!(sent.unwrap().success());
 }
 
 /// A position's place in the log.

@@ -254,6 +254,7 @@ impl Session {
         self.end_outage(worker)?;
         self.attend(worker)?;
         let now = (worker.parts.clock)();
+        worker.pulse.beat(now);
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
             self.ack_due = Some(self.kept);

@@ -11,6 +11,7 @@ mod fleet;
 mod heads;
 mod logged;
 mod outage;
+mod pulse;
 mod queue;
 mod rekey;
 mod rules;
@@ -54,6 +55,7 @@ use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
+use pulse::Pulse;
 use queue::Queue;
 use rekey::Rekeyed;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -311,9 +313,17 @@ pub struct Handle {
     commands: Sender<Command>,
     status: watch::Receiver<Status>,
     desk: Arc<Desk>,
+    pulse: Pulse,
 }
 
 impl Handle {
+    /// How long the guardian's thread has been at its newest step; `None` while that may
+    /// take any time, since a trail is opened, say. Half a minute is usual if the database
+    /// does not answer, and more than two are not.
+    pub fn at_one_step(&self) -> Option<Duration> {
+        self.pulse.age()
+    }
+
     /// How things stand.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
@@ -458,6 +468,7 @@ struct Worker {
     failed: Option<Failed>,
     /// Nothing is captured at all.
     outage: Option<Outage>,
+    pulse: Pulse,
 }
 
 impl Worker {
@@ -484,6 +495,7 @@ impl Worker {
         let cosigners = witnesses
             .map(|(number, peer)| Cosigner::start(peer, number, commands.clone()))
             .collect::<Result<_, _>>()?;
+        let pulse = Pulse::new(parts.clock.clone());
         let worker = Self {
             parts,
             commands: commands.clone(),
@@ -500,11 +512,13 @@ impl Worker {
             stood_by: false,
             failed: None,
             outage: None,
+            pulse,
         };
         let handle = Handle {
             commands,
             status,
             desk,
+            pulse: worker.pulse.clone(),
         };
         Ok((worker, handle))
     }
@@ -549,13 +563,16 @@ impl Worker {
                     open.weigh(&mut self, &ended, is_new);
                     ended
                 }
-                None => match Session::open(&mut self) {
-                    Ok(open) => {
-                        session = Some(open);
-                        continue;
+                None => {
+                    self.pulse.rest();
+                    match Session::open(&mut self) {
+                        Ok(open) => {
+                            session = Some(open);
+                            continue;
+                        }
+                        Err(error) => Ended::Failed(error),
                     }
-                    Err(error) => Ended::Failed(error),
-                },
+                }
             };
             // What fails as soon as it is opened is not opened all the time: the
             // whole trail is read for it.
@@ -565,6 +582,7 @@ impl Worker {
             match ended {
                 // The session is gone: the trail is closed, and its lock free.
                 Ended::Stopped(reply) => {
+                    self.pulse.rest();
                     self.publish.send_modify(|s| s.state = SourceState::Stopped);
                     let _ = reply.map(|reply| reply.send(()));
                     return;
@@ -627,6 +645,7 @@ impl Worker {
     /// Waits before the next attempt, refusing what cannot be done meanwhile;
     /// `true` if told to stop.
     fn idle(&mut self, wait: Duration) -> bool {
+        self.pulse.rest();
         let publish = self.publish.clone();
         let trouble = || publish.borrow().trouble.clone().unwrap_or_default();
         let until = std::time::Instant::now() + wait;
@@ -687,6 +706,8 @@ impl<E: Into<StartError>> From<E> for Ended {
 
 /// One stretch of guarding between two failures.
 struct Session {
+    /// The database was asked all that is asked before anything is captured.
+    has_begun: bool,
     source: Box<dyn Database>,
     trail: Trail,
     /// Changes that are written with the next ones.

@@ -34,7 +34,8 @@ impl Worker {
         if error.is_taken() || (self.stood_by && self.outage.is_none()) {
             return;
         }
-        let since = (self.parts.clock)();
+        // What failed may have waited for the database first.
+        let since = self.pulse.began().unwrap_or_else(|| (self.parts.clock)());
         self.outage.get_or_insert_with(|| Outage {
             since,
             why: why(error),

@@ -110,6 +110,7 @@ impl Session {
                 progress: 0,
                 more: 0,
             },
+            has_begun: false,
             source,
             trail,
             queue: super::Queue::default(),
@@ -219,7 +220,10 @@ impl Session {
     }
 
     fn guard(&mut self, worker: &mut Worker) -> Result<Infallible, Ended> {
+        worker.pulse.beat((worker.parts.clock)());
         self.begin(worker)?;
+        self.has_begun = true;
+        self.show(worker);
         self.baseline(worker)?;
         self.accused(worker)?;
         loop {
@@ -308,6 +312,7 @@ impl Session {
     pub(super) fn regular(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let tuning = worker.parts.tuning.clone();
         let now = (worker.parts.clock)();
+        worker.pulse.beat(now);
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
             self.compare_fingerprint(worker, None)?;

@@ -22,11 +22,15 @@ impl Session {
             .cloned();
         let unwatched = worker.unwatched();
         worker.publish.send_modify(|s| {
-            s.state = match self.unbaselined.is_empty() {
-                true => SourceState::Guarding,
-                false => SourceState::Baseline,
-            };
-            s.trouble = trouble;
+            // Until then it stands as it did: what kept the session before from guarding may
+            // keep this one.
+            if self.has_begun {
+                s.state = match self.unbaselined.is_empty() {
+                    true => SourceState::Guarding,
+                    false => SourceState::Baseline,
+                };
+                s.trouble = trouble;
+            }
             s.baseline.clone_from(&self.baselined);
             // What is not durable yet is not shown.
             if self.trail.is_durable() {

@@ -142,7 +142,7 @@ fn take(sql: &mut Connection, lock: &Lock, wait: &str) -> Result<(), PgError> {
 }
 
 fn is_lock(error: &PgError) -> bool {
-    matches!(error, PgError::Server { code, .. } if code == "55P03")
+    matches!(error, PgError::LockTimeout)
 }
 
 fn locked(locks: &[Lock], place: usize) -> PgError {
