@@ -5,6 +5,7 @@ use std::env;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// Whoever started this process and wants to know how it is.
 pub(crate) struct Supervisor(Option<Line>);
@@ -12,7 +13,7 @@ pub(crate) struct Supervisor(Option<Line>);
 struct Line {
     socket: UnixDatagram,
     to: SocketAddr,
-    has_watchdog: bool,
+    watchdog: Option<Duration>,
 }
 
 impl Supervisor {
@@ -24,12 +25,13 @@ impl Supervisor {
             // A supervisor that does not read must not hold up a round.
             socket.set_nonblocking(true).ok()?;
             let ours = |pid: String| pid == std::process::id().to_string();
-            let has_watchdog = env::var_os("WATCHDOG_USEC").is_some()
-                && env::var("WATCHDOG_PID").map_or(true, ours);
+            let is_ours = env::var("WATCHDOG_PID").map_or(true, ours);
+            let period = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours);
+            let period = period.and_then(|it| it.parse().ok());
             Some(Line {
                 socket,
                 to,
-                has_watchdog,
+                watchdog: period.map(Duration::from_micros),
             })
         });
         Self(line)
@@ -40,11 +42,22 @@ impl Supervisor {
         self.tell("READY=1");
     }
 
+    /// How long a watchdog waits for word that we get on before it restarts us; `None` if
+    /// there is none.
+    pub(crate) fn watchdog(&self) -> Option<Duration> {
+        self.0.as_ref()?.watchdog
+    }
+
     /// It gets on. If a watchdog waits for this and does not hear it, it restarts us.
     pub(crate) fn alive(&self) {
-        if self.0.as_ref().is_some_and(|line| line.has_watchdog) {
+        if self.watchdog().is_some() {
             self.tell("WATCHDOG=1");
         }
+    }
+
+    /// How it is, in one line, for whoever asks the supervisor.
+    pub(crate) fn status(&self, words: &str) {
+        self.tell(&format!("STATUS={}", words.replace('\n', " ")));
     }
 
     /// It ends, after what it has accepted is answered.
@@ -94,19 +107,22 @@ mod tests {
             ),
         ] {
             let socket = socket.unwrap();
-            let line = |has_watchdog| {
+            let line = |watchdog| {
                 Supervisor(Some(Line {
                     socket: UnixDatagram::unbound().unwrap(),
                     to: address(name.as_bytes()).unwrap(),
-                    has_watchdog,
+                    watchdog,
                 }))
             };
-            line(false).alive();
-            line(false).ready();
+            line(None).alive();
+            line(None).ready();
             assert_eq!(heard(&socket), "READY=1");
-            line(true).alive();
+            let watched = line(Some(Duration::from_secs(5)));
+            watched.alive();
             assert_eq!(heard(&socket), "WATCHDOG=1");
-            line(true).stopping();
+            watched.status("two\nlines");
+            assert_eq!(heard(&socket), "STATUS=two lines");
+            watched.stopping();
             assert_eq!(heard(&socket), "STOPPING=1");
         }
         assert!(address(b"").is_none());

@@ -1,8 +1,9 @@
 //! `pitser guard`: prepares databases, guards them, says how they are.
 
-use super::accept;
+use super::{accept, attend};
 use crate::clock;
 use crate::config::{Config, EXAMPLE};
+use crate::notify::Supervisor;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{self, Progress, print, print_json};
 use crate::signals;
@@ -308,7 +309,13 @@ async fn guard(config: &Config) -> Outcome {
         names.join(", "),
         web.address()
     ))?;
-    stop.await;
+    let supervisor = Supervisor::from_environment();
+    supervisor.ready();
+    tokio::select! {
+        () = stop => {}
+        () = attend::attend(&supervisor, &handles) => {}
+    }
+    supervisor.stopping();
     for handle in handles {
         // The last block gets its seal if the authority answers in time; if
         // not, it is asked for again at the next start.

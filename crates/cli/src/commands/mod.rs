@@ -1,6 +1,7 @@
 //! One module a command. Each has its arguments and a `run`.
 
 mod accept;
+mod attend;
 pub(crate) mod audit;
 pub(crate) mod authority;
 pub(crate) mod bench;

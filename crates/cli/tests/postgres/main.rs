@@ -20,6 +20,7 @@ mod long;
 mod rollback;
 mod schema;
 mod soak;
+mod supervised;
 mod tamper;
 mod tricks;
 mod upgrade;
