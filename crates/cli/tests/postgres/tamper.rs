@@ -429,6 +429,38 @@ fn a_database_that_is_down_when_its_guardian_starts() {
     world.run("trail verify").exits(0);
 }
 
+/// By its word an old copy of the database is known: whoever takes it away may be about to
+/// put one there.
+#[test]
+fn a_word_that_the_database_takes_no_more_is_noticed() {
+    let Some(mut world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    let read_only = |on: &str| {
+        let sql = format!("ALTER DATABASE clinic SET default_transaction_read_only = {on}");
+        world.psql(
+            "postgres",
+            &format!("SET default_transaction_read_only = off; {sql}"),
+        );
+    };
+    let told = |world: &World| {
+        let status = world.status_when("guards", |s| s["state"] == "guarding");
+        let findings = status["findings"].as_array().unwrap().iter();
+        let texts = findings.map(|it| it["text"].as_str().unwrap().to_owned());
+        texts.filter(|it| it.contains("takes no new word")).count()
+    };
+    assert_eq!(told(&world), 0);
+    read_only("on");
+    for _ in 0..2 {
+        world.kill_guardian();
+        world.guard();
+        assert_eq!(told(&world), 1, "once");
+    }
+    world.run("guard status").exits(1).says("CAP-03");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 /// Whoever holds a lock that the guardian waits for, holds the guardian: it said that it
 /// guarded, and left a session behind with every attempt.
 #[test]

@@ -706,6 +706,8 @@ impl<E: Into<StartError>> From<E> for Ended {
 
 /// One stretch of guarding between two failures.
 struct Session {
+    /// That the database takes no new word any more was told.
+    word_refused: bool,
     /// The database was asked all that is asked before anything is captured.
     has_begun: bool,
     source: Box<dyn Database>,

@@ -111,6 +111,7 @@ impl Session {
                 more: 0,
             },
             has_begun: false,
+            word_refused: false,
             source,
             trail,
             queue: super::Queue::default(),

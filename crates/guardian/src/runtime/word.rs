@@ -59,7 +59,7 @@ impl Session {
     pub(super) fn renew_word(&mut self, worker: &Worker) -> Result<(), Ended> {
         self.next.word = (worker.parts.clock)() + EVERY_US;
         let now = match self.source.word()? {
-            Word::Forbidden => return Ok(()),
+            Word::Forbidden => return self.word_is_refused(worker),
             Word::Absent => String::new(),
             Word::Is(word) => word,
         };
@@ -69,9 +69,32 @@ impl Session {
         let new = format!("{} {random}", number(&now).saturating_add(1));
         self.keep_words(&[&now, &new])?;
         match self.source.set_word(&new)? {
-            true => self.keep_words(&[&new]),
-            false => self.keep_words(&[&now]),
+            true => {
+                self.word_refused = false;
+                self.keep_words(&[&new])
+            }
+            false => {
+                self.keep_words(&[&now])?;
+                self.word_is_refused(worker)
+            }
         }
+    }
+
+    /// Tells that there can be no new word any more: whoever wants to put an old copy in the
+    /// database's place might see to that first. A role that never had one is not told of.
+    fn word_is_refused(&mut self, worker: &Worker) -> Result<(), Ended> {
+        if self.word_refused || self.words().is_empty() {
+            return Ok(());
+        }
+        let text = "the database takes no new word of the guardian's any more, by which an old copy of it would be \
+                    known at once: it is read-only, or a right on pitser.installed was taken from the guardian's role. \
+                    Give both back; until then an old copy is known by the numbers of its transactions and by a scan";
+        // Not about a line: it is the same until somebody has answered for it.
+        self.finding(worker, Finding::general(Code::CaptureWeakened, text))?;
+        self.word_refused = true;
+        self.trail.commit()?;
+        self.show(worker);
+        Ok(())
     }
 
     fn words(&self) -> Vec<String> {
