@@ -12,7 +12,9 @@ use pitser_guardian::alert::{Alert as Receiver, Secret, Url};
 use pitser_guardian::approver::Approver;
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit::Admitted;
-use pitser_guardian::config::{Archive, Attribution, Kind, Source, Tuning, VaultToken, matches};
+use pitser_guardian::config::{
+    Archive, Attribution, Kind, MANY_PATIENTS_MAX, Source, Tuning, VaultToken, matches,
+};
 use pitser_trail::SegmentLimits;
 use pitser_trail::archive::CACHE_BYTES;
 use pitser_witness::{HttpWitness, Peer};
@@ -352,6 +354,7 @@ impl Config {
             .and_then(|_| config.check_witnesses())
             .and_then(|()| config.check_approvers())
             .and_then(|()| config.check_auditors())
+            .and_then(|()| config.check_many_patients())
             .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
     }
@@ -422,6 +425,17 @@ impl Config {
     fn check_witnesses(&self) -> Result<(), String> {
         let quorum = self.guard.witness_quorum;
         witnesses::check(&self.witnesses, "guard.witness_quorum", quorum)
+    }
+
+    /// An audit event's lines stand in one block.
+    fn check_many_patients(&self) -> Result<(), String> {
+        match self.guard.many_patients {
+            Some(many) if many > MANY_PATIENTS_MAX => Err(format!(
+                "guard.many_patients: {many} is too many: at most {MANY_PATIENTS_MAX}, so that the lines of an audit \
+                 event fit one block"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Two approvers are two people.
@@ -665,6 +679,25 @@ mod tests {
         let text = EXAMPLE.replacen(kind, &format!("{kind}\nattribution = \"off\""), 1);
         let error = Config::parse("pitser.toml", &text).unwrap_err().to_string();
         assert!(error.contains("attribution"), "{error}");
+    }
+
+    #[test]
+    fn no_audit_event_can_have_more_lines_than_a_block() {
+        let with = |many: usize| {
+            let text = EXAMPLE.replacen(
+                "many_patients   = 10",
+                &format!("many_patients = {many}"),
+                1,
+            );
+            Config::parse("pitser.toml", &text)
+        };
+        let config = with(MANY_PATIENTS_MAX).unwrap();
+        assert_eq!(config.tuning().many_patients, MANY_PATIENTS_MAX);
+        let error = with(MANY_PATIENTS_MAX + 1).unwrap_err().to_string();
+        assert!(
+            error.contains("guard.many_patients: 1513 is too many: at most 1512"),
+            "{error}"
+        );
     }
 
     /// The example with the keys of alerts no longer commented out.

@@ -3,6 +3,7 @@
 use crate::approver::Approver;
 use crate::archive::StoreArchive;
 use crate::audit::Admitted;
+use crate::runtime::BLOCK_LINES;
 use pitser_evidence::commit::Key;
 use pitser_trail::master::{Keeper, KeeperError};
 use serde::{Deserialize, Serialize};
@@ -231,7 +232,8 @@ pub struct Tuning {
     pub seal_alarm_s: u64,
     /// A database of which nothing could be captured for longer is `CAP-03`, in seconds.
     pub unwatched_alarm_s: u64,
-    /// An event on more patients than this goes to the list `*many`.
+    /// An event on more patients than this goes to the list `*many`; more than
+    /// [`MANY_PATIENTS_MAX`] are as many.
     pub many_patients: usize,
     /// When the trail's files are closed.
     pub segments: pitser_trail::SegmentLimits,
@@ -242,6 +244,12 @@ pub struct Tuning {
     /// Auditors who may ask for the trails over HTTP.
     pub auditors: Vec<Admitted>,
 }
+
+/// Records that an event may name for each of these patients, or it goes there too.
+pub(crate) const RECORDS_PER_PATIENT: usize = 20;
+/// The highest useful [`Tuning::many_patients`]: an event has a line for each record and
+/// each patient, and one for whoever is not known, and all of them stand in one block.
+pub const MANY_PATIENTS_MAX: usize = (BLOCK_LINES - 1) / (RECORDS_PER_PATIENT + 1);
 
 /// Where archived segments are.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! From what was captured to lines: one change or audit event becomes one
 //! event of one or several drafts.
 
+use crate::config::RECORDS_PER_PATIENT;
 use pitser_capture::event::{Actor, Binding, Change, Op as Changed, Person, Row};
 use pitser_capture::fhir::{AuditEvent, Patient as FhirPatient};
 use pitser_capture::{Cell, Key, Position, sqlite};
@@ -165,7 +166,7 @@ pub(crate) fn audit_event(
         raw: Some(Arc::clone(&raw)),
         ..Draft::new(Op::Read, at, source, *id)
     };
-    if event.patients.len() > many || records.len() > many.saturating_mul(20) {
+    if event.patients.len() > many || records.len() > many.saturating_mul(RECORDS_PER_PATIENT) {
         return vec![Draft {
             patient: Some(PatientId::Many),
             ..draft()
@@ -245,5 +246,52 @@ fn actor(actor: Actor) -> DraftActor {
         client: actor.client,
         person: actor.person.map(Person::into_exposed),
         role: actor.role,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MANY_PATIENTS_MAX;
+    use crate::runtime::BLOCK_LINES;
+    use pitser_capture::fhir::parse_audit_event;
+
+    /// Lines of an event that names so many patients, and so many records of somebody else.
+    fn lines(patients: usize, records: usize) -> usize {
+        let patient = |at: usize| {
+            format!(
+                r#"{{"what":{{"reference":"Patient/{at}"}},"type":{{"code":"1"}},"role":{{"code":"1"}}}}"#
+            )
+        };
+        let patients: Vec<String> = (0..patients).map(patient).collect();
+        let raw = format!(
+            r#"{{"resourceType":"AuditEvent","type":{{"code":"rest"}},"action":"R","recorded":"2026-03-14T09:26:53Z",
+                "agent":[{{"requestor":true}}],"source":{{"observer":{{"display":"ehr"}}}},"entity":[{}]}}"#,
+            patients.join(",")
+        );
+        let event = parse_audit_event(raw.as_bytes()).unwrap();
+        let record = |at: usize| Resolved {
+            table: "entry".into(),
+            key: text_key(&at.to_string()),
+            patient: Some(PatientId::Id("another".into())),
+        };
+        let message = Message {
+            event: &event,
+            raw: raw.as_bytes(),
+            id: "id",
+            source: "h/fhir",
+            now: Timestamp::from_micros(1).unwrap(),
+        };
+        let records = (0..records).map(record).collect();
+        audit_event(&message, MANY_PATIENTS_MAX, records, |_| true).len()
+    }
+
+    #[test]
+    fn no_audit_event_has_more_lines_than_a_block() {
+        let (patients, records) = (MANY_PATIENTS_MAX, RECORDS_PER_PATIENT * MANY_PATIENTS_MAX);
+        assert_eq!(lines(patients, records), patients + records);
+        assert!(patients + records < BLOCK_LINES);
+        assert_eq!(lines(patients + 1, 0), 1, "they are many");
+        assert_eq!(lines(0, records + 1), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! A line before it is committed: what happened, in clear, on its way into the
 //! vault and, as commitments and pseudonyms, into the trail.
 
+use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::line::{Acceptance, Binding, Ddl, Finding, Gap, Op, Timestamp};
 use smallvec::SmallVec;
@@ -113,6 +114,14 @@ impl fmt::Debug for Row {
 pub enum Body {
     /// Something is wrong.
     Finding(Finding),
+    /// Something is wrong with this event: a finding about its first line, which has no
+    /// number before it is written.
+    EventFinding {
+        /// What is wrong.
+        code: Code,
+        /// As a finding has it.
+        text: String,
+    },
     /// Capture did not see everything.
     Gap(Gap),
     /// The schema changed.

@@ -16,8 +16,8 @@ use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Op;
 use pitser_ksi::pki::Subject;
 use pitser_trail::{
-    Draft, Layout, MAX_BLOCK_LINES, PatientId, ReadError, Recovery, Row, SegmentLimits, Trail,
-    TrailError, read,
+    Body, Draft, Layout, MAX_BLOCK_LINES, PatientId, ReadError, Recovery, Row, SegmentLimits,
+    Trail, TrailError, read,
 };
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -541,6 +541,33 @@ fn lines_that_are_made_durable_behind_their_writer_are_there_like_others() {
     assert_eq!(recovery, Recovery::default());
     assert!((1..=6).all(|seq| is_there(&mut trail, seq)));
     goes_on(dir.path(), trail, 4);
+}
+
+/// Its number is not known to whoever writes it, and changes with the block's end before.
+#[test]
+fn a_finding_may_be_about_the_first_line_of_its_own_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    let finding = || Draft {
+        body: Some(Box::new(Body::EventFinding {
+            code: Code::Truncated,
+            text: "the table was truncated".into(),
+        })),
+        ..Draft::new(Op::Finding, at(2), "guardian", "2")
+    };
+    let read = || change(Op::Read, 2, "obs-1", "pt-1", "");
+    trail.append(vec![read()]).unwrap();
+    close(&mut trail);
+    let events = vec![
+        vec![read()],
+        vec![read(), read(), finding()],
+        vec![finding()],
+    ];
+    let first = trail.append_all(events).unwrap();
+    trail.commit().unwrap();
+    let about = |seq| trail.line(seq).unwrap().unwrap().finding.unwrap().about;
+    assert_eq!(about(first + 3), Some(first + 1));
+    assert_eq!(about(first + 4), Some(first + 4), "it is its own event");
 }
 
 /// What no reader would take is not begun, and the trail goes on once there is room.

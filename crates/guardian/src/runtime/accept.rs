@@ -143,10 +143,9 @@ impl Session {
     ) -> Result<Vec<Done>, Ended> {
         let mut done = Vec::with_capacity(findings.len());
         for of in findings {
-            self.make_room(worker)?;
             let draft = self.acceptance_of(worker, of, by, reason)?;
             let at = draft.at.micros();
-            let line = self.append(vec![draft])?;
+            let line = self.append(worker, vec![draft])?;
             let accepted = Accepted {
                 line,
                 at,
@@ -254,13 +253,7 @@ fn told<T>(outcome: Result<T, NotDone>, reply: Reply<T>) -> Result<(), Ended> {
     let (answer, ended) = match outcome {
         Ok(answer) => (Ok(answer), Ok(())),
         Err(NotDone::Refused(refused)) => (Err(refused), Ok(())),
-        Err(NotDone::Ended(ended)) => {
-            let why = match &ended {
-                Ended::Failed(error) => error.to_string(),
-                Ended::Stopped(_) | Ended::Erased => "the guardian has stopped".into(),
-            };
-            (Err(Refused::Unavailable(why)), Err(ended))
-        }
+        Err(NotDone::Ended(ended)) => (Err(Refused::Unavailable(ended.why())), Err(ended)),
     };
     let _ = reply.send(answer);
     ended

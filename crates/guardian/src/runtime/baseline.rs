@@ -1,6 +1,6 @@
 //! The rows that were there when guarding began.
 
-use super::{BASELINE_CHUNK, BLOCK_LINES, Command, Ended, SECOND_US, Session, StartError, Worker};
+use super::{BASELINE_CHUNK, Command, Ended, SECOND_US, Session, StartError, Worker};
 use crate::status::{BaselineStatus, SourceState};
 use crate::translate;
 use pitser_capture::source::Rows;
@@ -186,7 +186,7 @@ impl Session {
                 table,
                 ..Draft::new(Op::Live, at, source, &pos)
             };
-            self.append(vec![live])?;
+            self.append(worker, vec![live])?;
         }
         self.is_new &= !is_whole;
         self.baselined = None;
@@ -212,19 +212,14 @@ impl Session {
         if let Some(baselined) = &mut self.baselined {
             baselined.rows += rows.len() as u64;
         }
-        // Something may have been found since the chunk before.
-        self.make_room(worker)?;
         let mut written = 0;
         for (key, row) in rows {
             written += u64::from(self.baseline_row(worker, table, &key, row, at)?);
         }
-        self.flush()?;
+        self.flush(worker)?;
         self.unshown = true;
         if (worker.parts.clock)() >= self.next.commit {
             self.commit(worker)?;
-        }
-        if self.trail.open_lines() >= BLOCK_LINES {
-            self.close(worker)?;
         }
         self.meanwhile(worker)?;
         self.tell_progress(worker);
@@ -300,7 +295,7 @@ impl Session {
     ) -> Result<bool, Ended> {
         let record = self.trail.record_key(Some(table), &key_cells(key));
         if self.queue.is_about(&record) {
-            self.flush()?;
+            self.flush(worker)?;
         }
         let known = self.trail.state().record_leaf(table, &record);
         let known = known.map_err(TrailError::from)?;
@@ -318,7 +313,7 @@ impl Session {
             &worker.parts.source.name,
             self.position,
         );
-        self.queue(vec![draft], table, record)?;
+        self.queue(worker, vec![draft], table, record, None)?;
         Ok(true)
     }
 }

@@ -8,13 +8,13 @@ use pitser_monitor::Finding;
 use pitser_trail::TrailError;
 
 impl Session {
-    pub(super) fn close(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    pub(super) fn close(&mut self, worker: &Worker) -> Result<(), Ended> {
         let began = (worker.parts.clock)();
         let at = self.now(worker);
-        let reason = "Block closed due to time limit.";
+        let (written, reason) = (self.written(), "Block closed due to time limit.");
         let block = self
             .trail
-            .close_block(at, &self.position.to_string(), self.mapping, reason)?;
+            .close_block(at, &written.to_string(), self.mapping, reason)?;
         self.closed_at = (worker.parts.clock)();
         self.waiting
             .push_back((block.block, std::mem::take(&mut self.open_times)));
@@ -29,7 +29,7 @@ impl Session {
             let _ = seals.send(Wanted::of(&self.trail, &block));
         }
         // The checkpoint line holds the position: from here on it survives.
-        self.kept = self.position;
+        self.kept = written;
         self.ack_due = Some(self.kept);
         let took = (worker.parts.clock)().saturating_sub(began);
         self.closing_us = took.max(self.closing_us - self.closing_us / 8);
@@ -129,7 +129,7 @@ impl Session {
     /// Makes the position durable although no line tells of it: nothing of
     /// ours happened up to there.
     pub(super) fn keep_position(&mut self) -> Result<(), Ended> {
-        if self.position > self.kept {
+        if self.written() > self.kept {
             self.write_position()?;
         }
         self.ack_due = Some(self.kept);
@@ -140,9 +140,10 @@ impl Session {
         // It must not be ahead of the lines.
         self.trail.commit()?;
         let path = self.trail.layout().dir().join(POSITION);
-        let text = format!("{}\n", self.position);
+        let written = self.written();
+        let text = format!("{written}\n");
         pitser_trail::disk::replace(&path, text.as_bytes()).map_err(TrailError::from)?;
-        self.kept = self.position;
+        self.kept = written;
         Ok(())
     }
 }

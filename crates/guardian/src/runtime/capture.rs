@@ -1,9 +1,8 @@
 //! What happened, in the order in which the source tells it.
 
-use super::{
-    BATCH, BLOCK_LINES, COMMIT_US, Ended, POSITION, Receipt, Session, SubmitError, Worker,
-};
+use super::{BATCH, COMMIT_US, Ended, POSITION, Receipt, Session, SubmitError, Worker};
 use crate::actors::Judged;
+use crate::config::MANY_PATIENTS_MAX;
 use crate::patients::Owner;
 use crate::translate::{self, About, CLOCKS_DIFFER_US, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
@@ -18,9 +17,6 @@ use pitser_trail::{Body, Draft, TrailError};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Bytes of lines that are not durable yet, at most, while more is coming: making a
-/// few durable takes as long as making many.
-const WAITING_BYTES: usize = 4 << 20;
 /// Of so many rows that have equals it is remembered how many there are.
 const COPIES: usize = 1 << 16;
 /// Lines of one truncation that are one event.
@@ -75,26 +71,13 @@ impl Session {
         if self.more && !self.source.is_stream() {
             self.end_transaction(worker)?;
         }
-        self.flush()?;
+        self.flush(worker)?;
         // A pass over the rows reads lines from the disk.
         let is_due = (worker.parts.clock)() >= self.next.commit || self.scanning.is_some();
         if is_due && !full {
             self.commit(worker)?;
-        } else if self.trail.waiting_bytes() >= WAITING_BYTES {
-            self.trail.commit_behind()?;
         }
         Ok(full)
-    }
-
-    /// Closes a block that is full, and has lines made durable before too many wait, while
-    /// more are written than a turn has as a rule.
-    pub(super) fn make_room(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        if self.trail.open_lines() >= BLOCK_LINES {
-            self.close(worker)?;
-        } else if self.trail.waiting_bytes() >= WAITING_BYTES {
-            self.trail.commit_behind()?;
-        }
-        Ok(())
     }
 
     /// Makes what was taken durable, and shows it. Nothing is acknowledged by this,
@@ -109,7 +92,7 @@ impl Session {
         Ok(())
     }
 
-    fn step(&mut self, worker: &mut Worker, step: Captured) -> Result<(), Ended> {
+    fn step(&mut self, worker: &Worker, step: Captured) -> Result<(), Ended> {
         if !matches!(step, Captured::Unreadable { .. }) {
             self.end_unread(worker)?;
         }
@@ -157,7 +140,7 @@ impl Session {
     }
 
     /// Keeps a change until its transaction has said more about it.
-    fn take(&mut self, worker: &mut Worker, change: Change) -> Result<(), Ended> {
+    fn take(&mut self, worker: &Worker, change: Change) -> Result<(), Ended> {
         if self.is_written(change.pos) {
             return self.recall(&change);
         }
@@ -176,7 +159,7 @@ impl Session {
     /// Commits come in their order: one that says to be far older than those before it, or
     /// yet to come, was dated by somebody, or a clock was set. Told once, until it is so
     /// no longer.
-    fn compare_clocks(&mut self, worker: &mut Worker, change: &Change) -> Result<(), Ended> {
+    fn compare_clocks(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
         let at: Option<Timestamp> = change.at.parse().ok();
         let at = at.map_or(0, |at| at.micros());
         let now = (worker.parts.clock)();
@@ -203,21 +186,22 @@ impl Session {
              clock was set",
             change.tx, change.at
         );
-        self.flush()?;
         let finding = Finding {
             table: Some(change.table.clone()),
-            about: Some(self.trail.state().next_seq()),
             ..Finding::general(Code::ClockDisagrees, text)
         };
-        self.finding(worker, finding)
+        self.event_finding(worker, Vec::new(), self.position, finding)?;
+        Ok(())
     }
 
     /// Writes what is left of the transaction, and what is wrong with it.
-    fn end_transaction(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    fn end_transaction(&mut self, worker: &Worker) -> Result<(), Ended> {
         self.write_open(worker)?;
-        // Findings look at the trail, which is to have what they are about.
+        if self.open.is_wrong() {
+            // What a finding is about has its number once it is written.
+            self.flush(worker)?;
+        }
         for (finding, patient) in self.open.end() {
-            self.flush()?;
             self.finding_of(worker, finding, patient)?;
         }
         Ok(())
@@ -225,11 +209,11 @@ impl Session {
 
     /// Writes the changes that were kept, by what they say together. The last of them
     /// wait for those of the next transactions, if any were told already.
-    fn write_open(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    fn write_open(&mut self, worker: &Worker) -> Result<(), Ended> {
         let changes = self.open.take();
         for change in &changes {
             let changed = match self.actors.compares(change) {
-                true => self.changed(change)?,
+                true => self.changed(worker, change)?,
                 false => None,
             };
             let changed = changed.as_deref();
@@ -241,12 +225,12 @@ impl Session {
         while let Some(mut change) = changes.next() {
             let pos = change.pos;
             if change.keyless {
-                self.flush()?;
+                self.flush(worker)?;
                 self.number(&mut change)?;
             }
             let record = self.record_of(&change);
             if self.queue.is_about(&record) {
-                self.flush()?;
+                self.flush(worker)?;
             }
             // A row under a new key, without the large values that it took along.
             let is_half = changes.peek().is_some_and(|next| moves(&change, next));
@@ -256,7 +240,7 @@ impl Session {
             };
             match change.op {
                 Changed::Truncate => {
-                    self.flush()?;
+                    self.flush(worker)?;
                     self.copies.clear();
                     self.truncate(worker, &change)?;
                 }
@@ -264,10 +248,6 @@ impl Session {
             }
             left = leaving;
             self.position = pos;
-            if self.trail.open_lines() + self.queue.lines() >= BLOCK_LINES {
-                self.flush()?;
-                self.close(worker)?;
-            }
         }
         Ok(())
     }
@@ -372,52 +352,49 @@ impl Session {
         let Some(line) = drafts.last() else {
             return Ok(());
         };
-        self.open_times.push(line.at.micros());
+        let committed_at = Some(line.at.micros());
         let patient = suspect.as_ref().and(line.patient.clone());
+        let line = self.queue(worker, drafts, &table, record, committed_at)?;
         // What may be wrong with the change; it is told when its transaction ends.
-        if let Some((doubt, mut finding)) = suspect {
-            let before = self.trail.state().next_seq() + self.queue.lines() as u64;
-            finding.about = Some(before + drafts.len() as u64 - 1);
-            self.open.suspect(doubt, finding, patient);
+        if let Some((doubt, finding)) = suspect {
+            self.open.suspect_waiting(doubt, finding, patient, line);
         }
-        self.queue(drafts, &table, record)
+        Ok(())
     }
 
     /// All rows of a table are gone at once: a line for each, since each stands
     /// in the list of its own patient.
-    fn truncate(&mut self, worker: &mut Worker, change: &Change) -> Result<(), Ended> {
+    fn truncate(&mut self, worker: &Worker, change: &Change) -> Result<(), Ended> {
         let Judged { actor, doubt } = self.actors.judge(change, None, &self.open.witness);
         let records = self.trail.state().records(&change.table, |record, leaf| {
             leaf.row.is_some().then_some(*record)
         });
         let gone: Vec<Bytes32> = records.map_err(TrailError::from)?;
-        let first = self.trail.state().next_seq();
-        let of_table = |code, text| Finding {
-            table: Some(change.table.clone()),
-            about: Some(first),
-            ..Finding::general(code, text)
-        };
+        let mut first = None;
         let (most, last) = gone.split_at(gone.len().saturating_sub(1) / TRUNCATED * TRUNCATED);
         for part in most.chunks(TRUNCATED) {
             // Until its last line is durable, the truncation is to come again.
             let drafts = self.truncated_rows(worker, change, part, actor.clone(), self.position)?;
             if !drafts.is_empty() {
-                self.append(drafts)?;
-            }
-            if self.trail.open_lines() >= BLOCK_LINES {
-                self.close(worker)?;
+                let line = self.append(worker, drafts)?;
+                first.get_or_insert(line);
             }
         }
         self.open_times.push((worker.parts.clock)());
         // Nor can one of the last lines be durable without what they mean.
         let drafts = self.truncated_rows(worker, change, last, actor, change.pos)?;
-        self.position = change.pos;
         let text = format!("the table was truncated: {} rows are gone", gone.len());
-        self.finding_with(worker, drafts, of_table(Code::Truncated, text), None)?;
+        let of_table = |code, text, about| Finding {
+            table: Some(change.table.clone()),
+            about,
+            ..Finding::general(code, text)
+        };
+        let finding = of_table(Code::Truncated, text, first);
+        let line = self.event_finding(worker, drafts, change.pos, finding)?;
         if let Some(doubt) = doubt
             && !self.open.is_doubted(&change.table, &doubt)
         {
-            let finding = of_table(doubt.code, String::new());
+            let finding = of_table(doubt.code, String::new(), first.or(Some(line)));
             self.open.suspect(doubt, finding, None);
         }
         Ok(())
@@ -544,13 +521,13 @@ impl Session {
     }
 
     /// The columns that an update changed, where that is known.
-    fn changed(&mut self, change: &Change) -> Result<Option<Vec<String>>, Ended> {
+    fn changed(&mut self, worker: &Worker, change: &Change) -> Result<Option<Vec<String>>, Ended> {
         let sealed = match change.old {
             Some(_) => None,
             None => {
                 let record = self.record_of(change);
                 if self.queue.is_about(&record) {
-                    self.flush()?;
+                    self.flush(worker)?;
                 }
                 self.sealed(&change.table, &record)?
             }
@@ -623,7 +600,7 @@ impl Session {
         };
         // Counted from a beginning that is no more.
         self.scan_after = None;
-        let line = self.append(vec![draft])?;
+        let line = self.append(worker, vec![draft])?;
         self.position = to;
         if self.position < self.kept {
             // The old file must not prevail over the line, should we be killed between.
@@ -695,9 +672,9 @@ impl Session {
 
     pub(super) fn submit(
         &mut self,
-        worker: &mut Worker,
+        worker: &Worker,
         raw: &[u8],
-    ) -> Result<Result<Receipt, SubmitError>, TrailError> {
+    ) -> Result<Result<Receipt, SubmitError>, Ended> {
         let event = match fhir::parse_audit_event(raw) {
             Ok(event) => event,
             Err(error) => return Ok(Err(error.into())),
@@ -724,28 +701,30 @@ impl Session {
             source: &source,
             now: self.now(worker),
         };
-        let trail = &self.trail;
-        let mut known = HashSet::new();
-        for patient in &event.patients {
-            if let FhirPatient::Id { id, .. } = patient
-                && trail
-                    .state()
-                    .patient(&trail.keys().pseudonym(id))?
-                    .is_some()
-            {
-                known.insert(id.as_str());
-            }
-        }
+        let known = self.known_among(&event.patients)?;
         let is_patient = |id: &str| known.contains(id);
-        let many = worker.parts.tuning.many_patients;
+        let many = worker.parts.tuning.many_patients.min(MANY_PATIENTS_MAX);
         let drafts = translate::audit_event(&message, many, records, is_patient);
         let lines = drafts.len();
-        self.events += lines as u64;
-        self.trail.append(drafts)?;
+        self.append(worker, drafts)?;
         self.trail.commit()?;
         self.open_times.push((worker.parts.clock)());
         self.show(worker);
         Ok(Ok(receipt(false, lines)))
+    }
+
+    /// Identifiers of the patients among these of whom the trail has lines.
+    fn known_among<'a>(&self, patients: &'a [FhirPatient]) -> Result<HashSet<&'a str>, TrailError> {
+        let mut known = HashSet::new();
+        for patient in patients {
+            if let FhirPatient::Id { id, .. } = patient {
+                let pseudonym = self.trail.keys().pseudonym(id);
+                if self.trail.state().patient(&pseudonym)?.is_some() {
+                    known.insert(id.as_str());
+                }
+            }
+        }
+        Ok(known)
     }
 
     /// What the guardian knows of a resource that an audit event names.

@@ -3,7 +3,7 @@
 use super::accept::{accepted, patient_id};
 use super::{Ended, SECOND_US, Session, Worker};
 use crate::collected::{Collected, finding_of};
-use pitser_capture::Drift;
+use pitser_capture::{Drift, Position};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient};
@@ -23,55 +23,72 @@ impl Session {
         finding: Finding,
         patient: Option<PatientId>,
     ) -> Result<(), Ended> {
-        self.finding_with(worker, Vec::new(), finding, patient)
+        if self.is_known(&finding)? {
+            return Ok(());
+        }
+        let finding = bounded(finding);
+        let draft = self.finding_draft(worker, &finding, patient, self.position)?;
+        let line = self.append(worker, vec![draft])?;
+        self.found_now(worker, finding, line);
+        Ok(())
     }
 
-    /// The same, as the last line of an event: all of it is durable, or nothing.
-    pub(super) fn finding_with(
+    /// Writes an event that ends with a finding, which is there for the first time, at this
+    /// position: all of it is durable, or nothing. It is about the event's first line unless
+    /// it says otherwise. Gives that line's number.
+    pub(super) fn event_finding(
         &mut self,
         worker: &Worker,
         mut event: Vec<Draft>,
+        pos: Position,
         finding: Finding,
+    ) -> Result<u64, Ended> {
+        let mut finding = bounded(finding);
+        let mut draft = self.finding_draft(worker, &finding, None, pos)?;
+        if finding.about.is_none() {
+            draft.body = Some(Box::new(Body::EventFinding {
+                code: finding.code,
+                text: finding.text.clone(),
+            }));
+        }
+        let before = event.len() as u64;
+        event.push(draft);
+        let first = self.append(worker, event)?;
+        finding.about.get_or_insert(first);
+        self.found_now(worker, finding, first + before);
+        Ok(first)
+    }
+
+    fn finding_draft(
+        &mut self,
+        worker: &Worker,
+        finding: &Finding,
         patient: Option<PatientId>,
-    ) -> Result<(), Ended> {
-        let found_at = (worker.parts.clock)();
-        let finding = Finding {
-            text: bounded(finding.text),
-            ..finding
-        };
-        if self.is_known(&finding)? {
-            if !event.is_empty() {
-                self.append(event)?;
-            }
-            return Ok(());
-        }
-        if self.logged.tells(finding.kind(), found_at) {
-            tracing::warn!(source = %worker.parts.source.name, code = %finding.code, table = ?finding.table, columns = ?finding.columns, "{}", finding.text);
-        }
-        let draft = Draft {
+        pos: Position,
+    ) -> Result<Draft, TrailError> {
+        Ok(Draft {
             table: finding.table.clone(),
             key: finding.key.as_ref().map(key_cells),
             // A record may have moved since: its list is the one where it stands now.
-            patient: self.patient_of(&finding)?.or(patient),
+            patient: self.patient_of(finding)?.or(patient),
             columns: (!finding.columns.is_empty()).then(|| finding.columns.clone().into()),
             body: Some(Box::new(Body::Finding(LineFinding {
                 about: finding.about,
                 code: finding.code,
                 text: finding.text.clone(),
             }))),
-            ..Draft::new(
-                Op::Finding,
-                self.now(worker),
-                "guardian",
-                self.position.to_string(),
-            )
-        };
-        let before = event.len() as u64;
-        event.push(draft);
-        let seq = self.append(event)? + before;
-        self.incidents.found(finding, found_at, seq);
+            ..Draft::new(Op::Finding, self.now(worker), "guardian", pos.to_string())
+        })
+    }
+
+    /// A finding has its line.
+    fn found_now(&mut self, worker: &Worker, finding: Finding, line: u64) {
+        let found_at = (worker.parts.clock)();
+        if self.logged.tells(finding.kind(), found_at) {
+            tracing::warn!(source = %worker.parts.source.name, code = %finding.code, table = ?finding.table, columns = ?finding.columns, "{}", finding.text);
+        }
+        self.incidents.found(finding, found_at, line);
         self.open_times.push(found_at);
-        Ok(())
     }
 
     /// Says how many findings the log was not told one by one.
@@ -243,7 +260,7 @@ impl Session {
             )
         };
         pitser_trail::disk::replace(&next, &now).map_err(TrailError::from)?;
-        let about = self.append(vec![draft])?;
+        let about = self.append(worker, vec![draft])?;
         self.scan_due |= !drifts.is_empty();
         for drift in together(drifts) {
             let Some(code) = drift_code(drift.code) else {
@@ -323,15 +340,16 @@ pub(super) fn finding_in_clear(
     Ok(Some(Finding { key, ..finding }))
 }
 
-/// A text that fits into a line, whatever somebody has made it of: thousands of triggers,
-/// say, with long names.
-fn bounded(mut text: String) -> String {
+/// A finding that fits into a line, whatever somebody has made its text of: thousands of
+/// triggers, say, with long names.
+fn bounded(mut finding: Finding) -> Finding {
+    let text = &mut finding.text;
     let length = text.len();
     if length > TEXT_MAX {
         text.truncate(text.floor_char_boundary(TEXT_MAX));
-        text += &format!("… and {} bytes more", length - text.len());
+        *text += &format!("… and {} bytes more", length - text.len());
     }
-    text
+    finding
 }
 
 /// Bytes of a finding's text: of a line of 1 MiB a part, each byte of which may be written
@@ -375,8 +393,9 @@ mod tests {
 
     #[test]
     fn a_text_of_any_length_fits_into_a_line() {
-        assert_eq!(bounded("a trigger".into()), "a trigger");
-        let long = bounded("\u{1}õ".repeat(100_000));
+        let of = |text: &str| bounded(Finding::general(Code::CaptureWeakened, text)).text;
+        assert_eq!(of("a trigger"), "a trigger");
+        let long = of(&"\u{1}õ".repeat(100_000));
         assert!(
             long.ends_with("… and 234464 bytes more"),
             "{:?}",

@@ -56,6 +56,7 @@ use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
 use pulse::Pulse;
+pub(crate) use queue::BLOCK_LINES;
 use queue::Queue;
 use rekey::Rekeyed;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -77,8 +78,6 @@ const COMMIT_US: u64 = 100_000;
 const POSITION: &str = "position";
 /// Rows of a baseline that are read and written together.
 const BASELINE_CHUNK: usize = 1000;
-/// Lines after which a block is closed without waiting for the second's end.
-const BLOCK_LINES: usize = pitser_trail::MAX_BLOCK_LINES - 1000;
 /// Latencies and blocks remembered for the status.
 const LATENCIES: usize = 10_000;
 const RECENT: usize = 20;
@@ -698,6 +697,16 @@ enum Ended {
     Failed(StartError),
 }
 
+impl Ended {
+    /// What to say to somebody who waits for something.
+    fn why(&self) -> String {
+        match self {
+            Self::Failed(error) => error.to_string(),
+            Self::Stopped(_) | Self::Erased => "the guardian has stopped".into(),
+        }
+    }
+}
+
 impl<E: Into<StartError>> From<E> for Ended {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
@@ -712,7 +721,7 @@ struct Session {
     has_begun: bool,
     source: Box<dyn Database>,
     trail: Trail,
-    /// Changes that are written with the next ones.
+    /// Changes that are written together.
     queue: Queue,
     patients: Patients,
     actors: Actors,
@@ -724,7 +733,7 @@ struct Session {
     logged: Logged,
     /// Lines of findings of rows that are open and only counted, by the last pass.
     counted_rows: Arc<[u64]>,
-    /// Everything up to here is in the trail, though perhaps not durable.
+    /// Everything up to here is in the trail, or in the queue.
     position: Position,
     /// The newest position that is durable, in a checkpoint line or its own file.
     kept: Position,

@@ -90,11 +90,8 @@ impl Session {
             )
         });
         if let Some(text) = text {
-            let finding = Finding {
-                about: Some(self.trail.state().next_seq()),
-                ..Finding::general(Code::CaptureWeakened, text)
-            };
-            self.finding(worker, finding)?;
+            let finding = Finding::general(Code::CaptureWeakened, text);
+            self.event_finding(worker, Vec::new(), self.position, finding)?;
             self.trail.commit()?;
             // What was changed past capture meanwhile, a look at the rows tells.
             self.scan_due = true;

@@ -165,7 +165,7 @@ impl Session {
         // Rows are numbered here in another way.
         self.copies.clear();
         // Lines are looked at that say what happened meanwhile.
-        self.flush()?;
+        self.flush(worker)?;
         self.trail.commit()?;
         for (table, former) in self.rekeyed.clone() {
             match self.key_of(&table) {
@@ -216,8 +216,6 @@ impl Session {
         })?;
         self.each(snapshot, &table, |session, rows| {
             for (now, row) in rows {
-                // Each is an event of up to three lines.
-                session.make_room(worker)?;
                 session.carry_row(worker, &moved, &now, row)?;
             }
             session.trail.commit()?;
@@ -363,7 +361,7 @@ impl Session {
             ));
         }
         if !event.is_empty() {
-            self.append(event)?;
+            self.append(worker, event)?;
         }
         Ok(())
     }
@@ -395,8 +393,7 @@ impl Session {
                 && self.was_deleted_since(table, &now, seq)?
             {
                 let gone = self.gone_from(worker, table, &key_of(was), moved.at)?;
-                self.make_room(worker)?;
-                self.append(vec![gone])?;
+                self.append(worker, vec![gone])?;
             }
             self.meanwhile(worker)?;
         }

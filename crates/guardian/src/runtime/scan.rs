@@ -251,13 +251,12 @@ impl Session {
 
     fn found(
         &mut self,
-        worker: &mut Worker,
+        worker: &Worker,
         pass: &mut Pass,
         (finding, patient): (Finding, Option<PatientId>),
     ) -> Result<(), Ended> {
         pass.scanned.insert(&finding);
-        self.finding_of(worker, finding, patient)?;
-        self.make_room(worker)
+        self.finding_of(worker, finding, patient)
     }
 
     /// All that a pass saw is judged.

@@ -5,8 +5,8 @@ use super::rekey::Rekeyed;
 use super::rules::Rules;
 use super::transaction::Transaction;
 use super::{
-    BLOCK_LINES, Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session,
-    StartError, SubmitError, Worker,
+    Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session, StartError,
+    SubmitError, Worker,
 };
 use crate::config::Tuning;
 use crate::init::{self, InitError};
@@ -247,7 +247,6 @@ impl Session {
             Ok(command) => {
                 self.command(worker, command)?;
                 while let Ok(more) = worker.inbox.try_recv() {
-                    self.make_room(worker)?;
                     self.command(worker, more)?;
                 }
             }
@@ -344,8 +343,7 @@ impl Session {
             self.show_more(worker, now)?;
         }
         self.acknowledge()?;
-        let full = self.trail.open_lines() >= BLOCK_LINES;
-        if full || now >= self.next.close {
+        if now >= self.next.close {
             self.next.close = self.close_time(&tuning, now);
             let idle =
                 now.saturating_sub(self.closed_at) >= tuning.heartbeat_s.saturating_mul(SECOND_US);
@@ -387,16 +385,12 @@ impl Session {
                 // as far as the source has told it by now.
                 let until = (worker.parts.clock)() + SECOND_US;
                 while self.capture(worker)? && (worker.parts.clock)() < until {}
-                let taken = self.submit(worker, &raw);
-                let (answer, failed) = match taken {
-                    Ok(answer) => (answer, None),
-                    Err(error) => (
-                        Err(SubmitError::Unavailable(error.to_string())),
-                        Some(error),
-                    ),
+                let (answer, ended) = match self.submit(worker, &raw) {
+                    Ok(answer) => (answer, Ok(())),
+                    Err(ended) => (Err(SubmitError::Unavailable(ended.why())), Err(ended)),
                 };
                 let _ = reply.send(answer);
-                failed.map_or(Ok(()), |error| Err(error.into()))
+                ended
             }
             Command::Scan { reply } => {
                 self.scan_replies.push(reply);

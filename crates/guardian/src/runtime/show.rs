@@ -34,7 +34,7 @@ impl Session {
             s.baseline.clone_from(&self.baselined);
             // What is not durable yet is not shown.
             if self.trail.is_durable() {
-                s.position = self.position.to_string();
+                s.position = self.written().to_string();
                 s.events = self.events;
                 s.lines = self.trail.state().next_seq();
                 s.patients = self.trail.state().patients();

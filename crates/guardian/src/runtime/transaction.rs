@@ -5,6 +5,7 @@
 //! transaction is; so nothing is said to be wrong with it before its end. Kept
 //! until then is one doubt for each table and kind of doubt.
 
+use super::queue::Waiting;
 use super::{Ended, Session};
 use crate::actors::{Doubt, Witness};
 use pitser_capture::Position;
@@ -43,6 +44,8 @@ struct Suspect {
     /// The first change's.
     finding: Finding,
     patient: Option<PatientId>,
+    /// The line that it is about, until that has its number.
+    about: Option<Waiting>,
     rows: u64,
 }
 
@@ -99,8 +102,40 @@ impl Transaction {
             doubt,
             finding,
             patient,
+            about: None,
             rows: 1,
         });
+    }
+
+    /// The same, about a line that waits.
+    pub(super) fn suspect_waiting(
+        &mut self,
+        doubt: Doubt,
+        finding: Finding,
+        patient: Option<PatientId>,
+        about: Waiting,
+    ) {
+        self.suspect(doubt, finding, patient);
+        if let Some(suspect) = self.suspects.last_mut() {
+            suspect.about = Some(about);
+        }
+    }
+
+    /// All lines that waited are written; `first` is the number of the first.
+    pub(super) fn are_written(&mut self, first: u64) {
+        for suspect in &mut self.suspects {
+            if let Some(about) = suspect.about.take() {
+                suspect.finding.about = Some(about.seq(first));
+            }
+        }
+    }
+
+    /// Whether something is wrong with it after all, by what its changes say together.
+    pub(super) fn is_wrong(&mut self) -> bool {
+        let witness = &self.witness;
+        self.suspects
+            .retain(|suspect| suspect.doubt.stands(witness).is_some());
+        !self.suspects.is_empty()
     }
 
     /// Ends the transaction: what is wrong with it after all.

@@ -10,6 +10,7 @@ mod outage;
 #[path = "../../../authority/tests/common/port.rs"]
 mod port;
 mod postgres;
+mod room;
 mod triggers;
 
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};

@@ -9,7 +9,7 @@ use super::{ERASURES, MAX_BLOCK_LINES, Trail, TrailError};
 use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::vault::{Compartment, Content, Marks, mark};
 use pitser_evidence::commit::{Committed, LineNonce, commit_person, commit_raw};
-use pitser_evidence::line::{Actor, Line, Op, Patient};
+use pitser_evidence::line::{Actor, Finding, Line, Op, Patient};
 
 /// What a draft is committed to under. It depends on its line's number, and not on
 /// the lines before it.
@@ -132,6 +132,10 @@ impl Trail {
         match draft.body.map(|body| *body) {
             None => {}
             Some(Body::Finding(finding)) => line.finding = Some(finding.into()),
+            Some(Body::EventFinding { code, text }) => {
+                let about = Some(event);
+                line.finding = Some(Finding { about, code, text }.into());
+            }
             Some(Body::Gap(gap)) => line.gap = Some(gap.into()),
             Some(Body::Ddl(ddl)) => line.ddl = Some(ddl.into()),
             Some(Body::Accept(accept)) => line.accept = Some(accept.into()),
