@@ -219,7 +219,7 @@ impl Incidents {
             let rows = self.rows.entry(kind.clone()).or_default();
             let found = scanned.0.get(&kind);
             rows.retain(|brief, _| found.is_some_and(|found| found.contains(brief)));
-            self.newest.recount(&kind, rows.values().copied());
+            self.newest.end_all_but(&kind, rows.values().copied());
             if self.newest.has_room(&kind) {
                 let mut lines: Vec<u64> = rows.values().copied().collect();
                 lines.sort_unstable();
@@ -471,6 +471,10 @@ mod tests {
         // The first 300 and the last 150 are mended.
         let wanted = incidents.scanned(&wrong[300..850]);
         assert_eq!(incidents.open(&[Code::RowDiffers]), 550);
+        // Those are earlier ones, whether they were kept or not.
+        let more = incidents.newest.more_than(&wrong[0].kind());
+        assert_eq!((more.open, more.earlier), (500, 400));
+        assert_eq!(incidents.kept().len(), 100);
         // There is room again, for the newest of those that are counted.
         assert_eq!(wanted.first(), Some(&800));
         for line in wanted {
@@ -502,6 +506,10 @@ mod tests {
         assert_eq!(incidents.open(&[Code::RowDiffers]), 3);
         assert_eq!(incidents.scanned(&[row(1)]), [7]);
         assert_eq!(incidents.open(&[Code::RowDiffers]), 1);
+        assert_eq!(incidents.newest.more_than(&row(1).kind()).earlier, 2);
+        incidents.scanned(&[]);
+        let more = incidents.newest.more_than(&row(1).kind());
+        assert_eq!((more.open, more.earlier), (0, 3));
         assert_eq!(incidents.note(&row(2)), Noted::New);
     }
 }

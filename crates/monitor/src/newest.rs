@@ -112,12 +112,15 @@ impl<T: Keep> Newest<T> {
         self.tidy(kind);
     }
 
-    /// Counts the open findings of a kind that are not kept anew, by their lines.
-    pub fn recount(&mut self, kind: &Kind, lines: impl Iterator<Item = u64>) {
-        self.more_of(kind).open = 0;
+    /// Of the open findings of a kind that are not kept, those of other lines are open no
+    /// more.
+    pub fn end_all_but(&mut self, kind: &Kind, lines: impl Iterator<Item = u64>) {
+        let more = self.more_of(kind);
+        let before = std::mem::take(&mut more.open);
         for line in lines {
-            self.more_of(kind).hide(line);
+            more.hide(line);
         }
+        more.earlier += before.saturating_sub(more.open);
         self.tidy(kind);
     }
 

@@ -235,7 +235,13 @@ fn findings(out: &mut String, at: usize, status: &Status) -> fmt::Result {
         )?;
         cards(out, &status.name, listed(true), open)?;
         for more in status.more_findings.iter().filter(|more| more.open > 0) {
-            counted(out, more)?;
+            let (first, last) = (more.first_line, more.last_line);
+            let lines = format!(
+                ", in lines {} to {}",
+                grouped(first.unwrap_or_default()),
+                grouped(last.unwrap_or_default())
+            );
+            counted(out, more, more.open, &lines)?;
         }
         out.write_str("</section>")?;
     }
@@ -247,6 +253,9 @@ fn findings(out: &mut String, at: usize, status: &Status) -> fmt::Result {
             r#"<details class="findings"><summary>{heading}, no longer found or accepted; all still in the trail</summary>"#
         )?;
         cards(out, &status.name, listed(false), closed)?;
+        for more in status.more_findings.iter().filter(|it| it.earlier > 0) {
+            counted(out, more, more.earlier, "")?;
+        }
         out.write_str("</details>")?;
     }
     Ok(())
@@ -276,21 +285,18 @@ fn cards<'a>(
     }
 }
 
-/// Open findings that are not listed anywhere but in the trail.
-fn counted(out: &mut String, more: &MoreStatus) -> fmt::Result {
-    let (first, last) = (more.first_line, more.last_line);
+/// So many findings that are not listed anywhere but in the trail, and where there.
+fn counted(out: &mut String, more: &MoreStatus, number: u64, lines: &str) -> fmt::Result {
     let of = match &more.table {
         Some(table) => format!(" about table {}", shortened(table, 80)),
         None => String::new(),
     };
     write!(
         out,
-        r#"<p class="more">Of these, {} <code class="code">{}</code>{} are listed in the trail alone, in lines {} to {}.</p>"#,
-        grouped(more.open),
+        r#"<p class="more">Of these, {} <code class="code">{}</code>{} are listed in the trail alone{lines}.</p>"#,
+        grouped(number),
         Text(&more.code),
         Text(&of),
-        grouped(first.unwrap_or_default()),
-        grouped(last.unwrap_or_default()),
     )
 }
 
@@ -800,6 +806,7 @@ mod tests {
             "Of these, 299,800",
             "in lines 7 to 599,598",
             "1,233 earlier findings",
+            "Of these, 1,233",
         ] {
             assert!(page.contains(text), "{text}");
         }

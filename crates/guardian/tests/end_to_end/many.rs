@@ -170,6 +170,7 @@ async fn each_of_many_wrong_rows_is_told_once_and_closed_when_it_is_mended() {
     assert_eq!(scanned(&guardian).await, 10);
     let status = guardian.status();
     assert_eq!((listed(&status).len(), open(&status, "ROW-01")), (10, 10));
+    assert_eq!(status.all_findings(|it| it == "ROW-01"), number);
     past_triggers(
         &site.database(),
         "result",
