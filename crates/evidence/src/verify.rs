@@ -591,12 +591,10 @@ impl<'a> Examination<'a> {
             text += &format!("; {left_out}");
         }
         if genesis.rules.is_none() {
-            text += "; the trail began before rule 15: that none about the subject's records is in another list, \
-                     but for their rows, is the operator's word";
+            text += "; other lists may have lines about the subject's records, but for rows (the trail has no rule 15)";
         }
         if genesis.rules.is_none_or(|rules| rules < 16) {
-            text += "; the trail began before rule 16: that nobody has answered for one of these findings in another \
-                     list, or in none, is the operator's word";
+            text += "; findings may be answered for in other lists (the trail has no rule 16)";
         }
         let state = match self.left_out.iter().all(|it| self.is_before(it)) {
             true => StepState::Matches,

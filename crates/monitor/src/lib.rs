@@ -16,4 +16,6 @@ mod scan;
 pub use finding::{Finding, NotAccepted, can_accept, can_close, key_cells, key_of, show_key};
 pub use incidents::{Accepted, Incident, Incidents, Noted, Scanned};
 pub use newest::{KEPT, KEPT_BYTES, KEPT_EARLIER, Keep, Kind, More, Newest};
-pub use scan::{Expected, Judge, Look, ScanTable, Sealed, Suspects, Touched, expected, look};
+pub use scan::{
+    Expected, Found, Judge, Look, ScanTable, Sealed, Suspects, Touched, expected, look,
+};

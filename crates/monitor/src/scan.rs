@@ -74,6 +74,9 @@ pub trait Judge {
     fn judge(&mut self, suspects: Suspects) -> Option<()>;
 }
 
+/// Something that is wrong, and whose record it is about where the trail does not know.
+pub type Found = (Finding, Option<PatientId>);
+
 /// Rows of one snapshot that were not as expected: some of them.
 #[derive(Debug)]
 pub struct Suspects {
@@ -402,7 +405,7 @@ impl Suspects {
         trail: &mut Trail,
         touched: &Touched,
         whose: impl Fn(&str, &Row) -> Option<PatientId>,
-    ) -> Result<Option<(Finding, Option<PatientId>)>, TrailError> {
+    ) -> Result<Option<Found>, TrailError> {
         while let Some(suspect) = self.rows.pop_front() {
             if touched.contains(&suspect.table, &suspect.record)
                 || is_unseen(trail, &self.unseen, &suspect.table, &suspect.record)?
@@ -430,7 +433,7 @@ impl Look {
         trail: &mut Trail,
         touched: &Touched,
         whose: impl Fn(&str, &Row) -> Option<PatientId>,
-    ) -> Result<Option<(Finding, Option<PatientId>)>, TrailError> {
+    ) -> Result<Option<Found>, TrailError> {
         if let Some(found) = self.suspects.judge(trail, touched, whose)? {
             return Ok(Some(found));
         }

@@ -6,8 +6,9 @@ use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
-use pitser_monitor::{Expected, Finding, Judge, Look, ScanTable, Scanned, Suspects, Touched, look};
-use pitser_trail::PatientId;
+use pitser_monitor::{
+    Expected, Finding, Found, Judge, Look, ScanTable, Scanned, Suspects, Touched, look,
+};
 use std::sync::mpsc::{Sender, channel};
 
 /// Findings that are written of what a pass saw in all, before other things are done: some
@@ -253,7 +254,7 @@ impl Session {
         &mut self,
         worker: &Worker,
         pass: &mut Pass,
-        (finding, patient): (Finding, Option<PatientId>),
+        (finding, patient): Found,
     ) -> Result<(), Ended> {
         pass.scanned.insert(&finding);
         self.finding_of(worker, finding, patient)

@@ -11,7 +11,7 @@ use crate::actors::{Doubt, Witness};
 use pitser_capture::Position;
 use pitser_capture::event::{Change, Op as Changed};
 use pitser_evidence::line::{Line, Op};
-use pitser_monitor::Finding;
+use pitser_monitor::{Finding, Found};
 use pitser_trail::PatientId;
 use serde::{Deserialize, Serialize};
 
@@ -139,7 +139,7 @@ impl Transaction {
     }
 
     /// Ends the transaction: what is wrong with it after all.
-    pub(super) fn end(&mut self) -> Vec<(Finding, Option<PatientId>)> {
+    pub(super) fn end(&mut self) -> Vec<Found> {
         let mut wrong: Vec<Suspect> = Vec::new();
         for mut suspect in self.suspects.drain(..) {
             let Some(why) = suspect.doubt.stands(&self.witness) else {
