@@ -48,6 +48,16 @@ impl Layout {
         }
     }
 
+    /// A trail under another folder, with the same archive and the same who keeps the
+    /// master key.
+    pub(crate) fn elsewhere(&self, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            map: None,
+            ..self.clone()
+        }
+    }
+
     /// The same, with the vault's master key in a file elsewhere, which the trail
     /// reads and never writes.
     #[must_use]

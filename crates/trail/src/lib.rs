@@ -16,6 +16,7 @@
 
 pub mod archive;
 mod behind;
+pub mod copy;
 pub mod disk;
 pub mod draft;
 pub mod erasure;

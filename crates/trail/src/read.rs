@@ -148,6 +148,58 @@ fn each_block<T>(
     Ok(blocks)
 }
 
+/// What of an open segment's blocks is whole.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct WholeBlocks {
+    /// Their bytes.
+    pub(crate) bytes: u64,
+    /// Their lines.
+    pub(crate) lines: u64,
+}
+
+/// Which of an open segment's `blocks` are whole: the writer may be at the last one.
+pub(crate) fn whole_blocks(
+    layout: &Layout,
+    number: u32,
+    blocks: &[u8],
+) -> Result<WholeBlocks, ReadError> {
+    let unreadable = |e: pitser_ksi::DecodeError| {
+        damage(
+            Code::LineAltered,
+            &layout.blocks(number),
+            None,
+            e.to_string(),
+        )
+    };
+    // None of them has its seal; that is asked for later.
+    let mut stream = Blocks::new(blocks, Some(part_magics().1)).map_err(unreadable)?;
+    let mut whole = WholeBlocks::default();
+    while let Some((block, _)) = stream.next().map_err(unreadable)? {
+        whole.lines += block.line_count();
+    }
+    whole.bytes = stream.blocks_at as u64;
+    Ok(whole)
+}
+
+/// Up to which byte the seals of an open segment are whole, of these blocks.
+pub(crate) fn whole_seals(
+    layout: &Layout,
+    number: u32,
+    (blocks, seals): (&[u8], &[u8]),
+) -> Result<u64, ReadError> {
+    let unreadable = |e: pitser_ksi::DecodeError| {
+        damage(
+            Code::LineAltered,
+            &layout.seals(number),
+            None,
+            e.to_string(),
+        )
+    };
+    let mut stream = Blocks::new(blocks, Some(seals)).map_err(unreadable)?;
+    while stream.next().map_err(unreadable)?.is_some() {}
+    Ok(stream.seals_at as u64)
+}
+
 /// Where a line is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {

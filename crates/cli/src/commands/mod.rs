@@ -5,6 +5,7 @@ mod attend;
 pub(crate) mod audit;
 pub(crate) mod authority;
 pub(crate) mod bench;
+pub(crate) mod copy;
 pub(crate) mod dev;
 pub(crate) mod erase;
 pub(crate) mod evidence;

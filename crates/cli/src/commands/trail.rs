@@ -1,7 +1,7 @@
 //! `pitser trail`: recompute a whole trail and name the first thing that is wrong;
-//! move what is closed to an archive; make map and index anew.
+//! move what is closed to an archive; copy it beside its writer; make map and index anew.
 
-use super::rebuild;
+use super::{copy, rebuild};
 use crate::config::{Config, secret_file};
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{Form, Judgement, State, Step, Verdict, print};
@@ -27,6 +27,8 @@ enum Command {
     Verify(Verify),
     /// Move closed segments, compressed, to the store that `[archive]` of the configuration names
     Archive(ArchiveArgs),
+    /// Copy the whole trail, vault and keys too, while a guardian may write it: a backup that is a trail itself
+    Copy(copy::Args),
     /// Have the token of `[source.vault_token]` wrap the vault's master key, which a file holds; no guardian
     /// may be running
     Rewrap(Rewrap),
@@ -36,7 +38,7 @@ enum Command {
 
 /// Which trail.
 #[derive(Debug, clap::Args)]
-struct Which {
+pub(super) struct Which {
     /// Configuration file
     #[arg(long, default_value = "pitser.toml", env = "PITSER_CONFIG")]
     config: PathBuf,
@@ -46,7 +48,7 @@ struct Which {
 }
 
 impl Which {
-    fn layout(&self) -> Result<Layout, Failure> {
+    pub(super) fn layout(&self) -> Result<Layout, Failure> {
         let config = Config::read(&self.config)?;
         let source = config.source(self.source.as_deref())?;
         Ok(config.tuning().layout(source))
@@ -94,6 +96,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     match &args.command {
         Command::Verify(args) => verify(args),
         Command::Archive(args) => archive(args),
+        Command::Copy(args) => copy::run(args),
         Command::Rewrap(args) => rewrap(args),
         Command::Rebuild(args) => rebuild::run(args),
     }

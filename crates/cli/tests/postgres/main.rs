@@ -11,6 +11,7 @@ mod sqlite;
 
 mod audit;
 mod chaos;
+mod copy;
 mod encoding;
 mod failover;
 mod gnuhealth;

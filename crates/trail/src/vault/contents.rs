@@ -500,6 +500,83 @@ impl Contents {
     }
 }
 
+/// Copies what the files in `from` have, beside their writer, to those in `to`, which may
+/// have an earlier copy of it: files only grow. Gives the number of bytes that were copied.
+/// What is derived is left to be made: the end of the last file may be half a record, and
+/// the index is not up to date until the copy was opened.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<u64, ContentsError> {
+    disk::private_dir(to)?;
+    let numbers = numbers(from)?;
+    let there = self::numbers(to)?;
+    let mut copied = 0;
+    for number in &numbers {
+        let (source, target) = (file_path(from, *number), file_path(to, *number));
+        let input = File::open(&source).at(&source, "cannot open")?;
+        let length = input.metadata().at(&source, "cannot look at")?.len();
+        let output = writable(&target)?;
+        let mut known = output.metadata().at(&target, "cannot look at")?.len();
+        let goes_on =
+            known <= length && same_end(&input, &output, known).at(&target, "cannot compare")?;
+        if !goes_on {
+            // A crash cost the source its end, and others came to stand there.
+            remove_index(to)?;
+            output.set_len(0).at(&target, "cannot shorten")?;
+            known = 0;
+        }
+        let mut part = vec![0; COPY_BYTES];
+        let begun = known;
+        while known < length {
+            let most = part
+                .len()
+                .min(usize::try_from(length - known).unwrap_or(usize::MAX));
+            let part = &mut part[..most];
+            input
+                .read_exact_at(part, known)
+                .at(&source, "cannot read")?;
+            output
+                .write_all_at(part, known)
+                .at(&target, "cannot write")?;
+            known += most as u64;
+        }
+        if known > begun {
+            output.sync_all().at(&target, "cannot make durable")?;
+        }
+        copied += known - begun;
+    }
+    for number in there.iter().filter(|number| !numbers.contains(number)) {
+        remove_index(to)?;
+        let path = file_path(to, *number);
+        std::fs::remove_file(&path).at(&path, "cannot remove")?;
+    }
+    disk::sync_dir(&file_path(to, 0))?;
+    Ok(copied)
+}
+
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+/// Records are sealed under random nonces: where the ends of two files are the same, the
+/// rest is.
+const END: u64 = 4096;
+
+/// Whether both files have the same before byte `end`, as far as that can be seen there.
+fn same_end(one: &File, other: &File, end: u64) -> io::Result<bool> {
+    let start = end.saturating_sub(END);
+    let read = |file: &File| {
+        let mut bytes = vec![0; (end - start) as usize];
+        file.read_exact_at(&mut bytes, start).map(|()| bytes)
+    };
+    Ok(read(one)? == read(other)?)
+}
+
+/// It says where records are that will stand elsewhere.
+fn remove_index(folder: &Path) -> Result<(), DiskError> {
+    let path = folder.join("index");
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at(&path, "cannot remove"),
+        _ => Ok(()),
+    }
+}
+
 fn record(body: &[u8]) -> Record {
     Record {
         compartment: be64(&body[8..]),

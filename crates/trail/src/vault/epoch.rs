@@ -56,13 +56,7 @@ impl Epoch {
 
     /// Reads the key of an epoch.
     pub(super) fn open(folder: &Path, number: u64, master: &Key) -> Result<Self, VaultError> {
-        let path = path(folder, number);
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(VaultError::Epoch(path));
-            }
-            read => read.at(&path, "cannot read")?,
-        };
+        let bytes = Self::stored(folder, number)?;
         let key = bytes
             .strip_prefix(MAGIC)
             .filter(|_| bytes.len() == FILE_LEN)
@@ -70,8 +64,22 @@ impl Epoch {
             .and_then(|(nonce, sealed)| aead::open(master, nonce, &label(number), sealed.to_vec()))
             .and_then(|key| key.try_into().ok())
             .map(Key::new)
-            .ok_or_else(|| VaultError::Sealed(path.clone()))?;
+            .ok_or_else(|| VaultError::Sealed(path(folder, number)))?;
         Ok(Self { number, key })
+    }
+
+    /// The key of an epoch as it is kept, sealed.
+    pub(super) fn stored(folder: &Path, number: u64) -> Result<Vec<u8>, VaultError> {
+        let path = path(folder, number);
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(VaultError::Epoch(path)),
+            read => Ok(read.at(&path, "cannot read")?),
+        }
+    }
+
+    /// Keeps the key of an epoch, sealed as it is, durably.
+    pub(super) fn store(folder: &Path, number: u64, sealed: &[u8]) -> Result<(), VaultError> {
+        Ok(disk::replace(&path(folder, number), sealed)?)
     }
 
     /// Epochs that have a file, ascending.

@@ -22,6 +22,7 @@
 
 mod aead;
 mod contents;
+mod copy;
 mod epoch;
 mod pack;
 
@@ -31,6 +32,7 @@ use crate::draft::Row;
 use crate::recent::Recent;
 use aead::NONCE_LEN;
 use contents::{Contents, ContentsError};
+pub(crate) use copy::{copy, has_older};
 use epoch::Epoch;
 use pitser_evidence::commit::{Key, LineNonce, commit_row};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, params};

@@ -34,6 +34,7 @@ pub(crate) async fn start(dir: &Path) -> (AuthorityHandle, Client) {
 }
 
 /// Has the blocks that wait sealed.
+#[allow(dead_code, reason = "each test program uses its part")]
 pub(crate) async fn seal(trail: &mut Trail, client: &Client) {
     let waiting: Vec<_> = trail.unsealed().cloned().collect();
     for block in waiting {
