@@ -106,8 +106,12 @@ impl<'a> From<&'a str> for Asked<'a> {
     }
 }
 
-/// The lines that evidence shows, by `seq`, and how many of each shared list it does not.
-struct Listed {
+/// What evidence on a patient is made of: the lines that it shows, by `seq`, and how many of
+/// each shared list it does not.
+#[derive(Debug)]
+pub struct Listed {
+    identifier: String,
+    subject: Patient,
     lines: Vec<Line>,
     many_before: u64,
     unknown_before: u64,
@@ -405,16 +409,13 @@ impl Exporter {
         Ok((line, bytes))
     }
 
-    /// The seals of the blocks that the evidence on a patient has, by number.
+    /// The seals of the blocks that evidence with these lines has, by number.
     ///
     /// # Errors
     /// [`ExportError`].
-    pub fn seals<'a>(
-        &mut self,
-        asked: impl Into<Asked<'a>>,
-    ) -> Result<Vec<(u64, Vec<u8>)>, ExportError> {
+    pub fn seals(&mut self, listed: &Listed) -> Result<Vec<(u64, Vec<u8>)>, ExportError> {
         let mut blocks = BTreeMap::new();
-        for line in self.listed(asked.into())?.lines {
+        for line in &listed.lines {
             let entry = self.sealed_block_of(line.seq)?;
             blocks.insert(entry.leaf.block, entry);
         }
@@ -440,23 +441,35 @@ impl Exporter {
         asked: impl Into<Asked<'a>>,
         audit: Option<String>,
         publications: Option<Vec<u8>>,
+        seal_of: impl FnMut(u64, &[u8]) -> Vec<u8>,
+    ) -> Result<Evidence, ExportError> {
+        let listed = self.list(asked)?;
+        self.evidence_of(listed, audit, publications, seal_of)
+    }
+
+    /// The same, of lines that this exporter has listed.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn evidence_of(
+        &mut self,
+        listed: Listed,
+        audit: Option<String>,
+        publications: Option<Vec<u8>>,
         mut seal_of: impl FnMut(u64, &[u8]) -> Vec<u8>,
     ) -> Result<Evidence, ExportError> {
         let (note, size) = match &self.head {
             Some((note, head)) => (note.to_string(), head.size()),
             None => return Err(ExportError::NoHead),
         };
-        let asked = asked.into();
         let last_block = size.checked_sub(1).ok_or(ExportError::NoHead)?;
-        let subject = self.keys.pseudonym(asked.patient);
-        if self.view.state.patient(&subject)?.is_none() {
-            return Err(ExportError::UnknownPatient);
-        }
         let Listed {
+            identifier,
+            subject,
             lines,
             many_before,
             unknown_before,
-        } = self.listed(asked)?;
+        } = listed;
         let mut by_block: BTreeMap<u64, (BlockEntry, Vec<Line>)> = BTreeMap::new();
         by_block.insert(last_block, (self.block(last_block)?, Vec::new()));
         for line in lines {
@@ -488,8 +501,8 @@ impl Exporter {
             publications: publications.map(Blob),
             signature: String::new(),
             subject: Subject {
-                id: asked.patient.to_owned(),
-                proof: Blob(self.keys.prove_pseudonym(asked.patient).to_vec()),
+                proof: Blob(self.keys.prove_pseudonym(&identifier).to_vec()),
+                id: identifier,
             },
         };
         evidence.format = evidence.oldest_format().to_owned();
@@ -504,9 +517,20 @@ impl Exporter {
         evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
     }
 
-    /// The lines that evidence is to show, unless they are more than anybody reads.
-    fn listed(&mut self, asked: Asked<'_>) -> Result<Listed, ExportError> {
+    /// The lines that evidence on a patient as of the newest cosigned head is to show, unless
+    /// they are more than anybody reads.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn list<'a>(&mut self, asked: impl Into<Asked<'a>>) -> Result<Listed, ExportError> {
+        let asked = asked.into();
+        if self.head.is_none() {
+            return Err(ExportError::NoHead);
+        }
         let subject = self.keys.pseudonym(asked.patient);
+        if self.view.state.patient(&subject)?.is_none() {
+            return Err(ExportError::UnknownPatient);
+        }
         let mut lengths = ListLengths::default();
         // Before any line is read, as far as it is known.
         let counted: &[Patient] = match asked.shared_since {
@@ -544,6 +568,8 @@ impl Exporter {
         lines.sort_by_key(|line| line.seq);
         let [many_before, unknown_before] = before;
         Ok(Listed {
+            identifier: asked.patient.to_owned(),
+            subject,
             lines,
             many_before,
             unknown_before,

@@ -135,8 +135,9 @@ async fn a_shared_list_begins_with_the_newest_line_that_is_not_asked_for() {
             patient: "pt-0",
             shared_since,
         };
-        let seals = exporter.seals(asked).unwrap();
-        let evidence = exporter.evidence(asked, None, None, |_, seal| seal.to_vec());
+        let listed = exporter.list(asked).unwrap();
+        let seals = exporter.seals(&listed).unwrap();
+        let evidence = exporter.evidence_of(listed, None, None, |_, seal| seal.to_vec());
         let evidence = evidence.unwrap();
         assert_eq!(evidence.map.many.before, None);
         assert_eq!(

@@ -79,11 +79,12 @@ pub(crate) async fn run(args: Args) -> Outcome {
         patient: &args.patient,
         shared_since: args.shared_since,
     };
-    let seals = exporter.seals(asked).map_err(Failure::input)?;
+    let listed = exporter.list(asked).map_err(Failure::input)?;
+    let seals = exporter.seals(&listed).map_err(Failure::input)?;
     let (publications, longer) = extended(&config, seals).await?;
     let publications = publications.or_else(|| std::fs::read(layout.publications()).ok());
     let mut evidence = exporter
-        .evidence(asked, audit, publications, |block, seal| {
+        .evidence_of(listed, audit, publications, |block, seal| {
             longer.get(&block).cloned().unwrap_or_else(|| seal.to_vec())
         })
         .map_err(Failure::input)?;

@@ -363,11 +363,12 @@ impl Demo {
         );
 
         let mut exporter = Exporter::open_at_head(layout).map_err(Failure::service)?;
-        let seals = exporter.seals(patient).map_err(Failure::service)?;
+        let listed = exporter.list(patient).map_err(Failure::service)?;
+        let seals = exporter.seals(&listed).map_err(Failure::service)?;
         let seals = extended(&self.client, seals, &self.authority, &codes).await?;
         let evidence = exporter
-            .evidence(
-                patient,
+            .evidence_of(
+                listed,
                 Some(statement.to_string()),
                 Some(self.authority.publications_file().to_vec()),
                 |block, seal| seals.get(&block).cloned().unwrap_or_else(|| seal.to_vec()),

@@ -480,7 +480,8 @@ async fn export(
     let record = file.latest().unwrap();
     let mut exporter = Exporter::open_at_head(layout).unwrap();
     let mut extended = std::collections::HashMap::new();
-    for (block, seal) in exporter.seals(patient).unwrap() {
+    let listed = exporter.list(patient).unwrap();
+    for (block, seal) in exporter.seals(&listed).unwrap() {
         let seal = pitser_ksi::Signature::decode(&seal).unwrap();
         let longer = client
             .extend(&seal, Some(record.data.time), Some(record))
@@ -489,8 +490,8 @@ async fn export(
         extended.insert(block, longer.encode());
     }
     exporter
-        .evidence(
-            patient,
+        .evidence_of(
+            listed,
             Some(statement.to_string()),
             Some(authority.publications_file().to_vec()),
             |block, _| extended[&block].clone(),
