@@ -14,10 +14,11 @@
 use crate::codec::{Blob, Bytes32, Digest};
 use crate::commit::{Key, column_leaf, commit_table_key, patient_alpha, record_key, row_root};
 use crate::file::{OpenColumn, Subject};
-use crate::line::{Genesis, Line, Patient, TableGenesis};
+use crate::line::{Genesis, Line, Op, Patient, TableGenesis};
 use crate::vrf::{PROOF_LEN, PublicKey};
 use pitser_ksi::hash::{Algorithm, hash};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
@@ -28,6 +29,9 @@ pub const MAX_ROWS: usize = 64;
 pub const MAX_ANSWER: usize = 8 << 20;
 /// Steps from a row to the one that names its patient.
 const MAX_STEPS: usize = 16;
+/// Lines about a row through which a patient is found that are read back, from its newest
+/// one, for each row of a sample.
+const MAX_BACK: usize = 4096;
 
 /// What a sample is drawn from: a trail up to a cosigned head.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,6 +213,8 @@ pub struct Trail<'a> {
     pub mapping: Option<Digest>,
     /// Lines by `seq`.
     pub line: &'a mut dyn FnMut(u64) -> Option<Line>,
+    /// The last line about a record, by its table and key: what its leaf in the map says.
+    pub last: &'a mut dyn FnMut(&str, &Bytes32) -> Option<u64>,
 }
 
 impl fmt::Debug for Trail<'_> {
@@ -247,6 +253,7 @@ pub fn compare(line: &Line, shown: &OpenedRow, trail: &mut Trail<'_>) -> Result<
                     identifier,
                     mapping: &mapping,
                     via: &shown.via,
+                    back: Cell::new(MAX_BACK),
                 };
                 kept.extend(found.through(named, &columns, trail, 0)?);
             }
@@ -437,6 +444,8 @@ struct Found<'a> {
     identifier: Option<&'a str>,
     mapping: &'a Mapping,
     via: &'a [Via],
+    /// Lines that may still be read back.
+    back: Cell<usize>,
 }
 
 impl Found<'_> {
@@ -516,8 +525,45 @@ impl Found<'_> {
                 "its patient is found through another row than the one shown",
             ));
         }
+        let aged = self.is_newest(&line, trail)?;
         let kept = self.through(table, &columns, trail, step + 1)?;
-        Ok(kept.or(named.kept))
+        Ok(kept.or(named.kept).or(aged))
+    }
+
+    /// Whether a line through which the patient is found was the newest that says what its
+    /// record's row is: at the line that was drawn, or at the end of its transaction.
+    fn is_newest(&self, via: &Line, trail: &mut Trail<'_>) -> Result<Option<&'static str>, Wrong> {
+        const OLDER: Wrong = Wrong::Opening(
+            "the row through which its patient is found was another one by then than the one shown",
+        );
+        let kept =
+            Some("whether the row through which its patient is found was the newest is not known");
+        let is_before = |other: &Line| other.seq <= self.line.seq;
+        let is_of_same = |other: &Line| other.tx.is_some() && other.tx == self.line.tx;
+        if !is_before(via) && !is_of_same(via) {
+            return Err(OLDER);
+        }
+        let (Some(table), Some(key)) = (&via.table, &via.key) else {
+            return Ok(kept);
+        };
+        let mut next = (trail.last)(table, key);
+        // A line points to its record's line before it, and to none after it.
+        while let Some(seq) = next.filter(|seq| *seq > via.seq) {
+            let Some(left) = self.back.get().checked_sub(1) else {
+                return Ok(kept);
+            };
+            self.back.set(left);
+            let Some(later) = (trail.line)(seq) else {
+                return Ok(kept);
+            };
+            let says_what_it_is = later.row.is_some() || later.op == Op::Delete;
+            let counts = is_before(&later) || !is_before(via) && is_of_same(&later);
+            if says_what_it_is && counts {
+                return Err(OLDER);
+            }
+            next = later.prev.map(|prev| prev.seq);
+        }
+        Ok(kept.filter(|_| next != Some(via.seq)))
     }
 }
 
@@ -525,7 +571,7 @@ impl Found<'_> {
 mod tests {
     use super::*;
     use crate::commit::LineNonce;
-    use crate::line::{Op, Timestamp};
+    use crate::line::{Prev, Timestamp};
     use crate::vrf::SecretKey;
     use std::collections::HashMap;
 
@@ -624,7 +670,7 @@ mod tests {
             line.key = Some(record_key(&table_key(table), [key]));
             line.row = Some(row_root(leaves));
             line.patient = patient.map(|id| Patient::Pseudonym(Bytes32(pseudonym(id))));
-            self.lines.insert(seq, line.clone());
+            self.insert(&mut line);
             let shown = OpenedRow {
                 columns: Some(columns),
                 key: Some(vec![Blob(key.to_vec())]),
@@ -633,6 +679,23 @@ mod tests {
                 ..OpenedRow::default()
             };
             (line, shown)
+        }
+
+        /// A line, after those of its record before it.
+        fn insert(&mut self, line: &mut Line) {
+            let before = self.last(&line.table, &line.key, line.seq);
+            line.prev = before.map(|seq| Prev {
+                hash: Line::hash(&self.lines[&seq].encode()),
+                seq,
+            });
+            self.lines.insert(line.seq, line.clone());
+        }
+
+        /// The last line before `end` about a record.
+        fn last(&self, table: &Option<String>, key: &Option<Bytes32>, end: u64) -> Option<u64> {
+            let lines = self.lines.values();
+            let of = lines.filter(|line| line.table == *table && line.key == *key);
+            of.map(|line| line.seq).filter(|seq| *seq < end).max()
         }
 
         fn mapping(&self) -> Digest {
@@ -663,6 +726,7 @@ mod tests {
                 genesis: &self.genesis,
                 mapping: Some(mapping),
                 line: &mut |seq| self.lines.get(&seq).cloned(),
+                last: &mut |table, key| self.last(&Some(table.to_owned()), &Some(*key), u64::MAX),
             };
             // As it comes over the wire.
             let json = serde_json::to_vec(shown).unwrap();
@@ -793,6 +857,103 @@ mod tests {
         );
         wrong.via = vec![via_line(3, via)];
         does_not_open(world.compare(&line, &wrong));
+    }
+
+    /// A person whose row named `pt-1` in line 1 and `pt-2` in line 2, and an entry of hers
+    /// in line 3. In line 4 the person's row names `pt-3`, in the same transaction or later.
+    struct Moved {
+        world: World,
+        rows: HashMap<u64, OpenedRow>,
+    }
+
+    impl Moved {
+        fn new() -> Self {
+            let mut world = World::new();
+            let named = [(1, "tpt-1"), (2, "tpt-2"), (4, "tpt-3")];
+            let rows = named.map(|(seq, who)| {
+                let row = [Some("i7"), Some(who), Some("tx")];
+                (seq, world.row(seq, "person", row, Some(&who[1..])).1)
+            });
+            let rows = rows.into();
+            Self { world, rows }
+        }
+
+        /// The entry as a line about `patient`, led to through the person's row of a line.
+        fn entry(&mut self, patient: &str, via: u64) -> Result<Vec<&'static str>, Wrong> {
+            self.entry_of(None, patient, via)
+        }
+
+        fn entry_of(
+            &mut self,
+            tx: Option<u64>,
+            patient: &str,
+            via: u64,
+        ) -> Result<Vec<&'static str>, Wrong> {
+            let row = [Some("i1"), Some("i7"), Some("tx")];
+            let (mut line, mut shown) = self.world.row(3, "entry", row, Some(patient));
+            line.tx = tx;
+            shown.via = vec![via_line(via, self.rows[&via].clone())];
+            self.world.compare(&line, &shown)
+        }
+    }
+
+    #[test]
+    fn a_row_that_was_another_one_by_then_leads_to_nobody() {
+        let mut moved = Moved::new();
+        assert_eq!(moved.entry("pt-2", 2), Ok(vec![]));
+        does_not_open(moved.entry("pt-1", 1));
+        does_not_open(moved.entry("pt-3", 4));
+        // It may be the one at the end of the transaction, or at the line.
+        moved.world.lines.get_mut(&4).unwrap().tx = Some(9);
+        assert_eq!(moved.entry_of(Some(9), "pt-3", 4), Ok(vec![]));
+        assert_eq!(moved.entry_of(Some(9), "pt-2", 2), Ok(vec![]));
+        does_not_open(moved.entry_of(Some(9), "pt-1", 1));
+        does_not_open(moved.entry_of(Some(8), "pt-3", 4));
+        // And there it is the last one.
+        let row = [Some("i7"), Some("tpt-4"), Some("tx")];
+        moved.world.row(5, "person", row, Some("pt-4"));
+        moved.world.lines.get_mut(&5).unwrap().tx = Some(9);
+        does_not_open(moved.entry_of(Some(9), "pt-3", 4));
+    }
+
+    #[test]
+    fn a_row_that_was_gone_by_then_leads_to_nobody() {
+        let mut moved = Moved::new();
+        let mut gone = moved.world.lines[&2].clone();
+        (gone.op, gone.row) = (Op::Delete, None);
+        moved.world.insert(&mut gone);
+        does_not_open(moved.entry("pt-1", 1));
+        // What says nothing of the row does not count.
+        let mut read = moved.world.lines[&2].clone();
+        read.op = Op::Read;
+        moved.world.insert(&mut read);
+        assert_eq!(moved.entry("pt-1", 1), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_stands_behind_too_many_lines_is_not_known() {
+        let mut moved = Moved::new();
+        let mut read = moved.world.lines[&4].clone();
+        (read.op, read.row) = (Op::Read, None);
+        let most = MAX_BACK as u64;
+        let mut before = 4;
+        // With that of line 4, as many as are read.
+        for seq in 5..4 + most {
+            let hash = Digest::of(&[]);
+            read.prev = Some(Prev { hash, seq: before });
+            (read.seq, before) = (seq, seq);
+            moved.world.lines.insert(seq, read.clone());
+        }
+        assert_eq!(moved.entry("pt-2", 2), Ok(vec![]));
+        read.prev = Some(Prev {
+            hash: Digest::of(&[]),
+            seq: before,
+        });
+        read.seq += 1;
+        moved.world.lines.insert(read.seq, read.clone());
+        let kept = moved.entry("pt-2", 2).unwrap();
+        assert!(kept[0].contains("is not known"), "{kept:?}");
+        assert_eq!(moved.entry("pt-1", 1).unwrap().len(), 1);
     }
 
     #[test]

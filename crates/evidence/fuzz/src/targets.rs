@@ -6,6 +6,7 @@ use pitser_evidence::{
     Anchors, Evidence, Line, Verdict,
     audit::Statement,
     block::LogLeaf,
+    codec::Bytes32,
     map::Leaf,
     sample::{self, Shown, ShownRow},
     state::State,
@@ -91,10 +92,15 @@ pub fn sample(bytes: &[u8]) {
     let genesis = TRAIL[0].genesis.as_ref().expect("the first line is one");
     let mapping = TRAIL.iter().find_map(|line| line.checkpoint.as_ref());
     let mut line = |seq| TRAIL.iter().find(|line| line.seq == seq).cloned();
+    let mut last = |table: &str, key: &Bytes32| {
+        let is_of = |line: &&Line| line.table.as_deref() == Some(table) && line.key == Some(*key);
+        TRAIL.iter().rev().find(is_of).map(|line| line.seq)
+    };
     let mut trail = sample::Trail {
         genesis,
         mapping: mapping.map(|checkpoint| checkpoint.mapping),
         line: &mut line,
+        last: &mut last,
     };
     let lines = TRAIL.iter().filter(|line| line.row.is_some());
     for (line, row) in lines.zip(&shown.rows) {

@@ -1,6 +1,7 @@
 //! The auditor's side of a sample: draws lines that nobody could foresee, has their rows
 //! opened, and compares (docs/spec/34-audit.md §7).
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -273,6 +274,15 @@ pub(super) struct Lines<'a, P> {
     pub(super) known: &'a Known,
 }
 
+impl<P: Pages<Error: Into<MapError>>> Lines<'_, P> {
+    /// The last line about a record.
+    fn last(&self, table: &str, key: &Bytes32) -> Result<Option<u64>, AuditError> {
+        let leaf = self.view.state.record_leaf(table, key);
+        let leaf = leaf.map_err(|error| ReadError::from(error.into()))?;
+        Ok(leaf.map(|leaf| leaf.last_seq))
+    }
+}
+
 impl<P> Lines<'_, P> {
     fn line(&self, seq: u64) -> Result<Option<Line>, AuditError> {
         let bytes = self.view.index.line(self.layout, seq);
@@ -329,10 +339,21 @@ impl<P> Lines<'_, P> {
     }
 }
 
+/// What could be looked up; why it could not is kept.
+fn answer<T>(
+    failed: &RefCell<Option<AuditError>>,
+    found: Result<Option<T>, AuditError>,
+) -> Option<T> {
+    found.unwrap_or_else(|error| {
+        failed.replace(Some(error));
+        None
+    })
+}
+
 type WrongRow = (Line, String, Code, Box<OpenedRow>);
 
 /// Compares what was shown with the lines, into `sampled`; the first row that is wrong.
-fn compare<P>(
+fn compare<P: Pages<Error: Into<MapError>>>(
     sampled: &mut Sampled,
     asked: &[Line],
     shown: Result<Shown, RemoteError>,
@@ -374,21 +395,18 @@ fn compare<P>(
                 }
             }
             ShownRow::Opened(opened) => {
-                let mut failed = None;
-                let mut at = |seq| {
-                    lines.line(seq).unwrap_or_else(|error| {
-                        failed = Some(error);
-                        None
-                    })
-                };
+                let failed = RefCell::new(None);
+                let mut at = |seq| answer(&failed, lines.line(seq));
+                let mut last = |table: &str, key: &Bytes32| answer(&failed, lines.last(table, key));
                 let mapping = lines.mapping(seq)?;
                 let mut trail = sample::Trail {
                     genesis,
                     mapping,
                     line: &mut at,
+                    last: &mut last,
                 };
                 let compared = sample::compare(line, &opened, &mut trail);
-                if let Some(error) = failed {
+                if let Some(error) = failed.into_inner() {
                     return Err(error);
                 }
                 match compared {
