@@ -11,7 +11,7 @@ mod tls;
 
 use common::copy_folder::copy_folder;
 use common::{Process, Said, pitser};
-use hospital::{Hospital, ORIGIN, witnessed, word_after};
+use hospital::{Hospital, ORIGIN, witness_in, witnessed, word_after};
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Line, Op};
 use pitser_trail::export::Exporter;
@@ -1040,5 +1040,60 @@ fn he_says_which_trail_he_means() {
     // A question about one trail is none to the guardian of another.
     let elsewhere = format!("{} --origin other.example/ehr", audit.follow());
     audit.run(&elsewhere).exits(4).says("[[auditor]]");
+    guardian.stop();
+}
+
+/// A site that begins its trail anew tells its auditor, who puts the new genesis beside the
+/// old one.
+#[test]
+fn of_two_trails_of_one_name_he_follows_the_one_that_is_served() {
+    let mut audit = Audit::new();
+    let guardian = audit.hospital.guard();
+    audit.goes_on("b");
+    let follow = audit.follow();
+    let genesis = |said: &Value| {
+        let mut steps = said["steps"].as_array().unwrap().iter();
+        let step = steps.find(|step| step["name"] == "genesis").unwrap();
+        step["text"].as_str().unwrap().to_owned()
+    };
+    let old = audit.run(&follow).exits(0).json();
+    assert_eq!(genesis(&old), audit.hospital.genesis);
+    guardian.stop();
+
+    fs::rename(audit.path("guard"), audit.path("retired")).unwrap();
+    let said = audit.run("guard init").exits(0);
+    let (log, new) = (word_after(&said, "log key"), word_after(&said, "genesis"));
+    // The other witness has cosigned a trail of this name.
+    let said = audit.run("witness init --dir w2 --name notary.example/second");
+    let key = word_after(&said.exits(0), "key");
+    audit
+        .run(&format!("witness add-log --dir w2 {log}"))
+        .exits(0);
+    let (_witness, url) = witness_in(audit.hospital.dir.path(), "w2");
+    let first = audit.hospital.witness_key.to_string();
+    audit.configure(|config| {
+        let config = config.replace(&audit.hospital.witness_url, &url);
+        config.replace(&first, &key)
+    });
+    let anchors = audit.path("anchors.toml");
+    let add = |more: &str| {
+        let text = fs::read_to_string(&anchors).unwrap();
+        fs::write(&anchors, format!("{text}\n{more}\n")).unwrap();
+    };
+    add(&format!("[[witness]]\nkey = \"{key}\""));
+    let guardian = audit.hospital.guard();
+    audit.hospital.status(witnessed(1));
+    let forked = audit.run(&follow).exits(1).json();
+    assert_eq!(forked["code"], "TRL-04", "{forked}");
+
+    add(&format!(
+        "[[trail]]\norigin = \"{ORIGIN}\"\ngenesis = \"{new}\""
+    ));
+    for note in ["c", "d"] {
+        audit.goes_on(note);
+        let said = audit.run(&follow).exits(0).json();
+        assert_eq!(genesis(&said), new);
+        assert_eq!(said["namesake"], *audit.hospital.genesis, "{said}");
+    }
     guardian.stop();
 }

@@ -296,6 +296,25 @@ impl Site {
     }
 }
 
+/// What is known of a trail that begins with this line, if the anchors have it.
+fn anchored(
+    site: &Site,
+    judge: Judge<'_>,
+    line: &Line,
+    genesis: Digest,
+) -> Result<KnownAt, AuditError> {
+    let known = Known {
+        origin: site.origin.clone(),
+        genesis,
+        witnesses: Vec::new(),
+        quorum: judge.anchors.witness_quorum as usize,
+    };
+    is_anchored(judge.anchors, &known)?;
+    let genesis = line.genesis.as_deref();
+    let log_key = named_key(genesis.map(|genesis| genesis.log_key.as_str()), &known)?;
+    Ok(KnownAt { known, log_key })
+}
+
 /// Bytes of an answer that is no piece of the trail.
 const ANSWER: usize = 16 << 10;
 
@@ -372,6 +391,27 @@ impl Auditor {
         progress: &mut dyn FnMut(Step, u64),
     ) -> Result<Audited, AuditError> {
         let known = self.known_at(site, judge)?;
+        match self.follow_known(site, look, judge, &known, progress) {
+            Err(error) if error.is_of_copy() => match self.served_instead(site, judge, &known) {
+                Ok(Some(served)) => {
+                    tracing::warn!(%error, "another trail of this name is served, which the anchors have too: it is followed");
+                    self.follow_known(site, look, judge, &served, progress)
+                }
+                _ => Err(error),
+            },
+            outcome => outcome,
+        }
+    }
+
+    /// The same, of the trail that begins as is known.
+    fn follow_known(
+        &mut self,
+        site: &Site,
+        look: Look,
+        judge: Judge<'_>,
+        known: &KnownAt,
+        progress: &mut dyn FnMut(Step, u64),
+    ) -> Result<Audited, AuditError> {
         let genesis = known.known.genesis;
         let signed = self.newest(&genesis)?;
         let signed = signed.map_or(0, |signed| signed.statement.size);
@@ -380,7 +420,7 @@ impl Auditor {
             site,
             look,
             state: &state,
-            known: &known,
+            known,
         };
         let (copy, anew) = (self.copy(&genesis), self.trail(&genesis).join("copy.new"));
         if !judge.anew {
@@ -406,33 +446,52 @@ impl Auditor {
 
     /// What is known of the trail, by the genesis line of the copy that is there, or of
     /// what is served.
-    fn known_at(&self, site: &Site, judge: Judge<'_>) -> Result<KnownAt, AuditError> {
+    fn known_at(&mut self, site: &Site, judge: Judge<'_>) -> Result<KnownAt, AuditError> {
         let trails = judge.anchors.trails.iter();
         let trails: Vec<_> = trails.filter(|trail| trail.origin == site.origin).collect();
         if trails.is_empty() {
             let doubt = Doubt::UnknownTrail(site.origin.clone());
             return Err(AuditError::Waiting(doubt));
         }
-        let here = |genesis: &Digest| {
-            let (line, hash) = read::genesis(&Layout::new(self.copy(genesis))).ok()?;
-            (hash == *genesis).then_some(line)
-        };
-        let mut copies = trails.iter().filter(|_| !judge.anew);
-        let copied = copies.find_map(|trail| Some((here(&trail.genesis)?, trail.genesis)));
-        let (line, genesis) = match copied {
-            Some(copied) => copied,
+        let mut copied = Vec::new();
+        for trail in trails.iter().filter(|_| !judge.anew) {
+            let copy = Layout::new(self.copy(&trail.genesis));
+            let Ok((line, hash)) = read::genesis(&copy) else {
+                continue;
+            };
+            if hash == trail.genesis {
+                let signed = self.newest(&hash)?;
+                copied.push((signed.map(|signed| signed.statement.made_at), line, hash));
+            }
+        }
+        // Of several, the one that was signed last is the one that is served.
+        let newest = copied.into_iter().max_by_key(|(signed_at, ..)| *signed_at);
+        let (line, genesis) = match newest {
+            Some((_, line, genesis)) => (line, genesis),
             None => self.served_genesis(site)?,
         };
-        let known = Known {
-            origin: site.origin.clone(),
-            genesis,
-            witnesses: Vec::new(),
-            quorum: judge.anchors.witness_quorum as usize,
-        };
-        is_anchored(judge.anchors, &known)?;
-        let genesis = line.genesis.as_deref();
-        let log_key = named_key(genesis.map(|genesis| genesis.log_key.as_str()), &known)?;
-        Ok(KnownAt { known, log_key })
+        anchored(site, judge, &line, genesis)
+    }
+
+    /// The trail that is served, if it is another than the one that is known, and the
+    /// anchors have both: it was begun anew, and whoever wrote the anchors knows.
+    fn served_instead(
+        &self,
+        site: &Site,
+        judge: Judge<'_>,
+        known: &KnownAt,
+    ) -> Result<Option<KnownAt>, AuditError> {
+        let trails = judge.anchors.trails.iter();
+        let mut others = trails
+            .filter(|trail| trail.origin == site.origin && trail.genesis != known.known.genesis);
+        if others.clone().next().is_none() {
+            return Ok(None);
+        }
+        let (line, genesis) = self.served_genesis(site)?;
+        match others.any(|trail| trail.genesis == genesis) {
+            true => anchored(site, judge, &line, genesis).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn served_genesis(&self, site: &Site) -> Result<(Line, Digest), AuditError> {
