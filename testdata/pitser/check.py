@@ -251,7 +251,7 @@ def listed(file, who, entry):
 def genesis():
     old = json.loads((HERE / "trail.jsonl").read_bytes().split(b"\n")[0])
     lines = (HERE / "genesis.jsonl").read_bytes().splitlines()
-    for rules, text in zip((15, 16), lines, strict=True):
+    for rules, text in zip((15, 16, 17), lines, strict=True):
         line = json.loads(text)
         assert canonical(line) == text and (line["v"], line["op"]) == (4, "genesis")
         assert line["genesis"].pop("rules") == rules
@@ -277,6 +277,20 @@ def acceptance():
     same(imprint(b"pitser/v1/raw\0", mac(nonce, b"raw\0"), b"the nightly import"), line["raw"], "why")
 
 
+def holds():
+    lines, n = (HERE / "hold.jsonl").read_bytes().splitlines(), load("commitments.json")["line_nonce"]
+    said = (("hold", b"Mari Maasikas", b"court case 2-26-117"), ("release", b"Jaan Tamm", b"2-26-117 is closed"))
+    before = None
+    for text, (op, by, why) in zip(lines, said, strict=True):
+        line = json.loads(text)
+        assert canonical(line) == text and (line["v"], line["op"]) == (5, op)
+        nonce = mac(bytes([0x33] * 32), b"pitser/v1/line\0", n["origin"].encode(), b"\0", u32(n["timeline"]), u64(line["seq"]))
+        same(imprint(b"pitser/v1/person\0", mac(nonce, b"person\0"), by), line["actor"]["person"], "who decides")
+        same(imprint(b"pitser/v1/raw\0", mac(nonce, b"raw\0"), why), line["raw"], "why")
+        assert line.get("patient_prev") == before and line.get("release") == (before and {"hold": before})
+        before = {"hash": imprint(text), "seq": line["seq"]}
+
+
 def opened(c):
     value = c["value"].encode() if "value" in c else base64.b64decode(c["bytes"]) if "bytes" in c else None
     return unhex(c["hidden"]) if "hidden" in c else column(unhex(c["nonce"]), c["name"].encode(), value)
@@ -289,4 +303,5 @@ if __name__ == "__main__":
     genesis()
     erasure()
     acceptance()
+    holds()
     print("all vectors follow from the chapters")

@@ -15,10 +15,10 @@ use std::sync::Arc;
 
 /// The newest version of lines that this module reads and writes. A line carries the
 /// version that all of it came with: those of version 1 stay what they were.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// The last rule of docs/spec/30-trail.md §3 that a trail begun now keeps.
-pub const RULES: u8 = 16;
+pub const RULES: u8 = 17;
 
 /// The first rule that a genesis promises: all trails keep those before.
 const FIRST_RULE: u8 = 15;
@@ -88,6 +88,9 @@ pub struct Line {
     /// Salted commitment to the raw message that this line was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Digest>,
+    /// Body of [`Op::Release`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Box<Release>>,
     /// Commitment to the whole row after the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub row: Option<Digest>,
@@ -135,6 +138,7 @@ impl Line {
             prev: None,
             purpose: None,
             raw: None,
+            release: None,
             row: None,
             seq,
             source: source.into(),
@@ -246,21 +250,29 @@ impl Line {
             self.accept.is_some() == (self.op == Op::Accept),
             "accept body and op disagree",
         )?;
-        if let Some(accept) = &self.accept {
-            rule(
-                accept.finding.seq < self.seq,
-                "accept does not point back to a finding",
-            )?;
-            let person = self.actor.as_ref().and_then(|actor| actor.person);
-            rule(
-                person.is_some() && self.raw.is_some(),
-                "accept says who accepts and why",
-            )?;
-        }
+        rule(
+            self.release.is_some() == (self.op == Op::Release),
+            "release body and op disagree",
+        )?;
+        let finding = self.accept.as_ref().map(|accept| accept.finding);
+        rule(
+            finding.is_none_or(|finding| finding.seq < self.seq),
+            "accept does not point back to a finding",
+        )?;
+        let hold = self.release.as_ref().map(|release| release.hold);
+        rule(
+            hold.is_none_or(|hold| hold.seq < self.seq),
+            "release does not point back to a hold",
+        )?;
+        let person = self.actor.as_ref().and_then(|actor| actor.person);
+        rule(
+            !self.op.is_answered_for() || (person.is_some() && self.raw.is_some()),
+            "accept, hold and release say who decides and why",
+        )?;
         let of_somebody = matches!(self.patient, Some(Patient::Pseudonym(_)));
         rule(
-            self.op != Op::Erase || (of_somebody && self.table.is_none()),
-            "erase names a patient and no record",
+            !self.op.is_about_a_patient() || (of_somebody && self.table.is_none()),
+            "erase, hold and release name a patient and no record",
         )?;
         rule(
             self.key.is_none() || self.table.is_some(),
@@ -287,7 +299,7 @@ impl Line {
         let alone = self.event == self.seq && self.more.is_none();
         rule(
             !self.op.is_alone() || alone,
-            "genesis, checkpoint, erase and accept are events of their own",
+            "genesis, checkpoint, erase, accept, hold and release are events of their own",
         )?;
         for prev in [self.prev, self.patient_prev].into_iter().flatten() {
             rule(prev.seq < self.seq, "prev does not point back")?;
@@ -367,6 +379,10 @@ pub enum Op {
     Erase,
     /// Somebody answers for a finding; since version 3.
     Accept,
+    /// This patient is not to be erased; since version 5.
+    Hold,
+    /// A hold ends; since version 5.
+    Release,
     /// Last line of a block.
     Checkpoint,
 }
@@ -377,6 +393,7 @@ impl Op {
         match self {
             Self::Erase => 2,
             Self::Accept => 3,
+            Self::Hold | Self::Release => 5,
             _ => 1,
         }
     }
@@ -398,7 +415,22 @@ impl Op {
 
     /// Lines of this kind are events of their own.
     fn is_alone(self) -> bool {
-        self.is_about_the_trail() || matches!(self, Self::Erase | Self::Accept)
+        self.is_about_the_trail() || self.is_about_a_patient() || self == Self::Accept
+    }
+
+    /// Lines of this kind are about a patient, and no record.
+    fn is_about_a_patient(self) -> bool {
+        self == Self::Erase || self.is_about_a_hold()
+    }
+
+    /// Lines of this kind say who decided, and why: their `raw` is a text.
+    pub fn is_answered_for(self) -> bool {
+        self == Self::Accept || self.is_about_a_hold()
+    }
+
+    /// Lines of this kind set or lift a legal hold.
+    pub fn is_about_a_hold(self) -> bool {
+        matches!(self, Self::Hold | Self::Release)
     }
 
     /// The word in the line.
@@ -417,6 +449,8 @@ impl Op {
             Self::Finding => "finding",
             Self::Erase => "erase",
             Self::Accept => "accept",
+            Self::Hold => "hold",
+            Self::Release => "release",
             Self::Checkpoint => "checkpoint",
         }
     }
@@ -528,6 +562,15 @@ pub struct Erasure {
 pub struct Acceptance {
     /// The finding's line.
     pub finding: Prev,
+}
+
+/// Body of a hold's end. Who ends it is the line's `actor`, and why is what its `raw`
+/// commits to; so it is with the line that set it, which has no body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// The hold's line.
+    pub hold: Prev,
 }
 
 /// Body of a block's last line.
@@ -831,10 +874,10 @@ mod tests {
         refused(|l| *l = erasure(|e| e.v = 1), "version");
         refused(|l| *l = erasure(|e| e.erase = None), "erase body");
         refused(|l| l.erase = erasure(|_| {}).erase, "erase body");
-        refused(|l| *l = erasure(|e| e.patient = None), "names a patient");
+        refused(|l| *l = erasure(|e| e.patient = None), "name a patient");
         refused(
             |l| *l = erasure(|e| e.patient = Some(Patient::Unknown)),
-            "names a patient",
+            "name a patient",
         );
         refused(
             |l| *l = erasure(|e| e.table = Some("observation".into())),
@@ -849,10 +892,10 @@ mod tests {
         refused(|l| *l = acceptance(|a| a.v = 2), "version");
         refused(|l| *l = acceptance(|a| a.accept = None), "accept body");
         refused(|l| l.accept = acceptance(|_| {}).accept, "accept body");
-        refused(|l| *l = acceptance(|a| a.raw = None), "who accepts and why");
-        refused(|l| *l = acceptance(|a| a.actor = None), "who accepts");
+        refused(|l| *l = acceptance(|a| a.raw = None), "who decides and why");
+        refused(|l| *l = acceptance(|a| a.actor = None), "who decides");
         let nameless = |a: &mut Line| a.actor.as_mut().unwrap().person = None;
-        refused(|l| *l = acceptance(nameless), "who accepts");
+        refused(|l| *l = acceptance(nameless), "who decides");
         for seq in [12, 13, u64::MAX] {
             let ahead = |a: &mut Line| a.accept.as_mut().unwrap().finding.seq = seq;
             refused(|l| *l = acceptance(ahead), "point back");
@@ -862,6 +905,37 @@ mod tests {
             "events of their own",
         );
         refused(|l| *l = acceptance(|a| a.event = 11), "events of their own");
+        for of in [hold as fn(fn(&mut Line)) -> Line, release] {
+            let kept = of(|_| {});
+            assert_eq!((kept.v, Line::decode(&kept.encode())), (5, Ok(kept)));
+            refused(|l| *l = of(|h| h.v = 4), "version");
+            refused(|l| *l = of(|h| h.raw = None), "who decides and why");
+            refused(|l| *l = of(|h| h.actor = None), "who decides");
+            refused(|l| *l = of(nameless), "who decides");
+            refused(|l| *l = of(|h| h.patient = None), "name a patient");
+            refused(
+                |l| *l = of(|h| h.patient = Some(Patient::Many)),
+                "name a patient",
+            );
+            refused(
+                |l| *l = of(|h| h.table = Some("observation".into())),
+                "no record",
+            );
+            refused(|l| *l = of(|h| h.more = Some(true)), "events of their own");
+            refused(|l| *l = of(|h| h.event = 11), "events of their own");
+        }
+        refused(|l| *l = release(|r| r.release = None), "release body");
+        refused(|l| l.release = release(|_| {}).release, "release body");
+        refused(
+            |l| *l = hold(|h| h.release = release(|_| {}).release),
+            "release body",
+        );
+        for ahead in [
+            |r: &mut Line| r.release.as_mut().unwrap().hold.seq = 12,
+            |r: &mut Line| r.release.as_mut().unwrap().hold.seq = u64::MAX,
+        ] {
+            refused(|l| *l = release(ahead), "point back");
+        }
         let about_somebody = || Line {
             patient: Some(Patient::Many),
             ..checkpoint(|_| {})
@@ -922,15 +996,37 @@ mod tests {
         line
     }
 
+    fn hold(change: fn(&mut Line)) -> Line {
+        let accept = acceptance(|_| {});
+        let mut line = Line::new(Op::Hold, 12, sample().at, "guardian", "841");
+        line.patient = sample().patient;
+        (line.actor, line.raw) = (accept.actor, accept.raw);
+        change(&mut line);
+        line
+    }
+
+    fn release(change: fn(&mut Line)) -> Line {
+        let mut line = hold(|_| {});
+        (line.op, line.v) = (Op::Release, Op::Release.version());
+        line.release = Some(Box::new(Release {
+            hold: Prev {
+                hash: Digest::of(&[b"hold"]),
+                seq: 7,
+            },
+        }));
+        change(&mut line);
+        line
+    }
+
     #[test]
     fn what_a_newer_version_wrote_is_said_to_be_that() {
         let text = String::from_utf8(erasure(|_| {}).encode()).unwrap();
         let newer = text
-            .replace("\"v\":2", "\"v\":5")
+            .replace("\"v\":2", "\"v\":6")
             .replace("\"erase\"", "\"merge\"");
         let error = Line::decode(newer.as_bytes()).unwrap_err().to_string();
         assert!(
-            error.contains("version 5") && error.contains("newer Pitser"),
+            error.contains("version 6") && error.contains("newer Pitser"),
             "{error}"
         );
         // Rules that came later, in a line whose form is known.

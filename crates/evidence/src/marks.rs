@@ -1,5 +1,5 @@
 //! Marks: what a replay remembers of earlier lines beside the leaves, in constant time
-//! and without the lines (docs/spec/30-trail.md §3, rules 14 to 16).
+//! and without the lines (docs/spec/30-trail.md §3, rules 14 to 17).
 //!
 //! ```text
 //! finding    H("finding\0" ‖ seq:8 ‖ hash:33)            line `seq` is a finding
@@ -7,11 +7,13 @@
 //! accepted   H("accepted\0" ‖ seq:8)                     somebody answers for it
 //! erased     H("erased\0" ‖ seq:8)                       line `seq` is an erasure, or
 //!                                                        accepts a finding after one
+//! hold       H("hold\0" ‖ seq:8 ‖ hash:33 ‖ patient)    line `seq` is a hold of that patient
+//! released   H("released\0" ‖ seq:8)                     the hold of that line stands no more
 //! place      table ‖ key ‖ patient: 00, or 01 ‖ length:4 ‖ what the line says
 //! ```
 
 use crate::codec::Bytes32;
-use crate::line::{Line, Prev};
+use crate::line::{Line, Patient, Prev};
 use pitser_ksi::hash::{Algorithm, hash};
 
 pub(crate) fn finding(Prev { hash, seq }: Prev) -> Bytes32 {
@@ -42,6 +44,17 @@ pub fn accepted(seq: u64) -> Bytes32 {
 
 pub(crate) fn erased(seq: u64) -> Bytes32 {
     mark(&[b"erased\0", &seq.to_be_bytes()])
+}
+
+/// The mark of a patient's hold.
+pub(crate) fn hold(Prev { hash, seq }: Prev, patient: &Patient) -> Bytes32 {
+    let patient = patient.to_string();
+    let (seq, hash) = (seq.to_be_bytes(), hash.0.as_bytes());
+    mark(&[b"hold\0", &seq, hash, patient.as_bytes()])
+}
+
+pub(crate) fn released(seq: u64) -> Bytes32 {
+    mark(&[b"released\0", &seq.to_be_bytes()])
 }
 
 /// The mark of these bytes, by which [`crate::store::Storage::mark`] notes them.

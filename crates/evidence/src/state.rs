@@ -255,8 +255,44 @@ impl<S: Storage> State<S> {
                 return Ok(Some("it accepts a finding that was accepted before"));
             }
         }
+        let what = self.breaks_a_hold(line, before)?;
+        if what.is_some() {
+            return Ok(what);
+        }
         let is_listed = self.is_listed(line, before)?;
         Ok((!is_listed).then_some("it does not name the patient whose record it is about"))
+    }
+
+    /// Rule 17: holds are lifted one by one, and whom one keeps is not erased.
+    fn breaks_a_hold(
+        &self,
+        line: &Line,
+        before: &Before,
+    ) -> Result<Option<&'static str>, S::Error> {
+        if line.op.is_about_a_hold() && !self.keeps_rule(17) {
+            return Ok(Some("its trail was begun before there were such lines"));
+        }
+        if line.op == Op::Erase && before.leaves.holds > 0 {
+            return Ok(Some("it erases a patient of whom a hold stands"));
+        }
+        if let (Some(release), Some(patient)) = (&line.release, &line.patient) {
+            let hold = marks::hold(release.hold, patient);
+            if !self.storage.is_marked(&hold)? {
+                return Ok(Some("it releases a line that is no hold of this patient"));
+            }
+            if self.storage.is_marked(&marks::released(release.hold.seq))? {
+                return Ok(Some("it releases a hold that was released before"));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many holds of a patient stand. While one does, nobody erases the patient.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn holds(&self, patient: &Patient) -> Result<u64, S::Error> {
+        Ok(self.storage.leaves(None, Some(patient))?.holds)
     }
 
     /// Whether the trail's genesis promises a rule of docs/spec/30-trail.md §3 that
@@ -332,7 +368,12 @@ impl<S: Storage> State<S> {
                 .patient
                 .unwrap_or(new_leaf(LeafKind::Patient, hash));
             let leaf = advanced(leaf, line.seq, hash);
-            self.storage.put_patient(patient, &leaf)?;
+            let holds = match line.op {
+                Op::Hold => before.leaves.holds + 1,
+                Op::Release => before.leaves.holds.saturating_sub(1),
+                _ => before.leaves.holds,
+            };
+            self.storage.put_patient(patient, &leaf, holds)?;
         }
         if let (Some(table), Some(key)) = (&line.table, &line.key) {
             let timeline = self.at.genesis.as_ref().map_or(1, |g| g.timeline);
@@ -354,7 +395,16 @@ impl<S: Storage> State<S> {
                 self.storage.mark(&finding)?;
             }
             Op::Erase => self.storage.mark(&marks::erased(seq))?,
+            Op::Hold => {
+                if let Some(patient) = &line.patient {
+                    let hold = marks::hold(Prev { hash, seq }, patient);
+                    self.storage.mark(&hold)?;
+                }
+            }
             _ => {}
+        }
+        if let Some(release) = &line.release {
+            self.storage.mark(&marks::released(release.hold.seq))?;
         }
         if let Some(accept) = &line.accept {
             self.storage.mark(&marks::accepted(accept.finding.seq))?;

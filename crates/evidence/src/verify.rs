@@ -13,7 +13,7 @@ use crate::codec::Digest;
 use crate::commit::{column_leaf, commit_person, commit_raw, patient_alpha, row_root};
 use crate::file::{BlockProof, Evidence, LineProof, MapEntry, OpenColumn, Opening};
 use crate::finding::Code;
-use crate::line::{Genesis, Line, Op, Patient};
+use crate::line::{Genesis, Line, Op, Patient, Release};
 use crate::map::{Leaf, LeafKind, patient_map_key};
 use crate::seal::{self, Seal, SealKeys};
 use crate::vrf::PublicKey;
@@ -576,6 +576,7 @@ impl<'a> Examination<'a> {
             counts.push(lines.len());
         }
         self.accepted()
+            .and_then(|()| self.held(subject, genesis))
             .map_err(|text| broken("complete", Code::LineAltered, text))?;
         let [own, many, unknown] = [counts[0], counts[1], counts[2]];
         let mut text = match self.left_out.is_empty() {
@@ -595,6 +596,11 @@ impl<'a> Examination<'a> {
         }
         if genesis.rules.is_none_or(|rules| rules < 16) {
             text += "; findings may be answered for in other lists (the trail has no rule 16)";
+        }
+        let erases = |line: &LineProof| line.line.op == Op::Erase;
+        if genesis.rules.is_none_or(|rules| rules < 17) && self.evidence.lines.iter().any(erases) {
+            text += "; the trail began before rule 17: that no legal hold stood when the subject was erased, \
+                     is the operator's word";
         }
         let state = match self.left_out.iter().all(|it| self.is_before(it)) {
             true => StepState::Matches,
@@ -641,6 +647,41 @@ impl<'a> Examination<'a> {
             if !seen.insert(seq) {
                 return Err(format!(
                     "line {} accepts the finding of line {seq} again",
+                    line.seq
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whom a hold keeps was not erased, and what was released is a hold of the list that
+    /// stood. Of the subject's own list nothing is left out.
+    fn held(&self, subject: Patient, genesis: &Genesis) -> Result<(), String> {
+        let mut standing = BTreeMap::new();
+        let lines = self.evidence.lines.iter().map(|proof| &proof.line);
+        for line in lines.filter(|line| line.patient == Some(subject)) {
+            if line.op.is_about_a_hold() && genesis.rules.is_none_or(|rules| rules < 17) {
+                let seq = line.seq;
+                return Err(format!(
+                    "line {seq} is about a hold, which its trail cannot have"
+                ));
+            }
+            if line.op == Op::Hold {
+                standing.insert(line.seq, Line::hash(&line.encode()));
+            }
+            if let Some(Release { hold }) = line.release.as_deref()
+                && standing.remove(&hold.seq) != Some(hold.hash)
+            {
+                return Err(format!(
+                    "line {} releases line {}, which is no hold of the list that stands",
+                    line.seq, hold.seq
+                ));
+            }
+            if line.op == Op::Erase
+                && let Some((hold, _)) = standing.first_key_value()
+            {
+                return Err(format!(
+                    "line {} erases the subject, of whom the hold of line {hold} stands",
                     line.seq
                 ));
             }

@@ -12,7 +12,9 @@ use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest, MAX_INTEGER};
 use pitser_evidence::commit::{column_leaf, patient_alpha};
 use pitser_evidence::file::{LineProof, ListLengths, MAX_PROOFS, OpenColumn, TooLarge};
-use pitser_evidence::line::{Acceptance, Actor, Binding, Line, Op, Patient, Prev};
+use pitser_evidence::line::{
+    Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev, RULES, Release,
+};
 use pitser_evidence::map::OtherLeaf;
 use pitser_evidence::vrf;
 use pitser_evidence::{LeftOut, Report, StepState, verify, verify_since};
@@ -1419,4 +1421,114 @@ fn a_finding_of_the_list_is_accepted_once() {
     // The finding stands in another's list, or is about another record.
     let sample = sound[8].clone();
     accepted(&[22], |line| line.key = sample.key, broken);
+}
+
+/// What a line does about patient pt-2: its number, its op, and what it lifts.
+type Done = (u64, Op, Option<Lifts>);
+
+/// A line, by its hash or by another one.
+#[derive(Debug, Clone, Copy)]
+enum Lifts {
+    Line(u64),
+    Other(u64, Digest),
+}
+
+/// The usual blocks of a trail with these rules, whose lines do as `done` says. `lines` are
+/// those of the same trail as far as they are lifted.
+fn decided(rules: u8, done: &[Done], lines: &[Line]) -> World {
+    let of = World::new().pseudonym("pt-2");
+    World::meddled(7, &|line| {
+        if let Some(genesis) = &mut line.genesis {
+            genesis.rules = Some(rules);
+            line.v = line.version();
+        }
+        let Some((seq, op, lifts)) = done.iter().find(|(seq, ..)| *seq == line.seq) else {
+            return;
+        };
+        let mut decided = Line::new(*op, *seq, line.at, "guardian", "841");
+        decided.patient = Some(of);
+        if op.is_answered_for() {
+            decided.actor = Some(Actor {
+                app: None,
+                binding: Binding::B,
+                client: None,
+                person: Some(Digest::of(&[b"person"])),
+                role: None,
+            });
+            decided.raw = Some(Digest::of(&[b"reason"]));
+        }
+        decided.erase = (*op == Op::Erase).then(|| {
+            Box::new(Erasure {
+                basis: "GDPR art. 17(1)(d)".into(),
+                deciders: [Digest::of(&[b"one"]), Digest::of(&[b"two"])],
+            })
+        });
+        decided.release = lifts.map(|lifts| {
+            let (seq, hash) = match lifts {
+                Lifts::Line(seq) => (seq, Line::hash(&lines[seq as usize].encode())),
+                Lifts::Other(seq, hash) => (seq, hash),
+            };
+            let hold = Prev { hash, seq };
+            Box::new(Release { hold })
+        });
+        *line = decided;
+    })
+}
+
+/// Judges the evidence about patient pt-2 of that trail.
+#[track_caller]
+fn held(rules: u8, done: &[Done], expected: &str) {
+    // A line's hash depends on those before it alone: each step knows what it lifts.
+    let mut lines = Vec::new();
+    for steps in 0..done.len() {
+        lines = decided(rules, &done[..steps], &lines).lines;
+    }
+    let mut world = decided(rules, done, &lines);
+    let anchors = world.anchors();
+    let mut evidence = world.evidence("pt-2");
+    evidence.lines.iter_mut().for_each(|line| line.open = None);
+    world.sign(&mut evidence);
+    assert_eq!(judge(&evidence, Some(&anchors)), expected, "{done:?}");
+}
+
+/// Lines 10, 13, 14 and 15 are events of their own; no later line is about their records.
+#[test]
+fn whom_a_hold_keeps_was_not_erased() {
+    use Op::{Erase, Hold, Release};
+    let broken = "broken TRL-01 at complete";
+    let of = |seq| Some(Lifts::Line(seq));
+    held(RULES, &[(10, Hold, None)], "intact");
+    held(RULES, &[(13, Erase, None)], "intact");
+    held(
+        RULES,
+        &[(10, Hold, None), (13, Release, of(10)), (14, Erase, None)],
+        "intact",
+    );
+    held(RULES, &[(10, Hold, None), (13, Erase, None)], broken);
+    held(
+        RULES,
+        &[(10, Hold, None), (13, Erase, None), (14, Release, of(10))],
+        broken,
+    );
+    let one_of_two = [
+        (10, Hold, None),
+        (13, Hold, None),
+        (14, Release, of(13)),
+        (15, Erase, None),
+    ];
+    held(RULES, &one_of_two, broken);
+    // What is lifted is a hold of the list, once, and by its hash.
+    held(RULES, &[(13, Release, of(10))], broken);
+    held(RULES, &[(13, Release, of(9))], broken);
+    let other = Some(Lifts::Other(10, Digest::of(&[b"other"])));
+    held(RULES, &[(10, Hold, None), (13, Release, other)], broken);
+    let twice = [
+        (10, Hold, None),
+        (13, Release, of(10)),
+        (14, Release, of(10)),
+    ];
+    held(RULES, &twice, broken);
+    // Trails of before have none.
+    held(16, &[(10, Hold, None)], broken);
+    held(16, &[(13, Erase, None)], "intact");
 }

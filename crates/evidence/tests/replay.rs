@@ -5,7 +5,9 @@
 mod world;
 
 use pitser_evidence::codec::Digest;
-use pitser_evidence::line::{Acceptance, Erasure, Line, Op, Patient, Prev, RULES};
+use pitser_evidence::line::{
+    Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev, RULES, Release,
+};
 use pitser_evidence::map::{patient_map_key, record_map_key};
 use pitser_evidence::state::{State, StateError};
 use world::World;
@@ -203,6 +205,11 @@ fn rewritten(
         line.event = state.standing().open_event.unwrap_or(seq);
         if let Some(accept) = &mut line.accept {
             accept.finding.hash = hashes[usize::try_from(accept.finding.seq).unwrap()];
+        }
+        if let Some(release) = &mut line.release
+            && let Some(hash) = hashes.get(usize::try_from(release.hold.seq).unwrap())
+        {
+            release.hold.hash = *hash;
         }
         let before = state.before(&line).unwrap();
         (line.prev, line.patient_prev) = (before.prev(), before.patient_prev());
@@ -515,5 +522,131 @@ fn a_finding_is_accepted_in_the_lists_that_it_stands_in() {
         }
         let before = rewritten(Some(15), two(times, None));
         assert_eq!(before.is_ok(), times == 0, "as that rule was read before");
+    }
+}
+
+/// A hold of this patient; with the line that it is in, its end.
+fn hold(of: Patient, ends: Option<usize>, l: &[Line]) -> Line {
+    let op = ends.map_or(Op::Hold, |_| Op::Release);
+    let mut line = Line::new(op, 0, l[0].at, "guardian", "841");
+    line.patient = Some(of);
+    line.actor = Some(Actor {
+        app: None,
+        binding: Binding::B,
+        client: None,
+        person: Some(Digest::of(&[b"person"])),
+        role: None,
+    });
+    line.raw = Some(Digest::of(&[b"why"]));
+    line.release = ends.map(|seq| {
+        let (hash, seq) = (Digest::of(&[b"that of the line"]), seq as u64);
+        Box::new(Release {
+            hold: Prev { hash, seq },
+        })
+    });
+    line
+}
+
+const NO_HOLD: &str = "it releases a line that is no hold of this patient";
+const RELEASED: &str = "it releases a hold that was released before";
+const HELD: &str = "it erases a patient of whom a hold stands";
+
+/// What is done about holds at a trail's end, in this order.
+#[derive(Clone, Copy)]
+enum Step {
+    Hold(Patient),
+    /// The end of what the step of this number wrote, or, before those, of an older line.
+    Release(Patient, isize),
+    Erase(Patient),
+}
+
+fn held(rules: Option<u8>, steps: &[Step]) -> Result<[u8; 32], &'static str> {
+    rewritten(rules, |l| {
+        let first = l.len() - 1;
+        for step in steps {
+            let line = match *step {
+                Step::Hold(of) => hold(of, None, l),
+                Step::Release(of, step) => {
+                    let seq = first.checked_add_signed(step).unwrap();
+                    hold(of, Some(seq), l)
+                }
+                Step::Erase(of) => erasure(Some(of), &l[0]),
+            };
+            let last = l.len() - 1;
+            l.insert(last, line);
+        }
+    })
+}
+
+#[test]
+fn whom_a_hold_keeps_is_not_erased() {
+    use Step::{Erase, Hold, Release};
+    let world = World::new();
+    let (mari, juri) = (world.pseudonym("pt-1"), world.pseudonym("pt-2"));
+    let nobody_yet = Patient::Pseudonym(pitser_evidence::codec::Bytes32([0x55; 32]));
+    let with = |steps: &[Step]| held(Some(RULES), steps).map(drop);
+    for of in [mari, nobody_yet] {
+        assert_eq!(with(&[Hold(of)]), Ok(()));
+        assert_eq!(with(&[Hold(of), Erase(of)]), Err(HELD));
+        assert_eq!(with(&[Hold(of), Release(of, 0), Erase(of)]), Ok(()));
+        // Each stands for itself.
+        let both = [Hold(of), Hold(of), Release(of, 0), Erase(of)];
+        assert_eq!(with(&both), Err(HELD));
+        let ended = [
+            Hold(of),
+            Hold(of),
+            Release(of, 1),
+            Release(of, 0),
+            Erase(of),
+        ];
+        assert_eq!(with(&ended), Ok(()));
+        // It comes again, also after an erasure.
+        let again = [Hold(of), Release(of, 0), Erase(of), Hold(of), Erase(of)];
+        assert_eq!(with(&again), Err(HELD));
+    }
+    // Others' holds keep nobody.
+    assert_eq!(with(&[Hold(mari), Erase(juri)]), Ok(()));
+    // What is lifted is a hold of the same patient, and stands.
+    assert_eq!(with(&[Hold(mari), Release(juri, 0)]), Err(NO_HOLD));
+    let twice = [Hold(mari), Hold(mari), Release(mari, 0), Release(mari, 0)];
+    assert_eq!(with(&twice), Err(RELEASED));
+    let of_release = [Hold(mari), Release(mari, 0), Release(mari, 1)];
+    assert_eq!(with(&of_release), Err(NO_HOLD));
+    for back in 1..=3 {
+        assert_eq!(with(&[Hold(mari), Release(mari, -back)]), Err(NO_HOLD));
+    }
+}
+
+#[test]
+fn a_hold_is_lifted_by_its_hash() {
+    let lines = World::new().lines;
+    let mari = World::new().pseudonym("pt-1");
+    let mut state = State::new();
+    let mut genesis = lines[0].clone();
+    genesis.genesis.as_mut().unwrap().rules = Some(RULES);
+    genesis.v = genesis.version();
+    state
+        .apply(&genesis, Line::hash(&genesis.encode()))
+        .unwrap();
+    for (seq, ends) in [(1, None), (2, Some(1))] {
+        let mut line = hold(mari, ends, &lines);
+        (line.seq, line.event) = (seq, seq);
+        line.patient_prev = state.before(&line).unwrap().patient_prev();
+        line.check().unwrap();
+        let refused = state.apply(&line, Line::hash(&line.encode()));
+        let what = refused.map_err(|e| StateError::from(e).what);
+        assert_eq!(what, ends.map_or(Ok(()), |_| Err(NO_HOLD)));
+        assert_eq!(state.holds(&mari), Ok(1));
+    }
+}
+
+#[test]
+fn trails_of_before_have_no_holds() {
+    let mari = World::new().pseudonym("pt-1");
+    for rules in [None, Some(15), Some(16)] {
+        let what = "its trail was begun before there were such lines";
+        assert_eq!(held(rules, &[Step::Hold(mari)]), Err(what));
+        assert_eq!(held(rules, &[Step::Release(mari, 0)]), Err(what));
+        assert!(held(rules, &[Step::Erase(mari)]).is_ok());
     }
 }

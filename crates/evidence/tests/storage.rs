@@ -59,6 +59,7 @@ struct Model {
     values: BTreeMap<MapKey, Vec<u8>>,
     records: BTreeMap<(u8, u8), Known>,
     patients: BTreeMap<u8, Leaf>,
+    holds: BTreeMap<u8, u64>,
     marks: Vec<u8>,
 }
 
@@ -94,7 +95,9 @@ fn run(limits: Limits, ops: &[Op]) {
 
 fn put_patient(tree: &mut Tree<Memory>, model: &mut Model, n: u8, seq: u64) {
     let leaf = leaf(LeafKind::Patient, model.patients.get(&n), seq, false);
-    tree.put_patient(&patient(n), &leaf).unwrap();
+    let holds = seq % 3;
+    tree.put_patient(&patient(n), &leaf, holds).unwrap();
+    model.holds.insert(n, holds);
     model.put(patient_map_key(&patient(n)), &leaf);
     model.patients.insert(n, leaf);
 }
@@ -167,6 +170,8 @@ fn agree(tree: &mut Tree<Memory>, model: &mut Model) {
     for n in 0..13 {
         let known = tree.patient_leaf(&patient(n)).unwrap();
         assert_eq!(known, model.patients.get(&n).copied());
+        let holds = tree.leaves(None, Some(&patient(n))).unwrap().holds;
+        assert_eq!(holds, model.holds.get(&n).copied().unwrap_or(0));
         proves(tree, model, &root, &patient_map_key(&patient(n)));
     }
     for n in 0..=u8::MAX {

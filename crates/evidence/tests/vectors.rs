@@ -15,7 +15,9 @@ use pitser_evidence::commit::{
     Key, LineNonce, column_leaf, commit_person, commit_raw, commit_row, commit_table_key,
     patient_alpha, record_key,
 };
-use pitser_evidence::line::{Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev, RULES};
+use pitser_evidence::line::{
+    Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev, RULES, Release,
+};
 use pitser_evidence::map::{
     Leaf, LeafKind, MapKey, Path, RowRef, SparseMap, patient_map_key, record_map_key,
 };
@@ -62,6 +64,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
         ("evidence-pt-1.json", world.evidence("pt-1").encode()),
         ("evidence-pt-3.json", world.evidence("pt-3").encode()),
         ("genesis.jsonl", genesis(&world)),
+        ("hold.jsonl", hold()),
         ("map.json", pretty(map(&mut world))),
         ("texts.json", pretty(texts(&mut world))),
         ("trail.jsonl", lines),
@@ -153,6 +156,36 @@ fn accept() -> Line {
     });
     line.raw = Some(commit_raw(&nonce.raw(), "the nightly import".as_bytes()));
     line
+}
+
+/// Two lines of version 5, as if they followed the first sixteen of a trail.
+fn hold() -> Vec<u8> {
+    let decided = |op, seq, by: &str, why: &str| {
+        let nonce = LineNonce::new(&Key::new([0x33; 32]), ORIGIN, 1, seq);
+        let mut line = Line {
+            v: 5,
+            op,
+            ..accept()
+        };
+        (line.accept, line.seq, line.event) = (None, seq, seq);
+        line.patient = Some(Patient::Pseudonym(Bytes32([0x44; 32])));
+        line.actor.as_mut().unwrap().person = Some(commit_person(&nonce.person(), by));
+        line.raw = Some(commit_raw(&nonce.raw(), why.as_bytes()));
+        line
+    };
+    let hold = decided(Op::Hold, 16, "Mari Maasikas", "court case 2-26-117");
+    let before = Prev {
+        hash: Line::hash(&hold.encode()),
+        seq: hold.seq,
+    };
+    let mut release = decided(Op::Release, 17, "Jaan Tamm", "2-26-117 is closed");
+    release.release = Some(Box::new(Release { hold: before }));
+    release.patient_prev = Some(before);
+    [hold, release]
+        .iter()
+        .inspect(|line| line.check().unwrap())
+        .flat_map(|line| [line.encode(), b"\n".to_vec()].concat())
+        .collect()
 }
 
 /// A line of version 2, as if it followed the first fourteen of a trail.

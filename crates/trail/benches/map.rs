@@ -189,7 +189,7 @@ where
 {
     for n in from..to {
         let done = match n % 11 {
-            0 => tree.put_patient(&patient(n / 11), &leaf(LeafKind::Patient, n)),
+            0 => tree.put_patient(&patient(n / 11), &leaf(LeafKind::Patient, n), 0),
             _ => {
                 let whose = Whose::Committed(Some(patient(n / 11)));
                 tree.put_record(TABLE, &record(n), &leaf(LeafKind::Record, n), whose)
@@ -216,7 +216,7 @@ fn updates<P: pitser_evidence::store::Pages>(
                 let patient = patient(next(&mut random) % patients(leaves));
                 assert!(matches!(tree.patient_leaf(&patient), Ok(Some(_))));
                 assert!(
-                    tree.put_patient(&patient, &leaf(LeafKind::Patient, seq))
+                    tree.put_patient(&patient, &leaf(LeafKind::Patient, seq), 0)
                         .is_ok()
                 );
             } else {

@@ -6,10 +6,11 @@
 //! flags    bits 0-1  0 record, 1 patient, 2 mark
 //!          bit 2     record: the row is present
 //!          bit 3     hashes are imprints, not plain SHA-256 digests
+//!          bit 4     patient: holds stand
 //! key      of the record; pseudonym of the patient, zero for *many and *unknown; the mark
 //! record   table ‖ count ‖ last seq ‖ last hash ‖ patient ‖ row's patient
 //!          [‖ row ‖ timeline ‖ last seq − row seq]
-//! patient  number ‖ count ‖ last seq ‖ last hash
+//! patient  number ‖ count ‖ last seq ‖ last hash [‖ holds]
 //! ```
 //! Numbers are LEB128. A patient's number is 1 for `*many`, 2 for `*unknown`,
 //! and from 3 on in the order in which they came; 0 is nobody.
@@ -26,6 +27,7 @@ const MARK: u8 = 2;
 const KIND: u8 = 0b11;
 const ROW: u8 = 1 << 2;
 const IMPRINTS: u8 = 1 << 3;
+const HOLDS: u8 = 1 << 4;
 
 /// Number of a patient; 0 is nobody.
 pub(super) type PatientNumber = u32;
@@ -74,6 +76,8 @@ pub(super) enum Entry {
         patient: Patient,
         number: PatientNumber,
         leaf: Leaf,
+        /// How many stand.
+        holds: u64,
     },
     /// Something that was noted beside the leaves; not in the map.
     Mark(Bytes32),
@@ -113,9 +117,11 @@ impl Entry {
                 patient,
                 number: own,
                 leaf,
+                holds,
             } => {
                 let plain = is_plain(&leaf.last_hash);
-                out.push(PATIENT | if plain { 0 } else { IMPRINTS });
+                let flags = if *holds > 0 { HOLDS } else { 0 } | if plain { 0 } else { IMPRINTS };
+                out.push(PATIENT | flags);
                 match patient {
                     Patient::Pseudonym(pseudonym) => out.extend(pseudonym.0),
                     Patient::Many | Patient::Unknown => out.extend([0; 32]),
@@ -124,6 +130,9 @@ impl Entry {
                 number(out, leaf.count);
                 number(out, leaf.last_seq);
                 hash(out, &leaf.last_hash, plain);
+                if *holds > 0 {
+                    number(out, *holds);
+                }
             }
             Self::Mark(mark) => {
                 out.push(MARK);
@@ -184,6 +193,10 @@ impl Entry {
                         last_hash: take_hash(rest, plain)?,
                         row: None,
                         kind: LeafKind::Patient,
+                    },
+                    holds: match flags & HOLDS {
+                        0 => 0,
+                        _ => take_number(rest)?,
                     },
                 }
             }
@@ -360,16 +373,19 @@ mod tests {
                 patient: Patient::Many,
                 number: MANY,
                 leaf: leaf(LeafKind::Patient, None, plain),
+                holds: 0,
             },
             Entry::Patient {
                 patient: Patient::Unknown,
                 number: UNKNOWN,
                 leaf: leaf(LeafKind::Patient, None, long),
+                holds: u64::MAX,
             },
             Entry::Patient {
                 patient: Patient::Pseudonym(Bytes32([4; 32])),
                 number: FIRST_PSEUDONYM,
                 leaf: leaf(LeafKind::Patient, None, plain),
+                holds: 1,
             },
             Entry::Mark(Bytes32([4; 32])),
         ];

@@ -100,11 +100,17 @@ pub trait Storage {
     /// What the storage says.
     fn patient_leaf(&self, patient: &Patient) -> Result<Option<Leaf>, Self::Error>;
 
-    /// Keeps the leaf of a patient's list.
+    /// Keeps the leaf of a patient's list, and how many holds stand: the map's root knows
+    /// nothing of these.
     ///
     /// # Errors
     /// What the storage says.
-    fn put_patient(&mut self, patient: &Patient, leaf: &Leaf) -> Result<(), Self::Error>;
+    fn put_patient(
+        &mut self,
+        patient: &Patient,
+        leaf: &Leaf,
+        holds: u64,
+    ) -> Result<(), Self::Error>;
 
     /// Number of patients, the two pseudo-patients included where they occur.
     fn patients(&self) -> u64;
@@ -141,6 +147,8 @@ pub struct Leaves {
     pub record: Option<Leaf>,
     /// The leaf of the patient's list, if any line was about the patient.
     pub patient: Option<Leaf>,
+    /// How many holds stand that keep the patient from being erased.
+    pub holds: u64,
     /// Whether both are there, and the record is the patient's.
     pub is_patients: bool,
 }

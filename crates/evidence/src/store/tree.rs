@@ -590,13 +590,19 @@ impl<P: Pages> Storage for Tree<P> {
             Some(Entry::Record { leaf, patient, .. }) => (Some(leaf), Some(patient)),
             _ => (None, None),
         };
-        let (patient, number) = match patient {
-            Some(Entry::Patient { leaf, number, .. }) => (Some(leaf), Some(number)),
-            _ => (None, None),
+        let (patient, holds, number) = match patient {
+            Some(Entry::Patient {
+                leaf,
+                holds,
+                number,
+                ..
+            }) => (Some(leaf), holds, Some(number)),
+            _ => (None, 0, None),
         };
         Ok(Leaves {
             record,
             patient,
+            holds,
             is_patients: whose.is_some() && whose == number,
         })
     }
@@ -714,7 +720,7 @@ impl<P: Pages> Storage for Tree<P> {
         })
     }
 
-    fn put_patient(&mut self, patient: &Patient, leaf: &Leaf) -> Result<(), P::Error> {
+    fn put_patient(&mut self, patient: &Patient, leaf: &Leaf, holds: u64) -> Result<(), P::Error> {
         let mut number = 0;
         let make = |pages: &mut P, before: Option<&Entry>| {
             number = match (before, patient) {
@@ -731,6 +737,7 @@ impl<P: Pages> Storage for Tree<P> {
                 patient: *patient,
                 number,
                 leaf: *leaf,
+                holds,
             })
         };
         let subject = Subject::Patient(*patient);

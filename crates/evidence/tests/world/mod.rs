@@ -115,7 +115,7 @@ impl World {
             open: 0,
             last_leaf: Imprint::zero(Algorithm::Sha256),
         };
-        world.begin(salt);
+        world.begin(salt, meddle);
         world.first_block(meddle);
         world.second_block(meddle);
         world.third_block(meddle);
@@ -161,7 +161,7 @@ impl World {
         evidence
     }
 
-    fn begin(&mut self, salt: u8) {
+    fn begin(&mut self, salt: u8, meddle: Meddle<'_>) {
         let mut line = Line::new(Op::Genesis, 0, instant(1), "ehr", "0");
         line.genesis = Some(Box::new(Genesis {
             log_key: self.log_key.verifier().to_string(),
@@ -182,6 +182,7 @@ impl World {
             uncovered: vec!["table scratch".into()],
             vrf_key: Bytes32(self.vrf.public().0),
         }));
+        meddle(&mut line);
         self.push(line);
     }
 
@@ -380,9 +381,10 @@ impl World {
 
     fn push(&mut self, line: Line) {
         line.check().unwrap();
-        // What somebody accepts who should not has its place in the map all the same.
+        // What somebody decides who should not has its place in the map all the same.
         let mut counted = line.clone();
-        if counted.accept.take().is_some() {
+        if line.op.is_answered_for() || line.op == Op::Erase {
+            (counted.accept, counted.release, counted.erase) = (None, None, None);
             counted.op = Op::Read;
         }
         let hash = Line::hash(&line.encode());

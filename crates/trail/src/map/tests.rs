@@ -105,7 +105,7 @@ impl Model {
 
 fn apply(tree: &mut SimTree, change: Change) -> Result<(), MapError> {
     let whose = patient(change.patient);
-    tree.put_patient(&whose, &leaf(LeafKind::Patient, change.seq))?;
+    tree.put_patient(&whose, &leaf(LeafKind::Patient, change.seq), change.seq % 3)?;
     let record = leaf(LeafKind::Record, change.seq);
     let key = bytes32(change.key);
     tree.put_record(
@@ -390,7 +390,7 @@ fn readers_find_the_newest_commit_under_the_head() {
                 Some((mut tree, at)) => {
                     assert_eq!(at.blocks, covered, "{context}");
                     is_map(&mut tree, &model, covered, &context).unwrap();
-                    let next = tree.put_patient(&patient(9), &leaf(LeafKind::Patient, 9));
+                    let next = tree.put_patient(&patient(9), &leaf(LeafKind::Patient, 9), 0);
                     next.unwrap();
                     tree.spill().unwrap();
                     assert!(tree.patient_leaf(&patient(9)).unwrap().is_some());
