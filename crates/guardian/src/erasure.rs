@@ -7,7 +7,8 @@
 use crate::approver::{Approver, Power, Refused, Token, who};
 use crate::collected::Collected;
 use pitser_evidence::line::Timestamp;
-use pitser_trail::erasure::{Erased, ErasureError, Hold, Plan, Request};
+use pitser_trail::erasure::{Erased, ErasureError, Plan, Request};
+use pitser_trail::hold::{Hold, Lifted};
 use pitser_trail::{Layout, Trail, TrailError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -61,10 +62,16 @@ pub enum Ask {
         /// Why.
         reason: String,
     },
-    /// The patient may be erased again.
+    /// A hold stands no more.
     RemoveHold {
-        /// Whom.
+        /// Whose.
         patient: String,
+        /// Set by which line; need not be said of the only one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        line: Option<u64>,
+        /// Why; of a hold that is on record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// All holds.
     Holds {},
@@ -177,8 +184,21 @@ fn decide(
             }
         }
         Ask::Confirm { code } => Answer::Erased(trail.confirm_erasure(code, by, now, pos)?),
-        Ask::AddHold { patient, reason } => Answer::Hold(trail.add_hold(patient, reason, by, now)?),
-        Ask::RemoveHold { patient } => Answer::Hold(trail.remove_hold(patient)?),
+        Ask::AddHold { patient, reason } => {
+            Answer::Hold(trail.add_hold(patient, reason, by, (now, pos))?)
+        }
+        Ask::RemoveHold {
+            patient,
+            line,
+            reason,
+        } => {
+            let lifted = Lifted {
+                patient,
+                line: *line,
+                reason: reason.as_deref(),
+            };
+            Answer::Hold(trail.remove_hold(lifted, by, (now, pos))?)
+        }
         Ask::Holds {} => Answer::Holds(trail.holds()?),
     })
 }

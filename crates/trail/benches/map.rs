@@ -22,6 +22,7 @@ use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::line::Patient;
 use pitser_evidence::map::{Leaf, LeafKind, RowRef, SparseMap, patient_map_key, record_map_key};
 use pitser_evidence::store::{Limits, Memory, Storage, Tree, Whose};
+use pitser_trail::hold::Holds;
 use pitser_trail::map::{Commit, DiskMap, OsFolder, Store};
 use std::time::{Duration, Instant};
 
@@ -330,6 +331,7 @@ fn commit_at(blocks: u64) -> Commit {
         genesis: Blob(vec![b'g'; 2000]),
         gathered: Blob(Vec::new()),
         gathered_as: String::new(),
+        holds: Holds::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
-use pitser_evidence::line::{Acceptance, Binding, Ddl, Finding, Gap, Op, Timestamp};
+use pitser_evidence::line::{Acceptance, Binding, Ddl, Finding, Gap, Op, Release, Timestamp};
 use smallvec::SmallVec;
 use std::fmt;
 use std::sync::Arc;
@@ -128,6 +128,8 @@ pub enum Body {
     Ddl(Ddl),
     /// A finding is accepted, by the draft's actor and for the reason in its `raw`.
     Accept(Acceptance),
+    /// A hold ends, by the draft's actor and for the reason in its `raw`.
+    Release(Release),
     /// A patient's key is to be destroyed: on what basis, and who decided.
     Erase {
         /// Stands in the line in clear.

@@ -1,10 +1,10 @@
 //! Erasing a patient: a basis, two people who decide one after the other, and no
 //! legal hold (docs/erasure.md).
 //!
-//! The first person's request and the holds are kept in the vault, sealed, by
-//! pseudonym. Who somebody is, is for the caller to know: here two people are two
-//! different names.
+//! The first person's request is kept in the vault, sealed, by pseudonym. Who somebody is,
+//! is for the caller to know: here two people are two different names.
 
+use crate::hold::Hold;
 use crate::vault::VaultError;
 use crate::write::{Trail, TrailError};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
@@ -22,7 +22,6 @@ pub const MAX_TEXT: usize = 500;
 /// A shorter identifier may stand in a basis by chance: `1` does in `art. 17(1)`.
 const TELLING: usize = 4;
 
-const HOLD: &str = "hold";
 const REQUEST: &str = "request";
 
 /// What erasing a patient would destroy, and what speaks against it.
@@ -36,19 +35,10 @@ pub struct Plan {
     pub live_rows: u64,
     /// Whether the vault has a key to destroy.
     pub has_key: bool,
-    /// Why the patient may not be erased now.
+    /// Why the patient may not be erased now: the oldest hold.
     pub hold: Option<Hold>,
-}
-
-/// A legal hold: as long as it stands, the patient is not erased.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
-    /// Why.
-    pub reason: String,
-    /// Who set it.
-    pub by: String,
-    /// When.
-    pub at: Timestamp,
+    /// How many more stand.
+    pub more_holds: u64,
 }
 
 /// What the first of two people asked for.
@@ -94,15 +84,18 @@ pub enum ErasureError {
     /// A hold stands.
     #[error("a legal hold stands since {}, set by {}: {}. `pitser hold remove` lifts it", .0.at, .0.by, .0.reason)]
     Held(Hold),
-    /// There is none, or not of this patient.
-    #[error("no legal hold stands for this patient")]
+    /// There is none, or not of this patient, or not in this line.
+    #[error("no such legal hold stands for this patient")]
     NoHold,
+    /// Several stand, and it was not said which is meant.
+    #[error("{} legal holds stand for this patient. Say which one: {}", .0.len(), places(.0))]
+    Holds(Vec<Hold>),
     /// The basis or the reason cannot be written.
     #[error("say why in 1 to {MAX_TEXT} bytes, without line breaks")]
     Text,
-    /// The basis stands in the trail for ever, in clear.
+    /// A basis stands in the trail for ever, in clear; the reason of a hold is never closed.
     #[error(
-        "the basis names the patient, and it would stand in the trail in clear for ever: name the law, not the person"
+        "the basis or the reason names the patient, and would outlive the erasure: name the law or the case, not the person"
     )]
     Revealing,
     /// There is no such request.
@@ -133,12 +126,14 @@ impl Trail {
         let live_rows = self.state().storage().rows_of(&patient);
         let live_rows = live_rows.map_err(TrailError::from)?;
         let has_key = self.vault().has_key(&patient.to_string())?;
+        let mut holds = self.holds_against(&patient)?.into_iter();
         Ok(Plan {
             patient,
             lines: leaf.count,
             live_rows,
             has_key,
-            hold: self.hold_of(patient)?,
+            hold: holds.next(),
+            more_holds: holds.len() as u64,
         })
     }
 
@@ -162,7 +157,7 @@ impl Trail {
         now: Timestamp,
     ) -> Result<(String, Request), ErasureError> {
         check_text(basis)?;
-        if identifier.len() >= TELLING && basis.contains(identifier) {
+        if reveals(identifier, basis) {
             return Err(ErasureError::Revealing);
         }
         let (patient, _) = self.known(identifier)?;
@@ -242,7 +237,7 @@ impl Trail {
     }
 
     fn may_be_erased(&mut self, patient: Patient) -> Result<(), ErasureError> {
-        if let Some(hold) = self.hold_of(patient)? {
+        if let Some(hold) = self.holds_against(&patient)?.into_iter().next() {
             return Err(ErasureError::Held(hold));
         }
         match self.vault().has_key(&patient.to_string())? {
@@ -262,73 +257,6 @@ impl Trail {
         }
         Ok(valid)
     }
-
-    /// Keeps a patient from being erased until the hold is lifted. The patient need
-    /// not have occurred yet.
-    ///
-    /// # Errors
-    /// [`ErasureError::Text`], or the vault cannot be written.
-    pub fn add_hold(
-        &mut self,
-        identifier: &str,
-        reason: &str,
-        by: &str,
-        now: Timestamp,
-    ) -> Result<Hold, ErasureError> {
-        check_text(reason)?;
-        let hold = Hold {
-            reason: reason.to_owned(),
-            by: by.to_owned(),
-            at: now,
-        };
-        let patient = self.keys().pseudonym(identifier).to_string();
-        let note = serde_json::to_vec(&hold).expect("texts alone");
-        self.vault().set_note(HOLD, &patient, Some(&note))?;
-        Ok(hold)
-    }
-
-    /// Lifts a patient's hold, and gives what it was.
-    ///
-    /// # Errors
-    /// [`ErasureError::NoHold`], or the vault cannot be written.
-    pub fn remove_hold(&mut self, identifier: &str) -> Result<Hold, ErasureError> {
-        let patient = self.keys().pseudonym(identifier);
-        let hold = self.hold_of(patient)?.ok_or(ErasureError::NoHold)?;
-        self.vault().set_note(HOLD, &patient.to_string(), None)?;
-        Ok(hold)
-    }
-
-    /// All holds, by the patient's identifier, or the pseudonym where the vault does
-    /// not know that.
-    ///
-    /// # Errors
-    /// The vault cannot be read.
-    pub fn holds(&mut self) -> Result<Vec<(String, Hold)>, ErasureError> {
-        let mut holds = Vec::new();
-        for (patient, note) in self.vault().notes(HOLD)? {
-            let identifier = self.vault().identifier(&patient)?;
-            let name = identifier.map_or(patient, |identifier| identifier.to_string());
-            holds.extend(serde_json::from_slice(&note).map(|hold| (name, hold)));
-        }
-        Ok(holds)
-    }
-
-    fn hold_of(&mut self, patient: Patient) -> Result<Option<Hold>, VaultError> {
-        let patient = patient.to_string();
-        let note = self
-            .vault()
-            .notes(HOLD)?
-            .into_iter()
-            .find(|(id, _)| *id == patient);
-        // One that cannot be read still holds.
-        Ok(note.map(|(_, note)| {
-            serde_json::from_slice(&note).unwrap_or_else(|_| Hold {
-                reason: "it cannot be read".into(),
-                by: "another version of Pitser".into(),
-                at: Timestamp::from_micros(0).expect("1970 is a year"),
-            })
-        }))
-    }
 }
 
 /// What a code is kept as.
@@ -345,4 +273,18 @@ pub fn check_text(text: &str) -> Result<(), ErasureError> {
     let is_good =
         !text.trim().is_empty() && text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
     is_good.then_some(()).ok_or(ErasureError::Text)
+}
+
+/// Whether a text names the patient.
+pub(crate) fn reveals(identifier: &str, text: &str) -> bool {
+    identifier.len() >= TELLING && text.contains(identifier)
+}
+
+/// Where holds are.
+fn places(holds: &[Hold]) -> String {
+    let place = |hold: &Hold| match hold.line {
+        Some(line) => format!("line {line}"),
+        None => "one in the vault alone, when the others are lifted".to_owned(),
+    };
+    holds.iter().map(place).collect::<Vec<_>>().join(", ")
 }

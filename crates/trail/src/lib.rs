@@ -22,6 +22,7 @@ pub mod draft;
 pub mod erasure;
 pub mod export;
 mod gather;
+pub mod hold;
 pub mod index;
 pub mod keys;
 pub mod layout;

@@ -6,6 +6,7 @@
 //! disk: blocks before its newest commit are not read again.
 
 use crate::disk;
+use crate::hold::Holds;
 use crate::index::Index;
 use crate::layout::Layout;
 use crate::map::{self, Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
@@ -165,6 +166,8 @@ impl Keeping<'_> {
             genesis: Blob(self.genesis.clone()),
             gathered: Blob(Vec::new()),
             gathered_as: FORM.to_owned(),
+            // Whoever reads somebody else's trail has no use for a list of them.
+            holds: Holds::default(),
         };
         self.committed = commit.next_seq;
         let blocks = commit.blocks;

@@ -7,6 +7,7 @@ use crate::behind::{Behind, Flight};
 use crate::disk::{self, AppendFile, At, DiskError, Lock};
 use crate::draft::PatientId;
 use crate::gather::{Gather, Gathers};
+use crate::hold::Holds;
 use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys, random};
 use crate::layout::Layout;
@@ -40,6 +41,8 @@ pub const MAX_BLOCK_LINES: usize = (1 << 15) - 2;
 
 /// The compartment of the people who decided erasures.
 const ERASURES: &str = "*erasures";
+/// The compartment of what is said about holds.
+const HOLDS: &str = "*holds";
 
 /// What fixes a new trail.
 #[derive(Debug, Clone)]
@@ -210,6 +213,7 @@ pub struct Trail {
     store: Store<OsFolder>,
     index: Index,
     gathered: Box<dyn Gathers>,
+    pub(crate) holds: Holds,
     /// The genesis line's bytes.
     genesis_line: Vec<u8>,
     genesis_hash: Digest,
@@ -439,6 +443,7 @@ impl Trail {
             store,
             gathered,
             kept,
+            holds,
             committed,
             known,
             genesis_line,
@@ -474,6 +479,7 @@ impl Trail {
             store,
             index: view.index,
             gathered: kept,
+            holds,
             committed: (committed, None),
             commit_due: None,
             unsealed: view.seals.waiting.iter().map(summary).collect(),
@@ -649,6 +655,7 @@ impl Trail {
         self.state.apply_to(before, line, hash)?;
         marks::follow(&mut self.state, line)?;
         self.gathered.line(line);
+        self.holds.line(line);
         self.open.push(hash.0);
         let offset = self.files.lines.len() + self.buffer.len() as u64;
         self.index.push_line(line.seq, self.files.number, offset);
@@ -772,6 +779,7 @@ impl Trail {
             genesis: Blob(self.genesis_line.clone()),
             gathered: Blob(self.gathered.save()),
             gathered_as: self.gathered.form().to_owned(),
+            holds: self.holds.clone(),
         };
         commit_map(
             &self.layout,
@@ -1066,6 +1074,7 @@ struct Recovered<T> {
     /// To go on with; something else than `gathered` if that is not what the
     /// trail's commits keep.
     kept: Box<dyn Gathers>,
+    holds: Holds,
     /// Line after the newest commit, unless none is to be made.
     committed: Option<u64>,
     /// Segment and offset before which all was durable when the map was committed last.
@@ -1080,6 +1089,7 @@ struct Gathering<'a, T> {
     progress: &'a mut dyn FnMut(u64),
     store: Store<OsFolder>,
     gathered: T,
+    holds: Holds,
     last_line: Option<Digest>,
     /// Line after the newest commit, unless none is to be made.
     committed: Option<u64>,
@@ -1090,6 +1100,7 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
     fn line(&mut self, line: &Line, _: Place) {
         let bytes = line.encode();
         self.gathered.line(line);
+        self.holds.line(line);
         self.last_line = Some(Line::hash(&bytes));
         if line.seq == 0 {
             self.genesis = bytes;
@@ -1122,6 +1133,7 @@ impl<T: Gather> Follow<DiskPages<OsFolder>> for Gathering<'_, T> {
             genesis: Blob(self.genesis.clone()),
             gathered: Blob(self.gathered.save()),
             gathered_as: T::FORM.to_owned(),
+            holds: self.holds.clone(),
         };
         commit_map(
             self.layout,
@@ -1254,6 +1266,9 @@ fn try_read_on<T: Gather>(
         progress,
         store,
         gathered,
+        holds: commit
+            .as_ref()
+            .map_or_else(Holds::default, |c| c.holds.clone()),
         last_line: None,
         committed: keeps.then(|| commit.as_ref().map_or(0, |commit| commit.next_seq)),
         genesis: commit.map(|commit| commit.genesis.0).unwrap_or_default(),
@@ -1262,6 +1277,7 @@ fn try_read_on<T: Gather>(
     let Gathering {
         store,
         gathered,
+        holds,
         committed,
         genesis: genesis_line,
         ..
@@ -1272,6 +1288,7 @@ fn try_read_on<T: Gather>(
         store,
         gathered,
         kept: Box::new(kept),
+        holds,
         committed,
         known,
         genesis_line,

@@ -14,6 +14,7 @@ use pitser_evidence::line::{Binding, Line, Op, Patient};
 use pitser_ksi::time::Second;
 use pitser_trail::erasure::{ErasureError, VALID_US};
 use pitser_trail::export::Exporter;
+use pitser_trail::hold::Lifted;
 use pitser_trail::{Draft, DraftActor, Keys, Layout, PatientId, Recovery, Row, Trail, Vault, read};
 use rusqlite::{Connection, OpenFlags};
 use std::path::{Path, PathBuf};
@@ -430,7 +431,7 @@ fn who_may_be_erased_and_by_whom() {
     // A hold that is set after the request counts too.
     let code = request(&mut trail, "pt-1", BASIS).unwrap();
     trail
-        .add_hold("pt-1", "court case 2-26-117", "Jaan", at(22))
+        .add_hold("pt-1", "court case 2-26-117", "Jaan", (at(22), "6"))
         .unwrap();
     let held = confirm(&mut trail, &code, "Jaan", 23);
     assert!(matches!(held, Err(ErasureError::Held(_))));
@@ -442,11 +443,12 @@ fn who_may_be_erased_and_by_whom() {
     ));
     let holds = trail.holds().unwrap();
     assert_eq!((holds.len(), holds[0].0.as_str()), (1, "pt-1"));
-    trail.remove_hold("pt-1").unwrap();
-    assert!(matches!(
-        trail.remove_hold("pt-1"),
-        Err(ErasureError::NoHold)
-    ));
+    let lifted = Lifted {
+        patient: "pt-1",
+        line: None,
+        reason: Some("the case is closed"),
+    };
+    trail.remove_hold(lifted, "Jaan", (at(23), "6")).unwrap();
 
     // The request has survived; a code may be typed in small letters.
     let before = trail.state().next_seq();

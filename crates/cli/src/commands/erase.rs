@@ -257,9 +257,13 @@ fn describe_plan(plan: &Value) -> String {
         Some(true) => "there, to be destroyed with the identifier",
         _ => "destroyed before: nothing is left to erase",
     };
+    let more = match count("more_holds") {
+        0 => String::new(),
+        more => format!("; and {more} more, which `pitser hold list` shows"),
+    };
     let hold = match plan["hold"].is_object() {
         true => format!(
-            "since {}, set by {}: {}",
+            "since {}, set by {}: {}{more}",
             text(&plan["hold"]["at"]),
             text(&plan["hold"]["by"]),
             text(&plan["hold"]["reason"])

@@ -146,9 +146,12 @@ fn as_text(entry: &Entry) -> String {
     }
     if let Some(accept) = &line.accept {
         out += &format!("  answers for the finding of line {}", accept.finding.seq);
-        if let Some(reason) = reason(entry) {
-            out += &format!(": {reason}");
-        }
+    }
+    if let Some(release) = &line.release {
+        out += &format!("  lifts the hold of line {}", release.hold.seq);
+    }
+    if let Some(reason) = reason(entry) {
+        out += &format!(": {reason}");
     }
     if let Some(erase) = &line.erase {
         out += &format!("  on the basis: {}", erase.basis);
@@ -161,10 +164,10 @@ fn as_text(entry: &Entry) -> String {
     clean(&out)
 }
 
-/// Why a finding was accepted, as far as it opens.
+/// Why somebody decided what the line says, as far as it opens.
 fn reason(entry: &Entry) -> Option<String> {
     let raw = entry.content.as_ref()?.raw.as_ref();
-    let raw = raw.filter(|_| entry.line.accept.is_some())?;
+    let raw = raw.filter(|_| entry.line.op.is_answered_for())?;
     Some(String::from_utf8_lossy(raw).into_owned())
 }
 

@@ -1,4 +1,4 @@
-//! `pitser hold`: legal holds against erasure.
+//! `pitser hold`: legal holds against erasure (docs/erasure.md).
 
 use super::erase::{Asking, text};
 use crate::outcome::{Exit, Outcome};
@@ -15,22 +15,28 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Let nobody erase a patient, until the hold is removed
+    /// Let nobody erase a patient, until the hold is lifted: a line of the trail
     Add {
         /// The patient's identifier in the database
         #[arg(long, value_name = "ID")]
         patient: String,
-        /// Why; kept in the vault
+        /// Why; the trail commits to it, and the vault keeps it
         #[arg(long, value_name = "TEXT")]
         reason: String,
         #[command(flatten)]
         asking: Asking,
     },
-    /// Lift a hold
+    /// Lift a hold: another line of the trail
     Remove {
         /// The patient's identifier in the database
         #[arg(long, value_name = "ID")]
         patient: String,
+        /// Which one, by its line, if several stand for the patient
+        #[arg(long, value_name = "LINE")]
+        line: Option<u64>,
+        /// Why; the trail commits to it, and the vault keeps it
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
         #[command(flatten)]
         asking: Asking,
     },
@@ -49,7 +55,19 @@ pub(crate) async fn run(args: Args) -> Outcome {
             reason,
             asking,
         } => (asking, Ask::AddHold { patient, reason }),
-        Command::Remove { patient, asking } => (asking, Ask::RemoveHold { patient }),
+        Command::Remove {
+            patient,
+            line,
+            reason,
+            asking,
+        } => {
+            let ask = Ask::RemoveHold {
+                patient,
+                line,
+                reason,
+            };
+            (asking, ask)
+        }
         Command::List { asking } => (asking, Ask::Holds {}),
     };
     let is_removal = matches!(ask, Ask::RemoveHold { .. });
@@ -59,8 +77,12 @@ pub(crate) async fn run(args: Args) -> Outcome {
         return Ok(Exit::Intact);
     }
     let what = if is_removal { "lifted " } else { "" };
-    if answer["hold"].is_object() {
-        print(&clean(&format!("{what}{}\n", describe(&answer["hold"]))))?;
+    let hold = &answer["hold"];
+    if hold.is_object() {
+        print(&clean(&format!("{what}{}\n", describe(hold))))?;
+        if hold["line"].is_null() {
+            print(NOT_ON_RECORD)?;
+        }
     }
     for held in answer["holds"].as_array().into_iter().flatten() {
         let line = format!("{}  {}\n", text(&held[0]), describe(&held[1]));
@@ -69,9 +91,18 @@ pub(crate) async fn run(args: Args) -> Outcome {
     Ok(Exit::Intact)
 }
 
+const NOT_ON_RECORD: &str = "\
+It is not on record: the vault alone says it, as in every trail that was begun before holds had lines of their own.
+Whoever may write there can take a hold away without a trace. Keep the order, and who was told of it, elsewhere.
+";
+
 fn describe(hold: &Value) -> String {
+    let place = match hold["line"].as_u64() {
+        Some(line) => format!("line {line}"),
+        None => "not on record".into(),
+    };
     format!(
-        "hold of {} by {}: {}",
+        "hold of {} by {} ({place}): {}",
         text(&hold["at"]),
         text(&hold["by"]),
         text(&hold["reason"])

@@ -252,7 +252,7 @@ fn erasures(lines: &[Value]) -> Vec<&Value> {
 }
 
 /// Whether `strace` may watch processes here.
-fn is_watched() -> bool {
+pub(crate) fn is_watched() -> bool {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-o", "/dev/null", "true"]);
     let ran = strace.stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -263,7 +263,7 @@ fn is_watched() -> bool {
     is_so
 }
 
-fn under_strace(args: &[&str], log: &Path, command: &Command) -> Command {
+pub(crate) fn under_strace(args: &[&str], log: &Path, command: &Command) -> Command {
     let mut strace = Command::new("strace");
     strace.args(args).arg("-o").arg(log).arg("--");
     strace.arg(command.get_program()).args(command.get_args());

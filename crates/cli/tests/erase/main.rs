@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod holds;
 mod killed;
 mod site;
 
@@ -50,16 +51,17 @@ fn two_people_erase_a_patient_while_the_guardian_runs() {
         ],
     )
     .exits(0)
-    .says("by Jaan Tamm: court case");
+    .says("by Jaan Tamm (line ");
     site.run_as("mari", &["hold", "list"])
         .exits(0)
         .says("pt-1  hold of");
     site.run_as("jaan", &confirm)
         .exits(3)
         .says("a legal hold stands");
-    site.run_as("jaan", &["hold", "remove", "--patient", "pt-1"])
-        .exits(0)
-        .says("lifted hold");
+    let remove = ["hold", "remove", "--patient", "pt-1"];
+    site.run_as("jaan", &remove).exits(3).says("say why");
+    let remove = [&remove[..], &["--reason", "the case is closed"]].concat();
+    site.run_as("jaan", &remove).exits(0).says("lifted hold");
     site.run_as("jaan", &["erase", "--confirm", &code, "--dry-run"])
         .exits(0)
         .says("identifier pt-1")
@@ -81,11 +83,23 @@ fn two_people_erase_a_patient_while_the_guardian_runs() {
     // Nothing opens any more, and nothing is found wrong with that.
     site.scans_clean();
     let lines = site.history("pt-1");
-    assert_eq!(lines.len(), 2);
+    assert_eq!(lines.len(), 4);
     assert!(lines[0]["row"].is_null());
-    assert_eq!(lines[1]["line"]["op"], "erase");
-    assert_eq!(lines[1]["line"]["erase"]["basis"], "GDPR art. 17(1)(d)");
-    assert_eq!(lines[1]["deciders"][0], "Mari Maasikas");
+    // Who set the hold and who lifted it, and why, is on record for good.
+    let decided = [
+        ("hold", "court case 2-26-117"),
+        ("release", "the case is closed"),
+    ];
+    for (line, (op, why)) in lines[1..].iter().zip(decided) {
+        assert_eq!(
+            (&line["line"]["op"], &line["reason"]),
+            (&op.into(), &why.into())
+        );
+        assert_eq!(line["person"], "Jaan Tamm");
+    }
+    assert_eq!(lines[3]["line"]["op"], "erase");
+    assert_eq!(lines[3]["line"]["erase"]["basis"], "GDPR art. 17(1)(d)");
+    assert_eq!(lines[3]["deciders"][0], "Mari Maasikas");
     site.run_as("mari", &["erase", "--patient", "pt-1", "--basis", "again"])
         .exits(3)
         .says("nothing to erase");
@@ -95,11 +109,11 @@ fn two_people_erase_a_patient_while_the_guardian_runs() {
     site.scans_clean();
     let lines = site.history("pt-1");
     assert_eq!(
-        (lines.len(), lines[2]["row"]["note"].as_str()),
-        (3, Some("tpressure 121"))
+        (lines.len(), lines[4]["row"]["note"].as_str()),
+        (5, Some("tpressure 121"))
     );
     assert!(lines[0]["row"].is_null());
-    assert_eq!(lines[0]["line"]["patient"], lines[2]["line"]["patient"]);
+    assert_eq!(lines[0]["line"]["patient"], lines[4]["line"]["patient"]);
     assert_eq!(site.history("pt-2")[0]["row"]["note"], "tpressure 80");
     guardian.stop();
     let verified = site.run(&["trail", "verify"]);

@@ -15,6 +15,7 @@ mod copy;
 mod encoding;
 mod failover;
 mod gnuhealth;
+mod holds;
 mod hospital;
 mod kill;
 mod long;

@@ -4,6 +4,7 @@ use super::{Ended, Session, Worker};
 use crate::approver::Refused;
 use crate::erasure::{Answer, Asked, answer};
 use crate::status::SourceState;
+use pitser_trail::hold::Hold;
 use tokio::sync::oneshot;
 
 impl Session {
@@ -18,6 +19,7 @@ impl Session {
         // What was committed before comes before: rows that were deleted for this
         // erasure must not bring the patient back.
         self.capture_all(worker)?;
+        self.make_room(worker)?;
         let (now, pos) = (self.now(worker), self.position.to_string());
         let approvers = &worker.parts.tuning.approvers;
         let (answer, failed) = answer(&mut self.trail, approvers, asked, now, &pos);
@@ -27,6 +29,11 @@ impl Session {
             // Whoever has the answer can wait until the next session guards.
             let publish = &worker.publish;
             publish.send_modify(|status| status.state = SourceState::Starting);
+        }
+        if let Ok(Answer::Hold(Hold { line: Some(of), .. })) = &answer {
+            tracing::info!(source = %worker.parts.source.name, of, "a legal hold was set or lifted");
+            self.events += 1;
+            self.show(worker);
         }
         let _ = reply.send(answer);
         match failed {

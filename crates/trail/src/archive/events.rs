@@ -16,6 +16,7 @@
 //! | `prev`, `patient_prev` | 64-bit integer | `seq` of the line before of this record, of this patient |
 //! | `finding_code`, `finding_text`, `finding_about` | text, text, 64-bit integer | of a finding |
 //! | `accepts` | 64-bit integer | of an acceptance: the finding's line |
+//! | `releases` | 64-bit integer | of the end of a hold: the hold's line |
 //! | `gap_from`, `gap_to` | text | of a gap |
 //! | `block` | 64-bit integer | of a checkpoint: the block that it ends |
 
@@ -214,6 +215,7 @@ const COLUMNS: &[Column] = &[
     Column::int("accepts", |(line, _)| {
         int(line.accept.as_ref()?.finding.seq)
     }),
+    Column::int("releases", |(line, _)| int(line.release.as_ref()?.hold.seq)),
     Column::text("gap_from", |(line, _)| {
         line.gap.as_ref().map(|it| it.from.clone())
     }),

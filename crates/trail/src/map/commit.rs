@@ -5,6 +5,7 @@ use super::folder::{Folder, Grows};
 use super::pages::{DiskPages, PATIENTS, leaves_name, place};
 use super::{Damage, LIMITS, MapError};
 use crate::disk::At;
+use crate::hold::Holds;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::store::{Bucket, Counts, Extent, Pages, Prefix, Storage, Tree};
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,9 @@ pub struct Commit {
     pub gathered: Blob,
     /// Form of `gathered`.
     pub gathered_as: String,
+    /// The holds that stand; those of a trail that has none say nothing.
+    #[serde(default, skip_serializing_if = "Holds::is_empty")]
+    pub holds: Holds,
 }
 
 /// The commit as it is written.

@@ -3,6 +3,7 @@
 
 use super::sim::{Fault, Random, SimFolder};
 use super::*;
+use crate::hold::Holds;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::line::Patient;
 use pitser_evidence::map::{
@@ -127,6 +128,7 @@ fn commit_at(blocks: u64) -> Commit {
         genesis: Blob(b"genesis".to_vec()),
         gathered: Blob(blocks.to_be_bytes().to_vec()),
         gathered_as: "test".into(),
+        holds: Holds::default(),
     }
 }
 

@@ -5,7 +5,7 @@
 //! time: all nonces are known before the first line is written, since they depend on
 //! the lines' numbers alone.
 
-use super::{ERASURES, MAX_BLOCK_LINES, Trail, TrailError};
+use super::{ERASURES, HOLDS, MAX_BLOCK_LINES, Trail, TrailError};
 use crate::draft::{Body, Draft, DraftActor, PatientId};
 use crate::vault::{Compartment, Content, Marks, mark};
 use pitser_evidence::commit::{Committed, LineNonce, commit_person, commit_raw};
@@ -87,8 +87,8 @@ impl Trail {
     }
 
     /// Whose key a line's content is under: its patient's, or its table's where there is no
-    /// patient or one who was erased. Who decided an erasure must be known when the
-    /// patient's own is gone.
+    /// patient or one who was erased. Who decided an erasure, or about a hold, must be known
+    /// when the patient's own is gone.
     fn compartment(
         &mut self,
         draft: &Draft,
@@ -97,6 +97,7 @@ impl Trail {
     ) -> Result<Compartment, TrailError> {
         let (id, identifier) = match (patient, &draft.patient) {
             _ if draft.op == Op::Erase => (ERASURES.to_owned(), None),
+            _ if draft.op.is_about_a_hold() => (HOLDS.to_owned(), None),
             (Some(pseudonym), Some(PatientId::Id(id))) => {
                 (pseudonym.to_string(), Some(id.as_str()))
             }
@@ -139,6 +140,7 @@ impl Trail {
             Some(Body::Gap(gap)) => line.gap = Some(gap.into()),
             Some(Body::Ddl(ddl)) => line.ddl = Some(ddl.into()),
             Some(Body::Accept(accept)) => line.accept = Some(accept.into()),
+            Some(Body::Release(release)) => line.release = Some(release.into()),
             Some(Body::Erase {
                 basis,
                 deciders: names,

@@ -54,6 +54,10 @@ pub(crate) fn line(line: &Line) -> Map {
             line.accept.as_ref().map(|accept| accept.finding.seq),
         )
         .maybe(
+            "lifts_hold_of_line",
+            line.release.as_ref().map(|release| release.hold.seq),
+        )
+        .maybe(
             "erase",
             line.erase.as_ref().map(|erase| {
                 let [first, second] = &erase.deciders;

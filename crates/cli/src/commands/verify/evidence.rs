@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use pitser_evidence::file::{LineProof, OpenColumn, Opening};
+use pitser_evidence::line::{Line, Op};
 use pitser_evidence::{
     Anchors, Code, Evidence, LeftOut, Report, StepState, Verdict as Examined, verify, verify_since,
 };
@@ -186,15 +187,15 @@ fn history(evidence: &Evidence) -> String {
             let value = shown(column, is_lettered);
             let _ = writeln!(text, "    {} = {value}", output::clean(&column.name));
         }
-        if let Some(accept) = &line.accept {
+        if let Some(decision) = decision(line) {
             let raw = proof.open.as_ref().and_then(|open| open.raw.as_ref());
             let reason = raw.map(|raw| format!(": {}", String::from_utf8_lossy(&raw.bytes.0)));
-            let _ = writeln!(
-                text,
-                "    answers for the finding of line {}{}",
-                accept.finding.seq,
-                output::clean(&reason.unwrap_or_default())
-            );
+            let reason = output::clean(&reason.unwrap_or_default());
+            let _ = writeln!(text, "    {decision}{reason}");
+        }
+        if let Some(erase) = &line.erase {
+            let basis = output::clean(&erase.basis);
+            let _ = writeln!(text, "    on the basis: {basis}");
         }
         if let Some(finding) = &line.finding {
             let _ = writeln!(
@@ -206,6 +207,19 @@ fn history(evidence: &Evidence) -> String {
         }
     }
     text
+}
+
+/// What somebody decided.
+fn decision(line: &Line) -> Option<String> {
+    let (accept, release) = (line.accept.as_ref(), line.release.as_ref());
+    match line.op {
+        Op::Accept => {
+            accept.map(|it| format!("answers for the finding of line {}", it.finding.seq))
+        }
+        Op::Hold => Some("keeps the patient from being erased".into()),
+        Op::Release => release.map(|it| format!("lifts the hold of line {}", it.hold.seq)),
+        _ => None,
+    }
 }
 
 /// Who did it, and how far that is proved.
