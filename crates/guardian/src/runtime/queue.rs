@@ -120,7 +120,7 @@ impl Session {
     }
 
     /// Closes the open block if so many lines more are too many for it.
-    fn make_room(&mut self, worker: &Worker, lines: usize) -> Result<(), Ended> {
+    pub(super) fn make_room(&mut self, worker: &Worker, lines: usize) -> Result<(), Ended> {
         let open = self.trail.open_lines();
         match open > 0 && open + lines > BLOCK_LINES {
             true => self.close(worker),
