@@ -180,10 +180,52 @@ pub(crate) struct Written {
     lsn: u64,
     /// Lists of changed columns that its lines have.
     lists: Vec<Vec<String>>,
-    /// By place in the transaction: the line, counted from the first one, and
-    /// which list it has. Eight bytes for each of millions of changes.
-    lines: Vec<Option<(u32, u32)>>,
+    /// In their order.
+    runs: Vec<Run>,
     first: u64,
+}
+
+/// Changes that follow one another in the transaction, and so do their lines: of millions
+/// that one statement makes there is a run for each block, as a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Run {
+    /// The first one's place in the transaction.
+    place: u32,
+    changes: u32,
+    /// The first one's line, counted from the transaction's first.
+    line: u32,
+    /// Lines from one change to the next.
+    step: u32,
+    /// Which list of columns the lines have.
+    list: u32,
+}
+
+impl Run {
+    /// Whether the change at this place, with this line and list, is the next one; it is
+    /// one of them then.
+    fn takes(&mut self, place: u32, line: u32, list: u32) -> bool {
+        let step = match self.changes {
+            1 => line.saturating_sub(self.line),
+            _ => self.step,
+        };
+        let next = self.line_at(self.changes, step);
+        let is_next = place == self.end() && Some(line) == next && list == self.list;
+        if is_next {
+            self.changes += 1;
+            self.step = step;
+        }
+        is_next
+    }
+
+    /// The place behind it.
+    fn end(&self) -> u32 {
+        self.place.saturating_add(self.changes)
+    }
+
+    fn line_at(&self, nth: u32, step: u32) -> Option<u32> {
+        self.line.checked_add(nth.checked_mul(step)?)
+    }
 }
 
 impl Written {
@@ -199,27 +241,37 @@ impl Written {
             self.lsn = lsn;
             self.first = line.seq;
             self.lists.clear();
-            self.lines.clear();
+            self.runs.clear();
         }
-        let place = usize::try_from(nth).unwrap_or(usize::MAX).checked_sub(1);
-        // The first of several lines of an event stands for it. Positions rise,
-        // so that holes are those of changes that could not be read.
-        let Some(place) = place.filter(|place| *place >= self.lines.len()) else {
-            return;
-        };
-        let Ok(after_first) = u32::try_from(line.seq - self.first) else {
-            return;
-        };
         let columns = line.columns.as_deref().unwrap_or_default();
+        if let (Some(place), Ok(line)) = (place(nth), u32::try_from(line.seq - self.first)) {
+            self.change(place, line, columns);
+        }
+    }
+
+    fn change(&mut self, place: u32, line: u32, columns: &[String]) {
+        // The first of several lines of an event stands for it. Positions rise: those that
+        // are left out are of changes that could not be read.
+        if self.runs.last().is_some_and(|run| place < run.end()) {
+            return;
+        }
         let known = self.lists.iter().rposition(|list| list == columns);
         let list = known.unwrap_or_else(|| {
             self.lists.push(columns.to_vec());
             self.lists.len() - 1
         });
-        if place - self.lines.len() <= MOST_UNREADABLE {
-            self.lines.resize(place, None);
-            self.lines
-                .push(u32::try_from(list).ok().map(|list| (after_first, list)));
+        let Ok(list) = u32::try_from(list) else {
+            return;
+        };
+        let last = self.runs.last_mut();
+        if !last.is_some_and(|run| run.takes(place, line, list)) {
+            self.runs.push(Run {
+                place,
+                changes: 1,
+                line,
+                step: 0,
+                list,
+            });
         }
     }
 
@@ -228,16 +280,20 @@ impl Written {
         let Position::Log { lsn, nth } = pos else {
             return None;
         };
-        let place = usize::try_from(nth.checked_sub(1)?).ok()?;
-        let (after_first, list) = (*self.lines.get(place)?).filter(|_| lsn == self.lsn)?;
-        let columns = self.lists.get(usize::try_from(list).ok()?)?;
-        Some((self.first + u64::from(after_first), columns))
+        let place = place(nth).filter(|_| lsn == self.lsn)?;
+        let behind = self.runs.partition_point(|run| run.place <= place);
+        let run = self.runs.get(behind.checked_sub(1)?)?;
+        let nth = (place - run.place < run.changes).then_some(place - run.place)?;
+        let line = run.line_at(nth, run.step)?;
+        let columns = self.lists.get(usize::try_from(run.list).ok()?)?;
+        Some((self.first + u64::from(line), columns))
     }
 }
 
-/// Changes in a row without a line of their own: more than that are not of a
-/// trail that a guardian wrote.
-const MOST_UNREADABLE: usize = 1 << 20;
+/// The place of the `nth` change of a transaction; they are numbered from 1.
+fn place(nth: u64) -> Option<u32> {
+    u32::try_from(nth.checked_sub(1)?).ok()
+}
 
 impl Session {
     /// Where to go on: a transaction of which the trail has a part begins anew,
@@ -284,5 +340,65 @@ impl Session {
         // Whose it is, the trail knows.
         self.open.suspect(doubt, finding, None);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(lsn: u64, nth: u64) -> Position {
+        Position::Log { lsn, nth }
+    }
+
+    #[test]
+    fn millions_of_changes_are_a_few_runs() {
+        let mut written = Written::default();
+        written.lsn = 9;
+        // Two lines each, and another one now and then: a block's last.
+        let line = |place: u32| 2 * place + place / 30_000;
+        for place in 0..1_000_000 {
+            written.change(place, line(place), &["n".to_owned()]);
+        }
+        assert_eq!(written.runs.len(), 34);
+        for place in [0, 1, 29_999, 30_000, 999_999] {
+            let found = written.line(log(9, u64::from(place) + 1)).unwrap();
+            assert_eq!(found, (u64::from(line(place)), &["n".to_owned()][..]));
+        }
+        assert_eq!(written.line(log(9, 1_000_001)), None);
+        assert_eq!(written.line(log(8, 1)), None);
+    }
+
+    /// Against a list with a place for each change.
+    #[test]
+    fn a_run_has_the_lines_of_its_changes_and_no_others() {
+        for seed in 0..200_u64 {
+            let mut random = seed;
+            let mut next = move |below: u64| {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (random >> 33) % below
+            };
+            let (mut written, mut all) = (Written::default(), Vec::new());
+            let mut line = 0;
+            for place in 0..300 {
+                // One that could not be read, one of several lines, or one of other columns.
+                let columns = vec![format!("c{}", next(20) / 18)];
+                if next(10) == 0 {
+                    all.push(None);
+                    continue;
+                }
+                written.change(place, line, &columns);
+                written.change(place, line + 1, &[]);
+                all.push(Some((u64::from(line), columns)));
+                line += 1 + u32::from(next(10) == 0);
+            }
+            for (nth, expected) in (1..).zip(&all) {
+                let found = written.line(log(0, nth));
+                let found = found.map(|(line, columns)| (line, columns.to_vec()));
+                assert_eq!(found, *expected, "seed {seed}, change {nth}");
+            }
+        }
     }
 }
