@@ -353,8 +353,10 @@ mod tests {
 
     #[test]
     fn millions_of_changes_are_a_few_runs() {
-        let mut written = Written::default();
-        written.lsn = 9;
+        let mut written = Written {
+            lsn: 9,
+            ..Written::default()
+        };
         // Two lines each, and another one now and then: a block's last.
         let line = |place: u32| 2 * place + place / 30_000;
         for place in 0..1_000_000 {
