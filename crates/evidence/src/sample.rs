@@ -29,6 +29,9 @@ pub const MAX_ROWS: usize = 64;
 pub const MAX_ANSWER: usize = 8 << 20;
 /// Steps from a row to the one that names its patient.
 const MAX_STEPS: usize = 16;
+/// The last change is among so many lines at the end: a block's last line comes after it, and
+/// perhaps findings.
+const LAST: u64 = 8;
 /// Lines about a row through which a patient is found that are read back, from its newest
 /// one, for each row of a sample.
 const MAX_BACK: usize = 4096;
@@ -211,6 +214,8 @@ pub struct Trail<'a> {
     pub genesis: &'a Genesis,
     /// The hash of the mapping that the line's block was closed under.
     pub mapping: Option<Digest>,
+    /// How many lines of it are known.
+    pub lines: u64,
     /// Lines by `seq`.
     pub line: &'a mut dyn FnMut(u64) -> Option<Line>,
     /// The last line about a record, by its table and key: what its leaf in the map says.
@@ -502,6 +507,11 @@ impl Found<'_> {
         trail: &mut Trail<'_>,
         step: usize,
     ) -> Result<Option<&'static str>, Wrong> {
+        if via.line >= trail.lines && self.may_go_on(trail) {
+            return Ok(Some(
+                "the row through which its patient is found is of its transaction, whose end is not known yet",
+            ));
+        }
         let Some(line) = (trail.line)(via.line).filter(|l| l.table.as_deref() == Some(table))
         else {
             return Err(Wrong::Opening(
@@ -528,6 +538,14 @@ impl Found<'_> {
         let aged = self.is_newest(&line, trail)?;
         let kept = self.through(table, &columns, trail, step + 1)?;
         Ok(kept.or(named.kept).or(aged))
+    }
+
+    /// Whether the transaction of the line that was drawn may go on behind the lines that are
+    /// known: it is that of the last change among them.
+    fn may_go_on(&self, trail: &mut Trail<'_>) -> bool {
+        let behind = (1..=LAST).filter_map(|back| trail.lines.checked_sub(back));
+        let mut last = behind.filter_map(|seq| (trail.line)(seq));
+        self.line.tx.is_some() && last.any(|line| line.tx == self.line.tx)
     }
 
     /// Whether a line through which the patient is found was the newest that says what its
@@ -725,6 +743,7 @@ mod tests {
             let mut trail = Trail {
                 genesis: &self.genesis,
                 mapping: Some(mapping),
+                lines: self.lines.keys().max().map_or(0, |last| last + 1),
                 line: &mut |seq| self.lines.get(&seq).cloned(),
                 last: &mut |table, key| self.last(&Some(table.to_owned()), &Some(*key), u64::MAX),
             };
@@ -914,6 +933,25 @@ mod tests {
         moved.world.row(5, "person", row, Some("pt-4"));
         moved.world.lines.get_mut(&5).unwrap().tx = Some(9);
         does_not_open(moved.entry_of(Some(9), "pt-3", 4));
+    }
+
+    /// An auditor's lines end with a block, and a transaction may be longer.
+    #[test]
+    fn what_comes_later_in_a_transaction_may_not_be_known_yet() {
+        let Moved { mut world, rows } = Moved::new();
+        world.lines.remove(&4);
+        let row = [Some("i1"), Some("i7"), Some("tx")];
+        let (mut line, mut shown) = world.row(3, "entry", row, Some("pt-3"));
+        shown.via = vec![via_line(4, rows[&4].clone())];
+        line.tx = Some(9);
+        world.lines.get_mut(&3).unwrap().tx = Some(9);
+        let kept = world.compare(&line, &shown).unwrap();
+        assert!(kept[0].contains("whose end is not known yet"), "{kept:?}");
+        // One that has ended by then does not go on.
+        world.lines.get_mut(&3).unwrap().tx = Some(10);
+        does_not_open(world.compare(&line, &shown));
+        line.tx = None;
+        does_not_open(world.compare(&line, &shown));
     }
 
     #[test]

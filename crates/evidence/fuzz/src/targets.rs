@@ -99,6 +99,7 @@ pub fn sample(bytes: &[u8]) {
     let mut trail = sample::Trail {
         genesis,
         mapping: mapping.map(|checkpoint| checkpoint.mapping),
+        lines: TRAIL.len() as u64,
         line: &mut line,
         last: &mut last,
     };

@@ -402,6 +402,7 @@ fn compare<P: Pages<Error: Into<MapError>>>(
                 let mut trail = sample::Trail {
                     genesis,
                     mapping,
+                    lines: sampled.lines,
                     line: &mut at,
                     last: &mut last,
                 };
