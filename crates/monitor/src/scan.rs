@@ -116,24 +116,39 @@ pub struct Look {
 /// pass over a large table is long. Of two that have these in common, and one of which
 /// changed, the other is left to the next pass.
 #[derive(Debug, Default)]
-pub struct Touched(HashMap<String, HashSet<u64>>);
+pub struct Touched {
+    records: HashMap<String, HashSet<u64>>,
+    /// Lines before this one are of a database that the present one is an older copy of: what
+    /// their transactions did is shown, or lost, and their numbers may be another's by now.
+    rewound: u64,
+}
 
 impl Touched {
+    /// None yet. The database was found to be an older copy of itself at this line; 0 if it
+    /// never was.
+    pub fn since(rewound: u64) -> Self {
+        Self {
+            rewound,
+            ..Self::default()
+        }
+    }
+
     /// Notes a change.
     pub fn insert(&mut self, table: &str, record: &Bytes32) {
         let record = short(record);
-        match self.0.get_mut(table) {
+        match self.records.get_mut(table) {
             Some(records) => {
                 records.insert(record);
             }
             None => {
-                self.0.insert(table.to_owned(), HashSet::from([record]));
+                let records = HashSet::from([record]);
+                self.records.insert(table.to_owned(), records);
             }
         }
     }
 
     fn contains(&self, table: &str, record: &Bytes32) -> bool {
-        self.0
+        self.records
             .get(table)
             .is_some_and(|records| records.contains(&short(record)))
     }
@@ -408,7 +423,13 @@ impl Suspects {
     ) -> Result<Option<Found>, TrailError> {
         while let Some(suspect) = self.rows.pop_front() {
             if touched.contains(&suspect.table, &suspect.record)
-                || is_unseen(trail, &self.unseen, &suspect.table, &suspect.record)?
+                || is_unseen(
+                    trail,
+                    &self.unseen,
+                    touched,
+                    &suspect.table,
+                    &suspect.record,
+                )?
             {
                 continue;
             }
@@ -455,7 +476,7 @@ impl Look {
             };
             // Others may have changed since they were looked for.
             if !touched.contains(&table, &record)
-                && !is_unseen(trail, &self.suspects.unseen, &table, &record)?
+                && !is_unseen(trail, &self.suspects.unseen, touched, &table, &record)?
             {
                 return Ok(Some((is_missing(trail, &table, record, seq)?, None)));
             }
@@ -469,6 +490,7 @@ impl Look {
 fn is_unseen(
     trail: &Trail,
     unseen: &Unseen,
+    touched: &Touched,
     table: &str,
     record: &Bytes32,
 ) -> Result<bool, TrailError> {
@@ -479,7 +501,7 @@ fn is_unseen(
     let mut seq = known.map(|leaf| leaf.last_seq);
     while let Some(line) = seq.map(|seq| trail.line(seq)).transpose()?.flatten() {
         if let Some(tx) = line.tx {
-            return Ok(unseen.contains(tx));
+            return Ok(line.seq >= touched.rewound && unseen.contains(tx));
         }
         // A read, or a finding.
         seq = line.prev.map(|prev| prev.seq);

@@ -66,6 +66,13 @@ impl Session {
         Ok(has)
     }
 
+    /// The newest line that says that the database is an older copy of itself; 0 if none does.
+    fn rewound_at(&self) -> u64 {
+        let findings = self.incidents.kept().into_iter();
+        let rewound = findings.filter(|it| it.finding.code == Code::DatabaseRewound);
+        rewound.map(|it| it.line).max().unwrap_or(0)
+    }
+
     /// Sends a pass over the live rows on its way, on a thread of its own.
     pub(super) fn start_scan(&mut self, worker: &mut Worker) -> Result<(), Ended> {
         let open = match self.source.snapshot() {
@@ -104,7 +111,7 @@ impl Session {
         let replies = std::mem::take(&mut self.scan_replies);
         self.scanning = Some(Pass {
             number: pass,
-            touched: Touched::default(),
+            touched: Touched::since(self.rewound_at()),
             replies,
             scanned: Scanned::default(),
             suspects: None,
