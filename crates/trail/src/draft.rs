@@ -183,6 +183,19 @@ pub struct DraftActor {
     pub role: Option<String>,
 }
 
+impl DraftActor {
+    /// An approver whose token was checked (binding B).
+    pub fn approver(name: &str) -> Self {
+        Self {
+            app: None,
+            binding: Binding::B,
+            client: None,
+            person: Some(name.to_owned()),
+            role: None,
+        }
+    }
+}
+
 impl fmt::Debug for DraftActor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

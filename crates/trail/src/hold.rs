@@ -10,7 +10,7 @@ use crate::erasure::{ErasureError, check_text, reveals};
 use crate::vault::VaultError;
 use crate::write::{Trail, TrailError};
 use pitser_evidence::codec::Digest;
-use pitser_evidence::line::{Binding, Line, Op, Patient, Prev, Release, Timestamp};
+use pitser_evidence::line::{Line, Op, Patient, Prev, Release, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -170,13 +170,7 @@ impl Trail {
         by: &str,
         (at, pos): (Timestamp, &str),
     ) -> Result<u64, TrailError> {
-        let actor = DraftActor {
-            app: None,
-            binding: Binding::B,
-            client: None,
-            person: Some(by.to_owned()),
-            role: None,
-        };
+        let actor = DraftActor::approver(by);
         let op = ends.map_or(Op::Hold, |_| Op::Release);
         let seq = self.append(vec![Draft {
             patient: Some(PatientId::Id(identifier.to_owned())),

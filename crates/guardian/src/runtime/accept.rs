@@ -6,7 +6,7 @@ use super::{Ended, Session, Worker};
 use crate::acceptance::{Answer, Asked, AskedOf, Line as Done, MAX_FINDINGS, Portion, Tally};
 use crate::approver::{Power, Refused, Token, who};
 use crate::collected::{Collected, finding_of};
-use pitser_evidence::line::{Acceptance, Binding, Line, Op, Patient, Prev};
+use pitser_evidence::line::{Acceptance, Line, Op, Patient, Prev};
 use pitser_monitor::{Accepted, NotAccepted, can_accept};
 use pitser_trail::draft::DraftActor;
 use pitser_trail::{Body, Draft, PatientId, Trail, TrailError};
@@ -203,13 +203,7 @@ impl Session {
                 seq: line.seq,
             },
         };
-        let actor = DraftActor {
-            app: None,
-            binding: Binding::B,
-            client: None,
-            person: Some(by.to_owned()),
-            role: None,
-        };
+        let actor = DraftActor::approver(by);
         Ok(Draft {
             table: line.table.clone(),
             record: line.key,
