@@ -235,7 +235,6 @@ fn of_images() -> Option<World> {
     );
     world.configure("scan_every_s = 0", SOURCE);
     world.run("guard init").exits(0);
-    world.guard();
     Some(world)
 }
 
@@ -245,6 +244,7 @@ fn a_value_that_is_too_large_to_be_sent() {
     let Some(mut world) = of_images() else {
         return;
     };
+    world.guard();
     world.psql(
         "postgres",
         "INSERT INTO scan SELECT 1, string_agg(part, '') FROM generate_series(1, 550), \
@@ -274,6 +274,8 @@ fn a_large_value_is_not_copied_about() {
     let Some(mut world) = of_images() else {
         return;
     };
+    // Else the peak has also what is free already, and not yet given back: by chance.
+    world.guard_with(&[("MIMALLOC_PURGE_DELAY", "0")]);
     world.psql("postgres", "INSERT INTO scan VALUES (1, 'small')");
     world.settle();
     let before = world.guardian_peak();
@@ -289,7 +291,7 @@ fn a_large_value_is_not_copied_about() {
         grown >> 20,
         value >> 20
     );
-    assert!(grown < value * 19 / 4, "{grown}");
+    assert!(grown < value * 18 / 4, "{grown}");
     assert_eq!(world.wrong(), Vec::<String>::new());
     world.stop_guardian();
     world.run("trail verify").exits(0);
