@@ -210,8 +210,17 @@ pub struct Vault {
     shapes: HashMap<u64, Arc<[String]>>,
     /// Numbers of the shapes that were kept lately.
     numbered: VecDeque<(Arc<[String]>, u64)>,
+    /// What came last, if it has a message.
+    message: Option<Message>,
     nonces: Nonces,
     in_transaction: bool,
+}
+
+/// A message, which all lines of one event share.
+struct Message {
+    raw: Arc<[u8]>,
+    /// By the number of a compartment, the first line in it.
+    lines: HashMap<u64, u64>,
 }
 
 /// Keys that stay in memory.
@@ -306,6 +315,7 @@ impl Vault {
             identifiers: Recent::default(),
             shapes: HashMap::new(),
             numbered: VecDeque::new(),
+            message: None,
             nonces: Nonces::default(),
             in_transaction: false,
         }
@@ -504,15 +514,15 @@ impl Vault {
             None => 0,
         };
         let nonce = self.nonces.next()?;
+        let raw_of = self.message_in(compartment.number, content.raw.as_ref(), seq);
         let label = label(seq, compartment.number);
         self.contents.put(seq, compartment.number, |out| {
             out.extend(nonce);
             let start = out.len();
-            pack::pack(content, shape, out);
+            pack::pack(content, shape, raw_of, out);
             let tag = aead::seal(&compartment.key, &nonce, &label, &mut out[start..]);
             out.extend(tag);
         });
-        // Each line of an event has the whole message.
         match self.contents.waiting_bytes() >= WAITING_BYTES {
             true => self.commit(),
             false => Ok(()),
@@ -532,9 +542,49 @@ impl Vault {
             return Ok(None);
         };
         let clear = self.unseal(&key, &label(seq, record.compartment), record.sealed)?;
-        let content = pack::unpack(&clear, |shape| self.names_of(shape));
-        let content = content.ok_or_else(|| VaultError::Sealed(self.path.clone()))?;
+        let (mut content, raw_of) = self.unpack(&clear)?;
+        if let Some(line) = raw_of {
+            content.raw = Some(self.message_of(line, record.compartment, &key)?);
+        }
         Ok(Some((key, content)))
+    }
+
+    /// The message of a line's content, which has one itself, for a later line of the
+    /// compartment.
+    fn message_of(
+        &mut self,
+        seq: u64,
+        compartment: u64,
+        key: &Key,
+    ) -> Result<Arc<[u8]>, VaultError> {
+        let record = self.contents.get(seq)?;
+        let record = record.filter(|record| record.compartment == compartment);
+        let sealed = record.ok_or_else(|| VaultError::Sealed(self.path.clone()))?;
+        let clear = self.unseal(key, &label(seq, compartment), sealed.sealed)?;
+        let raw = self.unpack(&clear)?.0.raw;
+        raw.ok_or_else(|| VaultError::Sealed(self.path.clone()))
+    }
+
+    /// A content, and the line whose message is also its own.
+    fn unpack(&mut self, clear: &[u8]) -> Result<(Content, Option<u64>), VaultError> {
+        let content = pack::unpack(clear, |shape| self.names_of(shape));
+        content.ok_or_else(|| VaultError::Sealed(self.path.clone()))
+    }
+
+    /// The earlier line of a compartment with the same message, of the lines that came one
+    /// after the other with it; from now on it is line `seq` if there is none. So the
+    /// message of an event of many records is kept once for each patient, and goes with
+    /// the patient's key.
+    fn message_in(&mut self, compartment: u64, raw: Option<&Arc<[u8]>>, seq: u64) -> Option<u64> {
+        let last = self.message.take();
+        let raw = raw?;
+        let same = last.filter(|last| Arc::ptr_eq(&last.raw, raw));
+        let message = self.message.insert(same.unwrap_or_else(|| Message {
+            raw: Arc::clone(raw),
+            lines: HashMap::new(),
+        }));
+        let first = *message.lines.entry(compartment).or_insert(seq);
+        (first != seq).then_some(first)
     }
 
     /// The key of a compartment by its number.
@@ -643,6 +693,7 @@ impl Vault {
             .execute("UPDATE compartment SET since = ?1 WHERE since > ?1", [seq])
             .map_err(|e| self.failed(e))?;
         self.known = Recent::default();
+        self.message = None;
         Ok(self.contents.discard_from(seq)?)
     }
 
@@ -925,23 +976,69 @@ mod tests {
         assert_eq!(vault.get(7).unwrap().unwrap().1, content());
     }
 
-    /// An audit event of many records: each line has the whole message.
     #[test]
     fn much_content_does_not_wait_in_memory() {
         let dir = tempfile::tempdir().unwrap();
         let mut vault = Vault::open(dir.path(), &Key::new([1; 32])).unwrap();
         let abc = vault.compartment_or_new("abc", Some("pt-1"), 1).unwrap();
-        let raw: Arc<[u8]> = vec![b'{'; 3 << 20].into();
-        let message = Content {
-            raw: Some(raw),
-            ..Content::default()
-        };
         for seq in 1..20 {
-            vault.put(seq, &abc, &message).unwrap();
+            vault.put(seq, &abc, &message(3 << 20)).unwrap();
             assert!(vault.contents.waiting_bytes() < WAITING_BYTES, "{seq}");
         }
         for seq in 1..20 {
-            assert!(vault.get(seq).unwrap().unwrap().1 == message, "{seq}");
+            let kept = vault.get(seq).unwrap().unwrap().1;
+            assert!(kept == message(3 << 20), "{seq}");
+        }
+    }
+
+    fn message(length: usize) -> Content {
+        Content {
+            raw: Some(vec![b'{'; length].into()),
+            ..Content::default()
+        }
+    }
+
+    /// An audit event of many records has a line for each, and each commits to all of it.
+    #[test]
+    fn a_message_is_kept_once_for_each_patient() {
+        let dir = tempfile::tempdir().unwrap();
+        let master = Key::new([1; 32]);
+        let mut vault = Vault::open(dir.path(), &master).unwrap();
+        let first = vault.compartment_or_new("abc", Some("pt-1"), 1).unwrap();
+        let second = vault.compartment_or_new("def", Some("pt-2"), 2).unwrap();
+        let event = message(1000);
+        let mut of_both = [&first, &second].into_iter().cycle();
+        let mut ends = Vec::new();
+        for seq in 1..=200 {
+            let of = of_both.next().unwrap();
+            vault.put(seq, of, &event).unwrap();
+            ends.push(vault.contents.waiting_bytes());
+        }
+        assert!(*ends.last().unwrap() < 2 * 1000 + 200 * 100);
+        // Another event that says the same shares nothing with it.
+        vault.put(201, &first, &message(1000)).unwrap();
+        vault.put(202, &first, &content()).unwrap();
+        assert!(vault.contents.waiting_bytes() > ends.last().unwrap() + 1000);
+        // What is forgotten has nothing that a later line could point to.
+        vault.commit().unwrap();
+        vault.discard_from(200).unwrap();
+        for seq in [200, 201] {
+            vault.put(seq, &first, &event).unwrap();
+        }
+        vault.commit().unwrap();
+
+        drop(vault);
+        let mut vault = Vault::open(dir.path(), &master).unwrap();
+        for seq in 1..=201 {
+            assert!(vault.get(seq).unwrap().unwrap().1 == event, "{seq}");
+        }
+        assert!(vault.erase("def", 300).unwrap());
+        for seq in 1..=201 {
+            let kept = vault.get(seq).unwrap().map(|(_, kept)| kept);
+            match seq < 200 && seq % 2 == 0 {
+                true => assert!(kept.is_none(), "{seq}"),
+                false => assert!(kept == Some(event.clone()), "{seq}"),
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! marks    shape ‖ each column's mark:8                         bit 3
 //! row      shape ‖ each column: 00 for NULL, or length + 1 ‖ bytes   bit 4
 //! deciders two times length ‖ bytes                             bit 5
+//! raw of   in place of raw: the line whose content has it       bit 6
 //! ```
 //! Numbers are LEB128, of at most ten bytes. A *shape* is a list of column names,
 //! which the vault numbers and keeps once.
@@ -23,9 +24,11 @@ const RAW: u8 = 1 << 2;
 const MARKS: u8 = 1 << 3;
 const ROW: u8 = 1 << 4;
 const DECIDERS: u8 = 1 << 5;
+const RAW_OF: u8 = 1 << 6;
 
-/// Appends a content whose columns are those of `shape`.
-pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
+/// Appends a content whose columns are those of `shape`; with `raw_of`, its message is
+/// that of the line.
+pub(super) fn pack(content: &Content, shape: u64, raw_of: Option<u64>, out: &mut Vec<u8>) {
     let Content {
         key,
         person,
@@ -34,13 +37,15 @@ pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
         row,
         deciders,
     } = content;
+    let raw = raw.as_ref().filter(|_| raw_of.is_none());
     let field = |is_there: bool, bit: u8| if is_there { bit } else { 0 };
     let fields = field(key.is_some(), KEY)
         | field(person.is_some(), PERSON)
         | field(raw.is_some(), RAW)
         | field(marks.is_some(), MARKS)
         | field(row.is_some(), ROW)
-        | field(deciders.is_some(), DECIDERS);
+        | field(deciders.is_some(), DECIDERS)
+        | field(raw_of.is_some(), RAW_OF);
     out.extend([VERSION, fields]);
     if let Some(cells) = key {
         number(cells.len() as u64, out);
@@ -73,14 +78,17 @@ pub(super) fn pack(content: &Content, shape: u64, out: &mut Vec<u8>) {
     for name in deciders.iter().flatten() {
         bytes(name.as_bytes(), out);
     }
+    if let Some(line) = raw_of {
+        number(line, out);
+    }
 }
 
-/// Reads a content; `names_of` gives the names of a shape. `None` if these are
-/// not the bytes of one.
+/// Reads a content, and the line that has its message if it has none itself; `names_of`
+/// gives the names of a shape. `None` if these are not the bytes of one.
 pub(super) fn unpack(
     packed: &[u8],
     mut names_of: impl FnMut(u64) -> Option<Arc<[String]>>,
-) -> Option<Content> {
+) -> Option<(Content, Option<u64>)> {
     let [VERSION, fields, rest @ ..] = packed else {
         return None;
     };
@@ -119,7 +127,11 @@ pub(super) fn unpack(
         let mut name = || String::from_utf8(reader.bytes()?.to_vec()).ok();
         content.deciders = Some([name()?, name()?]);
     }
-    reader.0.is_empty().then_some(content)
+    let raw_of = match has(RAW_OF) {
+        true => Some(reader.number()?),
+        false => None,
+    };
+    reader.0.is_empty().then_some((content, raw_of))
 }
 
 /// Column names as bytes: each with its length in front.
@@ -215,16 +227,21 @@ mod tests {
                 }),
                 ..Content::default()
             },
+            Content {
+                person: Some("Dr Tamm".into()),
+                ..Content::default()
+            },
         ]
     }
 
     #[test]
     fn contents_read_back_and_no_part_of_one_does() {
         let of = |shape: u64| (shape == 300).then(names);
-        for content in contents() {
+        let of_lines = [None, None, None, None, Some(1 << 40)];
+        for (content, raw_of) in contents().into_iter().zip(of_lines) {
             let mut packed = Vec::new();
-            pack(&content, 300, &mut packed);
-            assert!(unpack(&packed, of) == Some(content));
+            pack(&content, 300, raw_of, &mut packed);
+            assert!(unpack(&packed, of) == Some((content, raw_of)));
             for cut in 0..packed.len().min(1000) {
                 assert!(unpack(&packed[..cut], of).is_none());
             }
