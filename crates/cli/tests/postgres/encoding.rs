@@ -228,7 +228,7 @@ fn a_transaction_that_the_server_cannot_send() {
 
 /// A guarded table of images.
 fn of_images() -> Option<World> {
-    let mut world = World::new("clinic")?;
+    let world = World::new("clinic")?;
     world.psql(
         "postgres",
         "CREATE TABLE scan (id int PRIMARY KEY, image bytea)",
