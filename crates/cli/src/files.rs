@@ -83,17 +83,33 @@ pub(crate) fn starts_with(path: &Path, magic: &[u8]) -> Result<bool, Failure> {
 
 /// The imprint of a document, whatever its size; `-` is the standard input.
 pub(crate) fn hash(path: &Path, algorithm: Algorithm) -> Result<Imprint, Failure> {
-    let mut source = open(path)?;
     let mut hasher = Hasher::new(algorithm);
+    read_through(path, |bytes| hasher.update(bytes))?;
+    Ok(hasher.finish())
+}
+
+/// Hands over a document piece by piece, whatever its size, and gives its length in bytes;
+/// `-` is the standard input.
+pub(crate) fn read_through(path: &Path, mut take: impl FnMut(&[u8])) -> Result<u64, Failure> {
+    let mut source = open(path)?;
     let mut buffer = vec![0; 64 * 1024];
+    let mut read = 0;
     loop {
         match source.read(&mut buffer) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(length) => hasher.update(&buffer[..length]),
+            Ok(0) => return Ok(read),
+            Ok(length) => {
+                take(&buffer[..length]);
+                read += length as u64;
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(unreadable(path, &e)),
         }
     }
+}
+
+/// The folder of the values that stand beside an evidence file.
+pub(crate) fn values_of(evidence: &Path) -> PathBuf {
+    appended(evidence, ".values")
 }
 
 /// Writes a file as a whole, durably; `-` is the standard output. A file that

@@ -470,3 +470,79 @@ fn archived_segments_are_replayed_too() {
     fs::remove_file(audit.path("site/trail/000000.jsonl.archived")).unwrap();
     audit.is_refused(&format!("{follow} --archive {store}"), &["TRL-02"]);
 }
+
+/// Nobody reads a file of any length, and of a patient's own list nothing may be left out.
+#[test]
+fn values_that_are_too_long_for_the_file_stand_beside_it() {
+    let mut audit = Audit::new();
+    audit.trust(&audit.key);
+    let long = ["x", "y"].map(|letter| letter.repeat(3 << 20));
+    for note in [&*long[0], "short", &*long[1]] {
+        audit.goes_on(note);
+    }
+    audit.shows();
+    audit.run(&audit.follow()).exits(0);
+    audit.give().exits(0);
+    let export = EXPORT.replace(" --force", "");
+    let said = audit.run(&export).exits(0).json();
+    assert_eq!(said["apart"]["files"], 2, "{said}");
+    assert_eq!(said["apart"]["bytes"], 2 * (1 + (3 << 20)), "{said}");
+    assert!(fs::metadata(audit.path("e.pitser")).unwrap().len() < 1 << 20);
+
+    let folder = audit.path("e.pitser.values");
+    let files = || {
+        let files = fs::read_dir(&folder).unwrap();
+        let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        files.sort_by_key(|file| (file.as_os_str().len(), file.clone()));
+        files
+    };
+    let [first, second] = files().try_into().unwrap();
+    // As canonical bytes: a letter for the type, and the text.
+    assert!(fs::read(&first).unwrap()[1..] == *long[0].as_bytes());
+    let found = |code: i32| audit.run(VERIFY).exits(code).json();
+    let counted = |matching: u64, missing: u64, unknown: u64| {
+        let files = &found(0)["files"];
+        let names = ["matching", "missing", "unknown"];
+        assert_eq!(
+            names.map(|name| files[name].as_u64().unwrap()),
+            [matching, missing, unknown]
+        );
+    };
+    counted(2, 0, 0);
+    let name = first.file_name().unwrap().to_str().unwrap();
+    audit
+        .run(&format!("{} --show", VERIFY.replace(" --json", "")))
+        .exits(0)
+        .says(&format!("note = (in a file of its own: {name})"))
+        .says("2 values in e.pitser.values");
+
+    // What stands there is believed no more than the file.
+    fs::write(&second, format!("t{}", long[0])).unwrap();
+    let report = found(1);
+    assert_eq!(report["code"], "EVD-02", "{report}");
+    let text = report["steps"].to_string();
+    assert!(
+        text.contains("is not the value of column note that was sealed"),
+        "{text}"
+    );
+    fs::remove_file(&second).unwrap();
+    fs::write(folder.join("9999.1"), "planted").unwrap();
+    counted(1, 1, 1);
+
+    // Another export leaves nothing of it behind, and nothing else away.
+    audit
+        .run(&export)
+        .exits(3)
+        .says("e.pitser is there already");
+    fs::write(folder.join("notes.txt"), "mine").unwrap();
+    audit.run(EXPORT).exits(0);
+    assert_eq!(files().len(), 3);
+    counted(2, 0, 0);
+    fs::rename(&folder, audit.path("elsewhere")).unwrap();
+    counted(0, 2, 0);
+    let elsewhere = format!("{VERIFY} --values elsewhere");
+    assert_eq!(
+        audit.run(&elsewhere).exits(0).json()["files"]["matching"],
+        2
+    );
+}

@@ -58,6 +58,28 @@ pub(crate) fn digest_of<T: Serialize>(value: &T) -> Digest {
     Digest(hasher.finish())
 }
 
+/// The length of [`to_canonical`] of `value`, in bytes.
+pub(crate) fn length_of<T: Serialize>(value: &T) -> usize {
+    let mut counted = Counted(0);
+    serde_json::to_writer(&mut counted, value)
+        .expect("our types have string keys and no failing serialisers");
+    counted.0
+}
+
+/// Takes all, and counts it.
+struct Counted(usize);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Takes all, and keeps its hash.
 struct Hashed(Hasher);
 

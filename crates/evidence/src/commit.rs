@@ -108,15 +108,20 @@ impl fmt::Debug for LineNonce {
 
 /// The leaf of one column. `value` is the engine's canonical bytes, `None` for NULL.
 pub fn column_leaf(nonce: &Bytes32, name: &str, value: Option<&[u8]>) -> [u8; 32] {
-    Sha256::new()
-        .chain_update([0x00])
-        .chain_update(nonce.0)
-        .chain_update(short_length(name.len()))
-        .chain_update(name)
-        .chain_update([u8::from(value.is_none())])
+    column_hasher(&nonce.0, name, value.is_none())
         .chain_update(value.unwrap_or_default())
         .finalize()
         .into()
+}
+
+/// What is to take the value of a column, for its leaf.
+pub(crate) fn column_hasher(nonce: &[u8; 32], name: &str, is_null: bool) -> Sha256 {
+    Sha256::new()
+        .chain_update([0x00])
+        .chain_update(nonce)
+        .chain_update(short_length(name.len()))
+        .chain_update(name)
+        .chain_update([u8::from(is_null)])
 }
 
 /// The row commitment over names and column leaves, in the table's column order.
@@ -341,8 +346,15 @@ pub fn commit_person(nonce: &Bytes32, person: &str) -> Digest {
 
 /// Commitment to the raw bytes of a message.
 pub fn commit_raw(nonce: &Bytes32, raw: &[u8]) -> Digest {
-    Digest::of(&[b"pitser/v1/raw\0", &nonce.0, raw])
+    Digest::of(&[RAW, &nonce.0, raw])
 }
+
+/// What is to take a message, for its commitment.
+pub(crate) fn raw_hasher(nonce: &[u8; 32]) -> Sha256 {
+    Sha256::new().chain_update(RAW).chain_update(nonce)
+}
+
+const RAW: &[u8] = b"pitser/v1/raw\0";
 
 /// The opaque key of a record: `cells` are the primary key's canonical values.
 pub fn record_key<'a>(table_key: &Key, cells: impl IntoIterator<Item = &'a [u8]>) -> Bytes32 {

@@ -10,6 +10,7 @@
 use crate::codec::{
     Blob, Bytes32, CodecError, bounded, digest_of, elements, from_canonical, to_canonical,
 };
+use crate::commit::column_leaf;
 use crate::line::{Line, Patient};
 use crate::map::Path;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ pub const FORMAT_WITNESSED: &str = "pitser-evidence/2";
 
 /// With or without such proofs, a file that has a shared list not from its beginning.
 pub const FORMAT_PARTIAL: &str = "pitser-evidence/3";
+
+/// With or without any of that, a file of which values stand in files of their own.
+pub const FORMAT_APART: &str = "pitser-evidence/4";
 
 /// Longest evidence file read, in bytes: 256 MiB.
 pub const MAX_FILE: usize = 256 << 20;
@@ -115,14 +119,15 @@ pub struct Opening {
     pub raw: Option<OpenRaw>,
 }
 
-/// One column: hidden (only its leaf), or open with nonce and value.
+/// One column: hidden (only its leaf), open with nonce and value, or apart, with nonce and
+/// leaf: then its value stands in a file of its own ([`Evidence::apart`]).
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenColumn {
     /// The value where it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Blob>,
-    /// Leaf of a column that is not disclosed.
+    /// Leaf of a column whose value is not in this file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<Bytes32>,
     /// Column name.
@@ -155,7 +160,23 @@ impl OpenColumn {
         }
     }
 
-    /// The disclosed bytes, `None` for NULL.
+    /// A disclosed column whose value, which is not NULL, stands in a file of its own.
+    pub fn apart(name: &str, nonce: Bytes32, value: &[u8]) -> Self {
+        Self {
+            bytes: None,
+            hidden: Some(Bytes32(column_leaf(&nonce, name, Some(value)))),
+            name: name.to_owned(),
+            nonce: Some(nonce),
+            value: None,
+        }
+    }
+
+    /// True if its value stands in a file of its own.
+    pub fn is_apart(&self) -> bool {
+        self.hidden.is_some() && self.nonce.is_some() && self.bytes().is_none()
+    }
+
+    /// The bytes that are disclosed here, `None` for NULL and what is not here.
     pub fn bytes(&self) -> Option<&[u8]> {
         match (&self.value, &self.bytes) {
             (Some(text), _) => Some(text.as_bytes()),
@@ -196,8 +217,9 @@ impl std::fmt::Debug for OpenPerson {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenRaw {
-    /// The message.
-    pub bytes: Blob,
+    /// The message; absent if it stands in a file of its own ([`Evidence::apart`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Blob>,
     /// Nonce of the commitment.
     pub nonce: Bytes32,
 }
@@ -303,7 +325,9 @@ impl Evidence {
 
     /// The oldest format that has all that is there.
     pub fn oldest_format(&self) -> &'static str {
-        if self.map.is_partial() {
+        if self.apart().next().is_some() {
+            FORMAT_APART
+        } else if self.map.is_partial() {
             FORMAT_PARTIAL
         } else if self.calendar.is_empty() {
             FORMAT
@@ -501,4 +525,4 @@ fn within_limits(body: &[u8]) -> Result<(), CodecError> {
 }
 
 /// Those that are read.
-const FORMATS: [&str; 3] = [FORMAT, FORMAT_WITNESSED, FORMAT_PARTIAL];
+const FORMATS: [&str; 4] = [FORMAT, FORMAT_WITNESSED, FORMAT_PARTIAL, FORMAT_APART];

@@ -10,6 +10,7 @@
 //! This crate does no I/O, reads no clock and draws no random numbers.
 
 pub mod anchors;
+pub mod apart;
 pub mod audit;
 pub mod block;
 pub mod calendar_log;

@@ -9,9 +9,9 @@ use crate::anchors::{Anchors, trusted};
 use crate::audit::Statement;
 use crate::block::LogLeaf;
 use crate::calendar_log::{NotWitnessed, Proofs};
-use crate::codec::Digest;
+use crate::codec::{Blob, Digest};
 use crate::commit::{column_leaf, commit_person, commit_raw, patient_alpha, row_root};
-use crate::file::{BlockProof, Evidence, LineProof, MapEntry, OpenColumn, Opening};
+use crate::file::{BlockProof, Evidence, LineProof, MapEntry, OpenColumn, OpenRaw, Opening};
 use crate::finding::Code;
 use crate::line::{Genesis, Line, Op, Patient, Release};
 use crate::map::{Leaf, LeafKind, patient_map_key};
@@ -789,10 +789,17 @@ impl<'a> Examination<'a> {
                 )
             })?;
         }
-        let Opened { values, hidden } = opened;
-        let text = format!(
+        let Opened {
+            values,
+            hidden,
+            apart,
+        } = opened;
+        let mut text = format!(
             "{values} disclosed values open their commitments, {hidden} columns are kept back"
         );
+        if apart > 0 {
+            text += &format!(", {apart} values stand in files of their own");
+        }
         self.note("values", StepState::Matches, text);
         Ok(())
     }
@@ -1000,6 +1007,8 @@ fn check_list(
 struct Opened {
     values: usize,
     hidden: usize,
+    /// Those in files of their own, which are compared apart ([`Evidence::apart`]).
+    apart: usize,
 }
 
 impl Opened {
@@ -1025,11 +1034,19 @@ impl Opened {
             }
             self.values += 1;
         }
-        if let Some(raw) = raw {
-            if line.raw != Some(commit_raw(&raw.nonce, &raw.bytes.0)) {
-                return Err("the message is not the one that was sealed");
-            }
-            self.values += 1;
+        match raw {
+            None => {}
+            Some(OpenRaw { bytes: None, .. }) => match line.raw {
+                Some(_) => self.apart += 1,
+                None => return Err("a message is to stand apart, and none was sealed"),
+            },
+            Some(OpenRaw {
+                bytes: Some(Blob(bytes)),
+                nonce,
+            }) => match line.raw == Some(commit_raw(nonce, bytes)) {
+                true => self.values += 1,
+                false => return Err("the message is not the one that was sealed"),
+            },
         }
         Ok(())
     }
@@ -1046,8 +1063,11 @@ impl Opened {
                 );
             }
             let leaf = match (&column.hidden, &column.nonce) {
-                (Some(leaf), None) if column.bytes().is_none() => {
-                    self.hidden += 1;
+                (Some(leaf), nonce) if column.bytes().is_none() => {
+                    match nonce {
+                        None => self.hidden += 1,
+                        Some(_) => self.apart += 1,
+                    }
                     leaf.0
                 }
                 (None, Some(nonce)) if column.value.is_none() || column.bytes.is_none() => {

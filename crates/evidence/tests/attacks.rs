@@ -8,10 +8,11 @@ mod world;
 
 use pitser_evidence::Evidence;
 use pitser_evidence::anchors::{Anchors, KeyAnchor, TrailAnchor};
+use pitser_evidence::apart::is_file_name;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest, MAX_INTEGER};
 use pitser_evidence::commit::{column_leaf, patient_alpha};
-use pitser_evidence::file::{LineProof, ListLengths, MAX_PROOFS, OpenColumn, TooLarge};
+use pitser_evidence::file::{LineProof, ListLengths, MAX_PROOFS, OpenColumn, OpenRaw, TooLarge};
 use pitser_evidence::line::{
     Acceptance, Actor, Binding, Erasure, Line, Op, Patient, Prev, RULES, Release,
 };
@@ -20,6 +21,7 @@ use pitser_evidence::vrf;
 use pitser_evidence::{LeftOut, Report, StepState, verify, verify_since};
 use pitser_ksi::time::Second;
 use pitser_tlog::note::{CosigningKey, Note, SigningKey};
+use std::collections::{BTreeMap, BTreeSet};
 use world::authority::{CONSTRAINT, Calendar, certificate_pem};
 use world::{
     AUDITED, COSIGNED, JUDGED, ORIGIN, PUBLISHED, SEALED, World, auditor, cosigned, judge, outcome,
@@ -290,6 +292,105 @@ fn a_column_that_is_kept_back_stays_a_hash() {
         },
         "broken EVD-02 at values",
     );
+}
+
+/// All bytes that a line commits to, by the name of the file that they would stand in.
+fn values(evidence: &Evidence) -> Vec<(String, Vec<u8>)> {
+    let mut values = Vec::new();
+    for proof in &evidence.lines {
+        let Some(open) = &proof.open else { continue };
+        let columns = open.columns.iter().flatten().zip(1..);
+        for (column, place) in columns {
+            let value = column.bytes().unwrap_or_default().to_vec();
+            values.push((format!("{}.{place}", proof.line.seq), value));
+        }
+        if let Some(Blob(bytes)) = open.raw.as_ref().and_then(|raw| raw.bytes.as_ref()) {
+            values.push((format!("{}.message", proof.line.seq), bytes.clone()));
+        }
+    }
+    values
+}
+
+#[test]
+fn values_may_stand_in_files_of_their_own() {
+    let long = "ü".repeat(2000);
+    let mut world = World::with_result(long.clone().leak());
+    let anchors = world.anchors();
+    let whole = world.evidence("pt-1");
+    let known: BTreeMap<_, _> = values(&whole).into_iter().collect();
+    // Those of the newest lines first, and no more than it takes.
+    let mut least = whole.clone();
+    let length = whole.encode().len();
+    least.put_apart(length - 2);
+    let names: Vec<_> = least.apart().map(|part| part.file_name()).collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    let mut evidence = whole.clone();
+    evidence.put_apart(length);
+    assert_eq!(evidence, whole);
+    evidence.put_apart(0);
+    assert!(evidence.encode().len() + long.len() < length);
+    let names: Vec<_> = evidence.apart().map(|part| part.file_name()).collect();
+    let newest = line_of(&mut evidence, Op::Create);
+    let newest = evidence.lines[newest].line.seq;
+    let [first, .., last] = &*world.seqs_with_messages() else {
+        panic!("two messages")
+    };
+    let expected = [
+        format!("{first}.message"),
+        format!("{newest}.4"),
+        format!("{last}.message"),
+    ];
+    assert_eq!(names, expected);
+    assert!(names.iter().all(|name| is_file_name(name)));
+    world.sign(&mut evidence);
+    assert_eq!(judge(&evidence, Some(&anchors)), "unreadable", "its format");
+    evidence.format = "pitser-evidence/4".into();
+    world.sign(&mut evidence);
+    assert_eq!(judge(&evidence, Some(&anchors)), "intact");
+    let matches = |evidence: &Evidence, value: &dyn Fn(&str) -> Vec<u8>| {
+        let all = evidence.apart().map(|part| {
+            let mut check = part.check();
+            for bytes in value(&part.file_name()).chunks(1000) {
+                check.update(bytes);
+            }
+            check.matches()
+        });
+        all.collect::<BTreeSet<_>>()
+    };
+    let true_values = |name: &str| known[name].clone();
+    assert_eq!(matches(&evidence, &true_values), BTreeSet::from([true]));
+    let others = |name: &str| [&known[name][1..], b"!"].concat();
+    assert_eq!(matches(&evidence, &others), BTreeSet::from([false]));
+    assert_eq!(matches(&evidence, &|_| vec![]), BTreeSet::from([false]));
+
+    // Another leaf is not the one that was sealed; another nonce opens nothing.
+    let apart = |evidence: &mut Evidence, change: &dyn Fn(&mut OpenColumn)| {
+        let lines = evidence.lines.iter_mut();
+        let open = lines.filter_map(|proof| proof.open.as_mut()?.columns.as_mut());
+        open.flatten().filter(|c| c.is_apart()).for_each(change);
+    };
+    for (change, expected) in [
+        (
+            (|c| c.hidden.as_mut().unwrap().0[0] ^= 1) as fn(&mut OpenColumn),
+            "broken EVD-02 at values",
+        ),
+        (|c| c.nonce.as_mut().unwrap().0[0] ^= 1, "intact"),
+    ] {
+        let mut changed = evidence.clone();
+        apart(&mut changed, &change);
+        world.sign(&mut changed);
+        assert_eq!(judge(&changed, Some(&anchors)), expected);
+        if expected == "intact" {
+            assert!(matches(&changed, &true_values).contains(&false));
+        }
+    }
+    // A message that no line commits to.
+    let mut changed = evidence.clone();
+    let nonce = Bytes32([7; 32]);
+    let update = line_of(&mut changed, Op::Update);
+    changed.lines[update].open.as_mut().unwrap().raw = Some(OpenRaw { bytes: None, nonce });
+    world.sign(&mut changed);
+    assert_eq!(judge(&changed, Some(&anchors)), "broken EVD-02 at values");
 }
 
 // Without anchors, or with others, it is not.
@@ -757,6 +858,8 @@ fn no_value_can_be_changed() {
                 .as_mut()
                 .unwrap()
                 .bytes
+                .as_mut()
+                .unwrap()
                 .0
                 .push(b' ')
         },

@@ -7,12 +7,13 @@ use crate::map::{self, MapError, OsFolder, ReadPages};
 use crate::read::{self, ReadError, Start, View};
 use crate::signatures::Signatures;
 use crate::vault::{Content, Vault, VaultError};
+use pitser_evidence::apart::Apart;
 use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{Key, LineNonce};
 use pitser_evidence::file::{
-    BlockProof, Evidence, LineProof, ListLengths, MapEntry, MapProof, OpenColumn, OpenPerson,
-    OpenRaw, Opening, Subject, TooLarge,
+    BlockProof, Evidence, LineProof, ListLengths, MAX_FILE, MapEntry, MapProof, OpenColumn,
+    OpenPerson, OpenRaw, Opening, Subject, TooLarge,
 };
 use pitser_evidence::line::{Genesis, Line, Op, Patient};
 use pitser_evidence::map::Leaf;
@@ -115,6 +116,29 @@ pub struct Listed {
     lines: Vec<Line>,
     many_before: u64,
     unknown_before: u64,
+}
+
+/// How many bytes of values an evidence file may still take.
+struct Room(usize);
+
+/// Most of them: as text they may be longer, and lines and proofs have to stand in the
+/// file as well.
+const VALUES_IN_FILE: usize = 96 << 20;
+/// Room for the signature.
+const SIGNATURE: usize = 4096;
+/// A longer one stands in a file of its own.
+const VALUE_IN_FILE: usize = 1 << 20;
+/// A shorter one would be no shorter as a hash.
+const SHORT_VALUE: usize = 64;
+
+impl Room {
+    fn takes(&mut self, value: &[u8]) -> bool {
+        if value.len() > VALUE_IN_FILE || value.len() > self.0.max(SHORT_VALUE) {
+            return false;
+        }
+        self.0 = self.0.saturating_sub(value.len());
+        true
+    }
 }
 
 /// A trail opened for reading, with the keys that open its contents.
@@ -479,9 +503,10 @@ impl Exporter {
         }
         let mut blocks = Vec::new();
         let mut proofs = Vec::new();
+        let mut room = Room(VALUES_IN_FILE);
         for (entry, lines) in by_block.into_values() {
             blocks.push(self.block_proof(&entry, size, &mut seal_of)?);
-            proofs.extend(self.line_proofs(&entry, lines, subject)?);
+            proofs.extend(self.line_proofs(&entry, lines, subject, &mut room)?);
         }
         let mut evidence = Evidence {
             audit,
@@ -505,8 +530,7 @@ impl Exporter {
                 id: identifier,
             },
         };
-        evidence.format = evidence.oldest_format().to_owned();
-        evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
+        self.sign(&mut evidence);
         Ok(evidence)
     }
 
@@ -514,7 +538,33 @@ impl Exporter {
     /// made, in the order of their seconds, and signs it anew.
     pub fn add_calendar(&self, evidence: &mut Evidence, proofs: Vec<String>) {
         evidence.set_calendar(proofs);
+        self.sign(evidence);
+    }
+
+    fn sign(&self, evidence: &mut Evidence) {
+        evidence.put_apart(MAX_FILE - SIGNATURE);
+        evidence.format = evidence.oldest_format().to_owned();
         evidence.signature = self.keys.log().sign(&evidence.signed_text()).to_string();
+    }
+
+    /// The bytes of what stands apart from evidence that this exporter made; `None` if
+    /// they can be had no more, since the patient was erased.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub fn apart(&mut self, part: &Apart<'_>) -> Result<Option<Vec<u8>>, ExportError> {
+        let Some((_, content)) = self.vault.get(part.seq)? else {
+            return Ok(None);
+        };
+        let Some((_, column)) = part.column else {
+            return Ok(content.raw.map(|raw| raw.to_vec()));
+        };
+        let row = content.row;
+        let value = row.as_ref().and_then(|row| {
+            let mut columns = row.iter();
+            columns.find_map(|(name, value)| value.filter(|_| name == column))
+        });
+        Ok(value.map(<[u8]>::to_vec))
     }
 
     /// The lines that evidence on a patient as of the newest cosigned head is to show, unless
@@ -604,18 +654,29 @@ impl Exporter {
 
     /// What of a line is disclosed to its subject: all of the subject's own;
     /// of the pseudo-patients' lines only who acted.
-    fn opening(&mut self, line: &Line, subject: Patient) -> Result<Option<Opening>, ExportError> {
+    /// A message is disclosed with the first line of its event.
+    fn opening(
+        &mut self,
+        line: &Line,
+        subject: Patient,
+        room: &mut Room,
+    ) -> Result<Option<Opening>, ExportError> {
         let own = line.patient == Some(subject);
-        let alone = own && line.raw.is_some() && self.event_is_about(line, subject)?;
+        let is_first = own && line.raw.is_some() && line.seq == line.event;
+        let alone = is_first && self.event_is_about(line, subject)?;
         let Some((key, content)) = self.vault.get(line.seq)? else {
             return Ok(None);
         };
         let nonce = self.nonce(&key, line.seq);
-        let columns = content.row.filter(|_| own).map(|row| {
-            row.iter()
-                .map(|(name, value)| OpenColumn::open(name, nonce.column(name), value))
-                .collect()
-        });
+        let mut column = |(name, value): (&str, Option<&[u8]>)| {
+            let nonce = nonce.column(name);
+            match value {
+                Some(value) if !room.takes(value) => OpenColumn::apart(name, nonce, value),
+                value => OpenColumn::open(name, nonce, value),
+            }
+        };
+        let row = content.row.filter(|_| own);
+        let columns = row.map(|row| row.iter().map(&mut column).collect());
         let opening = Opening {
             columns,
             person: content.person.map(|value| OpenPerson {
@@ -623,7 +684,7 @@ impl Exporter {
                 value,
             }),
             raw: content.raw.filter(|_| alone).map(|bytes| OpenRaw {
-                bytes: Blob(bytes.to_vec()),
+                bytes: room.takes(&bytes).then(|| Blob(bytes.to_vec())),
                 nonce: nonce.raw(),
             }),
         };
@@ -795,6 +856,7 @@ impl Exporter {
         entry: &BlockEntry,
         lines: Vec<Line>,
         subject: Patient,
+        room: &mut Room,
     ) -> Result<Vec<LineProof>, ExportError> {
         if lines.is_empty() {
             return Ok(Vec::new());
@@ -805,7 +867,7 @@ impl Exporter {
             proofs.push(LineProof {
                 block: entry.leaf.block,
                 chain: self.line_chain(entry, &outline, line.seq)?,
-                open: self.opening(&line, subject)?,
+                open: self.opening(&line, subject, room)?,
                 line,
             });
         }

@@ -1,12 +1,13 @@
 //! `pitser evidence export`: one file about one patient, for an outsider.
 
 use crate::config::Config;
+use crate::files::values_of;
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
 use crate::output::{plural, print, print_json};
 use crate::trust::instant;
 use crate::{clock, seals};
 use pitser_client::{ClientError, calendar_proof, publications_file};
-use pitser_evidence::Evidence;
+use pitser_evidence::{Evidence, apart};
 use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
 use pitser_ksi::time::Second;
@@ -15,7 +16,8 @@ use pitser_trail::Layout;
 use pitser_trail::export::{Asked, ExportError, Exporter};
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// Arguments of `pitser evidence`.
 #[derive(Debug, clap::Args)]
@@ -63,11 +65,14 @@ struct Export {
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> Outcome {
     let Command::Export(args) = args.command;
-    if args.output.exists() && !args.force {
-        return Err(Failure::Input(format!(
-            "{} is there already: name another file, or add --force",
-            args.output.display()
-        )));
+    let values = values_of(&args.output);
+    for path in [&args.output, &values] {
+        if path.exists() && !args.force {
+            return Err(Failure::Input(format!(
+                "{} is there already: name another file, or add --force",
+                path.display()
+            )));
+        }
     }
     let config = Config::read(&args.config)?;
     let source = config.source(args.source.as_deref())?;
@@ -90,6 +95,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         .map_err(Failure::input)?;
     let witnessed = witnessed(&config, &exporter, &mut evidence).await?;
     let file = evidence.encode_readable().map_err(Failure::input)?;
+    let apart = write_apart(&evidence, &mut exporter, &values)?;
     pitser_trail::disk::replace(&args.output, &file).map_err(Failure::service)?;
     let left_out = left_out(&evidence);
     let published = longer.len();
@@ -97,6 +103,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         print_json(&json!({
             "path": args.output, "lines": evidence.lines.len(), "blocks": evidence.blocks.len(), "published": published,
             "audited": audited, "blocks_after": after,
+            "apart": apart.as_ref().map(|Apart { files, bytes }| json!({ "folder": values, "files": files, "bytes": bytes })),
             "witnessed": witnessed.map(|seen| json!({ "seconds": seen.wanted, "proved": seen.proved })),
             "left_out": left_out.iter().map(|(list, lines)| json!({ "list": list, "lines": lines })).collect::<Vec<_>>(),
             "exported_at": clock::now().to_string(),
@@ -108,17 +115,83 @@ pub(crate) async fn run(args: Args) -> Outcome {
         });
         print(&format!(
             "{}: {} lines in {} blocks; {published} seals of the trail extended to a publication\n\
-             {witnessed}{}{}Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml{}\n",
+             {witnessed}{}{}{}Give it to whoever asks, and let them bring their own anchors: pitser verify {} --anchors ANCHORS.toml{}\n",
             args.output.display(),
             evidence.lines.len(),
             evidence.blocks.len(),
             as_of(audited, after),
             not_in_it(&left_out),
+            beside(&values, apart.as_ref()),
             args.output.display(),
             since(args.shared_since.filter(|_| !left_out.is_empty())),
         ))?;
     }
     Ok(Exit::Intact)
+}
+
+/// What stands in files of its own.
+struct Apart {
+    files: usize,
+    bytes: u64,
+}
+
+/// Writes what stands apart from the evidence into files of a folder, in place of those of
+/// an earlier export; without any, there is no folder.
+fn write_apart(
+    evidence: &Evidence,
+    exporter: &mut Exporter,
+    folder: &Path,
+) -> Result<Option<Apart>, Failure> {
+    let failed = |e: io::Error| Failure::Service(format!("{}: {e}", folder.display()));
+    remove_earlier(folder).map_err(failed)?;
+    let mut written = Apart { files: 0, bytes: 0 };
+    for part in evidence.apart() {
+        if written.files == 0 {
+            pitser_trail::disk::private_dir(folder).map_err(Failure::service)?;
+        }
+        let gone = || {
+            let line = part.seq;
+            Failure::Input(format!(
+                "what line {line} commits to cannot be had any more: was the patient erased just now? Export once more"
+            ))
+        };
+        let bytes = exporter.apart(&part).map_err(Failure::input)?;
+        let bytes = bytes.ok_or_else(gone)?;
+        let path = folder.join(part.file_name());
+        pitser_trail::disk::replace(&path, &bytes).map_err(Failure::service)?;
+        written.files += 1;
+        written.bytes += bytes.len() as u64;
+    }
+    Ok((written.files > 0).then_some(written))
+}
+
+/// Removes the files that an earlier export has left, and nothing else.
+fn remove_earlier(folder: &Path) -> io::Result<()> {
+    let files = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files?,
+    };
+    for file in files {
+        let file = file?;
+        if file.file_name().to_str().is_some_and(apart::is_file_name) {
+            fs::remove_file(file.path())?;
+        }
+    }
+    match fs::remove_dir(folder) {
+        Err(e) if e.kind() != io::ErrorKind::DirectoryNotEmpty => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn beside(folder: &Path, apart: Option<&Apart>) -> String {
+    apart.map_or(String::new(), |Apart { files, bytes }| {
+        format!(
+            "{} too long for it in {}, {} MB: give them along with it, side by side\n",
+            plural(*files as u64, "value"),
+            folder.display(),
+            bytes.div_ceil(1_000_000),
+        )
+    })
 }
 
 /// The trail as of what an auditor has signed, with the statement; else, or if

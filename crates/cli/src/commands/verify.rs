@@ -1,5 +1,6 @@
 //! `pitser verify`: judges whatever the file is.
 
+mod apart;
 mod evidence;
 mod publications;
 pub(super) mod signature;
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// in the evidence
     #[arg(long, value_name = "RFC3339", value_parser = instant)]
     shared_since: Option<Second>,
+    /// Where values are that are too long for the evidence; FILE.values unless said
+    #[arg(long, value_name = "FOLDER")]
+    values: Option<PathBuf>,
     /// Show the lines of the evidence, and what is disclosed of them
     #[arg(long)]
     show: bool,
@@ -58,6 +62,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     for (is_given, option) in [
         (args.patient.is_some(), "--patient"),
         (args.shared_since.is_some(), "--shared-since"),
+        (args.values.is_some(), "--values"),
     ] {
         if is_given && !matches!(kind, Some(Kind::Evidence)) {
             return Err(Failure::Input(format!(

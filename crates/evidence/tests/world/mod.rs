@@ -62,6 +62,8 @@ pub(crate) struct World {
     contents: BTreeMap<u64, Content>,
     open: usize,
     last_leaf: Imprint,
+    /// The value of observation 13.
+    result: &'static str,
 }
 
 /// One block with all that proofs need.
@@ -98,9 +100,18 @@ impl World {
         Self::meddled(7, &|_| {})
     }
 
+    /// The usual three blocks, with this value in the newest row about pt-1.
+    pub(crate) fn with_result(result: &'static str) -> Self {
+        Self::with(7, result, &|_| {})
+    }
+
     /// The usual three blocks of a trail with that salt, each line as `meddle`
     /// leaves it: what follows is consistent with the change.
     pub(crate) fn meddled(salt: u8, meddle: Meddle<'_>) -> Self {
+        Self::with(salt, "positive", meddle)
+    }
+
+    fn with(salt: u8, result: &'static str, meddle: Meddle<'_>) -> Self {
         let log_key = SigningKey::from_seed(ORIGIN, &[1; 32]).unwrap();
         let vrf = vrf::SecretKey::from_seed(&[2; 32]);
         let mut world = Self {
@@ -114,6 +125,7 @@ impl World {
             contents: BTreeMap::new(),
             open: 0,
             last_leaf: Imprint::zero(Algorithm::Sha256),
+            result,
         };
         world.begin(salt, meddle);
         world.first_block(meddle);
@@ -140,6 +152,12 @@ impl World {
             .filter(|line| line.patient == Some(list))
             .map(|line| line.seq)
             .collect()
+    }
+
+    /// The lines that commit to a message.
+    pub(crate) fn seqs_with_messages(&self) -> Vec<u64> {
+        let lines = self.lines.iter().filter(|line| line.raw.is_some());
+        lines.map(|line| line.seq).collect()
     }
 
     /// The evidence about a patient, without the first `before` lines of `*unknown`.
@@ -304,7 +322,7 @@ impl World {
             },
             meddle,
         );
-        let row = observation("13", "1", Some("preliminary"), "positive");
+        let row = observation("13", "1", Some("preliminary"), self.result);
         self.event(
             Event::new(Op::Create, 12)
                 .record("observation", "13")
@@ -518,7 +536,7 @@ impl World {
                 value: p.into(),
             }),
             raw: content.raw.map(|r| OpenRaw {
-                bytes: Blob(r.into()),
+                bytes: Some(Blob(r.into())),
                 nonce: nonce.raw(),
             }),
         };

@@ -9,6 +9,7 @@ use pitser_evidence::{
 };
 
 use super::Args;
+use super::apart::{self, Compared};
 use crate::files;
 use crate::outcome::{Failure, Outcome};
 use crate::output::{self, Judgement, State, Step, Verdict};
@@ -38,6 +39,21 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
         // What is already broken stays so for its own reason.
         if *asked != evidence.subject.id && !matches!(outcome, Examined::Broken(_)) {
             outcome = Examined::Broken(Code::SubjectMismatch);
+        }
+    }
+    let folder = match &args.values {
+        Some(folder) => folder.clone(),
+        None => files::values_of(&args.file),
+    };
+    // Of what is broken already nothing beside it is worth a look.
+    let beside = match outcome {
+        Examined::Broken(_) => None,
+        _ => apart::compare(&evidence, &folder)?,
+    };
+    if let Some(beside) = &beside {
+        steps.push(beside.step());
+        if beside.is_broken() {
+            outcome = Examined::Broken(Code::OpeningInvalid);
         }
     }
     let (verdict, code, summary) = match outcome {
@@ -75,6 +91,7 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
         .with("patient", &evidence.subject.id)
         .maybe("as_of", report.as_of.map(|at| at.to_string()))
         .list("claims", claims.clone())
+        .maybe("files", beside.as_ref().map(Compared::details))
         .list("left_out", report.left_out.iter().map(left_out));
     let mut remarks: String = claims.iter().map(|claim| format!("  {claim}\n")).collect();
     if args.show {
@@ -183,13 +200,17 @@ fn history(evidence: &Evidence) -> String {
             let _ = write!(text, " ({})", output::clean(&columns.join(", ")));
         }
         let _ = writeln!(text, "  {}", output::clean(&who(proof)));
-        for column in opened(proof) {
-            let value = shown(column, is_lettered);
+        for (place, column) in opened(proof) {
+            let value = match column.is_apart() {
+                true => format!("(in a file of its own: {}.{place})", line.seq),
+                false => shown(column, is_lettered),
+            };
             let _ = writeln!(text, "    {} = {value}", output::clean(&column.name));
         }
         if let Some(decision) = decision(line) {
             let raw = proof.open.as_ref().and_then(|open| open.raw.as_ref());
-            let reason = raw.map(|raw| format!(": {}", String::from_utf8_lossy(&raw.bytes.0)));
+            let raw = raw.and_then(|raw| raw.bytes.as_ref());
+            let reason = raw.map(|bytes| format!(": {}", String::from_utf8_lossy(&bytes.0)));
             let reason = output::clean(&reason.unwrap_or_default());
             let _ = writeln!(text, "    {decision}{reason}");
         }
@@ -238,13 +259,14 @@ fn who(proof: &LineProof) -> String {
     format!("by {} [binding {:?}]", parts.join(" "), actor.binding)
 }
 
-fn opened(proof: &LineProof) -> impl Iterator<Item = &OpenColumn> {
+/// The columns that are disclosed, with their places in the row from 1.
+fn opened(proof: &LineProof) -> impl Iterator<Item = (usize, &OpenColumn)> {
     let columns = proof
         .open
         .iter()
         .filter_map(|Opening { columns, .. }| columns.as_ref())
-        .flatten();
-    columns.filter(|column| column.nonce.is_some())
+        .flat_map(|columns| (1..).zip(columns));
+    columns.filter(|(_, column)| column.nonce.is_some())
 }
 
 /// Whether all disclosed values bear a letter for their type, as the canonical
@@ -261,7 +283,7 @@ fn has_type_letters(evidence: &Evidence) -> bool {
         .lines
         .iter()
         .flat_map(opened)
-        .filter_map(OpenColumn::bytes)
+        .filter_map(|(_, column)| column.bytes())
         .all(has_letter)
 }
 
@@ -292,7 +314,11 @@ fn shown(column: &OpenColumn, is_lettered: bool) -> String {
 
 fn line_facts(proof: &LineProof) -> Tree {
     let line = &proof.line;
-    let values = opened(proof).map(|column| {
+    let file = |place: usize, column: &OpenColumn| {
+        let file = format!("{}.{place}", line.seq);
+        column.is_apart().then_some(file)
+    };
+    let values = opened(proof).map(|(place, column)| {
         let value = match (&column.value, &column.bytes) {
             (Some(text), _) => Some(Tree::from(text)),
             (None, Some(bytes)) => Some(hex(&bytes.0)),
@@ -301,7 +327,8 @@ fn line_facts(proof: &LineProof) -> Tree {
         Tree::Map(
             Map::new()
                 .with("column", &column.name)
-                .maybe("value", value),
+                .maybe("value", value)
+                .maybe("file", file(place, column)),
         )
     });
     let person = proof.open.as_ref().and_then(|open| open.person.as_ref());
