@@ -87,6 +87,24 @@ pub struct Entry {
     pub witnessed: bool,
 }
 
+/// The lines of a history, oldest first. What they commit to is opened one by one: all
+/// of it may be longer than memory.
+#[derive(Debug)]
+pub struct History<'e> {
+    exporter: &'e mut Exporter,
+    /// Those that are still to come, newest first.
+    lines: Vec<u64>,
+}
+
+impl Iterator for History<'_> {
+    type Item = Result<Entry, ExportError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let seq = self.lines.pop()?;
+        Some(self.exporter.entry(seq))
+    }
+}
+
 /// What evidence is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
@@ -316,7 +334,7 @@ impl Exporter {
     ///
     /// # Errors
     /// [`ExportError::UnknownPatient`] and whatever keeps them from being read.
-    pub fn patient_history(&mut self, identifier: &str) -> Result<Vec<Entry>, ExportError> {
+    pub fn patient_history(&mut self, identifier: &str) -> Result<History<'_>, ExportError> {
         let patient = self.keys.pseudonym(identifier);
         let leaf = self.view.state.patient(&patient)?;
         let last = leaf.ok_or(ExportError::UnknownPatient)?.last_seq;
@@ -331,7 +349,7 @@ impl Exporter {
         &mut self,
         table: &str,
         cells: &[Vec<u8>],
-    ) -> Result<Vec<Entry>, ExportError> {
+    ) -> Result<History<'_>, ExportError> {
         let leaf = self
             .view
             .state
@@ -346,20 +364,22 @@ impl Exporter {
         &mut self,
         last: u64,
         before: impl Fn(&Line) -> Option<u64>,
-    ) -> Result<Vec<Entry>, ExportError> {
-        let mut entries = Vec::new();
+    ) -> Result<History<'_>, ExportError> {
+        let mut lines = Vec::new();
         let mut next = Some(last);
         while let Some(seq) = next {
-            let (line, _) = self.line(seq)?;
-            next = before(&line);
-            let content = self.vault.get(seq)?.map(|(_, content)| content);
-            entries.push(self.entry(line, content)?);
+            lines.push(seq);
+            next = before(&self.line(seq)?.0);
         }
-        entries.reverse();
-        Ok(entries)
+        Ok(History {
+            exporter: self,
+            lines,
+        })
     }
 
-    fn entry(&mut self, line: Line, content: Option<Content>) -> Result<Entry, ExportError> {
+    fn entry(&mut self, seq: u64) -> Result<Entry, ExportError> {
+        let (line, _) = self.line(seq)?;
+        let content = self.vault.get(seq)?.map(|(_, content)| content);
         let block = self.block_of(line.seq)?;
         let seal = match &block {
             Some(block) => self.seal(block)?,

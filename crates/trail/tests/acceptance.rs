@@ -90,7 +90,11 @@ fn who_and_why_are_in_the_vault_and_not_in_the_trail() {
         assert!(!text.windows(secret.len()).any(|part| part == secret));
     }
     let mut exporter = Exporter::open(Layout::new(dir.path())).unwrap();
-    let history = exporter.patient_history("pt-1").unwrap();
+    let history = exporter
+        .patient_history("pt-1")
+        .unwrap()
+        .map(Result::unwrap)
+        .collect::<Vec<_>>();
     let content = history[2].content.as_ref().unwrap();
     assert_eq!(content.person.as_deref(), Some("Mari Maasikas"));
     assert_eq!(content.raw.as_deref(), Some(REASON));

@@ -233,9 +233,12 @@ async fn archived_segments_are_read_as_before_and_the_trail_goes_on() {
     let site = Site::of(&original);
     let before = comes_to(&site.bare()).unwrap();
     let history = |layout: Layout| {
-        let entries = Exporter::open(layout).unwrap().patient_history("pt-1");
+        let mut exporter = Exporter::open(layout).unwrap();
+        let entries = exporter.patient_history("pt-1").unwrap();
         let line = |entry: pitser_trail::export::Entry| (entry.line.encode(), entry.content);
-        entries.unwrap().into_iter().map(line).collect::<Vec<_>>()
+        entries
+            .map(|entry| line(entry.unwrap()))
+            .collect::<Vec<_>>()
     };
     let told = history(site.bare());
     assert_eq!(told.len(), SEGMENTS as usize + 2);

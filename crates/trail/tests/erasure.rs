@@ -290,7 +290,11 @@ fn the_line_names_basis_and_two_people_and_all_proofs_hold() {
         let report = pitser_evidence::verify(evidence, None, Second(1_773_500_000));
         assert!(!matches!(report.verdict, Verdict::Broken(_)), "{report:#?}");
     }
-    let history = exporter.patient_history("pt-1").unwrap();
+    let history = exporter
+        .patient_history("pt-1")
+        .unwrap()
+        .map(Result::unwrap)
+        .collect::<Vec<_>>();
     let people = history
         .last()
         .unwrap()

@@ -345,14 +345,22 @@ fn proofs_are_had_at_every_sealed_head() {
     ));
     // Beside the writer, with lines that are not in a block yet.
     let mut exporter = Exporter::open(layout.clone()).unwrap();
-    let list = exporter.patient_history("pt-0").unwrap();
+    let list = exporter
+        .patient_history("pt-0")
+        .unwrap()
+        .map(Result::unwrap)
+        .collect::<Vec<_>>();
     let expected = view.state.patient(&trail.keys().pseudonym("pt-0")).unwrap();
     assert_eq!(list.len() as u64, expected.unwrap().count);
     assert_eq!(list.last().unwrap().block, None);
     // The same without the map.
     std::fs::remove_dir_all(layout.map()).unwrap();
     let mut exporter = Exporter::open(layout).unwrap();
-    let again = exporter.patient_history("pt-0").unwrap();
+    let again = exporter
+        .patient_history("pt-0")
+        .unwrap()
+        .map(Result::unwrap)
+        .collect::<Vec<_>>();
     let seqs = |list: &[pitser_trail::export::Entry]| -> Vec<u64> {
         list.iter().map(|entry| entry.line.seq).collect()
     };
@@ -407,7 +415,11 @@ fn readers_beside_the_writer_see_whole_lists() {
                     let entry = exporter.prove_patient(&format!("pt-{patient}")).unwrap();
                     let Some(leaf) = entry.leaf else { continue };
                     let leaf = pitser_evidence::map::Leaf::decode(&leaf.0).unwrap();
-                    let list = exporter.patient_history(&format!("pt-{patient}")).unwrap();
+                    let list = exporter
+                        .patient_history(&format!("pt-{patient}"))
+                        .unwrap()
+                        .map(Result::unwrap)
+                        .collect::<Vec<_>>();
                     assert_eq!(list.len() as u64, leaf.count);
                 }
                 read += 1;

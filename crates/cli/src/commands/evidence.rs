@@ -186,7 +186,7 @@ fn remove_earlier(folder: &Path) -> io::Result<()> {
 fn beside(folder: &Path, apart: Option<&Apart>) -> String {
     apart.map_or(String::new(), |Apart { files, bytes }| {
         format!(
-            "{} too long for it in {}, {} MB: give them along with it, side by side\n",
+            "{} for which it has no room in {}, {} MB: give them along with it, side by side\n",
             plural(*files as u64, "value"),
             folder.display(),
             bytes.div_ceil(1_000_000),

@@ -2,11 +2,12 @@
 
 use crate::config::Config;
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
-use crate::output::{clean, print, print_json};
+use crate::output::{clean, print};
 use pitser_capture::sqlite;
 use pitser_evidence::line::{Line, Op};
 use pitser_trail::export::{Entry, Exporter};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Arguments of `pitser history`.
@@ -51,24 +52,31 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
     };
     let entries = entries.map_err(unreadable)?;
+    let mut open = BTreeSet::new();
+    let mut between = "";
     if args.json {
-        print_json(&json!({ "lines": entries.iter().map(as_json).collect::<Vec<_>>() }))?;
-    } else {
-        for entry in &entries {
-            print(&as_text(entry))?;
+        print(r#"{"lines":["#)?;
+    }
+    for entry in entries {
+        let entry = entry.map_err(unreadable)?;
+        match args.json {
+            true => print(&format!("{between}{}", as_json(&entry)))?,
+            false => print(&as_text(&entry))?,
+        }
+        between = ",";
+        if entry.line.op == Op::Finding {
+            open.insert(entry.line.seq);
+        }
+        if let Some(accept) = &entry.line.accept {
+            open.remove(&accept.finding.seq);
         }
     }
-    let accepted = |seq: u64| {
-        let mut accepted = entries
-            .iter()
-            .filter_map(|entry| entry.line.accept.as_ref());
-        accepted.any(|accept| accept.finding.seq == seq)
-    };
-    let is_open = |e: &Entry| e.line.op == Op::Finding && !accepted(e.line.seq);
-    Ok(if entries.iter().any(is_open) {
-        Exit::Broken
-    } else {
-        Exit::Intact
+    if args.json {
+        print("]}\n")?;
+    }
+    Ok(match open.is_empty() {
+        true => Exit::Intact,
+        false => Exit::Broken,
     })
 }
 
