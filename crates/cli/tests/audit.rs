@@ -526,6 +526,9 @@ fn values_that_are_too_long_for_the_file_stand_beside_it() {
         "{text}"
     );
     fs::remove_file(&second).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &second).unwrap();
+    audit.run(VERIFY).exits(3).says("not a file");
+    fs::remove_file(&second).unwrap();
     fs::write(folder.join("9999.1"), "planted").unwrap();
     counted(1, 1, 1);
 
