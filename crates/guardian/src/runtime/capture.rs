@@ -104,14 +104,14 @@ impl Session {
             }
             Captured::Gap { after, upto, what } => {
                 self.end_transaction(worker)?;
-                let about = self.gap(worker, after, upto, None)?;
-                self.missing(worker, about, what)?;
+                let finding = Finding::general(Code::CaptureGap, what);
+                self.gap(worker, (after, upto), None, Some(finding))?;
             }
             Captured::Rewound { expected, found } => {
                 self.end_transaction(worker)?;
-                self.gap(worker, expected, found, None)?;
                 let text = "the database counts its changes from an earlier position: it was rewound or replaced";
-                self.finding(worker, Finding::general(Code::DatabaseRewound, text))?;
+                let finding = Finding::general(Code::DatabaseRewound, text);
+                self.gap(worker, (expected, found), None, Some(finding))?;
             }
             Captured::Unreadable { pos, .. } if self.is_written(pos) => {}
             Captured::Unreadable { pos, table, why } => {
@@ -190,7 +190,7 @@ impl Session {
             table: Some(change.table.clone()),
             ..Finding::general(Code::ClockDisagrees, text)
         };
-        self.event_finding(worker, Vec::new(), self.position, finding)?;
+        self.event_findings(worker, Vec::new(), self.position, [finding])?;
         Ok(())
     }
 
@@ -390,7 +390,7 @@ impl Session {
             ..Finding::general(code, text)
         };
         let finding = of_table(Code::Truncated, text, first);
-        let line = self.event_finding(worker, drafts, change.pos, finding)?;
+        let line = self.event_findings(worker, drafts, change.pos, [finding])?;
         if let Some(doubt) = doubt
             && !self.open.is_doubted(&change.table, &doubt)
         {
@@ -574,15 +574,15 @@ impl Session {
         self.finding(worker, finding)
     }
 
-    /// A hole in the source's account, or in that of one table: noted, and all rows looked
-    /// at.
+    /// A hole in the source's account, or in that of one table: noted, with the finding that
+    /// it is unless that was told, and all rows looked at.
     pub(super) fn gap(
         &mut self,
         worker: &Worker,
-        from: Position,
-        to: Position,
+        (from, to): (Position, Position),
         table: Option<String>,
-    ) -> Result<u64, Ended> {
+        finding: Option<Finding>,
+    ) -> Result<(), Ended> {
         // Rows without a key are not compared before they have one.
         self.scan_due |= table.as_ref().is_none_or(|table| self.can_follow(table));
         let draft = Draft {
@@ -600,23 +600,14 @@ impl Session {
         };
         // Counted from a beginning that is no more.
         self.scan_after = None;
-        let line = self.append(worker, vec![draft])?;
+        self.event_findings(worker, vec![draft], to, finding)?;
         self.position = to;
         if self.position < self.kept {
             // The old file must not prevail over the line, should we be killed between.
             let _ = std::fs::remove_file(self.trail.layout().dir().join(POSITION));
             self.write_position()?;
         }
-        Ok(line)
-    }
-
-    /// The finding of a hole, whose own line is `about`.
-    fn missing(&mut self, worker: &Worker, about: u64, text: String) -> Result<(), Ended> {
-        let finding = Finding {
-            about: Some(about),
-            ..Finding::general(Code::CaptureGap, text)
-        };
-        self.finding(worker, finding)
+        Ok(())
     }
 
     /// Keeps what cannot be read until something can: it is one hole.
@@ -641,14 +632,10 @@ impl Session {
             return Ok(());
         };
         let Unread { table, why, .. } = &unread;
-        let about = self.gap(worker, self.position, unread.upto, table.clone())?;
         let is_told = match table {
             Some(table) => !self.can_follow(table) && !self.untold.insert(table.clone()),
             None => false,
         };
-        if is_told {
-            return Ok(());
-        }
         let what = match (&table, unread.changes) {
             (None, 1) => "a change cannot be read".to_owned(),
             (None, count) => format!("{count} changes cannot be read"),
@@ -657,10 +644,11 @@ impl Session {
         };
         let finding = Finding {
             table: table.clone(),
-            about: Some(about),
             ..Finding::general(Code::CaptureGap, format!("{what}: {why}"))
         };
-        self.finding(worker, finding)
+        let hole = (self.position, unread.upto);
+        let finding = Some(finding).filter(|_| !is_told);
+        self.gap(worker, hole, unread.table, finding)
     }
 
     /// Whether a table's rows can be told apart; one that is not known here is not asked

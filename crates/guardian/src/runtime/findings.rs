@@ -33,29 +33,33 @@ impl Session {
         Ok(())
     }
 
-    /// Writes an event that ends with a finding, which is there for the first time, at this
-    /// position: all of it is durable, or nothing. It is about the event's first line unless
-    /// it says otherwise. Gives that line's number.
-    pub(super) fn event_finding(
+    /// Writes an event that ends with findings, which are there for the first time, at this
+    /// position: all of it is durable, or nothing. They are about the event's first line
+    /// unless they say otherwise. Gives that line's number.
+    pub(super) fn event_findings(
         &mut self,
         worker: &Worker,
         mut event: Vec<Draft>,
         pos: Position,
-        finding: Finding,
+        findings: impl IntoIterator<Item = Finding>,
     ) -> Result<u64, Ended> {
-        let mut finding = bounded(finding);
-        let mut draft = self.finding_draft(worker, &finding, None, pos)?;
-        if finding.about.is_none() {
-            draft.body = Some(Box::new(Body::EventFinding {
-                code: finding.code,
-                text: finding.text.clone(),
-            }));
-        }
+        let findings: Vec<Finding> = findings.into_iter().map(bounded).collect();
         let before = event.len() as u64;
-        event.push(draft);
+        for finding in &findings {
+            let mut draft = self.finding_draft(worker, finding, None, pos)?;
+            if finding.about.is_none() {
+                draft.body = Some(Box::new(Body::EventFinding {
+                    code: finding.code,
+                    text: finding.text.clone(),
+                }));
+            }
+            event.push(draft);
+        }
         let first = self.append(worker, event)?;
-        finding.about.get_or_insert(first);
-        self.found_now(worker, finding, first + before);
+        for (mut finding, line) in findings.into_iter().zip(first + before..) {
+            finding.about.get_or_insert(first);
+            self.found_now(worker, finding, line);
+        }
         Ok(first)
     }
 
@@ -260,19 +264,15 @@ impl Session {
             )
         };
         pitser_trail::disk::replace(&next, &now).map_err(TrailError::from)?;
-        let about = self.append(worker, vec![draft])?;
         self.scan_due |= !drifts.is_empty();
-        for drift in together(drifts) {
-            let Some(code) = drift_code(drift.code) else {
-                continue;
-            };
-            let finding = Finding {
+        let findings = together(drifts).into_iter().filter_map(|drift| {
+            Some(Finding {
                 table: drift.table,
-                about: Some(about),
-                ..Finding::general(code, drift.text)
-            };
-            self.finding(worker, finding)?;
-        }
+                ..Finding::general(drift_code(drift.code)?, drift.text)
+            })
+        });
+        // Whoever starts with this fingerprint finds nothing new in it.
+        self.event_findings(worker, vec![draft], self.position, findings)?;
         self.trail.commit()?;
         self.show(worker);
         pitser_trail::disk::replace(&path, &now).map_err(TrailError::from)?;

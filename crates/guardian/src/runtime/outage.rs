@@ -91,7 +91,7 @@ impl Session {
         });
         if let Some(text) = text {
             let finding = Finding::general(Code::CaptureWeakened, text);
-            self.event_finding(worker, Vec::new(), self.position, finding)?;
+            self.event_findings(worker, Vec::new(), self.position, [finding])?;
             self.trail.commit()?;
             // What was changed past capture meanwhile, a look at the rows tells.
             self.scan_due = true;

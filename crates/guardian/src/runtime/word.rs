@@ -28,14 +28,10 @@ impl Session {
         let next = self.source.next_transaction()?;
         if self.has_old_word()? || next.is_some_and(|next| next <= self.newest_tx) {
             let at = self.position;
-            let about = self.gap(worker, at, at, None)?;
             let text = "the database is an older copy of itself, which went on from there: what it had since is lost, \
                         and what it did instead was not told";
-            let finding = Finding {
-                about: Some(about),
-                ..Finding::general(Code::DatabaseRewound, text)
-            };
-            self.finding(worker, finding)?;
+            let finding = Finding::general(Code::DatabaseRewound, text);
+            self.gap(worker, (at, at), None, Some(finding))?;
             self.trail.commit()?;
         }
         self.renew_word(worker)
