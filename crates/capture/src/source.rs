@@ -102,8 +102,7 @@ pub trait Source: Send {
         Ok(Backlog::default())
     }
 
-    /// Whether the engine hands changes over as a stream: it follows each
-    /// transaction with a [`Captured::Mark`], forgets at once what is
+    /// Whether the engine hands changes over as a stream: it forgets at once what is
     /// acknowledged, and wants to hear from us each second. Otherwise changes
     /// lie in the database, and acknowledging is a write there.
     fn is_stream(&self) -> bool;
@@ -124,8 +123,10 @@ pub trait Source: Send {
     /// fewer if their rows are large.
     /// Empty if nothing is there yet: does not wait for more than an instant.
     ///
-    /// `after` is what is durable; it matters when reading begins, later calls
-    /// go on where the last one ended.
+    /// `after` is what is durable; it matters when reading begins, later calls go on where
+    /// the last one ended. A transaction that it is in is told anew, from its beginning; so
+    /// is one that ends there, unless it was acknowledged. That one has ended, a
+    /// [`Captured::Mark`] says, or a change of another one.
     ///
     /// # Errors
     /// The database cannot be asked; [`SourceError::is_busy`]: try again soon.
@@ -145,7 +146,8 @@ pub trait Source: Send {
     fn newest(&mut self) -> Result<Position, SourceError>;
 
     /// Lets the database forget what is durable elsewhere, up to and including
-    /// `upto`, and tells it that we are still here. Repeating it is cheap.
+    /// `upto`, and tells it that we are still here. Repeating it is cheap. A transaction
+    /// that was not told to its end is not forgotten.
     ///
     /// # Errors
     /// [`SourceError::is_busy`]: it can wait, try again.

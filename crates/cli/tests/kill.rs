@@ -184,7 +184,9 @@ fn killed_ten_times_it_loses_and_repeats_nothing() {
     guardian.ready();
     guardian.stop();
 
-    let lines = changes(&Layout::new(dir.path().join("guard/h")));
+    let layout = Layout::new(dir.path().join("guard/h"));
+    assert_eq!(told_of(&layout), unattributed(&layout), "SEED={seed}");
+    let lines = changes(&layout);
     let total: usize = model.values().map(Vec::len).sum();
     assert!(total > 100, "too little happened: {total} changes");
     assert_eq!(
@@ -197,6 +199,30 @@ fn killed_ten_times_it_loses_and_repeats_nothing() {
     let told = String::from_utf8_lossy(&told);
     assert_eq!(verified, Some(0), "SEED={seed} {told}");
     nothing_was_found(&config, seed);
+}
+
+/// Lines of changes that nobody is named for.
+fn unattributed(layout: &Layout) -> Vec<u64> {
+    let mut lines = Vec::new();
+    let is_change = |op| matches!(op, Op::Create | Op::Update | Op::Delete);
+    read(layout, None, |line, _| {
+        if is_change(line.op) && line.actor.is_none() {
+            lines.push(line.seq);
+        }
+    })
+    .unwrap();
+    lines
+}
+
+/// Lines that a finding says nobody is named for.
+fn told_of(layout: &Layout) -> Vec<u64> {
+    let mut about = Vec::new();
+    read(layout, None, |line, _| {
+        let finding = line.finding.as_ref();
+        about.extend(finding.and_then(|finding| finding.about));
+    })
+    .unwrap();
+    about
 }
 
 /// Per record, the versions that the trail tells, in its order.

@@ -219,7 +219,7 @@ impl Saved {
 }
 
 impl Gather for Collected {
-    const FORM: &'static str = "guardian 6";
+    const FORM: &'static str = "guardian 7";
 
     fn save(&self) -> Vec<u8> {
         let position = |position: &Option<Position>| position.as_ref().map(Position::to_string);

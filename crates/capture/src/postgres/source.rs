@@ -74,7 +74,9 @@ impl PgSource {
             slot,
             ..
         } = &self.place;
+        // A transaction of which the beginning is durable is told from there.
         let durable = lsn(after)?;
+        let after = boundary(durable);
         // What we have was flushed before we had it: no crash takes it away.
         let is_rewound = end_of_log(&mut self.sql)? < durable;
         let (start, what) = match slot::state(&mut self.sql, slot, durable)? {

@@ -114,6 +114,8 @@ pub struct SqliteSource {
     acked: u64,
     /// The file's version when a poll last came back empty.
     polled: Option<i64>,
+    /// How far it was read as any [`Source`](crate::Source) is.
+    reading: Option<source::Reading>,
 }
 
 impl SqliteSource {
@@ -152,6 +154,7 @@ impl SqliteSource {
             busy,
             acked: 0,
             polled: None,
+            reading: None,
         };
         source.check_encoding()?;
         for spec in tables {
@@ -325,8 +328,20 @@ impl SqliteSource {
         outbox::read(&tx, after, self.acked, max)
     }
 
+    /// Where to begin to read, if what is durable elsewhere ends with `after`: before the
+    /// transaction that this is in, or is the last change of, unless it was acknowledged.
+    ///
+    /// # Errors
+    /// As [`SqliteSource::poll`].
+    pub fn beginning(&mut self, after: u64) -> Result<u64, SqliteError> {
+        self.installed()?;
+        let tx = self.db.transaction()?;
+        outbox::beginning(&tx, after)
+    }
+
     /// Deletes what is durable elsewhere, up to and including `upto`, unless
-    /// somebody else is writing at this moment.
+    /// somebody else is writing at this moment. Of a transaction that goes on behind it,
+    /// all is kept.
     ///
     /// # Errors
     /// [`SqliteError::AckAhead`], [`SqliteError::NotInstalled`], [`SqliteError::Locked`].
@@ -336,22 +351,21 @@ impl SqliteSource {
         self.db.busy_timeout(Duration::ZERO)?;
         let deleted = self.delete_acked(upto);
         self.db.busy_timeout(self.busy)?;
-        deleted?;
-        self.acked = self.acked.max(upto);
+        self.acked = self.acked.max(deleted?);
         Ok(())
     }
 
-    fn delete_acked(&mut self, upto: u64) -> Result<(), SqliteError> {
+    fn delete_acked(&mut self, upto: u64) -> Result<u64, SqliteError> {
         let tx = self
             .db
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        outbox::delete(&tx, upto)?;
+        let deleted = outbox::delete(&tx, upto)?;
         for table in &self.tables {
             // Nobody else is inside a statement while we hold the write lock.
             install::clear_notes(&tx, table)?;
         }
         tx.commit()?;
-        Ok(())
+        Ok(deleted)
     }
 
     fn installed(&self) -> Result<(), SqliteError> {

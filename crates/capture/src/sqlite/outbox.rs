@@ -72,28 +72,52 @@ fn gap(after: u64, upto: u64) -> Captured {
 }
 
 /// An id that stands in the outbox although it was acknowledged: the counter
-/// was turned back. A begin row may stay, see [`delete`].
+/// was turned back.
 fn risen(db: &Connection, acked: u64) -> Result<Option<u64>, SqliteError> {
     let lowest: Option<i64> = db.query_row(
-        "SELECT min(id) FROM pitser_outbox WHERE id <= ?1 AND kind <> 'begin'",
+        "SELECT min(id) FROM pitser_outbox WHERE id <= ?1",
         [signed(acked)],
         |row| row.get(0),
     )?;
     Ok(lowest.map(|id| u64::try_from(id).unwrap_or(0)))
 }
 
-/// Deletes up to `upto`, except the begin row of a bracket that ends later.
-pub(super) fn delete(db: &Connection, upto: u64) -> Result<(), SqliteError> {
+/// Where to begin to read, if what is durable reaches to `after`: a transaction of which
+/// that is a part, or the last change, is told anew as long as it is there, since what is
+/// wrong with it follows from all of it.
+pub(super) fn beginning(db: &Connection, after: u64) -> Result<u64, SqliteError> {
+    let bracket = Bracket::over(db, after)?;
+    let start = match bracket {
+        Some(bracket) => bracket.begin,
+        None => after.saturating_sub(1),
+    };
+    let (there, marks): (u64, u64) = db.query_row(
+        "SELECT count(*), count(*) FILTER (WHERE kind IN ('begin', 'end')) FROM pitser_outbox \
+         WHERE id > ?1 AND id <= ?2",
+        [signed(start), signed(after)],
+        |row| {
+            Ok((
+                row.get::<_, i64>(0)?.unsigned_abs(),
+                row.get::<_, i64>(1)?.unsigned_abs(),
+            ))
+        },
+    )?;
+    Ok(match there == after - start && marks == 0 {
+        true => start,
+        false => after,
+    })
+}
+
+/// Deletes up to `upto`, or up to the bracket that ends later; gives where it ended.
+pub(super) fn delete(db: &Connection, upto: u64) -> Result<u64, SqliteError> {
     let position = position(db)?;
     if upto > position {
         return Err(SqliteError::AckAhead { upto, position });
     }
-    let open = Bracket::over(db, upto)?.map_or(0, |bracket| bracket.begin);
-    db.execute(
-        "DELETE FROM pitser_outbox WHERE id <= ?1 AND id <> ?2",
-        [signed(upto), signed(open)],
-    )?;
-    Ok(())
+    let bracket = Bracket::over(db, upto)?;
+    let upto = bracket.map_or(upto, |bracket| bracket.begin.saturating_sub(1));
+    db.execute("DELETE FROM pitser_outbox WHERE id <= ?1", [signed(upto)])?;
+    Ok(upto)
 }
 
 /// What a touched record was before.

@@ -31,9 +31,26 @@ impl Source for SqliteSource {
         if self.polled == Some(version) {
             return Ok(Vec::new());
         }
-        let steps = Self::poll(self, outbox_id(after), max)?;
+        let reading = match self.reading {
+            Some(reading) => reading,
+            None => Reading {
+                at: self.beginning(outbox_id(after))?,
+                is_within: false,
+            },
+        };
+        let mut steps = Self::poll(self, reading.at, max)?;
         // Until a poll comes back empty, there may be more.
         self.polled = steps.is_empty().then_some(version);
+        if let Some(Captured::Rewound { found, .. }) = steps.last() {
+            // What stands behind it is other work than what was acknowledged.
+            self.acked = self.acked.min(outbox_id(*found));
+        }
+        let (reading, has_ended) = reading.through(&steps);
+        if has_ended {
+            let pos = Position::Outbox(reading.at);
+            steps.push(Captured::Mark { pos });
+        }
+        self.reading = Some(reading);
         Ok(steps)
     }
 
@@ -43,6 +60,8 @@ impl Source for SqliteSource {
 
     fn ack(&mut self, upto: Position) -> Result<(), SourceError> {
         match outbox_id(upto) {
+            // The transaction that ends there is to be told anew.
+            _ if self.reading.is_none() => Ok(()),
             upto if upto <= self.acked => Ok(()),
             upto => Ok(Self::ack(self, upto)?),
         }
@@ -64,6 +83,37 @@ impl Source for SqliteSource {
             (Some(before), Some(now)) => before.compare(&now).iter().map(drift).collect(),
             _ => vec![Drift::unknown()],
         }
+    }
+}
+
+/// How far the outbox was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    at: u64,
+    /// The transaction may go on.
+    is_within: bool,
+}
+
+impl Reading {
+    /// Goes on through these steps; `true` if they end a transaction and do not say so.
+    fn through(self, steps: &[Captured]) -> (Self, bool) {
+        let at = match steps.last() {
+            Some(Captured::Rewound { found, .. }) => Some(*found),
+            step => step.and_then(Captured::reached),
+        };
+        let (is_within, has_ended) = match steps.last() {
+            // Without a bracket it is all of its transaction.
+            Some(Captured::Change(change)) => {
+                let is_alone = change.pos == Position::Outbox(change.tx);
+                (!is_alone, is_alone)
+            }
+            Some(Captured::Unreadable { .. }) => (true, false),
+            Some(_) => (false, false),
+            // All rows of a transaction come to be there at once.
+            None => (false, self.is_within),
+        };
+        let at = at.map_or(self.at, outbox_id);
+        (Self { at, is_within }, has_ended)
     }
 }
 

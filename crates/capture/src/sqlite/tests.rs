@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::Source;
 use crate::event::{Binding, Cell, Change, Position};
 
 const SYSTEM: [u8; 16] = [7; 16];
@@ -720,6 +721,93 @@ fn turned_back_counter_is_a_rewind() {
         [rewound(3, 0)],
         "caught up meanwhile"
     );
+}
+
+/// The steps of one poll as any source gives them: positions of changes, `|` for a mark.
+fn told(source: &mut SqliteSource, after: u64, max: usize) -> String {
+    let steps = Source::poll(source, Position::Outbox(after), max).unwrap();
+    let shown = steps.iter().map(|step| match step {
+        Captured::Change(change) => change.pos.to_string(),
+        Captured::Mark { .. } => "|".to_owned(),
+        Captured::Rewound { found, .. } => format!("<{found}"),
+        other => panic!("{other:?}"),
+    });
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+impl World {
+    /// As a guardian opens it that was killed.
+    fn reopen(&mut self) -> &mut SqliteSource {
+        let source = SqliteSource::open(&self.path, &[TableSpec::new("patient")]).unwrap();
+        source.db.execute_batch("PRAGMA synchronous = OFF").unwrap();
+        self.source = source;
+        &mut self.source
+    }
+}
+
+/// What is wrong with a transaction follows from all of it, and may not have been durable
+/// when its changes were.
+#[test]
+fn a_transaction_is_told_anew_until_its_end_is_acknowledged() {
+    let mut world = World::new(PATIENT, &["patient"]);
+    let work = "INSERT INTO patient(id) VALUES(1), (2), (3)";
+    // Numbers 1 to 5 are a bracket with three changes, 6 and 7 changes without one.
+    world.run(&format!(
+        "BEGIN; {BEGIN}; {work}; {END}; COMMIT; DELETE FROM patient WHERE id < 3"
+    ));
+    for (after, anew) in [
+        (0, "| 2 3 4 | 6 7 |"),
+        (1, "2 3 4 | 6 7 |"),
+        (3, "2 3 4 | 6 7 |"),
+        (4, "2 3 4 | 6 7 |"),
+        (5, "6 7 |"),
+        (6, "6 7 |"),
+        (7, "7 |"),
+    ] {
+        let source = world.reopen();
+        // Nothing was read yet.
+        Source::ack(source, Position::Outbox(after)).unwrap();
+        assert_eq!(told(source, after, 10), anew, "after {after}");
+        assert_eq!(told(source, after, 10), "", "after {after}");
+    }
+    let ack = |source: &mut SqliteSource, upto| {
+        Source::ack(source, Position::Outbox(upto)).unwrap();
+    };
+    let source = world.reopen();
+    assert_eq!(told(source, 0, 3), "| 2 3");
+    ack(source, 3);
+    assert_eq!(told(source, 3, 1), "4");
+    assert_eq!(told(source, 4, 9), "| 6 7 |");
+    assert_eq!(told(world.reopen(), 3, 10), "2 3 4 | 6 7 |");
+    ack(&mut world.source, 6);
+    assert_eq!(told(world.reopen(), 6, 10), "7 |");
+    ack(&mut world.source, 7);
+    assert_eq!(told(world.reopen(), 7, 10), "");
+}
+
+#[test]
+fn a_transaction_whose_end_somebody_took_away_has_ended() {
+    let mut world = World::new(PATIENT, &["patient"]);
+    let work = "INSERT INTO patient(id) VALUES(1), (2)";
+    world.run(&format!("BEGIN; {BEGIN}; {work}; {END}; COMMIT"));
+    assert_eq!(told(&mut world.source, 0, 2), "| 2");
+    world.run("DELETE FROM pitser_outbox WHERE id > 2; UPDATE sqlite_sequence SET seq = 2 WHERE name = 'pitser_outbox'");
+    assert_eq!(told(&mut world.source, 2, 2), "|");
+    assert_eq!(told(&mut world.source, 2, 2), "");
+}
+
+/// It was told again and again, a hundred times a second.
+#[test]
+fn a_counter_that_was_turned_back_is_told_once() {
+    let mut world = World::new(PATIENT, &["patient"]);
+    world.run("INSERT INTO patient(id) VALUES(1), (2), (3)");
+    assert_eq!(told(&mut world.source, 0, 9), "1 2 3 |");
+    world.source.ack(3).unwrap();
+    world.run("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'pitser_outbox'");
+    world.run("INSERT INTO patient(id) VALUES(11), (12), (13), (14)");
+    assert_eq!(told(&mut world.source, 3, 9), "<0");
+    assert_eq!(told(&mut world.source, 0, 9), "1 2 3 4 |");
+    assert_eq!(told(&mut world.source, 4, 9), "");
 }
 
 #[test]

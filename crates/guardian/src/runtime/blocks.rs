@@ -118,6 +118,8 @@ impl Session {
         let Some(upto) = self.ack_due else {
             return Ok(());
         };
+        // What is wrong with the transactions up to there may stand behind the position.
+        self.trail.commit()?;
         match self.source.ack(upto) {
             Ok(()) => self.ack_due = None,
             Err(error) if error.is_busy() => {}

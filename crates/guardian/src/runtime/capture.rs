@@ -54,7 +54,7 @@ impl Session {
     pub(super) fn capture(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
         let mut steps = std::mem::take(&mut self.begun);
         if steps.is_empty() {
-            steps = match self.source.poll(self.resume(), BATCH) {
+            steps = match self.source.poll(self.position, BATCH) {
                 Err(error) if error.is_busy() => return Ok(false),
                 other => other?,
             };
@@ -67,9 +67,6 @@ impl Session {
         self.unshown |= self.more;
         for step in steps {
             self.step(worker, step)?;
-        }
-        if self.more && !self.source.is_stream() {
-            self.end_transaction(worker)?;
         }
         self.flush(worker)?;
         // A pass over the rows reads lines from the disk.
@@ -100,7 +97,8 @@ impl Session {
             Captured::Change(change) => return self.take(worker, change),
             Captured::Mark { pos } => {
                 self.end_transaction(worker)?;
-                self.position = pos;
+                // That of a transaction that is told anew may be behind.
+                self.position = self.position.max(pos);
             }
             Captured::Gap { after, upto, what } => {
                 self.end_transaction(worker)?;
@@ -141,14 +139,16 @@ impl Session {
 
     /// Keeps a change until its transaction has said more about it.
     fn take(&mut self, worker: &Worker, change: Change) -> Result<(), Ended> {
-        if self.is_written(change.pos) {
-            return self.recall(&change);
-        }
         if !self.open.is(change.tx) {
             self.end_transaction(worker)?;
         }
-        if self.open.is_empty() {
+        let is_written = self.is_written(change.pos);
+        if self.open.is_empty() && !is_written {
             self.compare_clocks(worker, &change)?;
+        }
+        self.open.begin(change.tx);
+        if is_written {
+            return self.recall(&change);
         }
         if self.open.keep(change) {
             self.write_open(worker)?;

@@ -121,7 +121,7 @@ impl Session {
         if session.source.is_stream() {
             session.pass_over(worker);
             // From here on nobody else can.
-            session.begun = session.source.poll(session.resume(), 0)?;
+            session.begun = session.source.poll(session.position, 0)?;
         }
         session.next.close = session.close_time(&worker.parts.tuning, now);
         session.next.scan = session.scan_time(&worker.parts.tuning, now);

@@ -24,7 +24,7 @@ const BYTES: usize = 8 << 20;
 /// The transaction whose changes are coming.
 #[derive(Default)]
 pub(super) struct Transaction {
-    /// Its number, once a change of it was kept.
+    /// Its number, once a change of it was told.
     tx: Option<u64>,
     /// Its changes that are not in the trail yet.
     changes: Vec<Change>,
@@ -63,14 +63,18 @@ impl Transaction {
         self.tx.is_none_or(|open| open == tx)
     }
 
-    /// Whether nothing of a transaction was kept yet.
+    /// Whether nothing of a transaction was told yet.
     pub(super) fn is_empty(&self) -> bool {
         self.tx.is_none()
     }
 
+    /// A change of transaction `tx` is told.
+    pub(super) fn begin(&mut self, tx: u64) {
+        self.tx = Some(tx);
+    }
+
     /// Keeps a change; `true` if no more should be kept before some are written.
     pub(super) fn keep(&mut self, change: Change) -> bool {
-        self.tx = Some(change.tx);
         self.bytes += change.size();
         // The two halves of a changed key stay together.
         let is_halved = change.op == Changed::Delete;
@@ -176,8 +180,9 @@ impl Transaction {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Written {
-    /// Where its commit record begins.
-    lsn: u64,
+    /// What its lines have in common: where its commit record begins or, in an outbox, its
+    /// number.
+    of: u64,
     /// Lists of changed columns that its lines have.
     lists: Vec<Vec<String>>,
     /// In their order.
@@ -231,20 +236,20 @@ impl Run {
 impl Written {
     /// Notes a line; those of transactions before it are forgotten.
     pub(crate) fn note(&mut self, line: &Line, pos: Position) {
-        let Position::Log { lsn, nth } = pos else {
-            return;
-        };
         if !matches!(line.op, Op::Create | Op::Update | Op::Delete) {
             return;
         }
-        if self.lsn != lsn {
-            self.lsn = lsn;
+        let Some((of, place)) = line.tx.and_then(|tx| place(pos, tx)) else {
+            return;
+        };
+        if self.of != of {
+            self.of = of;
             self.first = line.seq;
             self.lists.clear();
             self.runs.clear();
         }
         let columns = line.columns.as_deref().unwrap_or_default();
-        if let (Some(place), Ok(line)) = (place(nth), u32::try_from(line.seq - self.first)) {
+        if let Ok(line) = u32::try_from(line.seq - self.first) {
             self.change(place, line, columns);
         }
     }
@@ -275,12 +280,9 @@ impl Written {
         }
     }
 
-    /// The line of a change, and the columns that it says were changed.
-    fn line(&self, pos: Position) -> Option<(u64, &[String])> {
-        let Position::Log { lsn, nth } = pos else {
-            return None;
-        };
-        let place = place(nth).filter(|_| lsn == self.lsn)?;
+    /// The line of a change of transaction `tx`, and the columns that it says were changed.
+    fn line(&self, pos: Position, tx: u64) -> Option<(u64, &[String])> {
+        let (_, place) = place(pos, tx).filter(|(of, _)| *of == self.of)?;
         let behind = self.runs.partition_point(|run| run.place <= place);
         let run = self.runs.get(behind.checked_sub(1)?)?;
         let nth = (place - run.place < run.changes).then_some(place - run.place)?;
@@ -290,29 +292,27 @@ impl Written {
     }
 }
 
-/// The place of the `nth` change of a transaction; they are numbered from 1.
-fn place(nth: u64) -> Option<u32> {
-    u32::try_from(nth.checked_sub(1)?).ok()
+/// What tells transaction `tx` from others, and the place in it of the change at `pos`.
+fn place(pos: Position, tx: u64) -> Option<(u64, u32)> {
+    let (of, place) = match pos {
+        // Numbered from 1.
+        Position::Log { lsn, nth } => (lsn, nth.checked_sub(1)?),
+        // The number is the position of the begin row, or of the only change.
+        Position::Outbox(id) => (tx, id.checked_sub(tx)?),
+    };
+    Some((of, u32::try_from(place).ok()?))
 }
 
 impl Session {
-    /// Where to go on: a transaction of which the trail has a part begins anew,
-    /// so that what is wrong with that part can be told at its end.
-    pub(super) fn resume(&self) -> Position {
-        match self.position {
-            Position::Log { lsn, .. } => Position::Log { lsn, nth: 0 },
-            other => other,
-        }
-    }
-
-    /// Whether what stands there is in the trail already.
+    /// Whether what stands there is in the trail already: a transaction of which that has
+    /// a part is told anew, so that what is wrong with that part can be told at its end.
     pub(super) fn is_written(&self, pos: Position) -> bool {
-        self.source.is_stream() && pos <= self.position
+        pos <= self.position
     }
 
     /// Hears again what a change says that has its line already.
     pub(super) fn recall(&mut self, change: &Change) -> Result<(), Ended> {
-        let Some((seq, columns)) = self.open.written.line(change.pos) else {
+        let Some((seq, columns)) = self.open.written.line(change.pos, change.tx) else {
             return Ok(());
         };
         let changed = (change.op == Changed::Update).then_some(columns);
@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn millions_of_changes_are_a_few_runs() {
         let mut written = Written {
-            lsn: 9,
+            of: 9,
             ..Written::default()
         };
         // Two lines each, and another one now and then: a block's last.
@@ -364,11 +364,11 @@ mod tests {
         }
         assert_eq!(written.runs.len(), 34);
         for place in [0, 1, 29_999, 30_000, 999_999] {
-            let found = written.line(log(9, u64::from(place) + 1)).unwrap();
+            let found = written.line(log(9, u64::from(place) + 1), 0).unwrap();
             assert_eq!(found, (u64::from(line(place)), &["n".to_owned()][..]));
         }
-        assert_eq!(written.line(log(9, 1_000_001)), None);
-        assert_eq!(written.line(log(8, 1)), None);
+        assert_eq!(written.line(log(9, 1_000_001), 0), None);
+        assert_eq!(written.line(log(8, 1), 0), None);
     }
 
     /// Against a list with a place for each change.
@@ -397,7 +397,7 @@ mod tests {
                 line += 1 + u32::from(next(10) == 0);
             }
             for (nth, expected) in (1..).zip(&all) {
-                let found = written.line(log(0, nth));
+                let found = written.line(log(0, nth), 0);
                 let found = found.map(|(line, columns)| (line, columns.to_vec()));
                 assert_eq!(found, *expected, "seed {seed}, change {nth}");
             }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers may fail loudly")]
 
+mod cut;
 #[path = "../../../capture/tests/postgres/harness.rs"]
 mod harness;
 mod many;
