@@ -749,10 +749,17 @@ pub(super) async fn send(
     );
     stream.write_all(head.as_bytes()).await.map_err(silent)?;
     stream.write_all(body).await.map_err(silent)?;
+    // It may have done by then what it was asked for.
+    let ended = || {
+        Failure::Service(format!(
+            "the guardian at {address} ended before it had answered: what it was asked for may be done all the same"
+        ))
+    };
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.map_err(silent)?;
+    let read = stream.read_to_end(&mut answer).await;
+    read.map_err(|_| ended())?;
     let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(ended)?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     let status = status.unwrap_or(0);
     match serde_json::from_str(body) {

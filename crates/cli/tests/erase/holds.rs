@@ -1,5 +1,6 @@
-//! Whoever sets or lifts a hold is killed before one of its system calls: the hold stands
-//! or does not, by the trail, and what was answered is so.
+//! Whoever sets or lifts a hold is killed, a command before one of its system calls, a
+//! running guardian at any moment: the hold stands or does not, by the trail, and what was
+//! answered is so.
 //!
 //! `SEED=17 cargo test -p pitser --test erase hold` replays a failure's choices.
 
@@ -9,6 +10,8 @@ use crate::site::Site;
 use pitser_trail::Layout;
 use std::fs;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const ROUNDS: u64 = 16;
 
@@ -106,6 +109,151 @@ fn killed_in_the_middle_a_hold_stands_or_was_never_set() {
     // The last block gets its seal.
     site.guard().stop();
     site.run(&["trail", "verify"]).exits(0);
+}
+
+/// Who sets and lifts holds of one patient, over and over.
+struct Approver {
+    who: &'static str,
+    patient: &'static str,
+    /// Whether one stands, as far as he was answered.
+    stands: bool,
+    /// What he asked for last, if he had no answer.
+    unanswered: Option<bool>,
+    /// Lines that set a hold, by the answers, and how many lifted one.
+    set: Vec<u64>,
+    lifted: usize,
+}
+
+impl Approver {
+    fn of(who: &'static str, patient: &'static str) -> Self {
+        Self {
+            who,
+            patient,
+            stands: false,
+            unanswered: None,
+            set: Vec::new(),
+            lifted: 0,
+        }
+    }
+
+    /// Asks until he is told to stop, or has no answer.
+    fn ask(&mut self, site: &Site, answers: &AtomicU64, stop: &AtomicBool) {
+        while self.unanswered.is_none() && !stop.load(Ordering::Relaxed) {
+            let sets = !self.stands;
+            let what = if sets { "add" } else { "remove" };
+            let ask = ["hold", what, "--json", "--patient", self.patient];
+            let why = ["--reason", "court case 2-26-117"];
+            let said = site.run_as(self.who, &[&ask[..], &why].concat());
+            assert_ne!(
+                said.code, 3,
+                "refused, with stands = {}: {said:?}",
+                self.stands
+            );
+            if said.code != 0 {
+                self.unanswered = Some(sets);
+                return;
+            }
+            let line = said.json()["hold"]["line"].as_u64().unwrap();
+            match sets {
+                true => self.set.push(line),
+                false => self.lifted += 1,
+            }
+            self.stands = sets;
+            answers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What was answered is on record, and what was not is so or is not: then he knows.
+    fn is_right(&mut self, site: &Site) {
+        let history = site.history(self.patient);
+        let of = |op: &str| {
+            let lines = history.iter().map(|entry| &entry["line"]);
+            let lines = lines.filter(|line| line["op"] == op);
+            lines
+                .map(|line| line["seq"].as_u64().unwrap())
+                .collect::<Vec<_>>()
+        };
+        let (set, lifted) = (of("hold"), of("release"));
+        let stands = set.len() > lifted.len();
+        match self.unanswered.take() {
+            None => assert_eq!(stands, self.stands, "{history:?}"),
+            Some(true) if stands => self.set.extend(set.last()),
+            Some(false) if !stands => self.lifted += 1,
+            Some(_) => {}
+        }
+        assert_eq!(
+            (&set, lifted.len()),
+            (&self.set, self.lifted),
+            "{history:?}"
+        );
+        self.stands = stands;
+
+        let listed = site.run_as(self.who, &["hold", "list", "--json"]);
+        let listed = listed.exits(0).json();
+        let holds = listed["holds"].as_array().unwrap().iter();
+        let holds = holds.filter(|hold| hold[0] == self.patient);
+        let lines: Vec<_> = holds.map(|hold| hold[1]["line"].as_u64()).collect();
+        let expected = stands.then(|| set.last().copied());
+        assert_eq!(lines, Vec::from_iter(expected));
+        let ask = [
+            "erase",
+            "--patient",
+            self.patient,
+            "--basis",
+            "GDPR art. 17(1)(d)",
+        ];
+        let refused = site.run_as(self.who, &ask);
+        match stands {
+            true => drop(refused.exits(3).says("a legal hold stands")),
+            false => drop(refused.exits(0)),
+        }
+    }
+}
+
+#[test]
+fn killed_at_any_moment_a_guardian_has_the_holds_that_it_answered() {
+    let site = Site::new("");
+    site.run(&["guard", "init"]).exits(0);
+    let mut choices = Choices::seeded();
+    let mut approvers = [Approver::of("mari", "pt-1"), Approver::of("jaan", "pt-2")];
+    let mut unanswered = 0;
+    for round in 0..ROUNDS {
+        let guardian = site.guard();
+        let (answers, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (until, later) = (choices.below(8), choices.below(30_000));
+        std::thread::scope(|scope| {
+            for approver in &mut approvers {
+                scope.spawn(|| approver.ask(&site, &answers, &stop));
+            }
+            while answers.load(Ordering::Relaxed) < until {
+                std::thread::yield_now();
+            }
+            let reached = Instant::now();
+            while reached.elapsed() < Duration::from_micros(later) {
+                std::hint::spin_loop();
+            }
+            guardian.kill();
+            stop.store(true, Ordering::Relaxed);
+        });
+        // Shown where the test fails.
+        println!("round {round}: killed {later} us after answer {until}");
+        let waiting = approvers.iter().filter(|it| it.unanswered.is_some());
+        unanswered += waiting.count();
+        // By the next guardian, or by whoever asks while there is none.
+        let guardian = (choices.below(2) == 0).then(|| site.guard());
+        approvers.iter_mut().for_each(|it| it.is_right(&site));
+        if let Some(guardian) = guardian {
+            guardian.kill();
+        }
+        let verified = site.run(&["trail", "verify"]);
+        assert!(matches!(verified.code, 0 | 2), "{verified:?}");
+    }
+    assert!(unanswered > 0, "nobody was kept waiting");
+    println!("{unanswered} had no answer");
+    // The last block gets its seal.
+    site.guard().stop();
+    site.run(&["trail", "verify"]).exits(0);
+    approvers.iter_mut().for_each(|it| it.is_right(&site));
 }
 
 #[test]
