@@ -123,6 +123,19 @@ impl Hospital {
         fs::remove_dir_all(self.layout().dir().join("archive-cache")).unwrap();
         assert_eq!(self.told(), before);
 
+        // A copy has the receipts, and needs the archive as the trail does.
+        self.run("trail copy backup").exits(0);
+        self.run("trail copy another guard/h").exits(0);
+        for copy in ["backup", "another"] {
+            let folder = self.dir.path().join(copy);
+            assert!(!Layout::new(&folder).segment(0).exists());
+            consistent(self.run(&format!("trail verify {copy}"))).says("blocks are sealed");
+            self.run(&format!("trail verify {copy} --config none.toml"))
+                .exits(3)
+                .says("name the configuration whose [archive]");
+            fs::remove_dir_all(folder).unwrap();
+        }
+
         // Beside a guardian that goes on.
         let guardian = self.guard();
         let mut next = self.layout().segment_numbers().unwrap().last().unwrap() + 3;
@@ -181,14 +194,12 @@ fn a_folder() {
     bytes[20] ^= 1;
     fs::write(lines.unwrap(), bytes).unwrap();
     fs::remove_dir_all(hospital.layout().dir().join("archive-cache")).unwrap();
-    hospital
-        .run("trail verify")
-        .exits(1)
-        .says("is not what was archived");
-    hospital
-        .run("trail verify guard/h")
-        .exits(3)
-        .says("this segment is in an archive");
+    for verify in ["trail verify", "trail verify guard/h"] {
+        hospital
+            .run(verify)
+            .exits(1)
+            .says("is not what was archived");
+    }
 }
 
 /// The archive is another machine's, which may be down for an hour: that is no reason to

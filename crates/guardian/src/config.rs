@@ -300,6 +300,11 @@ impl Tuning {
             }
             None => layout,
         };
+        self.with_archive(layout)
+    }
+
+    /// A trail of any folder, what is archived of it where this says.
+    pub fn with_archive(&self, layout: pitser_trail::Layout) -> pitser_trail::Layout {
         match &self.archive {
             Some(archive) => layout.with_archive(archive.store.clone(), archive.cache_bytes_max),
             None => layout,

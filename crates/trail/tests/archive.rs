@@ -20,6 +20,7 @@ use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Op;
 use pitser_trail::archive::{Archive, ArchiveError, MoveError, MoveOptions, move_segments};
+use pitser_trail::copy::{CopyOptions, copy};
 use pitser_trail::export::Exporter;
 use pitser_trail::{Damage, Draft, Layout, PatientId, ReadError, Row, SegmentLimits, Trail, read};
 use tempfile::TempDir;
@@ -660,4 +661,53 @@ async fn a_map_that_cannot_be_made_anew_stays() {
     drop(Trail::rebuild::<()>(site.layout(), &mut |_| {}).unwrap());
     assert!(!map().is_empty());
     assert!(!site.bare().dir().join("map.before").exists());
+}
+
+/// What moved between two copies, and what had moved before the first: receipts stand for
+/// it, and whoever has the archive reads the copy as the trail.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trail_is_copied_with_the_receipts_of_what_is_archived() {
+    let original = trail().await;
+    let site = Site::of(&original);
+    let before = comes_to(&site.bare()).unwrap();
+    let [earlier, anew, without] = [(); 3].map(|()| TempDir::new().unwrap());
+    let copied =
+        |from: Layout, to: &TempDir| copy(&from, to.path(), CopyOptions::default(), &mut |_| {});
+    let first = copied(site.layout(), &earlier).unwrap();
+    assert_eq!(moved(&site.layout(), 2).unwrap(), [0, 1]);
+    let second = copied(site.layout(), &earlier).unwrap();
+    assert_eq!((second.blocks, second.replayed), (first.blocks, 0));
+    site.move_all().unwrap();
+    for (target, replayed) in [(&earlier, 0), (&anew, first.blocks)] {
+        let told = copied(site.layout(), target).unwrap();
+        assert_eq!((told.blocks, told.replayed), (first.blocks, replayed));
+        assert_eq!((told.lines, told.sealed), (first.lines, first.sealed));
+        let there = Layout::new(target.path());
+        for number in 0..SEGMENTS {
+            assert!(there.receipt(number).exists());
+            assert!(!there.segment(number).exists() && !there.logsig(number).exists());
+        }
+        let there = there.with_archive(Folder::new(site.archive()), 1 << 20);
+        assert_eq!(comes_to(&there).unwrap(), before);
+        let (trail, (), recovery) = Trail::open::<()>(there).unwrap();
+        assert_eq!((recovery.cut_bytes, trail.blocks()), (0, first.blocks));
+    }
+
+    // Without the archive nobody knows whether that is the same trail, nor replays it.
+    for target in [&without, &anew] {
+        let error = copied(site.bare(), target).unwrap_err().to_string();
+        assert!(
+            error.contains("name the configuration whose [archive]"),
+            "{error}"
+        );
+    }
+    assert!(!without.path().join("trail").exists(), "no copy");
+    let kept = Layout::new(anew.path()).with_archive(Folder::new(site.archive()), 1 << 20);
+    assert_eq!(comes_to(&kept).unwrap(), before);
+    // An object that is not as it was sealed is no part of a copy.
+    let object = &site.objects(".jsonl.zst")[0];
+    fs::write(object, b"nothing").unwrap();
+    fs::remove_dir_all(site.bare().dir().join("archive-cache")).unwrap();
+    copied(site.layout(), &without).unwrap_err();
+    assert!(!without.path().join("trail").exists(), "no copy");
 }

@@ -4,7 +4,6 @@ use super::trail::Which;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{Form, Progress, plural, print};
 use crate::tree::Map;
-use pitser_trail::Layout;
 use pitser_trail::copy::{self, Copied, CopyError, CopyOptions, copy};
 use std::path::PathBuf;
 
@@ -27,10 +26,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let layout = match &args.dir {
-        Some(dir) => Layout::new(dir),
-        None => args.which.layout()?,
-    };
+    let layout = args.which.layout_in(args.dir.as_deref())?;
     let options = CopyOptions {
         without_keys: args.without_keys,
     };

@@ -53,6 +53,21 @@ impl Which {
         let source = config.source(self.source.as_deref())?;
         Ok(config.tuning().layout(source))
     }
+
+    /// The trail in `dir`, if that is one: of the configuration its archive alone counts then,
+    /// and only if some of the trail is in one.
+    pub(super) fn layout_in(&self, dir: Option<&Path>) -> Result<Layout, Failure> {
+        let Some(dir) = dir else {
+            return self.layout();
+        };
+        let layout = Layout::new(dir);
+        let mut numbers = layout.segment_numbers().unwrap_or_default().into_iter();
+        let is_archived = numbers.any(|number| layout.receipt(number).exists());
+        match is_archived && self.config.exists() {
+            true => Ok(Config::read(&self.config)?.tuning().with_archive(layout)),
+            false => Ok(layout),
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -167,10 +182,7 @@ vault.key.wrapped are needed together from now on: back up both.
 ";
 
 fn verify(args: &Verify) -> Outcome {
-    let layout = match &args.dir {
-        Some(dir) => Layout::new(dir),
-        None => args.which.layout()?,
-    };
+    let layout = args.which.layout_in(args.dir.as_deref())?;
     match check(&layout) {
         Ok(view) => intact(&layout, &view).show(args.form),
         Err(ReadError::Damaged(damage)) => Judgement {
