@@ -796,6 +796,24 @@ fn a_transaction_whose_end_somebody_took_away_has_ended() {
     assert_eq!(told(&mut world.source, 2, 2), "");
 }
 
+/// As earlier versions acknowledged it: the begin row stayed.
+#[test]
+fn a_bracket_of_which_a_part_is_gone_goes_on() {
+    let mut world = World::new(PATIENT, &["patient"]);
+    let work = "INSERT INTO patient(id) VALUES(1), (2), (3)";
+    world.run(&format!("BEGIN; {BEGIN}; {work}; {END}; COMMIT"));
+    world.run("DELETE FROM pitser_outbox WHERE id IN (2, 3)");
+    let rest = world.source.poll(3, 10).unwrap();
+    let actor = rest.into_iter().find_map(as_change).unwrap().actor;
+    assert_eq!(actor.unwrap().person.unwrap().expose(), "EE1");
+    assert_eq!(told(world.reopen(), 3, 10), "4 |");
+    Source::ack(&mut world.source, Position::Outbox(5)).unwrap();
+    let left: i64 = (world.app)
+        .query_row("SELECT count(*) FROM pitser_outbox", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
 /// It was told again and again, a hundred times a second.
 #[test]
 fn a_counter_that_was_turned_back_is_told_once() {
