@@ -133,6 +133,7 @@ impl Hospital {
             self.run(&format!("trail verify {copy} --config none.toml"))
                 .exits(3)
                 .says("name the configuration whose [archive]");
+            self.run(&format!("trail rebuild {copy}")).exits(0);
             fs::remove_dir_all(folder).unwrap();
         }
 

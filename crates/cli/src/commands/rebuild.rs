@@ -1,10 +1,9 @@
 //! `pitser trail rebuild`: make the map and the index anew from the segments.
 
-use crate::config::Config;
+use super::trail::Which;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{Progress, plural, print, print_json};
 use pitser_guardian::rebuild;
-use pitser_trail::Layout;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -13,12 +12,8 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     /// Folder of the trail; without it, the one that the configuration names
     dir: Option<PathBuf>,
-    /// Configuration file
-    #[arg(long, default_value = "pitser.toml", env = "PITSER_CONFIG")]
-    config: PathBuf,
-    /// Which source, if there are several
-    #[arg(long)]
-    source: Option<String>,
+    #[command(flatten)]
+    which: Which,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -26,14 +21,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let layout = match &args.dir {
-        Some(dir) => Layout::new(dir),
-        None => {
-            let config = Config::read(&args.config)?;
-            let source = config.source(args.source.as_deref())?;
-            config.tuning().layout(source)
-        }
-    };
+    let layout = args.which.layout_in(args.dir.as_deref())?;
     let mut progress = Progress::new("lines");
     let rebuilt = rebuild(layout, &mut |lines| progress.set(lines));
     progress.finish();
