@@ -124,25 +124,53 @@ pub(crate) struct Message<'a> {
     pub(crate) now: Timestamp,
 }
 
-/// The lines of one audit event. Each record that it names, and each patient
+impl Message<'_> {
+    /// Whether it is about so many that it goes to the list `*many`: more patients than
+    /// this, or more records than that many have.
+    pub(crate) fn is_about_many(&self, many: usize) -> bool {
+        self.event.patients.len() > many
+            || self.event.data.len() > many.saturating_mul(RECORDS_PER_PATIENT)
+    }
+
+    /// What all its lines say.
+    fn draft(&self) -> Draft {
+        let event = self.event;
+        let at = event.recorded.parse().unwrap_or(self.now);
+        Draft {
+            actor: Some(DraftActor {
+                app: event.app.clone(),
+                binding: LineBinding::C,
+                client: event.client.clone(),
+                person: event.person.as_ref().map(|p| p.expose().to_owned()),
+                role: None,
+            }),
+            purpose: event.purpose.first().cloned(),
+            raw: Some(Arc::from(self.raw)),
+            ..Draft::new(Op::Read, at, self.source, self.id)
+        }
+    }
+}
+
+/// The line of an audit event that is about many.
+pub(crate) fn about_many(message: &Message<'_>) -> Vec<Draft> {
+    vec![Draft {
+        patient: Some(PatientId::Many),
+        ..message.draft()
+    }]
+}
+
+/// The lines of any other audit event. Each record that it names, and each patient
 /// whom no record stands for, gets a line; what names nobody goes to `*unknown`.
 ///
 /// `is_patient` says whether the trail knows a patient by an identifier.
 pub(crate) fn audit_event(
     message: &Message<'_>,
-    many: usize,
     records: Vec<Resolved>,
     is_patient: impl Fn(&str) -> bool,
 ) -> Vec<Draft> {
-    let Message {
-        event,
-        raw,
-        id,
-        source,
-        now,
-    } = message;
-    let raw: Arc<[u8]> = Arc::from(*raw);
-    let at = event.recorded.parse().unwrap_or(*now);
+    let event = message.event;
+    let every = message.draft();
+    let draft = || every.clone();
     let mut named: Vec<PatientId> = Vec::new();
     for patient in &event.patients {
         let patient = patient_id(patient, &is_patient);
@@ -154,24 +182,6 @@ pub(crate) fn audit_event(
         [one] => Some(one.clone()),
         _ => None,
     };
-    let draft = || Draft {
-        actor: Some(DraftActor {
-            app: event.app.clone(),
-            binding: LineBinding::C,
-            client: event.client.clone(),
-            person: event.person.as_ref().map(|p| p.expose().to_owned()),
-            role: None,
-        }),
-        purpose: event.purpose.first().cloned(),
-        raw: Some(Arc::clone(&raw)),
-        ..Draft::new(Op::Read, at, source, *id)
-    };
-    if event.patients.len() > many || records.len() > many.saturating_mul(RECORDS_PER_PATIENT) {
-        return vec![Draft {
-            patient: Some(PatientId::Many),
-            ..draft()
-        }];
-    }
     let mut drafts: Vec<Draft> = records
         .into_iter()
         .map(|record| Draft {
@@ -256,20 +266,24 @@ mod tests {
     use crate::runtime::BLOCK_LINES;
     use pitser_capture::fhir::parse_audit_event;
 
-    /// Lines of an event that names so many patients, and so many records of somebody else.
-    fn lines(patients: usize, records: usize) -> usize {
+    /// Lines of an event that names so many patients, and so many records of somebody else;
+    /// `None` if it is about many.
+    fn lines(patients: usize, records: usize) -> Option<usize> {
         let patient = |at: usize| {
             format!(
                 r#"{{"what":{{"reference":"Patient/{at}"}},"type":{{"code":"1"}},"role":{{"code":"1"}}}}"#
             )
         };
-        let patients: Vec<String> = (0..patients).map(patient).collect();
+        let record = |at: usize| format!(r#"{{"what":{{"reference":"E/{at}"}}}}"#);
+        let patients = (0..patients).map(patient);
+        let entities: Vec<String> = patients.chain((0..records).map(record)).collect();
         let raw = format!(
             r#"{{"resourceType":"AuditEvent","type":{{"code":"rest"}},"action":"R","recorded":"2026-03-14T09:26:53Z",
                 "agent":[{{"requestor":true}}],"source":{{"observer":{{"display":"ehr"}}}},"entity":[{}]}}"#,
-            patients.join(",")
+            entities.join(",")
         );
         let event = parse_audit_event(raw.as_bytes()).unwrap();
+        assert_eq!(event.data.len(), records);
         let record = |at: usize| Resolved {
             table: "entry".into(),
             key: text_key(&at.to_string()),
@@ -283,15 +297,17 @@ mod tests {
             now: Timestamp::from_micros(1).unwrap(),
         };
         let records = (0..records).map(record).collect();
-        audit_event(&message, MANY_PATIENTS_MAX, records, |_| true).len()
+        let lines = || audit_event(&message, records, |_| true).len();
+        (!message.is_about_many(MANY_PATIENTS_MAX)).then(lines)
     }
 
     #[test]
     fn no_audit_event_has_more_lines_than_a_block() {
         let (patients, records) = (MANY_PATIENTS_MAX, RECORDS_PER_PATIENT * MANY_PATIENTS_MAX);
-        assert_eq!(lines(patients, records), patients + records);
+        assert_eq!(lines(patients, 0), Some(patients));
+        assert_eq!(lines(1, records), Some(1 + records));
         assert!(patients + records < BLOCK_LINES);
-        assert_eq!(lines(patients + 1, 0), 1, "they are many");
-        assert_eq!(lines(0, records + 1), 1);
+        assert_eq!(lines(patients + 1, 0), None, "they are many");
+        assert_eq!(lines(0, records + 1), None);
     }
 }

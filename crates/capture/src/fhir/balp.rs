@@ -29,24 +29,23 @@ const SOURCE: &str = "110153";
 const CUSTODIAN: &str = "custodian";
 
 /// The agent that is the client application, if the event tells it apart.
-pub(super) fn client<'a>(claim: Claim, agents: &[Node<'a>]) -> Result<Option<Node<'a>>, FhirError> {
+pub(super) fn client(claim: Claim, event: Node<'_>) -> Result<Option<Node<'_>>, FhirError> {
     let Some(wanted) = client_code(claim) else {
         return Ok(None);
     };
-    Ok(of_type(agents, wanted)?.into_iter().next())
+    Ok(of_type(event, wanted)?.into_iter().next())
 }
 
-fn of_type<'a>(agents: &[Node<'a>], wanted: &str) -> Result<Vec<Node<'a>>, FhirError> {
+/// The agents with this code, each as often as it has it.
+fn of_type<'a>(event: Node<'a>, wanted: &str) -> Result<Vec<Node<'a>>, FhirError> {
     let mut found = Vec::new();
-    for agent in agents {
-        let codings = agent
-            .get("type")
-            .map(|kind| kind.list("coding"))
-            .transpose()?
-            .unwrap_or_default();
-        for coding in codings {
+    for agent in event.list("agent")? {
+        let Some(kind) = agent.get("type") else {
+            continue;
+        };
+        for coding in kind.list("coding")? {
             if coding.text("code")? == Some(wanted) {
-                found.push(agent.clone());
+                found.push(agent);
             }
         }
     }
@@ -55,7 +54,7 @@ fn of_type<'a>(agents: &[Node<'a>], wanted: &str) -> Result<Vec<Node<'a>>, FhirE
 
 /// Each violation as `element: reason`, without values.
 pub(super) fn violations(
-    event: &Node<'_>,
+    event: Node<'_>,
     claim: Claim,
     entities: &Entities,
 ) -> Result<Vec<String>, FhirError> {
@@ -77,7 +76,7 @@ pub(super) fn violations(
         "is not audit-event-type#rest",
     );
     check(
-        !event.list("subtype")?.is_empty(),
+        event.list("subtype")?.next().is_some(),
         "subtype",
         "names no REST interaction",
     );
@@ -89,13 +88,12 @@ pub(super) fn violations(
         "is no REST interaction on records",
     );
 
-    let agents = event.list("agent")?;
     for (name, wanted) in [
         ("client", client_code(claim)),
         ("server", server_code(claim)),
     ] {
         let Some(wanted) = wanted else { continue };
-        let agents = of_type(&agents, wanted)?;
+        let agents = of_type(event, wanted)?;
         check(
             agents.len() == 1,
             &format!("agent[{name}]"),
@@ -115,7 +113,7 @@ pub(super) fn violations(
         }
     }
     let mut users = Vec::new();
-    for agent in &agents {
+    for agent in event.list("agent")? {
         if agent.required("requestor")?.boolean()? {
             users.push(agent);
         }
@@ -127,7 +125,11 @@ pub(super) fn violations(
         "is missing",
     );
 
-    check(!event.list("entity")?.is_empty(), "entity", "is missing");
+    check(
+        event.list("entity")?.next().is_some(),
+        "entity",
+        "is missing",
+    );
     check(
         claim != Claim::Query || entities.has_query,
         "entity[query].query",
@@ -153,13 +155,11 @@ pub(super) fn violations(
 }
 
 /// Whether `meta.profile` names one of the `Patient*` profiles.
-fn says_patient_profile(event: &Node<'_>) -> Result<bool, FhirError> {
-    let profiles = event
-        .get("meta")
-        .map(|meta| meta.list("profile"))
-        .transpose()?
-        .unwrap_or_default();
-    for profile in profiles {
+fn says_patient_profile(event: Node<'_>) -> Result<bool, FhirError> {
+    let Some(meta) = event.get("meta") else {
+        return Ok(false);
+    };
+    for profile in meta.list("profile")? {
         if profile.as_text()?.contains("IHE.BasicAudit.Patient") {
             return Ok(true);
         }

@@ -14,11 +14,13 @@
 mod balp;
 mod json;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -30,6 +32,13 @@ pub const MAX_EVENT: usize = 1 << 20;
 
 /// Largest Bundle that is looked at, in bytes.
 pub const MAX_BUNDLE: usize = 16 << 20;
+
+/// Largest number of entries in a Bundle.
+pub const MAX_ENTRIES: usize = 10_000;
+
+/// Of a person, an application, an address or a purpose whose text is longer, in bytes, the
+/// beginning is told: it stands in every line of the event.
+pub const MAX_TEXT: usize = 500;
 
 /// What an `AuditEvent` claims.
 ///
@@ -162,8 +171,10 @@ pub struct FhirError {
 /// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// More bytes or entries than are looked at.
+    /// More bytes than are looked at.
     TooLarge,
+    /// More entries than are looked at.
+    TooMany,
     /// Not JSON, or a key twice.
     Syntax,
     /// A required element is missing.
@@ -185,6 +196,7 @@ impl FhirError {
     pub fn issue_code(&self) -> &'static str {
         match self.problem {
             Problem::TooLarge => "too-long",
+            Problem::TooMany => "too-costly",
             Problem::Syntax => "structure",
             Problem::Required => "required",
             Problem::Invalid => "value",
@@ -214,7 +226,7 @@ impl FhirError {
 pub fn parse_audit_event(bytes: &[u8]) -> Result<AuditEvent, FhirError> {
     limit(bytes, MAX_EVENT)?;
     let json = json::parse(bytes)?;
-    let event = Node::root(&json, "AuditEvent").object()?;
+    let event = Node::root(&json).object()?;
     if event
         .text("resourceType")?
         .is_some_and(|kind| kind != "AuditEvent")
@@ -225,25 +237,18 @@ pub fn parse_audit_event(bytes: &[u8]) -> Result<AuditEvent, FhirError> {
             "an AuditEvent is expected".to_owned(),
         ));
     }
-    required_elements(&event)?;
-    extract(&event)
+    required_elements(event)?;
+    extract(event)
 }
 
-/// One entry of a Bundle.
-#[derive(Clone, Debug)]
-pub struct BundleEntry<'a> {
-    /// The resource's bytes, exactly as they stand in the Bundle.
-    pub raw: &'a [u8],
-    /// What they claim, or why they are refused; other entries do not suffer.
-    pub event: Result<AuditEvent, FhirError>,
-}
-
-/// Reads a batch Bundle of events (ATNA FHIR feed), entry by entry.
+/// Takes a batch Bundle of events (ATNA FHIR feed) apart: of each entry the bytes of its
+/// resource, exactly as they stand there, or why they are refused; other entries do not
+/// suffer. Whether they are an event is not looked at.
 ///
 /// # Errors
-/// [`FhirError`] if the bytes are not a batch Bundle, or more than
-/// [`MAX_BUNDLE`]. A refused entry is no error of the Bundle.
-pub fn parse_bundle(bytes: &[u8]) -> Result<Vec<BundleEntry<'_>>, FhirError> {
+/// [`FhirError`] if the bytes are not a batch Bundle, or more than [`MAX_BUNDLE`], or it has
+/// more than [`MAX_ENTRIES`].
+pub fn parse_bundle(bytes: &[u8]) -> Result<Vec<Result<&[u8], FhirError>>, FhirError> {
     limit(bytes, MAX_BUNDLE)?;
     let bundle: Bundle<'_> = serde_json::from_slice(bytes).map_err(|error| json::syntax(&error))?;
     let wrong = |path: &str, why: &str| FhirError::new(Problem::Invalid, path, why.to_owned());
@@ -253,12 +258,16 @@ pub fn parse_bundle(bytes: &[u8]) -> Result<Vec<BundleEntry<'_>>, FhirError> {
     if bundle.kind != "batch" {
         return Err(wrong("Bundle.type", "a batch is expected"));
     }
-    Ok(bundle
-        .entry
-        .iter()
-        .enumerate()
-        .map(|(at, entry)| entry.read(at))
-        .collect())
+    let Entries { first, count } = bundle.entry;
+    if count > MAX_ENTRIES {
+        return Err(FhirError::new(
+            Problem::TooMany,
+            "Bundle.entry",
+            format!("{count} entries; at most {MAX_ENTRIES} are taken: send several Bundles"),
+        ));
+    }
+    let entries = first.iter().enumerate();
+    Ok(entries.map(|(at, entry)| entry.raw(at)).collect())
 }
 
 /// Whether the bytes say that they are a Bundle; for a feed that takes both.
@@ -266,7 +275,7 @@ pub fn is_bundle(bytes: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Typed<'a> {
         #[serde(rename = "resourceType", borrow)]
-        resource_type: std::borrow::Cow<'a, str>,
+        resource_type: Cow<'a, str>,
     }
     bytes.len() <= MAX_BUNDLE
         && serde_json::from_slice::<Typed<'_>>(bytes)
@@ -280,47 +289,76 @@ struct Bundle<'a> {
     #[serde(rename = "type")]
     kind: String,
     #[serde(borrow, default)]
-    entry: Vec<Entry<'a>>,
+    entry: Entries<'a>,
+}
+
+/// Entries of a Bundle: no more are kept than are taken.
+#[derive(Default)]
+struct Entries<'a> {
+    first: Vec<Entry<'a>>,
+    count: usize,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("entries")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut first = Vec::new();
+        while first.len() < MAX_ENTRIES
+            && let Some(entry) = entries.next_element()?
+        {
+            first.push(entry);
+        }
+        let mut count = first.len();
+        while count >= MAX_ENTRIES && entries.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok(Entries { first, count })
+    }
 }
 
 #[derive(Deserialize)]
 struct Entry<'a> {
     #[serde(borrow)]
     resource: Option<&'a RawValue>,
-    request: Option<Request>,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Request {
-    method: String,
+struct Request<'a> {
+    #[serde(borrow)]
+    method: Cow<'a, str>,
 }
 
 impl<'a> Entry<'a> {
-    fn read(&self, at: usize) -> BundleEntry<'a> {
-        let raw = self
-            .resource
-            .map_or(&[][..], |resource| resource.get().as_bytes());
-        let path = format!("Bundle.entry[{at}]");
-        let event = if self
-            .request
-            .as_ref()
-            .is_some_and(|request| request.method != "POST")
-        {
-            Err(FhirError::new(
-                Problem::Invalid,
-                &format!("{path}.request.method"),
-                "only POST is taken".to_owned(),
-            ))
-        } else if self.resource.is_none() {
-            Err(FhirError::new(
-                Problem::Required,
-                &format!("{path}.resource"),
-                "this element is required".to_owned(),
-            ))
-        } else {
-            parse_audit_event(raw)
+    /// The bytes of the resource of entry `at`.
+    fn raw(&self, at: usize) -> Result<&'a [u8], FhirError> {
+        let wrong = |problem, element: &str, why: &str| {
+            let path = format!("Bundle.entry[{at}].{element}");
+            FhirError::new(problem, &path, why.to_owned())
         };
-        BundleEntry { raw, event }
+        if let Some(request) = &self.request
+            && request.method != "POST"
+        {
+            let why = "only POST is taken";
+            return Err(wrong(Problem::Invalid, "request.method", why));
+        }
+        let missing = || wrong(Problem::Required, "resource", "this element is required");
+        let resource = self.resource.ok_or_else(missing)?;
+        Ok(resource.get().as_bytes())
     }
 }
 
@@ -336,11 +374,11 @@ fn limit(bytes: &[u8], most: usize) -> Result<(), FhirError> {
 }
 
 /// Elements without which it is no R4 `AuditEvent` (StructureDefinition, 1..).
-fn required_elements(event: &Node<'_>) -> Result<(), FhirError> {
+fn required_elements(event: Node<'_>) -> Result<(), FhirError> {
     event.required("type")?.object()?;
     event.required("recorded")?;
     event.required("agent")?;
-    if event.list("agent")?.is_empty() {
+    if event.list("agent")?.next().is_none() {
         return Err(FhirError::new(
             Problem::Required,
             "AuditEvent.agent",
@@ -358,32 +396,33 @@ fn required_elements(event: &Node<'_>) -> Result<(), FhirError> {
     Ok(())
 }
 
-fn extract(event: &Node<'_>) -> Result<AuditEvent, FhirError> {
+fn extract(event: Node<'_>) -> Result<AuditEvent, FhirError> {
     let claim = claim(event)?;
-    let agents = event.list("agent")?;
-    let requestor = requestor(&agents)?;
-    let client = balp::client(claim, &agents)?;
+    let requestor = requestor(event)?;
+    let client = balp::client(claim, event)?;
     let entities = Entities::read(event)?;
-    let (person_system, person) = requestor
-        .as_ref()
-        .map(identity)
-        .transpose()?
-        .unwrap_or_default();
+    let (person_system, person) = requestor.map(identity).transpose()?.unwrap_or_default();
+    let app = client.map(identity).transpose()?.and_then(|(_, name)| name);
+    let address = address(client)?.or(address(requestor)?);
+    let purpose = purpose(event, requestor)?;
+    let mut profile_violations = balp::violations(event, claim, &entities)?;
+    let texts = [&person, &app, &address, &purpose.first().cloned()];
+    if texts.into_iter().flatten().any(|it| it.len() > MAX_TEXT) {
+        profile_violations.push(format!(
+            "agent: a text is longer than {MAX_TEXT} bytes, and the trail's lines have its beginning"
+        ));
+    }
     Ok(AuditEvent {
         id: event.text("id")?.map(str::to_owned),
         claim,
         recorded: recorded(event)?,
         outcome: outcome(event)?,
-        purpose: purpose(event, requestor.as_ref())?,
-        person: person.map(Person::new),
+        purpose: purpose.into_iter().map(brief).collect(),
+        person: person.map(brief).map(Person::new),
         person_system,
-        app: client
-            .as_ref()
-            .map(identity)
-            .transpose()?
-            .and_then(|(_, name)| name),
-        client: address(client.as_ref())?.or(address(requestor.as_ref())?),
-        profile_violations: balp::violations(event, claim, &entities)?,
+        app: app.map(brief),
+        client: address.map(brief),
+        profile_violations,
         patients: entities.patients,
         patient_unknown: entities.patient_unknown,
         data: entities.data,
@@ -392,8 +431,18 @@ fn extract(event: &Node<'_>) -> Result<AuditEvent, FhirError> {
     })
 }
 
+/// A text, or of a long one the beginning.
+fn brief(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
+}
+
 /// `action` where it is telling; for `E` and without it, the REST interaction.
-fn claim(event: &Node<'_>) -> Result<Claim, FhirError> {
+fn claim(event: Node<'_>) -> Result<Claim, FhirError> {
     let action = event.text("action")?;
     match action {
         Some("C") => return Ok(Claim::Create),
@@ -421,7 +470,7 @@ fn claim(event: &Node<'_>) -> Result<Claim, FhirError> {
     Ok(claim)
 }
 
-fn recorded(event: &Node<'_>) -> Result<String, FhirError> {
+fn recorded(event: Node<'_>) -> Result<String, FhirError> {
     let node = event.required("recorded")?;
     let instant: Option<Timestamp> = node.as_text()?.parse().ok();
     instant
@@ -431,7 +480,7 @@ fn recorded(event: &Node<'_>) -> Result<String, FhirError> {
         .ok_or_else(|| node.invalid("an instant with seconds and time zone is expected"))
 }
 
-fn outcome(event: &Node<'_>) -> Result<Option<Outcome>, FhirError> {
+fn outcome(event: Node<'_>) -> Result<Option<Outcome>, FhirError> {
     Ok(Some(match event.text("outcome")? {
         None => return Ok(None),
         Some("0") => Outcome::Success,
@@ -446,14 +495,13 @@ fn outcome(event: &Node<'_>) -> Result<Option<Outcome>, FhirError> {
     }))
 }
 
-fn purpose(event: &Node<'_>, requestor: Option<&Node<'_>>) -> Result<Vec<String>, FhirError> {
-    let mut concepts = event.list("purposeOfEvent")?;
-    if let Some(requestor) = requestor {
-        concepts.extend(requestor.list("purposeOfUse")?);
-    }
+fn purpose(event: Node<'_>, requestor: Option<Node<'_>>) -> Result<Vec<String>, FhirError> {
+    let of_event = event.list("purposeOfEvent")?;
+    let of_use = requestor.map(|requestor| requestor.list("purposeOfUse"));
+    let of_use = of_use.transpose()?.into_iter().flatten();
     let mut codes = Vec::new();
     let mut seen = HashSet::new();
-    for concept in &concepts {
+    for concept in of_event.chain(of_use) {
         for coding in concept.list("coding")? {
             let code = coding.text("code")?.filter(|code| seen.insert(*code));
             codes.extend(code.map(str::to_owned));
@@ -464,25 +512,25 @@ fn purpose(event: &Node<'_>, requestor: Option<&Node<'_>>) -> Result<Vec<String>
 
 /// The agent who asked: the first that says so, one that is named before one
 /// that is not.
-fn requestor<'a>(agents: &[Node<'a>]) -> Result<Option<Node<'a>>, FhirError> {
+fn requestor(event: Node<'_>) -> Result<Option<Node<'_>>, FhirError> {
     let mut first = None;
-    for agent in agents {
+    for agent in event.list("agent")? {
         if !agent.required("requestor")?.boolean()? {
             continue;
         }
         if identity(agent)?.1.is_some() {
-            return Ok(Some(agent.clone()));
+            return Ok(Some(agent));
         }
-        first.get_or_insert_with(|| agent.clone());
+        first.get_or_insert(agent);
     }
     Ok(first)
 }
 
 /// Identifier system and name of an agent: identifier, reference, name, display.
-fn identity(agent: &Node<'_>) -> Result<(Option<String>, Option<String>), FhirError> {
+fn identity(agent: Node<'_>) -> Result<(Option<String>, Option<String>), FhirError> {
     let own = |text: Option<&str>| text.map(str::to_owned);
     let who = agent.get("who").map(Node::object).transpose()?;
-    if let Some(who) = &who {
+    if let Some(who) = who {
         if let Some(identifier) = who.get("identifier")
             && let Some(value) = identifier.text("value")?
         {
@@ -499,7 +547,7 @@ fn identity(agent: &Node<'_>) -> Result<(Option<String>, Option<String>), FhirEr
     ))
 }
 
-fn address(agent: Option<&Node<'_>>) -> Result<Option<String>, FhirError> {
+fn address(agent: Option<Node<'_>>) -> Result<Option<String>, FhirError> {
     let network = agent.and_then(|agent| agent.get("network"));
     Ok(network
         .map(|network| network.text("address"))
@@ -511,9 +559,8 @@ fn address(agent: Option<&Node<'_>>) -> Result<Option<String>, FhirError> {
 /// What the entities of an event say.
 #[derive(Default)]
 struct Entities {
+    /// Each once, of the thousands of a hostile event too.
     patients: Vec<Patient>,
-    /// The same patients, to find one at once among the thousands of a hostile event.
-    seen: HashSet<Patient>,
     patient_unknown: bool,
     data: Vec<Resource>,
     has_query: bool,
@@ -521,15 +568,19 @@ struct Entities {
 }
 
 impl Entities {
-    fn read(event: &Node<'_>) -> Result<Self, FhirError> {
+    fn read(event: Node<'_>) -> Result<Self, FhirError> {
         let mut entities = Self::default();
         for entity in event.list("entity")? {
-            entities.take(&entity.object()?)?;
+            entities.take(entity.object()?)?;
         }
+        let mut seen = HashSet::new();
+        let is_new: Vec<bool> = entities.patients.iter().map(|it| seen.insert(it)).collect();
+        let mut is_new = is_new.into_iter();
+        entities.patients.retain(|_| is_new.next() == Some(true));
         Ok(entities)
     }
 
-    fn take(&mut self, entity: &Node<'_>) -> Result<(), FhirError> {
+    fn take(&mut self, entity: Node<'_>) -> Result<(), FhirError> {
         self.has_query |= entity.text("query")?.is_some();
         let what = entity.get("what").map(Node::object).transpose()?;
         if code(entity, "type")? == Some("XrequestId") {
@@ -543,17 +594,9 @@ impl Entities {
         }
         // `object-role` 1 is the patient.
         let is_patient = code(entity, "role")? == Some("1");
-        let named = what
-            .as_ref()
-            .map(Named::read)
-            .transpose()?
-            .unwrap_or_default();
+        let named = what.map(Named::read).transpose()?.unwrap_or_default();
         match named.subject(is_patient) {
-            Subject::Patient(patient) => {
-                if self.seen.insert(patient.clone()) {
-                    self.patients.push(patient);
-                }
-            }
+            Subject::Patient(patient) => self.patients.push(patient),
             Subject::Nothing => {}
             Subject::UnknownPatient => self.patient_unknown = true,
             Subject::Data(resource) => self.data.push(resource),
@@ -563,7 +606,7 @@ impl Entities {
 }
 
 /// `Coding.code` of an element.
-fn code<'a>(node: &Node<'a>, name: &str) -> Result<Option<&'a str>, FhirError> {
+fn code<'a>(node: Node<'a>, name: &str) -> Result<Option<&'a str>, FhirError> {
     Ok(node
         .get(name)
         .map(|coding| coding.text("code"))
@@ -588,7 +631,7 @@ enum Subject {
 }
 
 impl Named {
-    fn read(what: &Node<'_>) -> Result<Self, FhirError> {
+    fn read(what: Node<'_>) -> Result<Self, FhirError> {
         let reference = what.text("reference")?;
         let mut identifier = None;
         if let Some(node) = what.get("identifier")
@@ -638,7 +681,8 @@ impl Resource {
         let (base, kind) = rest
             .rsplit_once('/')
             .map_or((None, rest), |(base, kind)| (Some(base), kind));
-        let is_kind = kind.starts_with(|c: char| c.is_ascii_uppercase())
+        let is_kind = kind.len() <= MAX_KIND
+            && kind.starts_with(|c: char| c.is_ascii_uppercase())
             && kind.bytes().all(|b| b.is_ascii_alphabetic());
         let is_id = (1..=64).contains(&id.len())
             && id
@@ -653,6 +697,9 @@ impl Resource {
         })
     }
 }
+
+/// Longest name of a resource type, in bytes: FHIR's own have less than half as many.
+const MAX_KIND: usize = 64;
 
 #[cfg(test)]
 mod tests;

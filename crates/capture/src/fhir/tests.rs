@@ -411,20 +411,62 @@ fn bundle_keeps_each_entrys_bytes() {
     );
     assert!(is_bundle(bundle.as_bytes()) && !is_bundle(EVENT.as_bytes()));
     let entries = parse_bundle(bundle.as_bytes()).unwrap();
-    assert_eq!(entries[0].raw, EVENT.as_bytes());
-    let problems: Vec<Option<Problem>> = entries
-        .iter()
-        .map(|entry| entry.event.as_ref().err().map(|e| e.problem))
-        .collect();
+    let taken = |entry: &Result<&[u8], FhirError>| match entry {
+        Ok(raw) => String::from_utf8(raw.to_vec()).unwrap(),
+        Err(error) => format!("{:?} {}", error.problem, error.path),
+    };
+    let taken: Vec<String> = entries.iter().map(taken).collect();
     assert_eq!(
-        problems,
+        taken,
         [
-            None,
-            Some(Problem::Invalid),
-            Some(Problem::Invalid),
-            Some(Problem::Required)
+            EVENT,
+            r#"{"resourceType":"Patient"}"#,
+            "Invalid Bundle.entry[2].request.method",
+            "Required Bundle.entry[3].resource"
         ]
     );
+}
+
+#[test]
+fn no_more_entries_are_kept_than_are_taken() {
+    let bundle = |count: usize| {
+        let entries = vec!["{}"; count].join(",");
+        format!(r#"{{"resourceType":"Bundle","type":"batch","entry":[{entries}]}}"#)
+    };
+    let taken = bundle(MAX_ENTRIES);
+    assert_eq!(parse_bundle(taken.as_bytes()).unwrap().len(), MAX_ENTRIES);
+    let error = parse_bundle(bundle(MAX_ENTRIES + 7).as_bytes()).unwrap_err();
+    assert_eq!(
+        (error.problem, error.issue_code()),
+        (Problem::TooMany, "too-costly")
+    );
+    let why = "10007 entries; at most 10000 are taken: send several Bundles";
+    assert_eq!(error.to_string(), format!("Bundle.entry: {why}"));
+}
+
+/// What stands in every line of an event is short, whatever the sender writes; the event is
+/// taken as it is.
+#[test]
+fn of_long_texts_the_beginning_is_told() {
+    let long = "õ".repeat(MAX_TEXT);
+    let agent = format!(
+        r#"{{"requestor":true,"who":{{"display":"{long}"}},"network":{{"address":"{long}"}},"purposeOfUse":[{{"coding":[{{"code":"{long}"}}]}}]}},
+        {{"requestor":false,"type":{{"coding":[{{"code":"110152"}}]}},"who":{{"display":"{long}"}}}}"#
+    );
+    let bytes = with("{\"requestor\":true}", &agent);
+    let text = String::from_utf8(bytes).unwrap();
+    let text = text.replacen("\"agent\"", "\"action\":\"R\",\"agent\"", 1);
+    let event = parse_audit_event(text.as_bytes()).unwrap();
+    let brief = format!("{}…", "õ".repeat(MAX_TEXT / 2));
+    assert_eq!(event.person.unwrap().expose(), brief);
+    assert_eq!(event.app.as_ref(), Some(&brief));
+    assert_eq!(event.client.as_ref(), Some(&brief));
+    assert_eq!(event.purpose, [brief]);
+    let told = "agent: a text is longer than 500 bytes, and the trail's lines have its beginning";
+    assert_eq!(event.profile_violations.last().unwrap(), told);
+    let kind = format!("A{}", "a".repeat(MAX_KIND));
+    let event = subjects(&format!(r#"{{"what":{{"reference":"{kind}/1"}}}}"#));
+    assert_eq!(event.data, []);
 }
 
 #[test]

@@ -678,10 +678,6 @@ impl Session {
         if self.trail.has_message(&id)? {
             return Ok(Ok(receipt(true, 0)));
         }
-        let mut records = Vec::new();
-        for resource in &event.data {
-            records.push(self.resolve(worker, &resource.kind, &resource.id)?);
-        }
         let message = Message {
             event: &event,
             raw,
@@ -689,10 +685,17 @@ impl Session {
             source: &source,
             now: self.now(worker),
         };
-        let known = self.known_among(&event.patients)?;
-        let is_patient = |id: &str| known.contains(id);
         let many = worker.parts.tuning.many_patients.min(MANY_PATIENTS_MAX);
-        let drafts = translate::audit_event(&message, many, records, is_patient);
+        let drafts = match message.is_about_many(many) {
+            true => translate::about_many(&message),
+            false => {
+                let named = event.data.iter();
+                let records = named.map(|it| self.resolve(worker, &it.kind, &it.id));
+                let records = records.collect::<Result<_, _>>()?;
+                let known = self.known_among(&event.patients)?;
+                translate::audit_event(&message, records, |id| known.contains(id))
+            }
+        };
         let lines = drafts.len();
         self.append(worker, drafts)?;
         self.trail.commit()?;

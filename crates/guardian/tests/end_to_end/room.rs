@@ -1,6 +1,7 @@
 //! Room in a block: whatever is written together stands in one, however full that is.
 
 use super::*;
+use pitser_capture::fhir::MAX_EVENT;
 use pitser_evidence::line::{Line, Op};
 use pitser_trail::MAX_BLOCK_LINES;
 use std::fmt::Write;
@@ -142,6 +143,30 @@ async fn changes_that_do_not_fit_open_another_block() {
     }
     guardian.stop().await;
     check(&blocks(&site), 3);
+}
+
+/// What stands in every line of an event is short: a line has an end, and so has memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_event_of_nothing_but_a_name_is_taken() {
+    let site = Site::new();
+    install(&site).unwrap();
+    let guardian = start(&site);
+    let event = String::from_utf8(event(200)).unwrap();
+    let agent = |name: &str| {
+        let client = r#"{"requestor":false,"type":{"coding":[{"code":"110152"}]},"name":"NAME"}"#;
+        let agents = format!(r#""agent":[{},"#, client.replace("NAME", name));
+        event.replace(r#""agent":["#, &agents).into_bytes()
+    };
+    let name = "\\n".repeat((MAX_EVENT - agent("").len()) / 2);
+    let receipt = guardian.submit(agent(&name)).await.unwrap();
+    assert_eq!((receipt.known, receipt.lines), (false, 200));
+    assert_eq!(guardian.status().state, SourceState::Guarding);
+    guardian.stop().await;
+    let lines = blocks(&site).concat();
+    let read: Vec<&Line> = lines.iter().filter(|it| it.op == Op::Read).collect();
+    assert_eq!(read.len(), 200);
+    let longest = read.iter().map(|line| line.encode().len()).max();
+    assert!(longest < Some(4096), "{longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
