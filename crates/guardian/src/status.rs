@@ -1,7 +1,7 @@
 //! What a guardian shows of itself. Names are in clear: for those who run it.
 
 use pitser_evidence::Code;
-use pitser_monitor::can_accept;
+use pitser_monitor::{Lines, can_accept};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -62,10 +62,9 @@ pub struct Status {
     pub findings: Vec<FindingStatus>,
     /// How much more there is of each code and table, if there is more.
     pub more_findings: Vec<MoreStatus>,
-    /// Lines of findings of rows that are open and only counted, in their order, for
-    /// auditors.
+    /// Lines of findings of rows that are open and only counted, for auditors.
     #[serde(skip)]
-    pub counted_rows: Arc<[u64]>,
+    pub counted_rows: Arc<Lines>,
     /// How findings are delivered to receivers, if any are configured.
     pub alerts: Vec<AlertStatus>,
     /// The mapping from tables to patients (spec 32 §1), for auditors.

@@ -3,8 +3,9 @@
 
 use crate::finding::{Finding, NotAccepted, can_accept, can_close};
 use crate::newest::{KEPT, Keep, Kind, More, Newest};
+use crate::rows::{Lines, Rows};
 use pitser_evidence::Code;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An incident: a finding and its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Incident {
     pub open: bool,
     /// Who answers for it, if somebody does.
     pub accepted: Option<Accepted>,
+    /// It was found since the newest scan began.
+    is_met: bool,
 }
 
 /// Somebody has looked into a finding and answers for it.
@@ -42,6 +45,7 @@ impl Incident {
             line,
             open: true,
             accepted: None,
+            is_met: true,
         }
     }
 
@@ -83,27 +87,9 @@ pub enum Noted {
 #[derive(Debug, Default)]
 pub struct Incidents {
     newest: Newest<Incident>,
-    /// Lines of findings of rows that are only counted, by [`Finding::brief`]: a few
-    /// bytes for each row that is wrong, where a scan has some for every row. After a
-    /// start they are fewer than are counted, until a scan has looked.
-    rows: BTreeMap<Kind, HashMap<u128, u64>>,
-}
-
-/// What a scan found of rows, to say what it no longer found.
-#[derive(Debug, Default)]
-pub struct Scanned(BTreeMap<Kind, HashSet<u128>>);
-
-impl Scanned {
-    /// Notes that a scan found this.
-    pub fn insert(&mut self, finding: &Finding) {
-        let found = self.0.entry(finding.kind()).or_default();
-        found.insert(finding.brief());
-    }
-
-    fn has(&self, finding: &Finding) -> bool {
-        let found = self.0.get(&finding.kind());
-        found.is_some_and(|found| found.contains(&finding.brief()))
-    }
+    /// Findings of rows that are only counted, by [`Finding::brief`]. After a start they
+    /// are fewer than are counted, until a scan has looked.
+    rows: BTreeMap<Kind, Rows>,
 }
 
 impl Incidents {
@@ -115,13 +101,22 @@ impl Incidents {
         }
     }
 
-    /// Looks whether a finding is new.
+    /// A scan begins: what is not noted or found from now on is not found again.
+    pub fn begin_scan(&mut self) {
+        for incident in self.newest.all_open_mut() {
+            incident.is_met = false;
+        }
+        self.rows.values_mut().for_each(Rows::begin);
+    }
+
+    /// Looks whether something that is found now is new.
     pub fn note(&mut self, finding: &Finding) -> Noted {
         let kind = finding.kind();
         let mut open = self.newest.open_of_mut(&kind);
         if let Some(incident) = open.find(|it| it.finding.is_same(finding)) {
             let key = &mut incident.finding.key;
             *key = key.take().or_else(|| finding.key.clone());
+            incident.is_met = true;
             return Noted::Known;
         }
         drop(open);
@@ -133,12 +128,14 @@ impl Incidents {
         if !finding.is_of_row() {
             return Noted::New;
         }
-        let rows = self.rows.get(&kind);
-        if rows.is_some_and(|rows| rows.contains_key(&finding.brief())) {
-            return Noted::Known;
+        let mut known = 0;
+        if let Some(rows) = self.rows.get_mut(&kind) {
+            if rows.meet(finding.brief()) {
+                return Noted::Known;
+            }
+            known = rows.len();
         }
-        let known = rows.map_or(0, HashMap::len) as u64;
-        match self.newest.more_than(&kind).open > known {
+        match self.newest.more_than(&kind).open > known as u64 {
             true => Noted::Ask,
             false => Noted::New,
         }
@@ -157,7 +154,7 @@ impl Incidents {
     /// A finding of a row, after [`Noted::Ask`], was in the trail already.
     pub fn found_again(&mut self, finding: &Finding, line: u64) {
         let rows = self.rows.entry(finding.kind()).or_default();
-        rows.insert(finding.brief(), line);
+        rows.insert(finding.brief(), line, true);
     }
 
     /// Whether the finding of trail line `line` may be accepted now; `None` if it is not
@@ -197,15 +194,15 @@ impl Incidents {
         self.newest.end_counted(&kind, line, Some(incident));
     }
 
-    /// After a scan: whatever it did not find again in the tables that it could read is
+    /// After a scan: whatever was not found again in the tables that it could read is
     /// closed. Gives lines of others that are open and only counted, for which there is
     /// room again; [`Incidents::show`] is to be told of them.
-    pub fn settle(&mut self, is_judged: impl Fn(&str) -> bool, scanned: &Scanned) -> Vec<u64> {
+    pub fn settle(&mut self, is_judged: impl Fn(&str) -> bool) -> Vec<u64> {
         let is_settled =
             |(code, table): &Kind| can_close(*code) && table.as_deref().is_some_and(&is_judged);
         let mut closed = Vec::new();
         for (kind, line, incident) in self.newest.all_open() {
-            if is_settled(kind) && !scanned.has(&incident.finding) {
+            if is_settled(kind) && !incident.is_met {
                 closed.push(line);
             }
         }
@@ -217,13 +214,17 @@ impl Incidents {
         let mut wanted = Vec::new();
         for kind in kinds {
             let rows = self.rows.entry(kind.clone()).or_default();
-            let found = scanned.0.get(&kind);
-            rows.retain(|brief, _| found.is_some_and(|found| found.contains(brief)));
-            self.newest.end_all_but(&kind, rows.values().copied());
+            rows.retain_met();
+            self.newest.end_all_but(&kind, rows.lines());
             if self.newest.has_room(&kind) {
-                let mut lines: Vec<u64> = rows.values().copied().collect();
-                lines.sort_unstable();
-                wanted.extend(lines.into_iter().rev().take(KEPT / 2));
+                let mut last = BTreeSet::new();
+                for line in rows.lines() {
+                    last.insert(line);
+                    if last.len() > KEPT / 2 {
+                        last.pop_first();
+                    }
+                }
+                wanted.extend(last.into_iter().rev());
             }
             if rows.is_empty() {
                 self.rows.remove(&kind);
@@ -256,7 +257,7 @@ impl Incidents {
     pub fn show(&mut self, finding: Finding, found_at: u64, line: u64) {
         let kind = finding.kind();
         if let Some(rows) = self.rows.get_mut(&kind) {
-            rows.remove(&finding.brief());
+            rows.remove(finding.brief());
         }
         let incident = Incident::open(finding, found_at, line);
         let counted = self.newest.show(&kind, line, incident);
@@ -297,12 +298,9 @@ impl Incidents {
         kept.count() as u64 + more.map(|(_, more)| more.open).sum::<u64>()
     }
 
-    /// Lines of findings of rows that are open and only counted, in their order.
-    pub fn counted_rows(&self) -> Vec<u64> {
-        let lines = self.rows.values().flat_map(HashMap::values);
-        let mut lines: Vec<u64> = lines.copied().collect();
-        lines.sort_unstable();
-        lines
+    /// Lines of findings of rows that are open and only counted.
+    pub fn counted_rows(&self) -> Lines {
+        self.rows.values().flat_map(Rows::lines).collect()
     }
 
     /// Remembers rows whose incidents are only counted from now on.
@@ -310,7 +308,7 @@ impl Incidents {
         for (kind, line, incident) in counted {
             if incident.finding.is_of_row() {
                 let rows = self.rows.entry(kind).or_default();
-                rows.insert(incident.finding.brief(), line);
+                rows.insert(incident.finding.brief(), line, incident.is_met);
             }
         }
     }
@@ -332,9 +330,11 @@ mod tests {
         }
 
         fn scanned(&mut self, findings: &[Finding]) -> Vec<u64> {
-            let mut scanned = Scanned::default();
-            findings.iter().for_each(|finding| scanned.insert(finding));
-            self.settle(|_| true, &scanned)
+            self.begin_scan();
+            for finding in findings {
+                assert_eq!(self.note(finding), Noted::Known);
+            }
+            self.settle(|_| true)
         }
     }
 
@@ -443,7 +443,8 @@ mod tests {
             ..row(1)
         };
         assert!(incidents.tell(&other, 6));
-        incidents.settle(|table| table != "other", &Scanned::default());
+        incidents.begin_scan();
+        incidents.settle(|table| table != "other");
         let open: Vec<u64> = incidents
             .kept()
             .iter()
@@ -485,7 +486,7 @@ mod tests {
         assert!(incidents.kept().iter().any(|it| it.open && it.line == 800));
         // One that was only counted, and mended, is a new incident.
         assert!(incidents.tell(&wrong[0], 2000));
-        assert_eq!(incidents.counted_rows().len(), 400);
+        assert_eq!(incidents.counted_rows().count(), 400);
     }
 
     /// After a start the trail alone says which of those that are counted are which.

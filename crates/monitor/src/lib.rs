@@ -11,11 +11,13 @@ mod finding;
 mod incidents;
 mod met;
 mod newest;
+mod rows;
 mod scan;
 
 pub use finding::{Finding, NotAccepted, can_accept, can_close, key_cells, key_of, show_key};
-pub use incidents::{Accepted, Incident, Incidents, Noted, Scanned};
+pub use incidents::{Accepted, Incident, Incidents, Noted};
 pub use newest::{KEPT, KEPT_BYTES, KEPT_EARLIER, Keep, Kind, More, Newest};
+pub use rows::Lines;
 pub use scan::{
     Expected, Found, Judge, Look, ScanTable, Sealed, Suspects, Touched, expected, look,
 };

@@ -167,6 +167,11 @@ impl<T: Keep> Newest<T> {
         self.open.of_mut(kind)
     }
 
+    /// The same of all kept open findings.
+    pub fn all_open_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.open.all_mut()
+    }
+
     /// All kept open findings.
     pub fn all_open(&self) -> impl Iterator<Item = (&Kind, u64, &T)> {
         self.open.all()
@@ -268,6 +273,11 @@ impl<T> Shelves<T> {
     fn of_mut(&mut self, kind: &Kind) -> impl Iterator<Item = &mut T> {
         let shelf = self.kinds.get_mut(kind).into_iter();
         shelf.flat_map(|shelf| shelf.items.values_mut())
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let shelves = self.kinds.values_mut();
+        shelves.flat_map(|shelf| shelf.items.values_mut())
     }
 
     fn all<'a>(&'a self) -> impl Iterator<Item = (&'a Kind, u64, &'a T)> {

@@ -201,8 +201,7 @@ struct TablePass<'a, J> {
     look: &'a mut Look,
     judge: &'a mut J,
     met: Met,
-    /// How often equal rows were met.
-    copies: HashMap<Bytes32, u64>,
+    copies: Copies,
     gave_up: bool,
 }
 
@@ -214,7 +213,7 @@ impl<'a, J: Judge> TablePass<'a, J> {
             look,
             judge,
             met: Met::new(),
-            copies: HashMap::new(),
+            copies: Copies::default(),
             gave_up: false,
         }
     }
@@ -252,10 +251,33 @@ impl<'a, J: Judge> TablePass<'a, J> {
         if !self.table.keyless {
             return record;
         }
-        let nth = self.copies.entry(record).or_default();
-        *nth += 1;
-        *key = key.copy(*nth);
+        *key = key.copy(self.copies.next(&record));
         record_of(self.table, key)
+    }
+}
+
+/// How often equal rows were met: of most there is one, and of those nine bytes are kept.
+#[derive(Debug, Default)]
+struct Copies {
+    /// As [`Met`] has them, by the first byte.
+    once: HashMap<u8, HashSet<u64>>,
+    /// Those that were met again.
+    more: HashMap<Bytes32, u64>,
+}
+
+impl Copies {
+    /// Which of equal rows the next one is, from 1.
+    fn next(&mut self, record: &Bytes32) -> u64 {
+        if let Some(nth) = self.more.get_mut(record) {
+            *nth += 1;
+            return *nth;
+        }
+        let once = self.once.entry(record.0[0]).or_default();
+        if once.insert(short(record)) {
+            return 1;
+        }
+        self.more.insert(*record, 2);
+        2
     }
 }
 
@@ -608,6 +630,18 @@ mod tests {
 
         fn goes_on(&self) -> bool {
             true
+        }
+    }
+
+    #[test]
+    fn equal_rows_are_numbered_from_one() {
+        let record =
+            |number: u64| record_key(&SecretKey::new([1; 32]), [&number.to_be_bytes()[..]]);
+        let mut copies = Copies::default();
+        for nth in 1..=3 {
+            for number in 0..2000 {
+                assert_eq!(copies.next(&record(number)), nth);
+            }
         }
     }
 

@@ -50,7 +50,7 @@ use pitser_client::Client;
 use pitser_client::fleet::Fleet;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
-use pitser_monitor::{Expected, Incidents, Look, Scanned, Suspects, Touched};
+use pitser_monitor::{Expected, Incidents, Lines, Look, Suspects, Touched};
 use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{Trail, TrailError};
@@ -732,7 +732,7 @@ struct Session {
     incidents: Incidents,
     logged: Logged,
     /// Lines of findings of rows that are open and only counted, by the last pass.
-    counted_rows: Arc<[u64]>,
+    counted_rows: Arc<Lines>,
     /// Everything up to here is in the trail, or in the queue.
     position: Position,
     /// The newest position that is durable, in a checkpoint line or its own file.
@@ -816,8 +816,6 @@ struct Pass {
     number: u64,
     touched: Touched,
     replies: Vec<ScanReply>,
-    /// What was found in it.
-    scanned: Scanned,
     /// Rows that it waits with until they are judged.
     suspects: Option<(Suspects, Sender<()>)>,
     /// What it saw, while the trail has not come as far as this yet: whatever bears on

@@ -6,9 +6,7 @@ use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
-use pitser_monitor::{
-    Expected, Finding, Found, Judge, Look, ScanTable, Scanned, Suspects, Touched, look,
-};
+use pitser_monitor::{Expected, Finding, Found, Judge, Look, ScanTable, Suspects, Touched, look};
 use std::sync::mpsc::{Sender, channel};
 
 /// Findings that are written of what a pass saw in all, before other things are done: some
@@ -108,12 +106,12 @@ impl Session {
             let _ = commands.send(Command::Looked { pass, seen });
         };
         // Before the snapshot is taken: what changes from now on is not judged.
+        self.incidents.begin_scan();
         let replies = std::mem::take(&mut self.scan_replies);
         self.scanning = Some(Pass {
             number: pass,
             touched: Touched::since(self.rewound_at()),
             replies,
-            scanned: Scanned::default(),
             suspects: None,
             seen: None,
         });
@@ -227,7 +225,7 @@ impl Session {
             let Some(found) = suspects.judge(&mut self.trail, &pass.touched, whose)? else {
                 break;
             };
-            self.found(worker, pass, found)?;
+            self.found(worker, found)?;
         }
         self.trail.commit()?;
         self.show(worker);
@@ -250,28 +248,20 @@ impl Session {
             let Some(found) = look.judge(&mut self.trail, &pass.touched, whose)? else {
                 return Ok(Some(look));
             };
-            self.found(worker, pass, found)?;
+            self.found(worker, found)?;
         }
         // The rest after what is committed meanwhile.
         pass.seen = Some((look, until));
         Ok(None)
     }
 
-    fn found(
-        &mut self,
-        worker: &Worker,
-        pass: &mut Pass,
-        (finding, patient): Found,
-    ) -> Result<(), Ended> {
-        pass.scanned.insert(&finding);
+    fn found(&mut self, worker: &Worker, (finding, patient): Found) -> Result<(), Ended> {
         self.finding_of(worker, finding, patient)
     }
 
     /// All that a pass saw is judged.
     fn end_scan(&mut self, worker: &mut Worker, pass: Pass, look: &Look) -> Result<(), Ended> {
-        let mut scanned = pass.scanned;
         for finding in self.out_of_reach()? {
-            scanned.insert(&finding);
             self.finding(worker, finding)?;
         }
         self.trail.commit()?;
@@ -283,7 +273,7 @@ impl Session {
                 why: why(error),
             })
             .collect();
-        self.settle(&unread, &scanned)?;
+        self.settle(&unread)?;
         self.try_again();
         let troubles = unread.iter().map(|unread| {
             let UnreadStatus { table, why } = unread;
@@ -318,9 +308,9 @@ impl Session {
     }
 
     /// Closes what a pass no longer found, of the tables that it could read.
-    fn settle(&mut self, unread: &[UnreadStatus], scanned: &Scanned) -> Result<(), Ended> {
+    fn settle(&mut self, unread: &[UnreadStatus]) -> Result<(), Ended> {
         let is_judged = |table: &str| unread.iter().all(|unread| unread.table != table);
-        for seq in self.incidents.settle(is_judged, scanned) {
+        for seq in self.incidents.settle(is_judged) {
             match self.open_finding(seq) {
                 Ok(Some((finding, found_at))) => self.incidents.show(finding, found_at, seq),
                 Ok(None) => {}
