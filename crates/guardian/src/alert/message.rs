@@ -76,6 +76,8 @@ pub(crate) enum Kind {
     Accepted,
     /// There are more than are told one by one.
     More,
+    /// None of those is open any more.
+    NoMore,
 }
 
 impl Kind {
@@ -86,6 +88,7 @@ impl Kind {
             Self::Closed => "finding.closed",
             Self::Accepted => "finding.accepted",
             Self::More => "finding.more",
+            Self::NoMore => "finding.no_more",
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | `trails.*.genesis` | the trail that the rest is about; another trail begins anew |
 //! | `trails.*.upto` | the newest line whose finding was told |
 //! | `trails.*.lives` | for each line whose finding can close: `told`, how many messages (odd: told as open), and what a closing says; of those that are only counted by now, the newest |
+//! | `trails.*.together` | of each code and table of which more were told than one by one: the last `line` that was told so, and how many messages about it were (odd: told as open) |
 //! | `trails.*.unlined` | digests of findings told without a line |
 
 use super::message::{Kind, digest_of, finding_body, id_of};
@@ -31,7 +32,20 @@ struct Told {
     genesis: String,
     upto: Option<u64>,
     lives: BTreeMap<u64, Life>,
+    /// Of files before there were any, none is known.
+    #[serde(default)]
+    together: Vec<Together>,
     unlined: BTreeSet<String>,
+}
+
+/// Findings of one code and table that were told as one message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Together {
+    code: String,
+    table: Option<String>,
+    /// The last of them.
+    line: u64,
+    told: u32,
 }
 
 /// A finding that can close: enough of it to say so once the guardian no
@@ -86,7 +100,20 @@ impl Memory {
             return;
         };
         told.upto = told.upto.max(Some(line));
-        if event.kind == Kind::More {
+        if matches!(event.kind, Kind::More | Kind::NoMore) {
+            let (code, table) = (&finding.code, &finding.table);
+            told.together
+                .retain(|it| (&it.code, &it.table) != (code, table));
+            told.together.push(Together {
+                code: code.clone(),
+                table: table.clone(),
+                line,
+                told: event.nth,
+            });
+            if told.together.len() > COUNTED {
+                let ended = told.together.iter().position(|it| !it.is_open());
+                ended.map(|oldest| told.together.remove(oldest));
+            }
             return;
         }
         if event.is_last {
@@ -166,7 +193,8 @@ pub(crate) struct Event {
     genesis: String,
     finding: FindingStatus,
     at: Second,
-    /// Which message about this finding it is, from 1; 0 about those that are only counted.
+    /// Which message about this finding it is, from 1, or about those up to its line that
+    /// are told together.
     nth: u32,
     /// The finding is shown no longer: there is no more to come.
     is_last: bool,
@@ -304,6 +332,8 @@ pub(crate) fn due(
             _ => {}
         }
     }
+    let together = told.together.iter().filter(|it| choice.wants(&it.code));
+    steps.extend(together.filter_map(|it| it.next(status, told, sight)));
     // Stable, and nearly sorted already; what has no line comes last.
     steps.sort_by_key(|step| step.line.unwrap_or(u64::MAX));
     let count = steps.len() as u64;
@@ -345,6 +375,7 @@ enum About<'a> {
     Shown(&'a FindingStatus),
     Gone(&'a Life),
     More(&'a MoreStatus),
+    NoMore(&'a Together),
 }
 
 impl<'a> Step<'a> {
@@ -360,9 +391,18 @@ impl<'a> Step<'a> {
     fn more(more: &'a MoreStatus) -> Self {
         Self {
             line: more.last_line,
-            nth: 0,
+            nth: 1,
             kind: Kind::More,
             about: About::More(more),
+        }
+    }
+
+    /// The message's number, by which its id differs from others about its line: of those
+    /// told together it counts down from 0.
+    fn number(&self) -> u32 {
+        match self.kind {
+            Kind::More | Kind::NoMore => 1_u32.wrapping_sub(self.nth),
+            _ => self.nth,
         }
     }
 
@@ -370,7 +410,8 @@ impl<'a> Step<'a> {
         let (finding, is_last) = match self.about {
             About::Shown(finding) => (finding.clone(), false),
             About::Gone(life) => (life.finding(self.line), true),
-            About::More(more) => (counted(more, now), false),
+            About::More(more) => (counted(more, self.line, now), false),
+            About::NoMore(together) => (together.none(now), false),
         };
         let opened_at = Second(finding.found_at_us / 1_000_000);
         let identity = match finding.line {
@@ -382,7 +423,7 @@ impl<'a> Step<'a> {
             status.genesis.as_bytes(),
             finding.code.as_bytes(),
             identity.as_bytes(),
-            &self.nth.to_be_bytes(),
+            &self.number().to_be_bytes(),
         ];
         Event {
             kind: self.kind,
@@ -391,13 +432,71 @@ impl<'a> Step<'a> {
             name: status.name.clone(),
             origin: status.origin.clone(),
             genesis: status.genesis.clone(),
-            at: match self.nth {
-                1 => opened_at,
+            at: match self.kind {
+                Kind::Opened if self.nth == 1 => opened_at,
                 _ => now,
             },
             finding,
             nth: self.nth,
             is_last,
+        }
+    }
+}
+
+impl Together {
+    fn is_open(&self) -> bool {
+        self.told % 2 == 1
+    }
+
+    /// The message that is due about them, if there are no newer ones to tell of: none of
+    /// them is open any more, or after a start some are again.
+    fn next<'a>(&'a self, status: &'a Status, told: &Told, sight: &Sight) -> Option<Step<'a>> {
+        let is_it =
+            |code: &str, table: &Option<String>| (code, table) == (&*self.code, &self.table);
+        let mut more = status.more_findings.iter();
+        let more = more.find(|it| is_it(&it.code, &it.table) && it.open > 0);
+        let about = match (more, self.is_open()) {
+            // Those that came later were told one by one, or will be.
+            (Some(more), false) if sight.is_confirmed() && more.last_line <= told.upto => {
+                About::More(more)
+            }
+            (None, true) if status.is_opened => {
+                let listed = status.findings.iter();
+                let mut listed = listed.filter(|it| it.open && it.line <= Some(self.line));
+                if listed.any(|it| it.line.is_some() && is_it(&it.code, &it.table)) {
+                    return None;
+                }
+                About::NoMore(self)
+            }
+            _ => return None,
+        };
+        Some(Step {
+            line: Some(self.line),
+            nth: self.told + 1,
+            kind: match about {
+                About::NoMore(_) => Kind::NoMore,
+                _ => Kind::More,
+            },
+            about,
+        })
+    }
+
+    /// What is told when none of them is open any more.
+    fn none(&self, now: Second) -> FindingStatus {
+        FindingStatus {
+            code: self.code.clone(),
+            table: self.table.clone(),
+            key: None,
+            columns: Vec::new(),
+            at: now.to_string(),
+            found_at_us: 0,
+            text: format!(
+                "no such finding up to line {} of the trail is open any more, told one by one or not",
+                self.line
+            ),
+            open: false,
+            line: Some(self.line),
+            accepted: None,
         }
     }
 }
@@ -438,8 +537,7 @@ impl Life {
 }
 
 /// What is told of findings that are only counted.
-fn counted(more: &MoreStatus, now: Second) -> FindingStatus {
-    let (first, last) = (more.first_line, more.last_line);
+fn counted(more: &MoreStatus, line: Option<u64>, now: Second) -> FindingStatus {
     FindingStatus {
         code: more.code.clone(),
         table: more.table.clone(),
@@ -450,11 +548,11 @@ fn counted(more: &MoreStatus, now: Second) -> FindingStatus {
         text: format!(
             "{} more findings are open, in lines {} to {} of the trail, and are not told one by one",
             more.open,
-            first.unwrap_or_default(),
-            last.unwrap_or_default()
+            more.first_line.unwrap_or_default(),
+            more.last_line.unwrap_or_default()
         ),
         open: true,
-        line: last,
+        line,
         accepted: None,
     }
 }
@@ -555,6 +653,7 @@ mod tests {
             Kind::Closed => '-',
             Kind::Accepted => '=',
             Kind::More => '*',
+            Kind::NoMore => '/',
         };
         match event.finding.line {
             Some(line) => format!("{sign}{line}"),
@@ -651,6 +750,92 @@ mod tests {
         // It is kept again, and accepted: the last message about it.
         world.shows(&[accepted(900, 1003)]);
         assert_eq!(world.told(), ["=900"]);
+    }
+
+    /// Whoever was told of many is told when none of them is open, however they ended.
+    #[test]
+    fn that_none_of_very_many_is_open_any_more_is_told_once() {
+        let mut world = World::new();
+        world.status.more_findings = vec![more("ROW-01", 900, 4, 1000), more("ACT-01", 7, 1, 8)];
+        world.shows(&[row(1001, true)]);
+        assert_eq!(world.told(), ["*8", "*1000", "+1001"]);
+        // Fewer are open, and some of them are listed by now.
+        world.status.more_findings = vec![more("ROW-01", 1, 4, 4)];
+        world.scanned("a", &[row(900, true), row(1001, true)]);
+        let body = String::from_utf8(world.due().events[0].body(true)).unwrap();
+        assert!(body.contains(r#""type":"finding.no_more""#), "{body}");
+        let text = "no such finding up to line 8 of the trail is open any more";
+        assert!(body.contains(text), "{body}");
+        assert_eq!(world.told(), ["/8"]);
+        // The last that was counted is mended; one that is listed is not.
+        world.status.more_findings = Vec::new();
+        world.scanned("b", &[row(900, true), row(1001, true)]);
+        assert_eq!(world.told(), [""; 0]);
+        world.scanned("c", &[row(900, false), row(1001, true)]);
+        assert_eq!(world.told(), ["-900", "/1000"], "1001 was told for itself");
+        // Newer ones are told as such, and end as such.
+        world.status.more_findings = vec![more("ROW-01", 9, 1100, 1200)];
+        world.scanned("d", &[row(1001, true)]);
+        assert_eq!(world.told(), ["*1200"]);
+        world.status.more_findings = Vec::new();
+        world.scanned("e", &[row(1001, true)]);
+        assert_eq!(world.told(), [""; 0], "1001 is one of them");
+        world.scanned("f", &[]);
+        assert_eq!(world.told(), ["-1001", "/1200"]);
+    }
+
+    /// After a start all that the trail tells of are counted as open until a scan has looked.
+    #[test]
+    fn very_many_that_are_back_are_told_again_once_a_scan_has_looked() {
+        let mut world = World::new();
+        world.status.more_findings = vec![more("ROW-01", 900, 4, 1000)];
+        world.shows(&[row(1001, true)]);
+        let first = world.due().events[0].id.clone();
+        assert_eq!(world.told(), ["*1000", "+1001"]);
+        world.status.is_opened = false;
+        world.status.more_findings = Vec::new();
+        world.restart(&[]);
+        assert_eq!(world.told(), [""; 0], "nobody has read the trail yet");
+        world.status.is_opened = true;
+        world.scanned("a", &[row(1001, false)]);
+        let none = world.due().events[0].id.clone();
+        assert_eq!(world.told(), ["/1000", "-1001"]);
+        world.status.more_findings = vec![more("ROW-01", 900, 4, 1000)];
+        world.restart(&[row(1001, true)]);
+        assert_eq!(world.told(), [""; 0]);
+        world.scanned("b", &[row(1001, true)]);
+        let again = world.due().events[0].id.clone();
+        assert_eq!(world.told(), ["*1000", "+1001"]);
+        world.status.more_findings = Vec::new();
+        world.scanned("c", &[row(1001, false)]);
+        let ids = [first, none, again, world.due().events[0].id.clone()];
+        assert_eq!(BTreeSet::from(ids).len(), 4);
+        assert_eq!(world.told(), ["/1000", "-1001"]);
+    }
+
+    #[test]
+    fn of_very_many_kinds_that_ended_the_newest_are_remembered() {
+        let mut world = World::new();
+        for nth in 1..=2 * COUNTED as u64 {
+            let mut more = more("ACT-01", 7, nth, nth);
+            more.table = Some(format!("table {nth}"));
+            world.status.more_findings = vec![more];
+            world.shows(&[]);
+            assert_eq!(world.told(), [format!("*{nth}")]);
+            world.status.more_findings = Vec::new();
+            world.shows(&[]);
+            assert_eq!(world.told(), [format!("/{nth}")]);
+        }
+        let together = &world.memory.trails["test.example/h"].together;
+        assert_eq!(together.len(), COUNTED);
+        assert!(together.iter().all(|it| it.line > COUNTED as u64));
+    }
+
+    #[test]
+    fn a_memory_from_before_there_was_anything_told_together_is_read() {
+        let text = r#"{"format":"pitser-alert-1","trails":{"test.example/h":{"genesis":"abc","upto":7,"lives":{},"unlined":[]}}}"#;
+        let memory = Memory::decode(text.as_bytes()).unwrap();
+        assert_eq!(memory.trails["test.example/h"].upto, Some(7));
     }
 
     #[test]

@@ -224,6 +224,7 @@ impl Runner {
             Kind::Closed => "closed",
             Kind::Accepted => "accepted",
             Kind::More => "more",
+            Kind::NoMore => "no more",
         };
         tracing::debug!(endpoint = %self.parts.endpoint, id = %event.id, kind, "alert delivered");
     }
