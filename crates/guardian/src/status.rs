@@ -4,6 +4,8 @@ use pitser_evidence::Code;
 use pitser_monitor::{Lines, can_accept};
 use serde::Serialize;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// One source, as `guard status --json` and the status page show it.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -73,6 +75,25 @@ pub struct Status {
 }
 
 impl Status {
+    /// How a source stands whose guardian shows `shown`, and whose thread has been at its
+    /// newest step for so long. What it said last does not hold once it is gone, or hangs.
+    pub fn seen(shown: &watch::Receiver<Self>, at_one_step: Option<Duration>) -> Self {
+        let is_gone = shown.has_changed().is_err();
+        let mut status = shown.borrow().clone();
+        if is_gone && status.state != SourceState::Stopped {
+            status.state = SourceState::Stopped;
+            status.trouble = Some("the guardian ended without a word; restart it".into());
+        } else if let Some(age) = at_one_step.filter(|age| *age >= STUCK) {
+            status.state = SourceState::Stuck;
+            status.trouble = Some(format!(
+                "the guardian's thread has been at one step for {} s, and what is shown here is as old; if it \
+                 stays so, look at its disk, and restart it",
+                age.as_secs()
+            ));
+        }
+        status
+    }
+
     /// How many findings are open whose code `is_wanted`, listed or only counted.
     pub fn open_findings(&self, is_wanted: impl Fn(&str) -> bool) -> u64 {
         let listed = self.findings.iter();
@@ -147,6 +168,26 @@ pub struct BaselineStatus {
     /// About how many there are in all; null if the database does not say.
     pub about: Option<u64>,
 }
+
+impl SourceState {
+    /// What it means, in a few words for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Starting => "guarding is starting",
+            Self::Baseline => "the records that were there before are being written down",
+            Self::Guarding => "guarding",
+            Self::DatabaseUnavailable => "the database cannot be reached",
+            Self::TrailUnavailable => "the trail cannot be written",
+            Self::Damaged => "the trail on disk is damaged",
+            Self::Stuck => "the guardian hangs: nobody is guarding this source",
+            Self::Stopped => "nobody is guarding this source",
+        }
+    }
+}
+
+/// A step that is under way for so long does not end by itself: whoever waits for the
+/// database gives up sooner.
+const STUCK: Duration = Duration::from_secs(120);
 
 /// How long it takes from a change to its seal.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

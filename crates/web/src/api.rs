@@ -41,9 +41,7 @@ pub(crate) async fn ready<G: Guarded>(State(site): State<Arc<Site<G>>>) -> Respo
         .into_iter()
         .filter(|status| status.state != SourceState::Guarding)
         .map(|status| {
-            let why = status
-                .trouble
-                .unwrap_or_else(|| state_words(status.state).into());
+            let why = status.trouble.unwrap_or_else(|| state_words(status.state));
             json!({ "source": status.name, "state": status.state, "reason": why })
         })
         .collect();

@@ -2,9 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use pitser_guardian::{SourceState, Status};
+use pitser_guardian::Status;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -12,9 +11,6 @@ use crate::{Guarded, WebError, check_names};
 
 /// Live streams at a time.
 const STREAMS: usize = 64;
-/// A step that is under way for so long does not end by itself: whoever waits for the
-/// database gives up sooner.
-const STUCK: Duration = Duration::from_secs(120);
 /// Bundles read and answered at a time; each may take 16 MiB.
 const BUNDLES: usize = 4;
 
@@ -120,22 +116,9 @@ impl<G: Guarded> Source<G> {
         }
     }
 
-    /// How it stands. What a guardian said last does not hold once it is gone.
+    /// How it stands.
     pub(crate) fn status(&self) -> Status {
-        let is_gone = self.status.has_changed().is_err();
-        let mut status = self.status.borrow().clone();
-        if is_gone && status.state != SourceState::Stopped {
-            status.state = SourceState::Stopped;
-            status.trouble = Some("the guardian ended without a word; restart it".into());
-        } else if let Some(age) = self.guardian.at_one_step().filter(|age| *age >= STUCK) {
-            status.state = SourceState::Stuck;
-            status.trouble = Some(format!(
-                "the guardian's thread has been at one step for {} s, and what is shown here is as old; if it \
-                 stays so, look at its disk, and restart it",
-                age.as_secs()
-            ));
-        }
-        status
+        Status::seen(&self.status, self.guardian.at_one_step())
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) fn verdict(status: &Status) -> Verdict {
     let (tone, sentence) = worst(status);
     let mut notes = Vec::new();
     if status.state != SourceState::Guarding && sentence != state_words(status.state) {
-        notes.push(state_words(status.state).to_owned());
+        notes.push(state_words(status.state));
     }
     if let Some(trouble) = &status.trouble {
         notes.push(sentence_of(trouble));
@@ -59,22 +59,16 @@ pub(crate) fn verdict(status: &Status) -> Verdict {
     }
 }
 
-/// What a state means, in one sentence.
-pub(crate) fn state_words(state: SourceState) -> &'static str {
-    match state {
-        SourceState::Starting => "Guarding is starting.",
-        SourceState::Baseline => "The records that were there before are being written down.",
-        SourceState::Guarding => "Guarding.",
-        SourceState::DatabaseUnavailable => {
-            "The database cannot be reached. Capture goes on where it was when it can."
+/// What a state means, as a sentence, and what comes next.
+pub(crate) fn state_words(state: SourceState) -> String {
+    let next = match state {
+        SourceState::DatabaseUnavailable | SourceState::TrailUnavailable => {
+            " Capture goes on where it was when it can."
         }
-        SourceState::TrailUnavailable => {
-            "The trail cannot be written. Capture goes on where it was when it can."
-        }
-        SourceState::Damaged => "The trail on disk is damaged. A person must look.",
-        SourceState::Stuck => "The guardian hangs: nobody is guarding this source.",
-        SourceState::Stopped => "Nobody is guarding this source.",
-    }
+        SourceState::Damaged => " A person must look.",
+        _ => "",
+    };
+    sentence_of(state.words()) + next
 }
 
 /// What to do about a finding of that code.
@@ -218,7 +212,7 @@ fn worst(status: &Status) -> (Tone, String) {
         let sentence = "The trail itself was tampered with.";
         return (Tone::Bad, sentence.into());
     }
-    let state = state_words(status.state).to_owned();
+    let state = state_words(status.state);
     if matches!(
         status.state,
         SourceState::Damaged | SourceState::Stuck | SourceState::Stopped
@@ -483,7 +477,7 @@ mod tests {
                 Damaged | Stuck | Stopped => Tone::Bad,
                 _ => Tone::Wait,
             };
-            check(&status, tone, state_words(state));
+            check(&status, tone, &state_words(state));
         }
         let unchecked = Status {
             verified_up_to: None,
@@ -505,7 +499,10 @@ mod tests {
             trouble: Some("no such file".into()),
             ..guarding(5, vec![finding("ROW-01", "1", true)])
         };
-        let notes = [state_words(status.state), "No such file."];
+        let notes = [
+            "The database cannot be reached. Capture goes on where it was when it can.",
+            "No such file.",
+        ];
         assert_eq!(verdict(&status).notes, notes);
     }
 

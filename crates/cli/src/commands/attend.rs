@@ -34,7 +34,7 @@ pub(super) async fn attend(supervisor: &Supervisor, guardians: &[Handle]) {
                 let words: Vec<String> = guardians.iter().map(words).collect();
                 words.join("; ")
             }
-            Some((name, _)) => format!("{name}: hangs"),
+            Some((name, _)) => format!("{name}: {}", SourceState::Stuck.words()),
         };
         if now == told {
             continue;
@@ -55,16 +55,7 @@ pub(super) async fn attend(supervisor: &Supervisor, guardians: &[Handle]) {
 /// A source in a few words, without anything that a patient's data could be in.
 fn words(guardian: &Handle) -> String {
     let status = guardian.status();
-    let state = match status.state {
-        SourceState::Starting => "starting",
-        SourceState::Baseline => "writing the rows that were there",
-        SourceState::Guarding => "guarding",
-        SourceState::DatabaseUnavailable => "database unavailable",
-        SourceState::TrailUnavailable => "trail unavailable",
-        SourceState::Damaged => "trail damaged",
-        SourceState::Stuck => "hangs",
-        SourceState::Stopped => "stopped",
-    };
+    let state = status.state.words();
     match status.open_findings(|_| true) {
         0 => format!("{}: {state}", status.name),
         open => format!("{}: {state}, {}", status.name, plural(open, "open finding")),

@@ -54,7 +54,7 @@ fn a_watchdog_hears_nothing_of_a_guardian_that_hangs() {
         "SELECT pid FROM pg_stat_activity WHERE application_name = 'pitser' AND backend_type = 'client backend'",
     );
     signal("-STOP", &session);
-    supervisor.hears_until("STATUS=hospital: hangs");
+    supervisor.hears_until("STATUS=hospital: the guardian hangs: nobody is guarding this source");
     signal("-CONT", &session);
     let later = supervisor.hears_until(guards);
     assert_eq!(later[0], "WATCHDOG=1", "not before it gets on: {later:?}");

@@ -325,7 +325,7 @@ impl Handle {
 
     /// How things stand.
     pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+        Status::seen(&self.status, self.at_one_step())
     }
 
     /// Completes with the first status that `wanted` accepts; `None` if the
