@@ -24,7 +24,7 @@ fn evidence_is_intact_under_an_anchored_auditor() {
         format!("[[witness]]\nname = \"notary\"\nurl = \"{url}\"\nkey = \"{witness_key}\"\n");
     fs::write(dir.join("pitser.toml"), config + "\n" + &peer).unwrap();
     let layout = world.layout();
-    let (genesis, hash) = pitser_trail::read::genesis(&layout).unwrap();
+    let (genesis, _) = pitser_trail::read::genesis(&layout).unwrap();
     let genesis = genesis.genesis.unwrap();
     let add = format!("witness add-log --dir w {}", genesis.log_key);
     world.run(&add).exits(0);
@@ -52,16 +52,7 @@ fn evidence_is_intact_under_an_anchored_auditor() {
             .exits(0),
         "key",
     );
-    let trust: Vec<&str> = world.dev.trust.split(' ').collect();
-    let anchors = format!(
-        "version = 1\nwitness_quorum = 1\n\
-         [[trail]]\norigin = \"{}\"\ngenesis = \"{hash}\"\n\
-         [[authority]]\ncertificate = \"\"\"\n{}\"\"\"\nconstraints = [\"{}\"]\n\
-         [[witness]]\nkey = \"{witness_key}\"\n",
-        genesis.origin,
-        fs::read_to_string(trust[3]).unwrap(),
-        trust[5],
-    );
+    let anchors = world.anchors(&witness_key);
     fs::write(dir.join("anchors.toml"), &anchors).unwrap();
     world.run(EXPORT).exits(0);
     world.run(VERIFY).exits(2);

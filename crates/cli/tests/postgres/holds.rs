@@ -59,7 +59,7 @@ fn a_hold_keeps_a_patient_whatever_becomes_of_the_vault() {
     let mut config = fs::read_to_string(dir.join("pitser.toml")).unwrap();
     config +=
         &format!("[[witness]]\nname = \"notary\"\nurl = \"{url}\"\nkey = \"{witness_key}\"\n");
-    let (genesis, genesis_hash) = pitser_trail::read::genesis(&world.layout()).unwrap();
+    let (genesis, _) = pitser_trail::read::genesis(&world.layout()).unwrap();
     let genesis = genesis.genesis.unwrap();
     let add = format!("witness add-log --dir w {}", genesis.log_key);
     world.run(&add).exits(0);
@@ -169,16 +169,7 @@ fn a_hold_keeps_a_patient_whatever_becomes_of_the_vault() {
             .exits(0),
         "key",
     );
-    let trust: Vec<&str> = world.dev.trust.split(' ').collect();
-    let anchors = format!(
-        "version = 1\nwitness_quorum = 1\n\
-         [[trail]]\norigin = \"{}\"\ngenesis = \"{genesis_hash}\"\n\
-         [[authority]]\ncertificate = \"\"\"\n{}\"\"\"\nconstraints = [\"{}\"]\n\
-         [[witness]]\nkey = \"{witness_key}\"\n[[auditor]]\nkey = \"{key}\"\n",
-        genesis.origin,
-        fs::read_to_string(trust[3]).unwrap(),
-        trust[5],
-    );
+    let anchors = world.anchors(&witness_key) + &format!("[[auditor]]\nkey = \"{key}\"\n");
     fs::write(dir.join("anchors.toml"), &anchors).unwrap();
     let follow = format!(
         "audit follow {} --anchors anchors.toml --dir a -o s.note -P {}",

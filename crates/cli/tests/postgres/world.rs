@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use pitser_capture::postgres::Config;
 use pitser_evidence::line::Line;
+use pitser_tlog::VerifierKey;
 use pitser_trail::{Keys, Layout, Vault};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -233,6 +234,21 @@ impl World {
 
     pub(crate) fn layout(&self) -> Layout {
         Layout::new(self.dir.path().join("guard/hospital"))
+    }
+
+    /// What an auditor of this trail begins with: the authority, and one witness.
+    pub(crate) fn anchors(&self, witness_key: &VerifierKey) -> String {
+        let (genesis, hash) = pitser_trail::read::genesis(&self.layout()).unwrap();
+        let trust: Vec<&str> = self.dev.trust.split(' ').collect();
+        format!(
+            "version = 1\nwitness_quorum = 1\n\
+             [[trail]]\norigin = \"{}\"\ngenesis = \"{hash}\"\n\
+             [[authority]]\ncertificate = \"\"\"\n{}\"\"\"\nconstraints = [\"{}\"]\n\
+             [[witness]]\nkey = \"{witness_key}\"\n",
+            genesis.genesis.unwrap().origin,
+            fs::read_to_string(trust[3]).unwrap(),
+            trust[5],
+        )
     }
 
     /// Every line of the trail, recomputed from its files.
