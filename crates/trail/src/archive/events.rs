@@ -234,7 +234,9 @@ const ROWS: usize = 1 << 15;
 mod tests {
     use bytes::Bytes;
     use parquet::file::reader::{FileReader, SerializedFileReader};
-    use pitser_evidence::line::{Op, Timestamp};
+    use parquet::record::Field;
+    use pitser_evidence::Code;
+    use pitser_evidence::line::{Acceptance, Finding, Gap, Op, Prev, Release, Timestamp};
 
     use super::*;
 
@@ -260,6 +262,76 @@ mod tests {
             let shown = row.unwrap().to_string();
             assert!(shown.starts_with(&format!("{{seq: {seq}, ")), "{shown}");
         }
+    }
+
+    /// Columns that few lines have, each where its line has it and nowhere else.
+    #[test]
+    fn what_a_line_is_about_is_a_column() {
+        let prev = |seq| Prev {
+            hash: Digest::of(&[]),
+            seq,
+        };
+        let line = |op, seq| Line::new(op, seq, Timestamp::from_micros(seq).unwrap(), "ehr", "1");
+        let finding = Line {
+            finding: Some(
+                Finding {
+                    about: Some(4),
+                    code: Code::Unattributed,
+                    text: "by nobody".into(),
+                }
+                .into(),
+            ),
+            ..line(Op::Finding, 5)
+        };
+        let accept = Line {
+            accept: Some(Acceptance { finding: prev(5) }.into()),
+            ..line(Op::Accept, 6)
+        };
+        let gap = Line {
+            gap: Some(
+                Gap {
+                    from: "1".into(),
+                    to: "2".into(),
+                }
+                .into(),
+            ),
+            ..line(Op::Gap, 7)
+        };
+        let release = Line {
+            release: Some(Release { hold: prev(8) }.into()),
+            ..line(Op::Release, 9)
+        };
+        let lines = [finding, accept, gap, line(Op::Hold, 8), release];
+        let bytes = lines.iter().flat_map(|line| {
+            let mut bytes = line.encode();
+            bytes.push(b'\n');
+            bytes
+        });
+        let mut out = Vec::new();
+        write(&bytes.collect::<Vec<u8>>(), &mut out).unwrap();
+        let reader = SerializedFileReader::new(Bytes::from(out)).unwrap();
+        let rare = |name: &str| {
+            ["finding_", "accepts", "releases", "gap_"]
+                .iter()
+                .any(|rare| name.starts_with(rare))
+        };
+        let shown = reader.get_row_iter(None).unwrap().map(|row| {
+            let row = row.unwrap();
+            let columns = row.get_column_iter();
+            let columns = columns.filter(|(name, value)| rare(name) && **value != Field::Null);
+            let columns = columns.map(|(name, value)| format!("{name} {value}"));
+            columns.collect::<Vec<_>>().join(", ")
+        });
+        assert_eq!(
+            shown.collect::<Vec<_>>(),
+            [
+                r#"finding_code "ACT-01", finding_text "by nobody", finding_about 4"#,
+                "accepts 5",
+                r#"gap_from "1", gap_to "2""#,
+                "",
+                "releases 8",
+            ]
+        );
     }
 
     #[test]
