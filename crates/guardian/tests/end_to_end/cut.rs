@@ -5,20 +5,6 @@ use super::*;
 use pitser_evidence::Code;
 use pitser_evidence::line::{Line, Op};
 
-/// Guards by a clock that stands still, so that no block ends and nothing is acknowledged.
-fn start(site: &Site) -> Handle {
-    let now = micros();
-    let parts = Parts {
-        source: site.source.clone(),
-        tuning: site.tuning.clone(),
-        client: None,
-        witnesses: Vec::new(),
-        fleet: None,
-        clock: Arc::new(move || now),
-    };
-    Guardian::start(parts).unwrap()
-}
-
 /// Rows added by a program, in a bracket.
 fn added(by: &str, from: usize, rows: usize) -> String {
     format!(
@@ -101,14 +87,14 @@ async fn what_is_wrong_with_a_transaction_is_told_once_wherever_its_lines_end() 
     let mut site = Site::new();
     site.source.application.roles = vec!["ward".into()];
     install(&site).unwrap();
-    let guardian = start(&site);
+    let guardian = site.start_still();
     guardian.scan().await.unwrap();
     guardian.stop().await;
     let fingerprint = std::fs::read(site.fingerprint()).unwrap();
     let first = std::fs::read(site.segment()).unwrap().len();
     let index = "CREATE INDEX somebodys ON result(note)";
     site.database().execute_batch(index).unwrap();
-    let guardian = start(&site);
+    let guardian = site.start_still();
     guardian.scan().await.unwrap();
     // Nobody's, a stranger's, the application's, nobody's; a hole; one that takes several
     // looks.
@@ -158,13 +144,13 @@ async fn what_is_wrong_with_a_transaction_is_told_once_wherever_its_lines_end() 
             // It is replaced when the lines about the next one are durable.
             std::fs::write(site.fingerprint(), &fingerprint).unwrap();
         }
-        let guardian = start(&site);
+        let guardian = site.start_still();
         guardian.scan().await.unwrap();
         // Killed once more, it is told again of what came last.
         let again = site.as_killed();
         guardian.stop().await;
         assert_eq!(told(&again.lines()), expected, "after line {nth}");
-        let guardian = start(&again);
+        let guardian = again.start_still();
         guardian.scan().await.unwrap();
         guardian.stop().await;
         assert_eq!(told(&again.lines()), expected, "after line {nth}, again");

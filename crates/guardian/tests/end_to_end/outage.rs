@@ -22,15 +22,7 @@ async fn sessions_that_fail_at_once_do_not_end_an_outage() {
     install(&site).unwrap();
     let ahead = Arc::new(AtomicU64::new(0));
     let later = Arc::clone(&ahead);
-    let parts = Parts {
-        source: site.source.clone(),
-        tuning: site.tuning.clone(),
-        client: None,
-        witnesses: Vec::new(),
-        fleet: None,
-        clock: Arc::new(move || micros() + later.load(Ordering::SeqCst)),
-    };
-    let guardian = Guardian::start(parts).unwrap();
+    let guardian = site.start_alone(move || micros() + later.load(Ordering::SeqCst));
     guardian.scan().await.unwrap();
     // A session that sees another schema ends: it cannot be written down.
     let layout = site.tuning.layout(&site.source);

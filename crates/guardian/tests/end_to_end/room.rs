@@ -9,20 +9,6 @@ use std::fmt::Write;
 /// With so many lines a block is full.
 const FULL: usize = MAX_BLOCK_LINES - 1000;
 
-/// Guards by a clock that stands still, so that no block ends with a second.
-fn start(site: &Site) -> Handle {
-    let now = micros();
-    let parts = Parts {
-        source: site.source.clone(),
-        tuning: site.tuning.clone(),
-        client: None,
-        witnesses: Vec::new(),
-        fleet: None,
-        clock: Arc::new(move || now),
-    };
-    Guardian::start(parts).unwrap()
-}
-
 fn rows(from: usize, rows: usize) -> String {
     format!(
         "WITH RECURSIVE n(n) AS (SELECT {from} UNION ALL SELECT n + 1 FROM n LIMIT {rows})
@@ -113,7 +99,7 @@ fn check(blocks: &[Vec<Line>], findings: usize) {
 async fn changes_that_do_not_fit_open_another_block() {
     let site = Site::new();
     install(&site).unwrap();
-    let guardian = start(&site);
+    let guardian = site.start_still();
     let mut next = 1000;
     let mut from = |number: usize| {
         next += number;
@@ -150,7 +136,7 @@ async fn changes_that_do_not_fit_open_another_block() {
 async fn an_audit_event_of_nothing_but_a_name_is_taken() {
     let site = Site::new();
     install(&site).unwrap();
-    let guardian = start(&site);
+    let guardian = site.start_still();
     let event = String::from_utf8(event(200)).unwrap();
     let agent = |name: &str| {
         let client = r#"{"requestor":false,"type":{"coding":[{"code":"110152"}]},"name":"NAME"}"#;
@@ -174,7 +160,7 @@ async fn an_audit_event_of_thousands_of_lines_is_taken_near_a_full_block() {
     let mut site = Site::new();
     site.tuning.many_patients = 100;
     install(&site).unwrap();
-    let guardian = start(&site);
+    let guardian = site.start_still();
     let number = FULL - 10 - open(&site, &guardian).await;
     change(&site, &signed(1000, number));
     assert_eq!(open(&site, &guardian).await, FULL - 10);
