@@ -236,7 +236,10 @@ mod tests {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
     use pitser_evidence::Code;
-    use pitser_evidence::line::{Acceptance, Finding, Gap, Op, Prev, Release, Timestamp};
+    use pitser_evidence::codec::Bytes32;
+    use pitser_evidence::line::{
+        Acceptance, Actor, Binding, Finding, Gap, Op, Patient, Prev, Release, Timestamp,
+    };
 
     use super::*;
 
@@ -272,6 +275,18 @@ mod tests {
             seq,
         };
         let line = |op, seq| Line::new(op, seq, Timestamp::from_micros(seq).unwrap(), "ehr", "1");
+        let decided = |op, seq| Line {
+            actor: Some(Actor {
+                app: None,
+                binding: Binding::B,
+                client: None,
+                person: Some(Digest::of(&[b"who"])),
+                role: None,
+            }),
+            patient: Some(Patient::Pseudonym(Bytes32([7; 32]))),
+            raw: Some(Digest::of(&[b"why"])),
+            ..line(op, seq)
+        };
         let finding = Line {
             finding: Some(
                 Finding {
@@ -285,7 +300,7 @@ mod tests {
         };
         let accept = Line {
             accept: Some(Acceptance { finding: prev(5) }.into()),
-            ..line(Op::Accept, 6)
+            ..decided(Op::Accept, 6)
         };
         let gap = Line {
             gap: Some(
@@ -299,9 +314,9 @@ mod tests {
         };
         let release = Line {
             release: Some(Release { hold: prev(8) }.into()),
-            ..line(Op::Release, 9)
+            ..decided(Op::Release, 9)
         };
-        let lines = [finding, accept, gap, line(Op::Hold, 8), release];
+        let lines = [finding, accept, gap, decided(Op::Hold, 8), release];
         let bytes = lines.iter().flat_map(|line| {
             let mut bytes = line.encode();
             bytes.push(b'\n');
