@@ -296,10 +296,12 @@ impl Disk {
             }
             // The second: the process was killed in it.
             let unfinished = text.strip_suffix(" <unfinished ...>");
-            let unfinished = unfinished.or_else(|| {
-                let (text, _) = text.rsplit_once(" <detached ...>")?;
-                Some(text)
-            });
+            let detached = text.rsplit_once(" <detached ...>").map(|(text, _)| text);
+            // Of a thread that it lets go, `strace` may say what another one is in.
+            if detached.is_some_and(|text| begun.values().any(|other| other.text == text)) {
+                continue;
+            }
+            let unfinished = unfinished.or(detached);
             // The number is free when the call begins: another thread may have it before
             // this one is told.
             if text.starts_with("close(") {
