@@ -586,51 +586,18 @@ fn cells(row: &Row) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
 }
 
 #[cfg(test)]
+#[path = "../tests/common/table.rs"]
+mod a_table;
+
+#[cfg(test)]
 mod tests {
+    use super::a_table::Table;
     use super::*;
-    use pitser_capture::Cell;
 
     /// A table of so many rows, each with a value of so many bytes.
-    struct Table {
-        rows: u64,
-        bytes: usize,
-    }
-
-    impl Snapshot for Table {
-        fn position(&self) -> Position {
-            Position::Outbox(7)
-        }
-
-        fn at(&self) -> &str {
-            "2026-03-14T09:26:53.000000Z"
-        }
-
-        fn scan(
-            &mut self,
-            _: &str,
-            chunk: usize,
-            each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
-        ) -> Result<(), SourceError> {
-            let columns: Arc<[String]> = Arc::new(["note".to_owned()]);
-            let row = |number: u64| {
-                let row = Row {
-                    columns: Arc::clone(&columns),
-                    cells: vec![Cell::new(vec![b'x'; self.bytes])],
-                };
-                (Key::new(vec![Cell::new(number.to_be_bytes())]), row)
-            };
-            for first in (0..self.rows).step_by(chunk) {
-                let rows = (first..self.rows).take(chunk).map(row).collect();
-                if each(rows).is_break() {
-                    break;
-                }
-            }
-            Ok(())
-        }
-
-        fn goes_on(&self) -> bool {
-            true
-        }
+    fn table(rows: u64, bytes: usize) -> impl Snapshot {
+        let value = move |_| vec![b'x'; bytes];
+        Table { rows, value }
     }
 
     #[test]
@@ -666,7 +633,7 @@ mod tests {
         }
     }
 
-    fn look_at(table: &mut Table, most: usize) -> (Option<Look>, Unknown) {
+    fn look_at(mut table: impl Snapshot, most: usize) -> (Option<Look>, Unknown) {
         let tables = [ScanTable {
             name: "entry".into(),
             key: SecretKey::new([1; 32]),
@@ -677,7 +644,7 @@ mod tests {
             judged: 0,
             largest: (0, 0),
         };
-        let look = look(table, &tables, &mut judge).unwrap();
+        let look = look(&mut table, &tables, &mut judge).unwrap();
         (look, judge)
     }
 
@@ -685,7 +652,7 @@ mod tests {
     #[test]
     fn rows_that_do_not_match_are_judged_before_too_many_are_in_memory() {
         let rows = 20 * SUSPECTS as u64 + 5;
-        let (look, judge) = look_at(&mut Table { rows, bytes: 10 }, usize::MAX);
+        let (look, judge) = look_at(table(rows, 10), usize::MAX);
         let look = look.unwrap();
         assert_eq!(look.rows, rows);
         assert_eq!(judge.judged, 20 * SUSPECTS);
@@ -696,7 +663,7 @@ mod tests {
     #[test]
     fn few_large_rows_are_too_many() {
         let bytes = SUSPECTS_BYTES / 4;
-        let (look, judge) = look_at(&mut Table { rows: 42, bytes }, usize::MAX);
+        let (look, judge) = look_at(table(42, bytes), usize::MAX);
         assert_eq!(judge.largest, (4, SUSPECTS_BYTES));
         assert_eq!(judge.judged, 40);
         assert_eq!(look.unwrap().suspects.bytes, 2 * bytes);
@@ -705,7 +672,7 @@ mod tests {
     #[test]
     fn a_pass_of_which_nobody_wants_more_ends() {
         let rows = 20 * SUSPECTS as u64;
-        let (look, judge) = look_at(&mut Table { rows, bytes: 10 }, SUSPECTS);
+        let (look, judge) = look_at(table(rows, 10), SUSPECTS);
         assert!(look.is_none());
         assert_eq!(judge.judged, 2 * SUSPECTS);
     }

@@ -2,16 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/table.rs"]
+mod table;
+
 use peak_alloc::PeakAlloc;
-use pitser_capture::event::Row;
-use pitser_capture::source::Rows;
-use pitser_capture::{Cell, Key, Position, Snapshot, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::Key as SecretKey;
 use pitser_monitor::{Expected, Finding, Incidents, Judge, Noted, ScanTable, Suspects, look};
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use table::Table;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -74,42 +74,6 @@ fn a_wrong_row_takes_twenty_bytes_and_a_scan_nothing_more() {
     assert!(kept < 2 * ROWS as usize + (1 << 20), "{kept}");
 }
 
-/// A table of so many rows, none of which is equal to another.
-struct Table(u64);
-
-impl Snapshot for Table {
-    fn position(&self) -> Position {
-        Position::Outbox(7)
-    }
-
-    fn at(&self) -> &str {
-        "2026-03-14T09:26:53.000000Z"
-    }
-
-    fn scan(
-        &mut self,
-        _: &str,
-        chunk: usize,
-        each: &mut dyn FnMut(Rows) -> ControlFlow<()>,
-    ) -> Result<(), SourceError> {
-        let columns: Arc<[String]> = Arc::new(["note".to_owned()]);
-        let row = |number: u64| {
-            let cells = vec![Cell::new(number.to_be_bytes())];
-            let columns = Arc::clone(&columns);
-            (Key::new(cells.clone()), Row { columns, cells })
-        };
-        for first in (0..self.0).step_by(chunk) {
-            let rows = (first..self.0).take(chunk).map(row).collect();
-            assert!(each(rows).is_continue());
-        }
-        Ok(())
-    }
-
-    fn goes_on(&self) -> bool {
-        true
-    }
-}
-
 /// Compares nothing.
 struct Content;
 
@@ -133,9 +97,14 @@ fn a_row_without_a_key_takes_little_more_than_one_with_a_key() {
             key: SecretKey::new([1; 32]),
             keyless,
         }];
+        // None is equal to another.
+        let mut table = Table {
+            rows: ROWS,
+            value: |number: u64| number.to_be_bytes().to_vec(),
+        };
         let before = MEMORY.current_usage();
         MEMORY.reset_peak_usage();
-        let look = look(&mut Table(ROWS), &tables, &mut Content).unwrap();
+        let look = look(&mut table, &tables, &mut Content).unwrap();
         assert_eq!(look.map(|look| look.rows), Some(ROWS));
         (MEMORY.peak_usage() - before) / ROWS as usize
     };
