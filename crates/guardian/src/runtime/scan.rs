@@ -6,7 +6,7 @@ use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
-use pitser_monitor::{Expected, Finding, Found, Judge, Look, ScanTable, Suspects, Touched, look};
+use pitser_monitor::{Expected, Finding, Judge, Look, ScanTable, Suspects, Touched, look};
 use std::sync::mpsc::{Sender, channel};
 
 /// Findings that are written of what a pass saw in all, before other things are done: some
@@ -222,10 +222,11 @@ impl Session {
         loop {
             let patients = &self.patients;
             let whose = |table: &str, row: &Row| patients.of(table, row).list();
-            let Some(found) = suspects.judge(&mut self.trail, &pass.touched, whose)? else {
+            let Some((finding, patient)) = suspects.judge(&mut self.trail, &pass.touched, whose)?
+            else {
                 break;
             };
-            self.found(worker, found)?;
+            self.finding_of(worker, finding, patient)?;
         }
         self.trail.commit()?;
         self.show(worker);
@@ -245,18 +246,15 @@ impl Session {
         for _ in 0..JUDGED {
             let patients = &self.patients;
             let whose = |table: &str, row: &Row| patients.of(table, row).list();
-            let Some(found) = look.judge(&mut self.trail, &pass.touched, whose)? else {
+            let Some((finding, patient)) = look.judge(&mut self.trail, &pass.touched, whose)?
+            else {
                 return Ok(Some(look));
             };
-            self.found(worker, found)?;
+            self.finding_of(worker, finding, patient)?;
         }
         // The rest after what is committed meanwhile.
         pass.seen = Some((look, until));
         Ok(None)
-    }
-
-    fn found(&mut self, worker: &Worker, (finding, patient): Found) -> Result<(), Ended> {
-        self.finding_of(worker, finding, patient)
     }
 
     /// All that a pass saw is judged.
