@@ -93,15 +93,15 @@ pub struct Entry {
 pub struct History<'e> {
     exporter: &'e mut Exporter,
     /// Those that are still to come, newest first.
-    lines: Vec<u64>,
+    lines: Vec<Line>,
 }
 
 impl Iterator for History<'_> {
     type Item = Result<Entry, ExportError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let seq = self.lines.pop()?;
-        Some(self.exporter.entry(seq))
+        let line = self.lines.pop()?;
+        Some(self.exporter.entry(line))
     }
 }
 
@@ -368,8 +368,9 @@ impl Exporter {
         let mut lines = Vec::new();
         let mut next = Some(last);
         while let Some(seq) = next {
-            lines.push(seq);
-            next = before(&self.line(seq)?.0);
+            let (line, _) = self.line(seq)?;
+            next = before(&line);
+            lines.push(line);
         }
         Ok(History {
             exporter: self,
@@ -377,9 +378,8 @@ impl Exporter {
         })
     }
 
-    fn entry(&mut self, seq: u64) -> Result<Entry, ExportError> {
-        let (line, _) = self.line(seq)?;
-        let content = self.vault.get(seq)?.map(|(_, content)| content);
+    fn entry(&mut self, line: Line) -> Result<Entry, ExportError> {
+        let content = self.vault.get(line.seq)?.map(|(_, content)| content);
         let block = self.block_of(line.seq)?;
         let seal = match &block {
             Some(block) => self.seal(block)?,
