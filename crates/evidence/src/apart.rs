@@ -21,7 +21,7 @@ impl Apart<'_> {
     /// The name of its file: `<seq>.<place of the column>` or `<seq>.message`.
     pub fn file_name(&self) -> String {
         match self.column {
-            Some((place, _)) => format!("{}.{place}", self.seq),
+            Some((place, _)) => column_file(self.seq, place),
             None => format!("{}.message", self.seq),
         }
     }
@@ -67,6 +67,11 @@ impl std::fmt::Debug for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Check")
     }
+}
+
+/// The name of the file in which the value of a line's column stands; `place` counts from 1.
+pub fn column_file(seq: u64, place: usize) -> String {
+    format!("{seq}.{place}")
 }
 
 /// Whether a file name is one that [`Apart::file_name`] gives.

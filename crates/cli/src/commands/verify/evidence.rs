@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use pitser_evidence::apart::column_file;
 use pitser_evidence::file::{LineProof, OpenColumn, Opening};
 use pitser_evidence::line::{Line, Op};
 use pitser_evidence::{
@@ -202,7 +203,7 @@ fn history(evidence: &Evidence) -> String {
         let _ = writeln!(text, "  {}", output::clean(&who(proof)));
         for (place, column) in opened(proof) {
             let value = match column.is_apart() {
-                true => format!("(in a file of its own: {}.{place})", line.seq),
+                true => format!("(in a file of its own: {})", column_file(line.seq, place)),
                 false => shown(column, is_lettered),
             };
             let _ = writeln!(text, "    {} = {value}", output::clean(&column.name));
@@ -315,8 +316,8 @@ fn shown(column: &OpenColumn, is_lettered: bool) -> String {
 fn line_facts(proof: &LineProof) -> Tree {
     let line = &proof.line;
     let file = |place: usize, column: &OpenColumn| {
-        let file = format!("{}.{place}", line.seq);
-        column.is_apart().then_some(file)
+        let is_apart = column.is_apart();
+        is_apart.then(|| column_file(line.seq, place))
     };
     let values = opened(proof).map(|(place, column)| {
         let value = match (&column.value, &column.bytes) {
