@@ -266,9 +266,9 @@ mod tests {
     use crate::runtime::BLOCK_LINES;
     use pitser_capture::fhir::parse_audit_event;
 
-    /// Lines of an event that names so many patients, and so many records of somebody else;
-    /// `None` if it is about many.
-    fn lines(patients: usize, records: usize) -> Option<usize> {
+    /// Lines of an event that names so many patients and records, if so many records of
+    /// somebody else are found; `None` if it is about many.
+    fn lines(patients: usize, named: usize, records: usize) -> Option<usize> {
         let patient = |at: usize| {
             format!(
                 r#"{{"what":{{"reference":"Patient/{at}"}},"type":{{"code":"1"}},"role":{{"code":"1"}}}}"#
@@ -276,14 +276,14 @@ mod tests {
         };
         let record = |at: usize| format!(r#"{{"what":{{"reference":"E/{at}"}}}}"#);
         let patients = (0..patients).map(patient);
-        let entities: Vec<String> = patients.chain((0..records).map(record)).collect();
+        let entities: Vec<String> = patients.chain((0..named).map(record)).collect();
         let raw = format!(
             r#"{{"resourceType":"AuditEvent","type":{{"code":"rest"}},"action":"R","recorded":"2026-03-14T09:26:53Z",
                 "agent":[{{"requestor":true}}],"source":{{"observer":{{"display":"ehr"}}}},"entity":[{}]}}"#,
             entities.join(",")
         );
         let event = parse_audit_event(raw.as_bytes()).unwrap();
-        assert_eq!(event.data.len(), records);
+        assert_eq!(event.data.len(), named);
         let record = |at: usize| Resolved {
             table: "entry".into(),
             key: text_key(&at.to_string()),
@@ -304,10 +304,11 @@ mod tests {
     #[test]
     fn no_audit_event_has_more_lines_than_a_block() {
         let (patients, records) = (MANY_PATIENTS_MAX, RECORDS_PER_PATIENT * MANY_PATIENTS_MAX);
-        assert_eq!(lines(patients, 0), Some(patients));
-        assert_eq!(lines(1, records), Some(1 + records));
+        // An event that names all of them is longer than one may be.
+        assert_eq!(lines(patients, 0, records), Some(patients + records));
+        assert_eq!(lines(1, records, records), Some(1 + records));
         assert!(patients + records < BLOCK_LINES);
-        assert_eq!(lines(patients + 1, 0), None, "they are many");
-        assert_eq!(lines(0, records + 1), None);
+        assert_eq!(lines(patients + 1, 0, 0), None, "they are many");
+        assert_eq!(lines(0, records + 1, 0), None);
     }
 }
