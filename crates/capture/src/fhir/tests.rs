@@ -435,6 +435,7 @@ fn no_more_entries_are_kept_than_are_taken() {
     };
     let taken = bundle(MAX_ENTRIES);
     assert_eq!(parse_bundle(taken.as_bytes()).unwrap().len(), MAX_ENTRIES);
+    assert!(parse_bundle(bundle(MAX_ENTRIES + 1).as_bytes()).is_err());
     let error = parse_bundle(bundle(MAX_ENTRIES + 7).as_bytes()).unwrap_err();
     assert_eq!(
         (error.problem, error.issue_code()),
