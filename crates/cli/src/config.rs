@@ -15,8 +15,8 @@ use pitser_guardian::audit::Admitted;
 use pitser_guardian::config::{
     Archive, Attribution, Kind, MANY_PATIENTS_MAX, Source, Tuning, VaultToken, matches,
 };
-use pitser_trail::SegmentLimits;
 use pitser_trail::archive::CACHE_BYTES;
+use pitser_trail::{SegmentLimits, VaultKey};
 use pitser_witness::{HttpWitness, Peer};
 use serde::Deserialize;
 use std::fmt;
@@ -187,7 +187,16 @@ struct ArchiveSection {
 impl ArchiveSection {
     /// The store, not asked yet.
     fn open(&self, dir: &Path) -> Result<Archive, Failure> {
-        let s3 = s3_options(&self.store, self.s3.as_ref(), "archive.s3", dir)?;
+        let absent = self.s3.as_ref().map(|s3| s3.absent("archive.s3", dir));
+        let s3 = match absent.transpose()?.flatten() {
+            Some(why) => Err(why),
+            None => Ok(s3_options(
+                &self.store,
+                self.s3.as_ref(),
+                "archive.s3",
+                dir,
+            )?),
+        };
         Ok(Archive {
             store: StoreArchive::new(&self.store, s3),
             cache_bytes_max: self.cache_mib.map_or(CACHE_BYTES, |mib| mib << 20),
@@ -291,10 +300,10 @@ impl Config {
             if source.kind == Kind::Sqlite {
                 source.url = config.dir.join(&source.url).display().to_string();
             }
-            source.vault_key = match source.vault_key.take() {
-                Some(key) => Some(secret_file("vault_key", &config.dir, &key)?),
-                None => None,
-            };
+            if let Some(VaultKey::File(path)) = &source.vault_key {
+                let key = files::secret(&config.dir, "vault_key", path)?.path();
+                source.vault_key = Some(key.map_or_else(VaultKey::Absent, VaultKey::File));
+            }
             if let Some(token) = &mut source.vault_token {
                 set_keeper(token, &config.dir)?;
             }
@@ -535,17 +544,6 @@ impl Config {
     }
 }
 
-/// A file that holds a secret, or the one that systemd hands over.
-pub(crate) fn secret_file(what: &str, dir: &Path, file: &Path) -> Result<PathBuf, Failure> {
-    match file
-        .to_str()
-        .and_then(|file| file.strip_prefix("credential:"))
-    {
-        Some(name) => files::credential(what, name),
-        None => Ok(dir.join(file)),
-    }
-}
-
 /// The master key has one place. What a token's library is must not depend on where a
 /// loader looks first.
 fn check_vault_key(source: &Source) -> Result<(), &'static str> {
@@ -560,10 +558,15 @@ fn check_vault_key(source: &Source) -> Result<(), &'static str> {
 
 /// Has a token's key asked for where this program can do so.
 fn set_keeper(token: &mut VaultToken, dir: &Path) -> Result<(), Failure> {
-    token.pin_file = secret_file("vault_token.pin_file", dir, &token.pin_file)?;
+    let pin = files::secret(dir, "vault_token.pin_file", &token.pin_file)?.path();
+    if let Ok(path) = &pin {
+        token.pin_file.clone_from(path);
+    }
     #[cfg(feature = "pkcs11")]
     {
-        token.keeper = Some(std::sync::Arc::new(crate::token::TokenKeeper::new(token)));
+        token.keeper = Some(std::sync::Arc::new(crate::token::TokenKeeper::new(
+            token, pin,
+        )));
     }
     Ok(())
 }

@@ -41,17 +41,61 @@ pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     created.map_err(|e| Failure::Service(format!("{}: {e}", path.display())))
 }
 
-/// The file that systemd hands over under a name; `what` is the key of the
-/// configuration that says so.
-pub(crate) fn credential(what: &str, name: &str) -> Result<PathBuf, Failure> {
-    let wrong = |why: &str| Failure::Input(format!("{what}: {why}"));
-    if name.is_empty() || name.contains('/') {
-        return Err(wrong("a credential's name is the name of a file, no path"));
+/// The secret file that key `name` of a configuration in folder `dir` has, and whether
+/// somebody else guards it: `credential:NAME` is one that systemd hands over.
+pub(crate) fn guarded(
+    dir: &Path,
+    name: &str,
+    file: impl AsRef<Path>,
+) -> Result<(PathBuf, bool), Failure> {
+    match secret(dir, name, file)? {
+        Secret::File(path) => Ok((path, false)),
+        Secret::Handed(path) => Ok((path, true)),
+        Secret::Absent(why) => Err(Failure::Input(why)),
     }
-    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        wrong("systemd has handed over no credentials: LoadCredential= in the unit does that")
-    })?;
-    Ok(Path::new(&folder).join(name))
+}
+
+/// Where a secret is that a configuration names.
+pub(crate) enum Secret {
+    /// In a file.
+    File(PathBuf),
+    /// In a file that systemd has handed over.
+    Handed(PathBuf),
+    /// systemd has handed over nothing: it did not start this process. With what to do.
+    Absent(String),
+}
+
+impl Secret {
+    /// The file, or why there is none.
+    pub(crate) fn path(self) -> Result<PathBuf, String> {
+        match self {
+            Self::File(path) | Self::Handed(path) => Ok(path),
+            Self::Absent(why) => Err(why),
+        }
+    }
+}
+
+/// The secret that key `name` of a configuration in folder `dir` has.
+pub(crate) fn secret(dir: &Path, name: &str, file: impl AsRef<Path>) -> Result<Secret, Failure> {
+    let file = file.as_ref();
+    let named = file
+        .to_str()
+        .and_then(|file| file.strip_prefix("credential:"));
+    let Some(handed) = named else {
+        return Ok(Secret::File(dir.join(file)));
+    };
+    if handed.is_empty() || handed.contains('/') {
+        return Err(Failure::Input(format!(
+            "{name}: a credential's name is the name of a file, no path"
+        )));
+    }
+    Ok(match std::env::var_os("CREDENTIALS_DIRECTORY") {
+        Some(folder) => Secret::Handed(Path::new(&folder).join(handed)),
+        None => Secret::Absent(format!(
+            "{name}: systemd has handed over no credentials. A unit gets them by LoadCredential=, and a command that \
+             you run by `systemd-run --pipe -p LoadCredential=...` (docs/erasure.md, \"The keys\")"
+        )),
+    })
 }
 
 /// All of `path`, which must be UTF-8 text.
@@ -60,15 +104,6 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
         let at = e.utf8_error().valid_up_to();
         Failure::Input(format!("{}: not UTF-8 text at byte {at}", path.display()))
     })
-}
-
-/// The secret file that key `name` of a configuration in folder `dir` has, and whether
-/// somebody else guards it: `credential:NAME` is one that systemd hands over.
-pub(crate) fn guarded(dir: &Path, name: &str, file: &str) -> Result<(PathBuf, bool), Failure> {
-    match file.strip_prefix("credential:") {
-        Some(handed) => Ok((credential(name, handed)?, true)),
-        None => Ok((dir.join(file), false)),
-    }
 }
 
 /// Whether a file begins with `magic`.

@@ -1,8 +1,9 @@
 //! How commands end: exit codes that scripts rely on, and failures that tell
 //! a person what to do.
 
-use pitser_trail::ReadError;
 use pitser_trail::export::ExportError;
+use pitser_trail::keys::KeyError;
+use pitser_trail::{ReadError, TrailError};
 use std::fmt;
 use std::process::ExitCode;
 
@@ -60,6 +61,23 @@ impl Failure {
         }
     }
 
+    /// A failure to open a trail for writing: one to read it, a key that the configuration
+    /// does not give, or the machine.
+    pub(crate) fn opening(error: TrailError) -> Self {
+        match error {
+            TrailError::Read(read) => Self::reading(&read),
+            TrailError::Keys(key) => Self::keys(key),
+            other => Self::service(other),
+        }
+    }
+
+    fn keys(error: KeyError) -> Self {
+        match error {
+            KeyError::NoKeeper | KeyError::Absent(_) => Self::input(error),
+            other => Self::service(other),
+        }
+    }
+
     /// 1, 3 or 4.
     pub(crate) fn code(&self) -> u8 {
         match self {
@@ -74,6 +92,7 @@ impl Failure {
 pub(crate) fn unreadable(error: ExportError) -> Failure {
     match error {
         ExportError::Read(read) => Failure::reading(&read),
+        ExportError::Keys(key) => Failure::keys(key),
         ExportError::UnknownPatient | ExportError::UnknownRecord(_) => Failure::input(error),
         other => Failure::service(other),
     }

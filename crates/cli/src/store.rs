@@ -23,6 +23,18 @@ pub(crate) struct S3 {
     credentials_file: Option<String>,
 }
 
+impl S3 {
+    /// Why the credentials cannot be had here, if systemd was to hand them over and has
+    /// handed over nothing; `name` and `dir` as of [`s3_options`].
+    pub(crate) fn absent(&self, name: &str, dir: &Path) -> Result<Option<String>, Failure> {
+        let Some(file) = &self.credentials_file else {
+            return Ok(None);
+        };
+        let secret = files::secret(dir, &format!("{name}.credentials_file"), file)?;
+        Ok(secret.path().err())
+    }
+}
+
 /// How the store at `url` is reached; `section` is called `name`, and its paths start
 /// at `dir`. A folder takes nothing of it, and may not have it.
 pub(crate) fn s3_options(

@@ -56,6 +56,7 @@ type WrongPins = BTreeMap<(PathBuf, String), (Zeroizing<String>, String)>;
 #[derive(Debug)]
 pub(crate) struct TokenKeeper {
     config: VaultToken,
+    pin: Result<PathBuf, String>,
     /// The key that was opened last, of which origin and from what. A guardian that
     /// opens its trail again, as after an outage of the database, needs no token for it.
     opened: Mutex<Option<(String, Vec<u8>, Key)>>,
@@ -71,10 +72,11 @@ struct Wrapped {
 }
 
 impl TokenKeeper {
-    /// Nothing is loaded or asked yet.
-    pub(crate) fn new(config: &VaultToken) -> Self {
+    /// Nothing is loaded or asked yet. `pin` is the file with the PIN, or why there is none.
+    pub(crate) fn new(config: &VaultToken, pin: Result<PathBuf, String>) -> Self {
         Self {
             config: config.clone(),
+            pin,
             opened: Mutex::default(),
         }
     }
@@ -184,10 +186,11 @@ impl TokenKeeper {
     }
 
     fn pin(&self) -> Result<Zeroizing<String>, String> {
-        let path = self.config.pin_file.display();
+        let file = self.pin.as_ref().map_err(Clone::clone)?;
+        let path = file.display();
         let mut text = Zeroizing::new(String::with_capacity(PIN_MAX as usize));
-        let read = std::fs::File::open(&self.config.pin_file)
-            .and_then(|file| file.take(PIN_MAX).read_to_string(&mut text));
+        let read =
+            std::fs::File::open(file).and_then(|file| file.take(PIN_MAX).read_to_string(&mut text));
         read.map_err(|e| format!("{path}: the token's PIN cannot be read: {e}"))?;
         match text.trim_end_matches(['\r', '\n']) {
             "" => Err(format!("{path}: there is no PIN in it")),

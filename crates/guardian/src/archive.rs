@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 /// naming one costs nothing, and whoever needs it not hears nothing of it.
 pub struct StoreArchive {
     url: String,
-    s3: S3Options,
+    s3: Result<S3Options, String>,
     /// Locked to look at it or to open it.
     opened: Mutex<Option<Arc<Opened>>>,
 }
@@ -23,8 +23,9 @@ struct Opened {
 }
 
 impl StoreArchive {
-    /// The store at `url`, reached as `s3` says.
-    pub fn new(url: impl Into<String>, s3: S3Options) -> Arc<Self> {
+    /// The store at `url`, reached as `s3` says; or why this process cannot reach it, which
+    /// whoever asks the store is told.
+    pub fn new(url: impl Into<String>, s3: Result<S3Options, String>) -> Arc<Self> {
         Arc::new(Self {
             url: url.into(),
             s3,
@@ -59,7 +60,8 @@ impl StoreArchive {
         if let Some(opened) = &*opened {
             return Ok(Arc::clone(opened));
         }
-        let store = Store::open(&self.url, &self.s3).map_err(|e| e.to_string())?;
+        let s3 = self.s3.as_ref().map_err(Clone::clone)?;
+        let store = Store::open(&self.url, s3).map_err(|e| e.to_string())?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("archive")

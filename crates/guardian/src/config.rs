@@ -5,6 +5,7 @@ use crate::archive::StoreArchive;
 use crate::audit::Admitted;
 use crate::runtime::BLOCK_LINES;
 use pitser_evidence::commit::Key;
+use pitser_trail::VaultKey;
 use pitser_trail::master::{Keeper, KeeperError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// One `[[source]]` of `pitser.toml`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// Name of the source; the last part of the trail's origin.
@@ -59,7 +60,7 @@ pub struct Source {
     pub attribution: Attribution,
     /// The file with the vault's master key; `vault.key` in the trail's folder if absent.
     #[serde(default)]
-    pub vault_key: Option<PathBuf>,
+    pub vault_key: Option<VaultKey>,
     /// The PKCS#11 token that wraps the vault's master key, in place of that file.
     #[serde(default)]
     pub vault_token: Option<VaultToken>,
@@ -290,7 +291,7 @@ impl Tuning {
     pub fn layout(&self, source: &Source) -> pitser_trail::Layout {
         let layout = pitser_trail::Layout::new(self.data.join(&source.name));
         let layout = match &source.vault_key {
-            Some(key) => layout.with_vault_key(key),
+            Some(key) => layout.with_vault_key(key.clone()),
             None => layout,
         };
         let layout = match &source.vault_token {

@@ -63,6 +63,9 @@ pub enum KeyError {
         "{}: the vault's master key is wrapped by a token; name that token under [source.vault_token]", .0.display()
     )]
     Wrapped(std::path::PathBuf),
+    /// The master key is in a file that this process cannot have, and why.
+    #[error("{0}")]
+    Absent(String),
     /// The system has no random numbers.
     #[error("the system gave no random numbers: {0}")]
     Random(getrandom::Error),

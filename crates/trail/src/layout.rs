@@ -22,8 +22,26 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use crate::archive::{Archive, Shelf};
 use crate::master::Keeper;
+
+/// A vault's master key that somebody else keeps in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "PathBuf")]
+pub enum VaultKey {
+    /// The file.
+    File(PathBuf),
+    /// This process cannot have it, and why, for people. Whatever does without it goes on.
+    Absent(String),
+}
+
+impl From<PathBuf> for VaultKey {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
 
 /// The directory of one trail, and where its archived segments are.
 #[derive(Debug, Clone)]
@@ -32,7 +50,7 @@ pub struct Layout {
     /// Where the map is, if somebody else than the trail's owner keeps it.
     map: Option<PathBuf>,
     shelf: Option<Arc<Shelf>>,
-    vault_key: Option<PathBuf>,
+    foreign_key: Option<VaultKey>,
     keeper: Option<Arc<dyn Keeper>>,
 }
 
@@ -43,7 +61,7 @@ impl Layout {
             dir: dir.into(),
             map: None,
             shelf: None,
-            vault_key: None,
+            foreign_key: None,
             keeper: None,
         }
     }
@@ -58,12 +76,11 @@ impl Layout {
         }
     }
 
-    /// The same, with the vault's master key in a file elsewhere, which the trail
-    /// reads and never writes.
+    /// The same, with the vault's master key elsewhere: the trail reads and never writes it.
     #[must_use]
-    pub fn with_vault_key(self, path: impl Into<PathBuf>) -> Self {
+    pub fn with_vault_key(self, key: VaultKey) -> Self {
         Self {
-            vault_key: Some(path.into()),
+            foreign_key: Some(key),
             ..self
         }
     }
@@ -118,9 +135,9 @@ impl Layout {
         self.keeper.as_deref()
     }
 
-    /// Whether the vault's master key is somebody else's to keep.
-    pub(crate) fn has_foreign_key(&self) -> bool {
-        self.vault_key.is_some()
+    /// The vault's master key, if it is somebody else's to keep in a file.
+    pub(crate) fn foreign_key(&self) -> Option<&VaultKey> {
+        self.foreign_key.as_ref()
     }
 
     /// The directory itself.
@@ -138,16 +155,8 @@ impl Layout {
         self.dir.join("keys.json")
     }
 
-    /// The vault's master key, if no keeper has it.
+    /// The vault's master key, if nobody else keeps it.
     pub fn vault_key(&self) -> PathBuf {
-        match &self.vault_key {
-            Some(path) => path.clone(),
-            None => self.own_vault_key(),
-        }
-    }
-
-    /// Where the trail has its master key if nobody else keeps it.
-    pub(crate) fn own_vault_key(&self) -> PathBuf {
         self.dir.join("vault.key")
     }
 

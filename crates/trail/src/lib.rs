@@ -43,7 +43,7 @@ mod write;
 pub use draft::{Body, Draft, DraftActor, PatientId, Row, Value};
 pub use gather::Gather;
 pub use keys::Keys;
-pub use layout::Layout;
+pub use layout::{Layout, VaultKey};
 pub use read::{BlockInfo, Damage, ReadError, View, check, read};
 pub use replay::{Replayed, Watch, forget, replay};
 pub use vault::{Content, Marks, Vault, row_marks};

@@ -11,7 +11,7 @@
 
 use crate::disk::{self, At};
 use crate::keys::{self, KeyError, random};
-use crate::layout::Layout;
+use crate::layout::{Layout, VaultKey};
 use crate::vault::Vault;
 use crate::write::{TrailError, take_lock};
 use pitser_evidence::codec::Bytes32;
@@ -78,7 +78,7 @@ pub fn move_to_keeper(layout: &Layout, from: Option<&Path>) -> Result<Moved, Tra
     let keeper = layout.keeper().ok_or(KeyError::NoKeeper)?;
     let _lock = take_lock(layout)?;
     let origin = keys::origin(layout)?;
-    let (own, wrapped) = (layout.own_vault_key(), layout.wrapped_key());
+    let (own, wrapped) = (layout.vault_key(), layout.wrapped_key());
     if from.is_none() && !own.exists() && wrapped.exists() {
         open(layout, &origin)?;
         let removed = None;
@@ -101,7 +101,7 @@ pub(crate) fn create(layout: &Layout, origin: &str) -> Result<(), KeyError> {
         if !path.exists() {
             disk::replace(&path, &wrap(keeper, origin, &Key::new(random()?))?)?;
         }
-    } else if !layout.has_foreign_key() {
+    } else if layout.foreign_key().is_none() {
         let master = Zeroizing::new(format!("{}\n", Bytes32(random()?)));
         disk::replace(&layout.vault_key(), master.as_bytes())?;
     }
@@ -111,11 +111,14 @@ pub(crate) fn create(layout: &Layout, origin: &str) -> Result<(), KeyError> {
 /// The master key of the trail `origin`.
 pub(crate) fn open(layout: &Layout, origin: &str) -> Result<Key, KeyError> {
     let Some(keeper) = layout.keeper() else {
-        let path = layout.vault_key();
-        if !path.exists() && !layout.has_foreign_key() && layout.wrapped_key().exists() {
-            return Err(KeyError::Wrapped(layout.wrapped_key()));
-        }
-        return read(&path);
+        return match layout.foreign_key() {
+            Some(VaultKey::File(path)) => read(path),
+            Some(VaultKey::Absent(why)) => Err(KeyError::Absent(why.clone())),
+            None if !layout.vault_key().exists() && layout.wrapped_key().exists() => {
+                Err(KeyError::Wrapped(layout.wrapped_key()))
+            }
+            None => read(&layout.vault_key()),
+        };
     };
     let path = layout.wrapped_key();
     let mut wrapped = Vec::new();
@@ -126,9 +129,9 @@ pub(crate) fn open(layout: &Layout, origin: &str) -> Result<Key, KeyError> {
         opened => opened.and_then(|file| file.take(WRAPPED_MAX).read_to_end(&mut wrapped)),
     }
     .at(&path, "cannot read")?;
-    if layout.own_vault_key().exists() {
+    if layout.vault_key().exists() {
         tracing::warn!(
-            file = %layout.own_vault_key().display(),
+            file = %layout.vault_key().display(),
             "the vault's master key is in a file too, beside the one that the keeper opens; \
              `pitser trail rewrap` removes it"
         );

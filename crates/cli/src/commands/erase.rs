@@ -11,7 +11,6 @@ use pitser_evidence::line::Timestamp;
 use pitser_guardian::approver::{Approver, Refused, Token};
 use pitser_guardian::config::Source;
 use pitser_guardian::erasure::{self, Ask, Asked};
-use pitser_trail::TrailError;
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -198,18 +197,11 @@ fn alone(config: &Config, source: &Source, asked: &Asked) -> Result<Value, Failu
     let now = Timestamp::from_micros(clock::micros()).map_err(Failure::service)?;
     let layout = tuning.layout(source);
     let answer = erasure::answer_alone(layout, &tuning.approvers, asked, now);
-    let answer = answer.map_err(unopened)?;
+    let answer = answer.map_err(Failure::opening)?;
     match answer {
         Ok(answer) => serde_json::to_value(answer).map_err(Failure::service),
         Err(Refused::Unavailable(why)) => Err(Failure::Service(why)),
         Err(refused) => Err(Failure::input(refused)),
-    }
-}
-
-fn unopened(error: TrailError) -> Failure {
-    match error {
-        TrailError::Read(read) => Failure::reading(&read),
-        other => Failure::service(other),
     }
 }
 

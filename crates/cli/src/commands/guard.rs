@@ -22,8 +22,8 @@ use pitser_guardian::init::{self, InitError, Plan};
 use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
 use pitser_ksi::pki::Subject;
 use pitser_ksi::time::Second;
+use pitser_trail::Keys;
 use pitser_trail::master::try_keeper;
-use pitser_trail::{Keys, TrailError};
 use pitser_web::{Guarded, Taken};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -388,7 +388,7 @@ fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Fa
     })
     .map_err(|error| match error {
         StartError::Init(error) => refused(error),
-        StartError::Trail(TrailError::Read(read)) => Failure::reading(&read),
+        StartError::Trail(error) => Failure::opening(error),
         other => Failure::service(other),
     })
 }
@@ -396,7 +396,7 @@ fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Fa
 /// Whose move it is: the configuration's, the trail's, or a service's.
 fn refused(error: InitError) -> Failure {
     match error {
-        InitError::Trail(TrailError::Read(read)) => Failure::reading(&read),
+        InitError::Trail(error) => Failure::opening(error),
         error if error.is_configuration() => Failure::input(error),
         other => Failure::service(other),
     }

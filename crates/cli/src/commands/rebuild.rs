@@ -26,9 +26,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let rebuilt = rebuild(layout, &mut |lines| progress.set(lines));
     progress.finish();
     let rebuilt = rebuilt.map_err(|error| match error {
-        pitser_trail::TrailError::Read(error) => Failure::reading(&error),
         pitser_trail::TrailError::Locked(_) => Failure::input(error),
-        error => Failure::service(error),
+        error => Failure::opening(error),
     })?;
     if args.json {
         print_json(&json!({

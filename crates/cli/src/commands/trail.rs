@@ -2,14 +2,14 @@
 //! move what is closed to an archive; copy it beside its writer; make map and index anew.
 
 use super::{copy, rebuild};
-use crate::config::{Config, secret_file};
+use crate::config::Config;
+use crate::files;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{Form, Judgement, State, Step, Verdict, print};
 use crate::tree::Map;
 use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::note::{Note, VerifierKey};
 use pitser_trail::archive::{MoveError, MoveOptions, move_segments};
-use pitser_trail::keys::KeyError;
 use pitser_trail::master::move_to_keeper;
 use pitser_trail::{Layout, ReadError, TrailError, View, check};
 use std::path::{Path, PathBuf};
@@ -155,13 +155,12 @@ fn rewrap(args: &Rewrap) -> Outcome {
     // What somebody names on the command line starts here, not at the configuration.
     let here = Path::new("");
     let from = args.from.as_deref();
-    let from = from.map(|file| secret_file("--from", here, file));
-    let moved = move_to_keeper(&args.which.layout()?, from.transpose()?.as_deref());
+    let from = from.map(|file| files::guarded(here, "--from", file));
+    let from = from.transpose()?.map(|(path, _)| path);
+    let moved = move_to_keeper(&args.which.layout()?, from.as_deref());
     let moved = moved.map_err(|error| match error {
-        error @ (TrailError::Locked(_) | TrailError::Keys(KeyError::NoKeeper)) => {
-            Failure::input(error)
-        }
-        error => Failure::service(error),
+        error @ TrailError::Locked(_) => Failure::input(error),
+        error => Failure::opening(error),
     })?;
     let mut told = Map::new().with("wrapped", moved.wrapped.display().to_string());
     if let Some(removed) = &moved.removed {

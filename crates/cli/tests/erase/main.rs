@@ -9,6 +9,7 @@ mod holds;
 mod killed;
 mod site;
 
+use common::Said;
 use site::{Site, is_in};
 
 #[test]
@@ -159,7 +160,21 @@ fn the_master_key_may_be_a_credential() {
     site.run(&["guard", "init"]).exits(0);
     let guardian = site.guard();
     site.scans_clean();
+    // A command that systemd did not start does what needs no key.
+    let alone = |args: &str| -> Said {
+        let mut command = site.command(&args.split(' ').collect::<Vec<_>>());
+        command.env_remove("CREDENTIALS_DIRECTORY");
+        command.output().unwrap().into()
+    };
+    alone("guard status").exits(0).says("guarding");
+    alone("guard scan").exits(0).says("2 rows compared");
     guardian.stop();
+    alone("trail verify").exits(0);
+    for needs in ["history --patient pt-1", "guard init", "guard run"] {
+        alone(needs)
+            .exits(3)
+            .says("vault_key: systemd has handed over no credentials");
+    }
     assert!(!site.path("guard/h/vault.key").exists());
     assert_eq!(site.history("pt-1")[0]["row"]["note"], "tpressure 120");
     std::fs::write(site.path("master"), "5f".repeat(32)).unwrap();

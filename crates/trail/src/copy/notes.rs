@@ -19,7 +19,7 @@ impl Notes {
     /// out: heads and statements, and what the guardian keeps for its next start.
     pub(super) fn read(trail: &Layout, without_keys: bool) -> Result<Self, DiskError> {
         let dir = trail.dir();
-        let keys = [trail.keys(), trail.own_vault_key(), trail.wrapped_key()];
+        let keys = [trail.keys(), trail.vault_key(), trail.wrapped_key()];
         let mut notes = BTreeMap::new();
         for entry in fs::read_dir(dir).at(dir, "cannot list")? {
             let entry = entry.at(dir, "cannot list")?;

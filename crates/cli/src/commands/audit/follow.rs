@@ -243,7 +243,7 @@ fn layout(args: &Follow) -> Result<Layout, Failure> {
     };
     let options = s3_options(url, None, "archive", Path::new("."))?;
     let cache = args.place.dir.join("archive-cache");
-    Ok(layout.with_archive_cached(StoreArchive::new(url, options), cache, ARCHIVE_CACHE))
+    Ok(layout.with_archive_cached(StoreArchive::new(url, Ok(options)), cache, ARCHIVE_CACHE))
 }
 
 /// Bytes of archived segments that are kept once they were fetched: each is read once.
