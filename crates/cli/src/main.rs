@@ -30,6 +30,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
+#[cfg(target_os = "linux")]
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use crate::commands::{
@@ -151,6 +153,8 @@ impl Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    keep_memory_private();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -163,6 +167,21 @@ fn main() -> ExitCode {
             eprintln!("pitser: {}", output::clean(&failure.to_string()));
             failure.code().into()
         }
+    }
+}
+
+/// A crash, or a watchdog's signal, writes no core: it would have keys and patients' data.
+/// Nor may another process of the same user look into this one's memory. Whoever has
+/// started it under a debugger sees all of that anyway.
+#[cfg(target_os = "linux")]
+fn keep_memory_private() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let tracer = status.lines().find_map(|it| it.strip_prefix("TracerPid:"));
+    if tracer.is_some_and(|pid| pid.trim() != "0") {
+        return;
+    }
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        eprintln!("pitser: a crash may write what is in memory to disk: {error}");
     }
 }
 

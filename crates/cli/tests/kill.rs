@@ -14,6 +14,7 @@ use pitser_evidence::line::Op;
 use pitser_trail::{Layout, read};
 use rusqlite::Connection;
 use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -130,6 +131,30 @@ fn application(path: &Path, seed: u64, committed: &AtomicU64, stop: &AtomicBool)
         }
     }
     model
+}
+
+/// What a process had in memory when it crashed, keys and patients' data, is in no file.
+#[test]
+fn a_crash_writes_no_core() {
+    let dir = tempfile::tempdir().unwrap();
+    let crashed = |program: &[&str]| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -c unlimited; exec \"$@\"", "sh"]);
+        shell.args(program).current_dir(dir.path());
+        let mut child = shell.stdout(Stdio::piped()).spawn().unwrap();
+        first_line(&mut child);
+        let pid = child.id().to_string();
+        let mut kill = Command::new("kill");
+        assert!(kill.args(["-ABRT", &pid]).status().unwrap().success());
+        child.wait().unwrap()
+    };
+    if !crashed(&["sh", "-c", "echo; exec sleep 60"]).core_dumped() {
+        eprintln!("skipped: no process leaves a core here");
+        return;
+    }
+    let service = ["dev", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let ended = crashed(&[&[PITSER][..], &service].concat());
+    assert_eq!((ended.signal(), ended.core_dumped()), (Some(6), false));
 }
 
 #[test]
