@@ -491,7 +491,7 @@ impl Trail {
             _lock: lock,
             layout,
         };
-        let covered = head.and_then(|note| trail.covered_by(&Note::parse(&note).ok()?));
+        let covered = trail.kept_head().map(|(_, blocks)| blocks);
         trail
             .store
             .covers(trail.state.storage_mut(), covered.unwrap_or(0));
@@ -930,6 +930,14 @@ impl Trail {
             self.store.covers(self.state.storage_mut(), blocks);
         }
         Ok(())
+    }
+
+    /// The head that was kept last, and the blocks under it; `None` if there is none, or it is
+    /// not ours.
+    pub fn kept_head(&self) -> Option<(Note, u64)> {
+        let note = Note::parse(&std::fs::read(self.layout.head()).ok()?).ok()?;
+        let blocks = self.covered_by(&note)?;
+        Some((note, blocks))
     }
 
     /// Reads line `seq`, if it is durable.

@@ -100,19 +100,19 @@ const PLAIN: &[Plain] = &[
     (
         "pitser_sealed_timestamp_seconds",
         "gauge",
-        "Time of the newest seal.",
+        "Time of the newest seal; 0 if there is none.",
         &|s| instant(s.sealed_up_to.as_ref()),
     ),
     (
         "pitser_witnessed_timestamp_seconds",
         "gauge",
-        "When the newest head was cosigned.",
-        &|s| instant(s.witnessed_at.as_ref()),
+        "When the newest head was cosigned; 0 if none was.",
+        &|s| instant(s.witnessed_at.as_ref()).filter(|_| !s.witnesses.is_empty()),
     ),
     (
         "pitser_verified_timestamp_seconds",
         "gauge",
-        "When the last complete scan ended.",
+        "When the last complete scan ended; 0 if none did since the start.",
         &|s| instant(s.verified_up_to.as_ref()),
     ),
 ];
@@ -204,8 +204,13 @@ fn number(value: u64) -> Option<f64> {
     Some(value as f64)
 }
 
+/// 0 while there is none: of a metric that is absent no comparison is true, and an alarm
+/// that compares its age would be silent.
 fn instant(rfc3339: Option<&String>) -> Option<f64> {
-    let at: Timestamp = rfc3339?.parse().ok()?;
+    let Some(rfc3339) = rfc3339 else {
+        return Some(0.0);
+    };
+    let at: Timestamp = rfc3339.parse().ok()?;
     Some(at.as_second() as f64)
 }
 
@@ -287,6 +292,7 @@ mod tests {
             r#"pitser_guarding{source="e\"h\\r\n"} 1"#,
             r#"pitser_events_total{source="e\"h\\r\n"} 12"#,
             r#"pitser_sealed_timestamp_seconds{source="e\"h\\r\n"} 100"#,
+            r#"pitser_verified_timestamp_seconds{source="e\"h\\r\n"} 0"#,
             r#"pitser_findings_total{source="e\"h\\r\n",code="ROW-01"} 2"#,
             r#"pitser_findings_open{source="e\"h\\r\n",code="ROW-01"} 1"#,
             r#"pitser_findings_open{source="e\"h\\r\n",code="TRL-04"} 0"#,
@@ -299,9 +305,8 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }
-        assert!(
-            !text.contains("pitser_verified_timestamp_seconds{"),
-            "{text}"
-        );
+        // Nobody is to cosign.
+        let absent = "pitser_witnessed_timestamp_seconds{";
+        assert!(!text.contains(absent), "{text}");
     }
 }

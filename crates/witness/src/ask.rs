@@ -171,6 +171,24 @@ impl Ballot {
         }
     }
 
+    /// A head that was kept, with what those `keys` state on it; nobody is asked any more.
+    pub fn kept<'k>(
+        note: Note,
+        size: u64,
+        keys: impl IntoIterator<Item = &'k VerifierKey>,
+        quorum: usize,
+    ) -> Self {
+        let stated = |key: &VerifierKey| {
+            let at = note.cosigned_at(key).ok()?;
+            Some((key.public_key().to_vec(), at))
+        };
+        let times = keys.into_iter().filter_map(stated).collect();
+        Self {
+            times,
+            ..Self::new(note, size, 0, quorum)
+        }
+    }
+
     /// The head with the cosignatures that came so far.
     pub fn note(&self) -> &Note {
         &self.note

@@ -69,9 +69,8 @@ impl Session {
         self.latencies.drain(..surplus);
         let sealed_at = pitser_evidence::seal::time(signature).map(|t| t.to_string());
         if let Some(recent) = self.recent.iter_mut().find(|b| b.block == block) {
-            recent.sealed_at.clone_from(&sealed_at);
+            recent.sealed_at = sealed_at;
         }
-        worker.publish.send_modify(|s| s.sealed_up_to = sealed_at);
     }
 
     pub(super) fn overdue(&mut self, worker: &Worker, block: u64) -> Result<(), Ended> {

@@ -70,6 +70,19 @@ impl Cosigner {
     }
 }
 
+impl Worker {
+    /// Shows a head that the quorum has cosigned as the newest one.
+    fn show_cosigned(&self, head: &Ballot) {
+        let Some(at) = head.cosigned_at() else {
+            return;
+        };
+        self.publish.send_modify(|s| {
+            s.witnessed = head.size();
+            s.witnessed_at = Some(Second(at).to_string());
+        });
+    }
+}
+
 impl Heads {
     /// Replies to those who wait for no more than `size` blocks.
     fn answer(&mut self, size: u64, reply: &Result<u64, String>) {
@@ -111,6 +124,17 @@ impl Session {
             }
         }
         self.decide(worker)
+    }
+
+    /// Shows how far the trail was cosigned before this start: whoever waits for witnesses that
+    /// do not answer sees for how long they have not.
+    pub(super) fn recall_head(&self, worker: &Worker) {
+        let Some((note, size)) = self.trail.kept_head() else {
+            return;
+        };
+        let keys = worker.cosigners.iter().map(|c| c.asker.key());
+        let kept = Ballot::kept(note, size, keys, worker.parts.tuning.witness_quorum);
+        worker.show_cosigned(&kept);
     }
 
     /// Asks the witnesses whether this trail is what they cosigned last, before
@@ -237,13 +261,7 @@ impl Session {
             worker.report(open.note(), open.size());
         }
         self.heads.kept = open.size();
-        if let Some(at) = open.cosigned_at() {
-            let size = open.size();
-            worker.publish.send_modify(|s| {
-                s.witnessed = size;
-                s.witnessed_at = Some(Second(at).to_string());
-            });
-        }
+        worker.show_cosigned(open);
         Ok(())
     }
 

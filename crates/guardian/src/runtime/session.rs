@@ -134,6 +134,7 @@ impl Session {
             session.waiting.push_back((block.block, Vec::new()));
             worker.seals.as_ref().map(|seals| seals.send(wanted));
         }
+        session.recall_head(worker);
         session.show(worker);
         Ok(session)
     }

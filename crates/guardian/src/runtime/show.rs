@@ -41,6 +41,7 @@ impl Session {
             }
             s.blocks = self.trail.blocks();
             s.unsealed = unsealed;
+            s.sealed_up_to = self.trail.sealed_at().map(|at| at.to_string());
             s.genesis = self.trail.genesis_hash().to_string();
             s.is_opened = true;
             s.seal_latency_ms = latency(&self.latencies);

@@ -159,15 +159,20 @@ impl Site {
 
     fn start(&self, client: Option<Client>) -> (Handle, VerifierKey) {
         let (peer, witness) = self.witness("witness.example", 7);
+        (self.start_before(client, vec![peer]), witness)
+    }
+
+    /// Guards before these witnesses.
+    fn start_before(&self, client: Option<Client>, witnesses: Vec<Peer>) -> Handle {
         let parts = Parts {
             source: self.source.clone(),
             tuning: self.tuning.clone(),
             client,
-            witnesses: vec![peer],
+            witnesses,
             fleet: None,
             clock: clock(),
         };
-        (Guardian::start(parts).unwrap(), witness)
+        Guardian::start(parts).unwrap()
     }
 
     /// Guards by this clock, with nobody who signs or cosigns.
@@ -262,15 +267,8 @@ async fn a_slow_witness_holds_up_nothing() {
         witness: slow.into_parts().1,
         let_go: Mutex::new(waits),
     };
-    let guardian = Guardian::start(Parts {
-        source: site.source.clone(),
-        tuning: site.tuning.clone(),
-        client: Some(client),
-        witnesses: vec![Peer::new(Box::new(slow), slow_key.clone()), quick],
-        fleet: None,
-        clock: clock(),
-    })
-    .unwrap();
+    let slow = Peer::new(Box::new(slow), slow_key.clone());
+    let guardian = site.start_before(Some(client), vec![slow, quick]);
     let first = guardian.settle().await.unwrap();
     site.database().execute_batch(CHANGES).unwrap();
     let blocks = guardian.settle().await.unwrap();
@@ -303,6 +301,33 @@ async fn a_slow_witness_holds_up_nothing() {
         0
     );
     drop(let_go);
+    guardian.stop().await;
+}
+
+/// A guardian that is started while nobody signs or cosigns says since when they have not:
+/// otherwise nobody would be told how old that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sealed_and_cosigned_is_known_after_a_restart() {
+    let site = Site::new();
+    let (_authority, client) = authority(&site.dir.path().join("authority")).await;
+    install(&site).unwrap();
+    let (guardian, _) = site.start(Some(client));
+    let blocks = guardian.settle().await.unwrap();
+    let before = guardian.status();
+    guardian.stop().await;
+    let (witness, key) = site.witness("witness.example", 7);
+    let (never_lets_go, waits) = std::sync::mpsc::channel();
+    let silent = Slow {
+        witness: witness.into_parts().1,
+        let_go: Mutex::new(waits),
+    };
+    let guardian = site.start_before(None, vec![Peer::new(Box::new(silent), key)]);
+    let after = status_with(&guardian, "the trail", |s| s.is_opened).await;
+    assert!(before.sealed_up_to.is_some() && after.sealed_up_to >= before.sealed_up_to);
+    assert!(before.witnessed_at.is_some() && after.witnessed_at >= before.witnessed_at);
+    assert!(after.witnessed >= blocks, "{after:?}");
+    assert_eq!(after.witnesses[0].size, 0);
+    drop(never_lets_go);
     guardian.stop().await;
 }
 
