@@ -1,4 +1,4 @@
-//! Which records a pass over the rows has met: eight bytes for each and at most a quarter
+//! Which records a pass over the rows has met: six bytes for each and at most an eighth
 //! more, however many there are.
 
 use pitser_evidence::codec::Bytes32;
@@ -6,12 +6,16 @@ use pitser_evidence::codec::Bytes32;
 /// Records that were met.
 ///
 /// A record's key is an HMAC under a key that the database does not know, so that its first
-/// nine bytes tell it from ten million others but for one case in 2^48.
+/// seven bytes tell it from ten million others but for one case in 2^32, and nobody can
+/// choose which.
 #[derive(Debug)]
 pub(crate) struct Met {
     /// By the first byte: none of them is copied whole while it grows.
-    parts: Vec<Vec<u64>>,
+    parts: Vec<Vec<Rest>>,
 }
+
+/// What is kept of a record in its part.
+type Rest = [u8; 6];
 
 /// The same, to be asked.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ impl Met {
         let part = &mut self.parts[part];
         if part.len() == part.capacity() {
             // Doubling would leave up to half of it empty.
-            part.reserve_exact((part.len() / 4).max(16));
+            part.reserve_exact((part.len() / 8).max(16));
         }
         part.push(rest);
     }
@@ -51,15 +55,10 @@ impl AllMet {
 }
 
 /// The part that a record belongs to, and what is kept of it there.
-fn split(record: &Bytes32) -> (usize, u64) {
-    (usize::from(record.0[0]), short(record))
-}
-
-/// Eight bytes of a record's key, behind the first.
-pub(crate) fn short(record: &Bytes32) -> u64 {
-    let (_, rest) = record.0.split_first().expect("32 bytes are more than one");
-    let (short, _) = rest.split_first_chunk().expect("31 bytes are more than 8");
-    u64::from_be_bytes(*short)
+fn split(record: &Bytes32) -> (usize, Rest) {
+    let (part, rest) = record.0.split_first().expect("32 bytes are more than one");
+    let (rest, _) = rest.split_first_chunk().expect("31 bytes are more than 6");
+    (usize::from(*part), *rest)
 }
 
 #[cfg(test)]
@@ -87,10 +86,10 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_is_empty_at_most() {
+    fn an_eighth_is_empty_at_most() {
         let mut met = Met::new();
         (0..100_000).for_each(|number| met.insert(&record(number)));
         let capacity: usize = met.parts.iter().map(Vec::capacity).sum();
-        assert!(capacity < 127_000, "{capacity}");
+        assert!(capacity < 115_000, "{capacity}");
     }
 }

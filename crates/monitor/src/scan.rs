@@ -14,7 +14,7 @@
 
 use crate::absent::Absent;
 use crate::finding::{Finding, key_cells, key_of};
-use crate::met::{Met, short};
+use crate::met::Met;
 use pitser_capture::source::Rows;
 use pitser_capture::{Key, Position, Row, Snapshot, SourceError, Unseen};
 use pitser_evidence::Code;
@@ -259,7 +259,7 @@ impl<'a, J: Judge> TablePass<'a, J> {
 /// How often equal rows were met: of most there is one, and of those nine bytes are kept.
 #[derive(Debug, Default)]
 struct Copies {
-    /// As [`Met`] has them, by the first byte.
+    /// By the first byte.
     once: HashMap<u8, HashSet<u64>>,
     /// Those that were met again.
     more: HashMap<Bytes32, u64>,
@@ -279,6 +279,13 @@ impl Copies {
         self.more.insert(*record, 2);
         2
     }
+}
+
+/// Eight bytes of a record's key, behind the first.
+fn short(record: &Bytes32) -> u64 {
+    let (_, rest) = record.0.split_first().expect("32 bytes are more than one");
+    let (short, _) = rest.split_first_chunk().expect("31 bytes are more than 8");
+    u64::from_be_bytes(*short)
 }
 
 fn record_of(table: &ScanTable, key: &Key) -> Bytes32 {

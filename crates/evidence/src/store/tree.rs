@@ -97,7 +97,7 @@ pub struct Tree<P> {
     scratch: Vec<u8>,
     /// Memory of buckets that were buffered, to be used again.
     spare: Vec<Vec<u8>>,
-    /// Buckets that were written since [`Tree::take_changed`], some perhaps
+    /// Buckets that were written since [`Tree::forget_changed`], some perhaps
     /// more than once.
     changed: Vec<(u32, Prefix)>,
 }
@@ -206,14 +206,19 @@ impl<P: Pages> Tree<P> {
         Ok(())
     }
 
-    /// The buckets that were written or moved since this was last asked, in the order
+    /// The buckets that were written or moved since [`Tree::forget_changed`], in the order
     /// of prefixes. Complete after [`Tree::spill`].
-    pub fn take_changed(&mut self) -> Vec<Bucket> {
-        let mut changed = std::mem::take(&mut self.changed);
-        changed.sort_unstable_by_key(|(_, prefix)| *prefix);
-        changed.dedup_by_key(|(_, prefix)| *prefix);
-        let bucket = |(node, prefix)| self.bucket(node, prefix);
-        changed.into_iter().filter_map(bucket).collect()
+    pub fn changed(&mut self) -> impl Iterator<Item = Bucket> {
+        self.changed.sort_unstable_by_key(|(_, prefix)| *prefix);
+        self.changed.dedup_by_key(|(_, prefix)| *prefix);
+        let tree = &*self;
+        let bucket = |(node, prefix): &(u32, Prefix)| tree.bucket(*node, *prefix);
+        tree.changed.iter().filter_map(bucket)
+    }
+
+    /// No bucket counts as changed any more.
+    pub fn forget_changed(&mut self) {
+        self.changed = Vec::new();
     }
 
     /// Shows every bucket that is kept to `visit`, in the order of prefixes.

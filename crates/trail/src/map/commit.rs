@@ -10,6 +10,7 @@ use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::store::{Bucket, Counts, Extent, Pages, Prefix, Storage, Tree};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
 
 const MAGIC: &[u8] = b"pitser map 1\r\n\x1a\n";
 /// Buckets in one frame of a directory.
@@ -105,8 +106,7 @@ pub(crate) type Restored<P> = (Tree<P>, Commit);
 /// What a commit says, before the tree is built.
 struct Found<F: Folder> {
     pages: DiskPages<F>,
-    record: Record,
-    buckets: Vec<Bucket>,
+    written: Written<F::File>,
     generation: u32,
 }
 
@@ -141,7 +141,7 @@ impl<F: Folder> Store<F> {
             return Ok(None);
         };
         let generation = found.generation;
-        let count = found.record.pseudonyms;
+        let count = found.written.record.pseudonyms;
         let (mut tree, commit) = restore(found, |pages| pages, |pages| Some(pages))?;
         let pages = tree.pages_mut();
         pages.adopt_pseudonyms(count, true)?;
@@ -177,15 +177,15 @@ impl<F: Folder> Store<F> {
         clean(tree)?;
         commit.root = Bytes32(tree.root()?);
         tree.pages_mut().sync()?;
-        let buckets = tree.take_changed();
         let blocks = commit.blocks;
+        let buckets = tree.changed().count();
         let record = Record {
             commit,
             tables: tree.counts().tables.clone(),
             patients: tree.counts().patients,
             leaves: tree.counts().leaves,
             pseudonyms: tree.pages().pseudonym_count(),
-            buckets: buckets.len() as u64,
+            buckets: buckets as u64,
         };
         let path = tree
             .pages()
@@ -197,7 +197,8 @@ impl<F: Folder> Store<F> {
                 let mut bytes = Vec::new();
                 frame(&mut bytes, |bytes| {
                     head(bytes, &record);
-                    buckets.iter().for_each(|bucket| write(bytes, bucket));
+                    bytes.reserve_exact(buckets * BUCKET);
+                    tree.changed().for_each(|bucket| write(bytes, &bucket));
                 });
                 journal.file.append(&bytes).at(&path, "cannot write")?;
                 journal.file.sync().at(&path, "cannot make durable")?;
@@ -205,6 +206,7 @@ impl<F: Folder> Store<F> {
             }
             _ => self.next_generation(tree, record)?,
         }
+        tree.forget_changed();
         self.committed = Some(blocks);
         self.retire_empty(tree.pages_mut(), blocks);
         self.tidy(tree.pages_mut());
@@ -382,7 +384,7 @@ pub(crate) fn read<F: Folder>(
     let Some(mut found) = find(folder, blocks, 0)? else {
         return Ok(None);
     };
-    let count = found.record.pseudonyms;
+    let count = found.written.record.pseudonyms;
     found.pages.adopt_pseudonyms(count, false)?;
     restore(found, ReadPages::beside, ReadPages::disk_mut).map(Some)
 }
@@ -393,7 +395,7 @@ pub(crate) fn read<F: Folder>(
 /// [`MapError`]; one that is damaged may only have been tidied away meanwhile.
 pub(crate) fn newest<F: Folder>(folder: F) -> Result<Option<Commit>, MapError> {
     let found = find(folder, u64::MAX, 0)?;
-    Ok(found.map(|found| found.record.commit))
+    Ok(found.map(|found| found.written.record.commit))
 }
 
 /// Removes the store: it has to be made anew.
@@ -419,11 +421,10 @@ fn find<F: Folder>(folder: F, blocks: u64, next_file: u32) -> Result<Option<Foun
     let names = names(&folder)?;
     let pages = DiskPages::new(folder, next_file);
     for generation in numbers(&names, "directory-").into_iter().rev() {
-        if let Some((record, buckets)) = read_generation(&pages, generation, blocks)? {
+        if let Some(written) = read_generation(&pages, generation, blocks)? {
             return Ok(Some(Found {
                 pages,
-                record,
-                buckets,
+                written,
                 generation,
             }));
         }
@@ -439,17 +440,34 @@ fn restore<F: Folder, P: Pages<Error = MapError>>(
 ) -> Result<Restored<P>, MapError> {
     let Found {
         pages,
-        record,
-        buckets,
+        mut written,
         generation,
     } = found;
     let path = pages.folder.path().join(directory_name(generation));
+    let record = &written.record;
     let counts = Counts {
-        tables: record.tables,
+        tables: record.tables.clone(),
         patients: record.patients,
         leaves: record.leaves,
     };
-    let mut tree = Tree::restore(wrap(pages), LIMITS, counts, buckets);
+    let mut failed = None;
+    let buckets = std::iter::from_fn(|| match written.next_part() {
+        Ok(part) => part,
+        Err(unread) => {
+            failed = Some(unread);
+            None
+        }
+    });
+    let mut tree = Tree::restore(wrap(pages), LIMITS, counts, buckets.flatten());
+    let altered = |path| {
+        let damage = Damage::Altered;
+        Err(MapError::Damaged { path, damage })
+    };
+    match failed {
+        None => {}
+        Some(Unread::Disk(error)) => Err(error).at(&path, "cannot read")?,
+        Some(Unread::Altered) => return altered(path),
+    }
     let mut extents = Vec::new();
     tree.buckets(|bucket| extents.push(bucket.extent));
     if let Some(pages) = disk(tree.pages_mut()) {
@@ -457,69 +475,122 @@ fn restore<F: Folder, P: Pages<Error = MapError>>(
             pages.adopt(extent)?;
         }
     }
-    if tree.root()? != record.commit.root.0 {
-        return Err(MapError::Damaged {
-            path,
-            damage: Damage::Altered,
-        });
+    let commit = written.record.commit;
+    if tree.root()? != commit.root.0 {
+        return altered(path);
     }
-    Ok((tree, record.commit))
+    Ok((tree, commit))
 }
 
-/// The last commit of a generation over at most `blocks` blocks, and all buckets
-/// up to it in the order in which they were written.
+/// The last commit of a generation over at most `blocks` blocks, and where its buckets are.
 fn read_generation<F: Folder>(
     pages: &DiskPages<F>,
     generation: u32,
     blocks: u64,
-) -> Result<Option<(Record, Vec<Bucket>)>, MapError> {
+) -> Result<Option<Written<F::File>>, MapError> {
     let name = directory_name(generation);
+    let path = pages.folder.path().join(&name);
     let damaged = || pages.damage(&name, Damage::Altered);
-    let bytes = contents(pages, &name)?.ok_or_else(|| pages.damage(&name, Damage::Missing))?;
-    let mut frames = frames(&bytes);
-    let first = frames.next().ok_or_else(damaged)?;
-    let (mut newest, rest) = split_head(first).ok_or_else(damaged)?;
+    let directory = frames(pages, &name)?;
+    let mut directory = directory.ok_or_else(|| pages.damage(&name, Damage::Missing))?;
+    let first = directory.next().at(&path, "cannot read")?;
+    let first = first.ok_or_else(damaged)?;
+    let (newest, _) = split_head(&first).ok_or_else(damaged)?;
     if newest.commit.blocks > blocks {
         return Ok(None);
     }
-    let mut buckets = Vec::with_capacity(bytes.len() / BUCKET);
-    read_buckets(rest, &mut buckets).ok_or_else(damaged)?;
-    for part in frames {
-        read_buckets(part, &mut buckets).ok_or_else(damaged)?;
-    }
-    if buckets.len() as u64 != newest.buckets {
-        return Err(damaged());
-    }
-    drop(bytes);
+    let missing = newest.buckets;
+    let mut written = Written {
+        record: newest,
+        directory: Some(directory.rewound()),
+        missing,
+        journal: None,
+        commits: 0,
+    };
     // The end of a journal may be torn; all before it was durable in its order.
-    let journal = contents(pages, &journal_name(generation))?.unwrap_or_default();
-    for part in self::frames(&journal) {
-        let Some((record, changed)) = split_head(part) else {
+    let name = journal_name(generation);
+    let Some(mut journal) = frames(pages, &name)? else {
+        return Ok(Some(written));
+    };
+    let path = pages.folder.path().join(&name);
+    while let Some(part) = journal.next().at(&path, "cannot read")? {
+        let Some((record, changed)) = split_head(&part) else {
             break;
         };
         if record.commit.blocks > blocks {
             break;
         }
-        let before = buckets.len();
-        if read_buckets(changed, &mut buckets).is_none()
-            || (buckets.len() - before) as u64 != record.buckets
-        {
-            return Err(pages.damage(&journal_name(generation), Damage::Altered));
+        if changed.len() as u64 != record.buckets.saturating_mul(BUCKET as u64) {
+            return Err(pages.damage(&name, Damage::Altered));
         }
-        newest = record;
+        written.record = record;
+        written.commits += 1;
     }
-    Ok(Some((newest, buckets)))
+    written.journal = Some(journal.rewound());
+    Ok(Some(written))
 }
 
-fn contents<F: Folder>(pages: &DiskPages<F>, name: &str) -> Result<Option<Vec<u8>>, MapError> {
+/// A commit and its buckets, which are read in the order in which they were written, a part
+/// at a time: together they take nearly as much memory as the tree that is made of them.
+struct Written<T> {
+    record: Record,
+    /// `None` once it is read.
+    directory: Option<Frames<T>>,
+    /// Buckets that it still has to have.
+    missing: u64,
+    journal: Option<Frames<T>>,
+    /// How many of the journal's commits count, and are not read yet.
+    commits: u64,
+}
+
+/// Why buckets cannot be read.
+enum Unread {
+    Disk(io::Error),
+    Altered,
+}
+
+impl<T: Grows> Written<T> {
+    /// The next part, `None` after the last one.
+    fn next_part(&mut self) -> Result<Option<Vec<Bucket>>, Unread> {
+        if let Some(directory) = &mut self.directory {
+            let is_first = directory.is_at_start();
+            if let Some(part) = directory.next().map_err(Unread::Disk)? {
+                let part = match is_first {
+                    true => split_head(&part).map(|(_, rest)| rest),
+                    false => Some(part.as_slice()),
+                };
+                let buckets = part.and_then(read_buckets).ok_or(Unread::Altered)?;
+                let missing = self.missing.checked_sub(buckets.len() as u64);
+                self.missing = missing.ok_or(Unread::Altered)?;
+                return Ok(Some(buckets));
+            }
+            if self.missing > 0 {
+                return Err(Unread::Altered);
+            }
+            self.directory = None;
+        }
+        let Some(commits) = self.commits.checked_sub(1) else {
+            return Ok(None);
+        };
+        self.commits = commits;
+        let journal = self.journal.as_mut().ok_or(Unread::Altered)?;
+        let part = journal.next().map_err(Unread::Disk)?;
+        let part = part.ok_or(Unread::Altered)?;
+        let (_, changed) = split_head(&part).ok_or(Unread::Altered)?;
+        read_buckets(changed).map(Some).ok_or(Unread::Altered)
+    }
+}
+
+/// The frames of a file; `None` if it is not there.
+fn frames<F: Folder>(
+    pages: &DiskPages<F>,
+    name: &str,
+) -> Result<Option<Frames<F::File>>, MapError> {
     let path = pages.folder.path().join(name);
     let Some(file) = pages.folder.open(name).at(&path, "cannot open")? else {
         return Ok(None);
     };
-    let len = file.length().at(&path, "cannot look at")?;
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    file.read_at(&mut bytes, 0).at(&path, "cannot read")?;
-    Ok(Some(bytes))
+    Ok(Some(Frames::of(file).at(&path, "cannot read")?))
 }
 
 fn names<F: Folder>(folder: &F) -> Result<Vec<String>, MapError> {
@@ -552,16 +623,62 @@ fn frame(bytes: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// The whole frames of a file, up to the first that is not one.
-fn frames(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = bytes.strip_prefix(MAGIC).unwrap_or_default();
-    std::iter::from_fn(move || {
-        let (len, tail) = rest.split_first_chunk::<4>()?;
-        let (crc, tail) = tail.split_first_chunk::<4>()?;
-        let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
-        let (part, tail) = tail.split_at_checked(len)?;
-        rest = tail;
-        (crc32fast::hash(part).to_be_bytes() == *crc).then_some(part)
-    })
+struct Frames<T> {
+    file: T,
+    at: u64,
+    /// The file's, in bytes.
+    len: u64,
+}
+
+const START: u64 = MAGIC.len() as u64;
+
+impl<T: Grows> Frames<T> {
+    /// None, if the file does not begin as it should.
+    fn of(file: T) -> io::Result<Self> {
+        let len = file.length()?;
+        let mut magic = [0; MAGIC.len()];
+        if len >= START {
+            file.read_at(&mut magic, 0)?;
+        }
+        let len = if magic == MAGIC { len } else { START };
+        Ok(Self {
+            file,
+            at: START,
+            len,
+        })
+    }
+
+    fn is_at_start(&self) -> bool {
+        self.at == START
+    }
+
+    /// The same from the first frame on.
+    fn rewound(self) -> Self {
+        Self { at: START, ..self }
+    }
+
+    /// The next frame's bytes.
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut head = [0; 8];
+        let begin = self.at + head.len() as u64;
+        if begin > self.len {
+            return Ok(None);
+        }
+        self.file.read_at(&mut head, self.at)?;
+        let [l0, l1, l2, l3, crc @ ..] = head;
+        let len = u32::from_be_bytes([l0, l1, l2, l3]);
+        let end = begin + u64::from(len);
+        if end > self.len {
+            return Ok(None);
+        }
+        let mut part = vec![0; len as usize];
+        self.file.read_at(&mut part, begin)?;
+        if crc32fast::hash(&part).to_be_bytes() != crc {
+            return Ok(None);
+        }
+        self.at = end;
+        Ok(Some(part))
+    }
 }
 
 fn head(bytes: &mut Vec<u8>, record: &Record) {
@@ -586,10 +703,11 @@ fn write(bytes: &mut Vec<u8>, bucket: &Bucket) {
     bytes.extend(bucket.hash);
 }
 
-fn read_buckets(bytes: &[u8], buckets: &mut Vec<Bucket>) -> Option<()> {
+fn read_buckets(bytes: &[u8]) -> Option<Vec<Bucket>> {
     let (whole, []) = bytes.as_chunks::<BUCKET>() else {
         return None;
     };
+    let mut buckets = Vec::with_capacity(whole.len());
     for bytes in whole {
         let (bits, rest) = bytes.split_first_chunk::<8>()?;
         let (&depth, rest) = rest.split_first()?;
@@ -609,5 +727,5 @@ fn read_buckets(bytes: &[u8], buckets: &mut Vec<Bucket>) -> Option<()> {
             single: extent >> 63 == 1,
         });
     }
-    Some(())
+    Some(buckets)
 }
