@@ -484,11 +484,16 @@ fn values_that_are_too_long_for_the_file_stand_beside_it() {
     audit.run(&audit.follow()).exits(0);
     audit.give().exits(0);
     let export = EXPORT.replace(" --force", "");
+    // An export that was cut off: what it has left goes away, and needs no --force.
+    let unfinished = audit.path("e.pitser.values.unfinished");
+    fs::create_dir(&unfinished).unwrap();
+    fs::write(unfinished.join("7.2"), "t").unwrap();
     let said = audit.run(&export).exits(0).json();
     assert_eq!(said["apart"]["files"], 2, "{said}");
     assert_eq!(said["apart"]["bytes"], 2 * (1 + (3 << 20)), "{said}");
     assert!(fs::metadata(audit.path("e.pitser")).unwrap().len() < 1 << 20);
 
+    assert!(!unfinished.exists());
     let folder = audit.path("e.pitser.values");
     let files = || {
         let files = fs::read_dir(&folder).unwrap();

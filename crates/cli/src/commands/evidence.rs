@@ -1,7 +1,7 @@
 //! `pitser evidence export`: one file about one patient, for an outsider.
 
 use crate::config::Config;
-use crate::files::values_of;
+use crate::files::{self, values_of};
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
 use crate::output::{plural, print, print_json};
 use crate::trust::instant;
@@ -12,8 +12,8 @@ use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::signature::Signature;
 use pitser_ksi::time::Second;
 use pitser_tlog::proof::LogProof;
-use pitser_trail::Layout;
 use pitser_trail::export::{Asked, ExportError, Exporter};
+use pitser_trail::{Layout, disk};
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
     let witnessed = witnessed(&config, &exporter, &mut evidence).await?;
     let file = evidence.encode_readable().map_err(Failure::input)?;
     let apart = write_apart(&evidence, &mut exporter, &values)?;
-    pitser_trail::disk::replace(&args.output, &file).map_err(Failure::service)?;
+    disk::replace(&args.output, &file).map_err(Failure::service)?;
     let left_out = left_out(&evidence);
     let published = longer.len();
     if args.json {
@@ -136,18 +136,40 @@ struct Apart {
 }
 
 /// Writes what stands apart from the evidence into files of a folder, in place of those of
-/// an earlier export; without any, there is no folder.
+/// an earlier export, which stay until all are there; without any, there is no folder.
 fn write_apart(
     evidence: &Evidence,
     exporter: &mut Exporter,
     folder: &Path,
 ) -> Result<Option<Apart>, Failure> {
     let failed = |e: io::Error| Failure::Service(format!("{}: {e}", folder.display()));
+    let unfinished = files::appended(folder, ".unfinished");
+    remove_earlier(&unfinished).map_err(failed)?;
+    let written = write_into(&unfinished, evidence, exporter);
+    if written.is_err() {
+        // Nobody is to find the patient's contents there.
+        remove_earlier(&unfinished).map_err(failed)?;
+    }
+    let written = written?;
     remove_earlier(folder).map_err(failed)?;
+    if written.files == 0 {
+        return Ok(None);
+    }
+    move_into(folder, &unfinished).map_err(failed)?;
+    let any_file = folder.join("any");
+    disk::sync_dir(&any_file).map_err(Failure::service)?;
+    Ok(Some(written))
+}
+
+fn write_into(
+    folder: &Path,
+    evidence: &Evidence,
+    exporter: &mut Exporter,
+) -> Result<Apart, Failure> {
     let mut written = Apart { files: 0, bytes: 0 };
     for part in evidence.apart() {
         if written.files == 0 {
-            pitser_trail::disk::private_dir(folder).map_err(Failure::service)?;
+            disk::private_dir(folder).map_err(Failure::service)?;
         }
         let gone = || {
             let line = part.seq;
@@ -158,11 +180,23 @@ fn write_apart(
         let bytes = exporter.apart(&part).map_err(Failure::input)?;
         let bytes = bytes.ok_or_else(gone)?;
         let path = folder.join(part.file_name());
-        pitser_trail::disk::replace(&path, &bytes).map_err(Failure::service)?;
+        disk::replace(&path, &bytes).map_err(Failure::service)?;
         written.files += 1;
         written.bytes += bytes.len() as u64;
     }
-    Ok((written.files > 0).then_some(written))
+    Ok(written)
+}
+
+/// Moves all files to a folder, where others may be.
+fn move_into(folder: &Path, from: &Path) -> io::Result<()> {
+    if !folder.exists() {
+        return fs::rename(from, folder);
+    }
+    for file in fs::read_dir(from)? {
+        let file = file?;
+        fs::rename(file.path(), folder.join(file.file_name()))?;
+    }
+    fs::remove_dir(from)
 }
 
 /// Removes the files that an earlier export has left, and nothing else.
