@@ -739,6 +739,10 @@ fn a_line_about_another_patient_than_its_row_is_found_by_the_sample() {
     // It stays found.
     let said = audit.run(&audit.follow().replace(" --json", "")).exits(1);
     said.says("EVD-03");
+    // However the lines come: here from the folder itself.
+    let folder = "audit follow guard/ehr --anchors anchors.toml --dir a";
+    audit.run(folder).exits(1).says("EVD-03");
+    assert!(audit.statements().is_empty());
     let kept = fs::read_to_string(audit.trail("wrong.json")).unwrap();
     let kept: Value = serde_json::from_str(&kept).unwrap();
     let line: Line = serde_json::from_value(kept["line"].clone()).unwrap();

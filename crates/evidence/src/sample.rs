@@ -203,8 +203,8 @@ impl fmt::Display for Wrong {
 pub struct Compared {
     /// What could not be compared; nothing, if key and patient both are the row's.
     pub kept: Vec<&'static str>,
-    /// The row is not shown, or not the column in it that leads to its patient: nothing
-    /// says whose row it is.
+    /// The row is not shown, or not the column in it that leads to its patient, or not the
+    /// mapping that says which one that is: nothing says whose row it is.
     pub is_shut: bool,
 }
 
@@ -262,7 +262,10 @@ pub fn compare(line: &Line, shown: &OpenedRow, trail: &mut Trail<'_>) -> Result<
                 };
                 kept.extend(found.through(named, &columns, trail, 0)?);
             }
-            None => kept.push("how its patient is found was changed, and is not shown"),
+            None => {
+                is_shut = true;
+                kept.push("how its patient is found was changed, and is not shown");
+            }
         }
     }
     Ok(Compared { kept, is_shut })
@@ -1037,6 +1040,15 @@ mod tests {
             let mut shown = shown.clone();
             change(&mut shown);
             let compared = world.compared(world.mapping(), line, &shown).unwrap();
+            assert_eq!(compared.is_shut, is_shut, "{:?}", compared.kept);
+        }
+        // Nor may the mapping, where it is not that of the genesis.
+        let text = "entry\twho -> person\nperson\twho\nward\tnone\nx\tnone\n";
+        let other = Digest::of(&[text.as_bytes()]);
+        let mut shown = shown;
+        for (mapping, is_shut) in [(None, true), (Some("x\tnone\n"), true), (Some(text), false)] {
+            shown.mapping = mapping.map(str::to_owned);
+            let compared = world.compared(other, &line, &shown).unwrap();
             assert_eq!(compared.is_shut, is_shut, "{:?}", compared.kept);
         }
     }

@@ -272,6 +272,7 @@ impl Auditor {
             ..counting.seals
         };
         self.note_judged(&known.genesis, counting.reached)?;
+        self.no_wrong_row(known)?;
         let sampled = match sampling {
             Some(sampling) => self.sample(layout, &attempted.view, known, head, sampling)?,
             None => None,

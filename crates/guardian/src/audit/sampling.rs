@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
 
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
@@ -128,7 +129,6 @@ impl Auditor {
         head: &Checkpoint,
         sampling: Sampling<'_>,
     ) -> Result<Option<Sampled>, AuditError> {
-        self.no_wrong_row(known)?;
         if sampling.rows == 0 {
             return Ok(None);
         }
@@ -185,10 +185,6 @@ impl Auditor {
         };
         let shown = sampling.site.rows(&self.key, &sampled.asked);
         let wrong = compare(&mut sampled, &asked, shown, &lines, &genesis)?;
-        let mut record = serde_json::to_vec(&sampled).expect("texts, numbers and lists of them");
-        record.push(b'\n');
-        let path = self.trail(&known.genesis).join("samples");
-        AppendFile::open(&path, b"")?.append(&record)?;
         if let Some((line, text, code, shown)) = wrong {
             let evidence = Evidence {
                 code,
@@ -197,17 +193,36 @@ impl Auditor {
                 shown: &shown,
             };
             let json = serde_json::to_vec_pretty(&evidence).expect("texts and numbers");
-            disk::replace(&self.trail(&known.genesis).join("wrong.json"), &json)?;
-            return Err(self.accuse(known, code, &format!("line {}: {text}", line.seq)));
+            // Before the sample counts as done: without it the next look would sign. If it
+            // cannot be kept, what was found is told all the same.
+            let text = format!("line {}: {text}", line.seq);
+            if let Err(error) = disk::replace(&self.wrong(&known.genesis), &json) {
+                let text = format!("a row was opened, and {text}. It could not be kept: {error}");
+                return Err(contradiction(code, text));
+            }
+            self.note_sampled(&known.genesis, &sampled)?;
+            return Err(self.accuse(known, code, &text));
         }
+        self.note_sampled(&known.genesis, &sampled)?;
         match sampled.is_refused(at_most) {
             true => Err(refused(sampled)),
             false => Ok(Some(sampled)),
         }
     }
 
+    fn wrong(&self, genesis: &Digest) -> PathBuf {
+        self.trail(genesis).join("wrong.json")
+    }
+
+    fn note_sampled(&self, genesis: &Digest, sampled: &Sampled) -> Result<(), AuditError> {
+        let mut record = serde_json::to_vec(sampled).expect("texts, numbers and lists of them");
+        record.push(b'\n');
+        let path = self.trail(genesis).join("samples");
+        Ok(AppendFile::open(&path, b"")?.append(&record)?)
+    }
+
     fn accuse(&self, known: &Known, code: Code, text: &str) -> AuditError {
-        let path = self.trail(&known.genesis).join("wrong.json");
+        let path = self.wrong(&known.genesis);
         let text = format!(
             "a row was opened, and {text}. {} has the line and what was shown of its row",
             path.display()
@@ -217,14 +232,14 @@ impl Auditor {
 
     /// A line that is not about its row stays so: nothing is signed until somebody has
     /// looked at it.
-    fn no_wrong_row(&self, known: &Known) -> Result<(), AuditError> {
+    pub(super) fn no_wrong_row(&self, known: &Known) -> Result<(), AuditError> {
         #[derive(Deserialize)]
         struct Known {
             code: Code,
             text: String,
             line: Line,
         }
-        let path = self.trail(&known.genesis).join("wrong.json");
+        let path = self.wrong(&known.genesis);
         if !path.exists() {
             return Ok(());
         }
