@@ -14,9 +14,10 @@ use crate::layout::Layout;
 use crate::log::Log;
 use crate::map::{Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
 use crate::marks;
-use crate::read::{self, Follow, Place, ReadError, View, part_magics};
+use crate::read::{self, Damage, Follow, Place, ReadError, View, part_magics};
 use crate::replay;
 use crate::vault::{Vault, VaultError};
+use pitser_evidence::Code;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::commit::{Key, LineNonce, Rows, commit_table_key, record_key};
@@ -448,10 +449,16 @@ impl Trail {
             known,
             genesis_line,
         } = recovered;
+        let head = std::fs::read(layout.head()).ok();
+        let covered = head
+            .as_deref()
+            .and_then(|note| covered_by(&Note::parse(note).ok()?, &keys));
+        let covered = covered.unwrap_or(0);
+        reaches(&layout, view.log().size(), covered)?;
+        // Nobody saw a head over what is missing: it never became durable.
         vault.discard_from(view.state.next_seq())?;
         // What a crash left in the system's memory counts from now on.
         files.write_again(&layout, known)?;
-        let head = std::fs::read(layout.head()).ok();
         let summary = |leaf: &LogLeaf| BlockSummary {
             block: leaf.block,
             first_seq: leaf.first_seq,
@@ -491,10 +498,7 @@ impl Trail {
             _lock: lock,
             layout,
         };
-        let covered = trail.kept_head().map(|(_, blocks)| blocks);
-        trail
-            .store
-            .covers(trail.state.storage_mut(), covered.unwrap_or(0));
+        trail.store.covers(trail.state.storage_mut(), covered);
         trail.reopen_closing(&view.seals.closing)?;
         let first = trail.index.first_of(trail.files.number)?;
         if let Some(block) = trail.index.block(first, "")? {
@@ -503,12 +507,6 @@ impl Trail {
         }
         recovery.finished_erasure = trail.finish_erasures()?;
         Ok((trail, gathered, recovery))
-    }
-
-    /// Blocks that a head of this trail covers.
-    fn covered_by(&self, note: &Note) -> Option<u64> {
-        let head = Head::open(note, self.keys.origin(), &self.keys.log().verifier());
-        head.ok().map(|head| head.size())
     }
 
     /// Segments are closed once they are longer or older than this.
@@ -926,7 +924,7 @@ impl Trail {
         let bytes = note.to_string();
         disk::replace(&self.layout.head(), bytes.as_bytes())?;
         self.head = Some(Digest::of(&[bytes.as_bytes()]));
-        if let Some(blocks) = self.covered_by(note) {
+        if let Some(blocks) = covered_by(note, &self.keys) {
             self.store.covers(self.state.storage_mut(), blocks);
         }
         Ok(())
@@ -936,7 +934,7 @@ impl Trail {
     /// not ours.
     pub fn kept_head(&self) -> Option<(Note, u64)> {
         let note = Note::parse(&std::fs::read(self.layout.head()).ok()?).ok()?;
-        let blocks = self.covered_by(&note)?;
+        let blocks = covered_by(&note, &self.keys)?;
         Some((note, blocks))
     }
 
@@ -1164,6 +1162,29 @@ pub(crate) fn commit_map(
 ) -> Result<(), MapError> {
     index.sync(&OsFolder::new(layout.map()))?;
     store.commit(state.storage_mut(), commit)
+}
+
+/// Blocks that a head of this trail covers.
+fn covered_by(note: &Note, keys: &Keys) -> Option<u64> {
+    let head = Head::open(note, keys.origin(), &keys.log().verifier());
+    head.ok().map(|head| head.size())
+}
+
+/// Whether the trail has what its kept head covers: a block is durable before a head is
+/// signed over it, so that no crash leaves less.
+fn reaches(layout: &Layout, blocks: u64, covered: u64) -> Result<(), ReadError> {
+    if blocks >= covered {
+        return Ok(());
+    }
+    Err(ReadError::Damaged(Damage {
+        code: Code::TrailShort,
+        path: layout.head(),
+        line: None,
+        text: format!(
+            "it is over {covered} blocks, and the trail has {blocks}: its segments are older than the rest of \
+             its folder, or were cut. Put the newer ones back; nothing was written or removed"
+        ),
+    }))
 }
 
 /// Brings the last segment's files to a whole number of items.

@@ -15,6 +15,7 @@ use pitser_evidence::Code;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::Op;
 use pitser_ksi::pki::Subject;
+use pitser_trail::export::Exporter;
 use pitser_trail::{
     Body, Draft, Layout, MAX_BLOCK_LINES, PatientId, ReadError, Recovery, Row, SegmentLimits,
     Trail, TrailError, read,
@@ -465,6 +466,56 @@ fn what_was_altered_after_sealing_is_named() {
         )
         .unwrap();
     });
+}
+
+/// Segments that were put back from an earlier time, beside a vault and a head of now: nothing
+/// is thrown away because of them.
+#[test]
+fn segments_older_than_the_kept_head_are_refused_and_cost_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let segments = layout.segment(0).parent().unwrap().to_owned();
+    let older = tempfile::tempdir().unwrap();
+    let mut trail = create(dir.path());
+    let [first, second, ..] = &events()[..] else {
+        unreachable!("there are four");
+    };
+    trail.append(first.clone()).unwrap();
+    trail.commit().unwrap();
+    close(&mut trail);
+    copy_folder(&segments, older.path());
+    trail.append(second.clone()).unwrap();
+    trail.commit().unwrap();
+    close(&mut trail);
+    let head = trail.sign_head();
+    trail.store_head(&head).unwrap();
+    drop(trail);
+
+    let newer = tempfile::tempdir().unwrap();
+    let put_back = |from: &Path| {
+        std::fs::remove_dir_all(&segments).unwrap();
+        copy_folder(from, &segments);
+    };
+    copy_folder(&segments, newer.path());
+    put_back(older.path());
+    match reopen(dir.path()) {
+        Err(TrailError::Read(ReadError::Damaged(damage))) => {
+            assert_eq!(damage.code, Code::TrailShort);
+            assert!(
+                damage.text.contains("over 2 blocks, and the trail has 1"),
+                "{damage}"
+            );
+        }
+        other => panic!("{:?}", other.map(|(_, recovery)| recovery)),
+    }
+    put_back(newer.path());
+    drop(reopen(dir.path()).unwrap());
+    let mut exporter = Exporter::open(layout).unwrap();
+    let opened = (0..exporter.lines_read()).filter_map(|seq| exporter.opened(seq).unwrap().1);
+    assert_eq!(
+        opened.filter(|(_, content)| content.row.is_some()).count(),
+        2
+    );
 }
 
 /// A segment's age counts from its first block, also of a writer that was opened since;
