@@ -220,6 +220,13 @@ fn open_transactions_and_no_folder(server: &Server, sql: &mut Connection) {
     run(site.dir(), "guard uninstall").exits(0);
 }
 
+/// How many statements `guard init` says that it runs, or would.
+fn statements(said: &str) -> u32 {
+    let (before, _) = said.split_once(" statements").unwrap();
+    let (_, number) = before.rsplit_once(' ').unwrap();
+    number.parse().unwrap()
+}
+
 /// From a dry run to `uninstall`, and to a second beginning on the old trail.
 fn nothing_is_left_behind(server: &Server, sql: &mut Connection) {
     sql.query("CREATE TABLE loose (note text)").unwrap();
@@ -234,14 +241,16 @@ fn nothing_is_left_behind(server: &Server, sql: &mut Connection) {
     );
     site.edit("keyless = \"refuse\"", "keyless = \"full\"");
     site.refuses("guard run", 3, &["Ward-7", "`pitser guard init` first"]);
-    run(site.dir(), "guard init --dry-run")
+    let planned = run(site.dir(), "guard init --dry-run")
         .exits(0)
         .says("CREATE_REPLICATION_SLOT pitser_ward_7 ")
         .says("a new trail would begin");
+    let planned = statements(&planned.out);
     assert_eq!(traces(server, sql), before, "a dry run changes nothing");
     assert!(!site.dir().join("data").exists());
 
-    run(site.dir(), "guard init").exits(0).says("genesis");
+    let installed = run(site.dir(), "guard init").exits(0).says("genesis");
+    assert_eq!(statements(&installed.out), planned);
     let installed = traces(server, sql);
     assert_ne!(installed, before);
     assert!(installed.contains("pitser_ward_7"), "{installed}");

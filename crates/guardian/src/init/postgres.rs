@@ -115,13 +115,14 @@ pub(super) fn install(
             plan.notes.push(note.to_owned());
         } else if !slot::exists(&mut sql, &place.slot)? {
             slot::create_telling(&mut replication, &place.slot, wait)?;
-            tell_slot(&mut plan, &place.slot, false);
+            tell_slot(&mut plan, &place.slot, new_trail);
             // What the database has for us may be new like the slot.
             begun.forget_word();
         }
         return Ok(plan);
     }
     let created = slot::create_telling(&mut replication, &place.slot, wait)?;
+    tell_slot(&mut plan, &place.slot, new_trail);
     let begun = (|| {
         let moment = Moment::exported(&place, &created)?;
         let beginning = Beginning {
