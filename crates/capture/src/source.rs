@@ -227,6 +227,16 @@ pub trait Snapshot {
     /// Whether the same moment can still be read, after a table of it could not.
     fn goes_on(&self) -> bool;
 
+    /// Why rows that a table had at this moment may not have been shown when it was read; by
+    /// default they all are.
+    ///
+    /// # Errors
+    /// The engine cannot be asked.
+    fn hidden(&mut self, table: &str) -> Result<Option<SourceError>, SourceError> {
+        let _ = table;
+        Ok(None)
+    }
+
     /// About how many rows a table has, where the engine keeps such a number: for people
     /// who wait.
     ///

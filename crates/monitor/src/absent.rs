@@ -2,6 +2,7 @@
 //! time, however many there are.
 
 use crate::met::AllMet;
+use pitser_capture::SourceError;
 use pitser_evidence::codec::Bytes32;
 
 /// Records of one table that were not met.
@@ -9,6 +10,7 @@ use pitser_evidence::codec::Bytes32;
 pub(crate) struct Absent {
     table: String,
     met: AllMet,
+    hidden: Option<SourceError>,
     /// So many of them are found together.
     most: usize,
     /// They are found in so many parts, which is a power of two, by their first bytes;
@@ -24,11 +26,18 @@ const BYTES: u32 = 256;
 
 impl Absent {
     /// Of a table whose records were met but for these: about `most` are in memory at a
-    /// time, if there are no more than 256 times as many.
-    pub(crate) fn new(table: String, met: AllMet, most: usize) -> Self {
+    /// time, if there are no more than 256 times as many. `hidden`: why some may not have been
+    /// shown.
+    pub(crate) fn new(
+        table: String,
+        met: AllMet,
+        hidden: Option<SourceError>,
+        most: usize,
+    ) -> Self {
         Self {
             table,
             met,
+            hidden,
             most,
             parts: None,
             part: 0,
@@ -39,6 +48,16 @@ impl Absent {
     /// The table.
     pub(crate) fn table(&self) -> &str {
         &self.table
+    }
+
+    /// Why it may be that they were not shown.
+    pub(crate) fn hidden(self) -> Option<SourceError> {
+        self.hidden
+    }
+
+    /// Whether it may be that they were not shown.
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.hidden.is_some()
     }
 
     /// One of them and the line of its row; `None` after the last. `each` shows all records
@@ -126,7 +145,7 @@ mod tests {
         (0..10_000)
             .step_by(3)
             .for_each(|number| met.insert(&record(number)));
-        let mut absent = Absent::new("entry".into(), met.all(), most);
+        let mut absent = Absent::new("entry".into(), met.all(), None, most);
         let visits = Cell::new(0);
         let mut largest = 0;
         let mut named = BTreeSet::new();

@@ -104,7 +104,7 @@ pub struct Look {
     /// Rows compared.
     pub rows: u64,
     /// Tables that could not be read to their end, and why. What was read of them is
-    /// judged; of what was not, nothing is said.
+    /// judged; of what was not, nothing is said. Complete when all is judged.
     pub unread: Vec<(String, SourceError)>,
     /// Those that were not judged before.
     suspects: Suspects,
@@ -184,7 +184,8 @@ pub fn look(
         }
         match read {
             Ok(()) => {
-                let absent = Absent::new(table.name.clone(), met.all(), ABSENT);
+                let hidden = snapshot.hidden(&table.name)?;
+                let absent = Absent::new(table.name.clone(), met.all(), hidden, ABSENT);
                 look.absent.push_back(absent);
             }
             Err(error) if error.is_not_guarded() || !snapshot.goes_on() => return Err(error),
@@ -504,11 +505,17 @@ impl Look {
                 continue;
             };
             // Others may have changed since they were looked for.
-            if !touched.contains(&table, &record)
-                && !is_unseen(trail, &self.suspects.unseen, touched, &table, &record)?
+            if touched.contains(&table, &record)
+                || is_unseen(trail, &self.suspects.unseen, touched, &table, &record)?
             {
+                continue;
+            }
+            if !absent.is_hidden() {
                 return Ok(Some((is_missing(trail, &table, record, seq)?, None)));
             }
+            // It may be there. Had the table been truncated, a line would say so.
+            let why = self.absent.pop_front().and_then(Absent::hidden);
+            self.unread.extend(why.map(|why| (table, why)));
         }
         Ok(None)
     }

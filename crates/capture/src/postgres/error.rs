@@ -314,6 +314,15 @@ pub enum PgError {
         /// The table.
         table: String,
     },
+    /// A table was stored anew before it was read.
+    #[error(
+        "table {table} was rewritten (ALTER TABLE, TRUNCATE, VACUUM FULL) before its rows could be read: it will be \
+         read again"
+    )]
+    Rewritten {
+        /// The table.
+        table: String,
+    },
     /// What is asked for cannot be guarded in that way.
     #[error("{what}")]
     Unfit {
@@ -362,6 +371,7 @@ impl PgError {
                 | Self::SlotBusy { .. }
                 | Self::OpenTransactions { .. }
                 | Self::Locked { .. }
+                | Self::Rewritten { .. }
         )
     }
 }

@@ -267,6 +267,23 @@ impl Snapshot {
     fn of_parts(&mut self, table: &Table, what: &str) -> Result<u64, PgError> {
         let [schema, name] = &table.parts;
         let rows = self.sql.query(&format!(
+    /// Whether a table that was read, or a partition of it, was stored anew after the snapshot
+    /// was taken and before it was read: by `ALTER TABLE`, which then shows no row to older
+    /// snapshots, by `TRUNCATE`, or by `VACUUM FULL`, which shows all.
+    ///
+    /// # Errors
+    /// Those of a query.
+    pub fn is_rewritten(&mut self, table: &Table) -> Result<bool, PgError> {
+        // Rows of the catalogue are as the snapshot sees them, the function's answer is of now;
+        // whoever has read a table keeps others from storing it anew.
+        let rewritten = self.of_parts(
+            table,
+            "count(*) FILTER (WHERE c.relfilenode <> 0 \
+               AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid))",
+        )?;
+        Ok(rewritten > 0)
+    }
+
             "SELECT {what} \
              FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace \
              JOIN pg_class c ON c.oid = r.oid OR c.oid IN (SELECT p.relid FROM pg_partition_tree(r.oid) p \

@@ -428,6 +428,15 @@ impl source::Snapshot for Moment {
     }
 }
 
+    fn hidden(&mut self, table: &str) -> Result<Option<SourceError>, SourceError> {
+        let Some(known) = self.tables.get(table) else {
+            return Ok(None);
+        };
+        let table = table.to_owned();
+        let rewritten = self.snapshot.is_rewritten(known)?;
+        Ok(rewritten.then(|| PgError::Rewritten { table }.into()))
+    }
+
 /// Whether the server refused to send a row, for its length or for what cannot be converted.
 /// What damage is told by has the same code as the former in part; its words are never
 /// translated.

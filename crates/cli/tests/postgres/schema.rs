@@ -1,14 +1,13 @@
 //! Tables that come, change and go while they are guarded.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Instant;
 
 use pitser_evidence::line::Op;
 use serde_json::Value;
 
 use crate::long::bytes;
 use crate::tamper::unseen;
-use crate::world::{PATIENCE, World, signal};
+use crate::world::{World, signal};
 
 const SOURCE: &str = r#"
 tables  = ["public.*"]
@@ -43,21 +42,11 @@ fn a_table_that_is_new_while_rows_are_compared() {
     // A scan that has begun: it waits for a lock, and then for whoever stopped its server.
     let mut locker = world.talk("postgres");
     locker.says("BEGIN; LOCK TABLE visit");
-    let pid = |granted: &str| {
-        let of = "SELECT pid FROM pg_locks WHERE relation = 'visit'::regclass";
-        let began = Instant::now();
-        loop {
-            let found = world.psql("postgres", &format!("{of} AND {granted}"));
-            if let Ok(pid) = found.trim().parse::<u32>() {
-                return pid.to_string();
-            }
-            assert!(began.elapsed() < PATIENCE, "nobody waits");
-        }
-    };
-    pid("granted");
+    world.pid_that("holds it", "relation = 'visit'::regclass AND granted");
     std::thread::scope(|scope| {
         let scan = scope.spawn(|| world.scan());
-        let reads = pid("NOT granted");
+        let waits = "relation = 'visit'::regclass AND NOT granted";
+        let reads = world.pid_that("reads the table", waits);
         signal("-STOP", &reads);
         drop(locker);
         let status = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -70,6 +59,85 @@ fn a_table_that_is_new_while_rows_are_compared() {
     });
     let status = world.status_when("guards", |s| s["state"] == "guarding");
     assert_eq!(status["rows_verified"], 100_050, "both tables");
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+/// A table that is stored anew shows no row to a snapshot from before.
+#[test]
+fn a_table_that_is_rewritten_while_others_are_compared_is_not_empty() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE admission (id int PRIMARY KEY, note text);
+         CREATE TABLE ward (id int PRIMARY KEY, n int);
+         CREATE TABLE visit (id int PRIMARY KEY, n int);
+         INSERT INTO visit SELECT n, 1000 + n FROM generate_series(1, 50) n;
+         INSERT INTO ward SELECT n, n FROM generate_series(1, 50) n",
+    );
+    world.configure("scan_every_s = 0", SOURCE);
+    world.run("guard init").exits(0).says("3 tables guarded");
+    world.guard();
+    let mut locker = world.talk("postgres");
+    locker.says("BEGIN; LOCK TABLE admission");
+    world.pid_that("holds it", "relation = 'admission'::regclass AND granted");
+    std::thread::scope(|scope| {
+        let scan = scope.spawn(|| world.run("guard scan --json"));
+        world.pid_that(
+            "visits the first table",
+            "relation = 'admission'::regclass AND NOT granted",
+        );
+        world.psql(
+            "postgres",
+            "ALTER TABLE visit ALTER n TYPE bigint; TRUNCATE ward",
+        );
+        drop(locker);
+        let report = scan.join().unwrap().json();
+        let scanned = &report["sources"][0];
+        assert_eq!(scanned["findings"], serde_json::json!([]), "{report}");
+        // Of the other one the trail knows that it is empty.
+        let unread = scanned["unread"].as_array().unwrap();
+        let [visit] = &unread[..] else {
+            panic!("{report}");
+        };
+        assert_eq!(visit["table"], "public.visit");
+        assert!(
+            visit["why"].as_str().unwrap().contains("was rewritten"),
+            "{report}"
+        );
+    });
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+/// The same while the rows of others are written down.
+#[test]
+fn a_table_that_is_rewritten_before_its_baseline_gets_one() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "CREATE TABLE later (id int PRIMARY KEY, note text);
+         INSERT INTO later SELECT n, 'before' FROM generate_series(1, 100000) n;
+         CREATE TABLE latest (id int PRIMARY KEY, n int);
+         INSERT INTO latest SELECT n, n FROM generate_series(1, 50) n",
+    );
+    world.run("guard init").exits(0).says("3 tables guarded");
+    let writes = |s: &Value| {
+        s["baseline"]["rows"]
+            .as_u64()
+            .is_some_and(|rows| rows < 100_000)
+    };
+    world.status_when("writes rows", writes);
+    world.psql("postgres", "ALTER TABLE latest ALTER n TYPE bigint");
+    world.status_when("guards", |s| s["state"] == "guarding");
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    let said = world.run("history public.latest 1 --json").exits(0).json();
+    assert_eq!(said["lines"][0]["line"]["op"], "baseline");
+    let status = world.status_when("has compared all", |s| s["rows_verified"] == 100_100);
+    assert_eq!(status["unread"], serde_json::json!([]));
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }

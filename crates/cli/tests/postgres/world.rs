@@ -180,6 +180,19 @@ impl World {
         report["sources"][0]["findings"].as_array().unwrap().clone()
     }
 
+    /// The server's process whose entry in `pg_locks` is so.
+    #[track_caller]
+    pub(crate) fn pid_that(&self, does: &str, has: &str) -> String {
+        let began = Instant::now();
+        loop {
+            let found = self.psql("postgres", &format!("SELECT pid FROM pg_locks WHERE {has}"));
+            if let Ok(pid) = found.trim().parse::<u32>() {
+                return pid.to_string();
+            }
+            assert!(began.elapsed() < PATIENCE, "nobody {does}");
+        }
+    }
+
     /// Findings about rows that are open after a scan, in order: `code table key`.
     pub(crate) fn wrong(&self) -> Vec<String> {
         let text = |f: &Value, name: &str| f[name].as_str().unwrap_or_default().to_owned();

@@ -138,6 +138,8 @@ impl Session {
             rows: 0,
             about: Some(about).filter(|about| *about > 0),
         });
+        // They are read again in another snapshot, when all others are done.
+        let mut hidden = Vec::new();
         for table in &tables {
             self.reading = Some(table.clone());
             let mut failed = None;
@@ -162,6 +164,10 @@ impl Session {
                 Some(past) => past.scan_at(from, table, BASELINE_CHUNK, &mut each)?,
                 None => {
                     snapshot.scan(table, BASELINE_CHUNK, &mut each)?;
+                    if let Some(why) = snapshot.hidden(table)? {
+                        tracing::warn!(source = %worker.parts.source.name, "{why}");
+                        hidden.push(table.clone());
+                    }
                     true
                 }
             };
@@ -174,10 +180,11 @@ impl Session {
             }
         }
         self.reading = None;
-        let is_whole = self.is_new && self.aside.is_empty();
+        let is_whole = self.is_new && self.aside.is_empty() && hidden.is_empty();
+        self.unbaselined.retain(|table| !hidden.contains(table));
         let lines = match is_whole {
             true => vec![None],
-            false => tables.into_iter().map(Some).collect(),
+            false => self.unbaselined.iter().cloned().map(Some).collect(),
         };
         for table in lines {
             let at = self.now(worker);
@@ -191,6 +198,7 @@ impl Session {
         self.is_new &= !is_whole;
         self.baselined = None;
         self.live.extend(self.unbaselined.drain(..));
+        self.unbaselined = hidden;
         self.gone.clear();
         self.close(worker)
     }

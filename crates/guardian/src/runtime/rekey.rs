@@ -281,7 +281,9 @@ impl Session {
                 }
             }
         })?;
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(()), Err)?;
+        // One that may not have shown all its rows has to be read in another snapshot.
+        Ok(snapshot.hidden(table)?.map_or(Ok(()), Err)?)
     }
 
     fn compare_named(&mut self, moved: &mut Move, now: &Key, row: &Row) -> Result<(), Ended> {
