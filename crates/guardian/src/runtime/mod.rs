@@ -9,6 +9,7 @@ mod failed;
 mod findings;
 mod fleet;
 mod heads;
+mod intake;
 mod logged;
 mod outage;
 mod pulse;
@@ -42,6 +43,7 @@ pub(crate) use word::FILE as WORD;
 use capture::Unread;
 use failed::Failed;
 use heads::{Cosigner, Heads};
+use intake::Intake;
 use logged::Logged;
 use outage::Outage;
 use pitser_capture::fhir::FhirError;
@@ -63,7 +65,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use transaction::Transaction;
 pub(crate) use transaction::Written;
 
@@ -189,6 +191,8 @@ enum Command {
     Submit {
         raw: Vec<u8>,
         reply: oneshot::Sender<Result<Receipt, SubmitError>>,
+        /// Others wait for it with their senders.
+        place: OwnedSemaphorePermit,
     },
     Scan {
         reply: oneshot::Sender<Result<ScanSummary, String>>,
@@ -310,6 +314,7 @@ impl Guardian {
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: Sender<Command>,
+    intake: Intake,
     status: watch::Receiver<Status>,
     desk: Arc<Desk>,
     pulse: Pulse,
@@ -350,9 +355,8 @@ impl Handle {
     /// [`SubmitError`] says whether sending it again makes sense.
     pub async fn submit(&self, raw: Vec<u8>) -> Result<Receipt, SubmitError> {
         let stopped = || SubmitError::Unavailable("the guardian has stopped".into());
-        self.ask(|reply| Command::Submit { raw, reply })
-            .await
-            .unwrap_or_else(|| Err(stopped()))
+        let taken = self.intake.submit(raw).await;
+        taken.unwrap_or_else(|| Err(stopped()))
     }
 
     /// Compares all live rows with the trail now.
@@ -514,6 +518,7 @@ impl Worker {
             pulse,
         };
         let handle = Handle {
+            intake: Intake::new(commands.clone()),
             commands,
             status,
             desk,

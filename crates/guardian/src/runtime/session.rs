@@ -381,7 +381,9 @@ impl Session {
 
     pub(super) fn command(&mut self, worker: &mut Worker, command: Command) -> Result<(), Ended> {
         match command {
-            Command::Submit { raw, reply } => {
+            // Whoever sent it has gone, and comes again if it matters.
+            Command::Submit { reply, .. } if reply.is_closed() => Ok(()),
+            Command::Submit { raw, reply, place } => {
                 // What was committed before the event was sent comes before it,
                 // as far as the source has told it by now.
                 let until = (worker.parts.clock)() + SECOND_US;
@@ -390,6 +392,7 @@ impl Session {
                     Ok(answer) => (answer, Ok(())),
                     Err(ended) => (Err(SubmitError::Unavailable(ended.why())), Err(ended)),
                 };
+                drop(place);
                 let _ = reply.send(answer);
                 ended
             }
