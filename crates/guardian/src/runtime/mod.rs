@@ -830,6 +830,8 @@ struct Pass {
 
 /// When regular work is due, in microseconds since 1970.
 struct Due {
+    /// When it was looked for last.
+    seen: u64,
     close: u64,
     scan: u64,
     fingerprint: u64,
@@ -840,4 +842,42 @@ struct Due {
     progress: u64,
     /// Findings that were only counted are looked for.
     more: u64,
+}
+
+impl Due {
+    /// Looks what is due now. A clock that was set back takes everything with it, or nothing
+    /// would be done until it is there again. Gives by how much.
+    fn look(&mut self, now: u64) -> u64 {
+        let back = self.seen.saturating_sub(now);
+        self.seen = now;
+        if back > 0 {
+            let Self {
+                seen: _,
+                close,
+                scan,
+                fingerprint,
+                word,
+                cosign,
+                commit,
+                progress,
+                more,
+            } = self;
+            for due in [
+                close,
+                scan,
+                fingerprint,
+                word,
+                cosign,
+                commit,
+                progress,
+                more,
+            ] {
+                // What is never due stays so.
+                if *due != u64::MAX {
+                    *due = due.saturating_sub(back);
+                }
+            }
+        }
+        back
+    }
 }

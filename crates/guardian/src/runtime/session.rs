@@ -101,6 +101,7 @@ impl Session {
             scan_replies: Vec::new(),
             postponed: Vec::new(),
             next: Due {
+                seen: now,
                 close: 0,
                 scan: 0,
                 fingerprint: now + SECOND_US,
@@ -314,6 +315,7 @@ impl Session {
         let tuning = worker.parts.tuning.clone();
         let now = (worker.parts.clock)();
         worker.pulse.beat(now);
+        self.closed_at = self.closed_at.saturating_sub(self.next.look(now));
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
             self.compare_fingerprint(worker, None)?;

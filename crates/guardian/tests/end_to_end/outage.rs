@@ -65,6 +65,29 @@ async fn sessions_that_fail_at_once_do_not_end_an_outage() {
     assert!(watcher.await.unwrap() > 0);
 }
 
+/// A machine's clock ran ahead, and is put right: all that is regular was due by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_holds_nothing_up() {
+    let mut site = Site::new();
+    site.tuning.unwatched_alarm_s = 3600;
+    install(&site).unwrap();
+    let ahead = Arc::new(AtomicU64::new(3600 * 1_000_000));
+    let by = Arc::clone(&ahead);
+    let guardian = site.start_alone(move || micros() + by.load(Ordering::SeqCst));
+    guardian.scan().await.unwrap();
+    let mut blocks = guardian.status().blocks;
+    for (note, by) in [("before", 3600), ("after", 0)] {
+        ahead.store(by * 1_000_000, Ordering::SeqCst);
+        let change = format!("UPDATE result SET note = '{note}' WHERE id = 1");
+        site.database().execute_batch(&change).unwrap();
+        let closes = |s: &Status| s.blocks > blocks;
+        blocks = status_with(&guardian, "closes a block", closes)
+            .await
+            .blocks;
+    }
+    guardian.stop().await;
+}
+
 /// Whoever is to be told of an outage has to know whose it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guardian_that_starts_without_its_database_says_whose_it_is() {
