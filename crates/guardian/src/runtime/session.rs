@@ -227,6 +227,10 @@ impl Session {
         self.begin(worker)?;
         self.has_begun = true;
         self.show(worker);
+        if !self.begun.is_empty() {
+            // Before anything that the rows show: it may say that we are ahead of them.
+            self.capture(worker)?;
+        }
         self.baseline(worker)?;
         self.accused(worker)?;
         loop {
