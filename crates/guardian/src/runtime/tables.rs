@@ -49,6 +49,8 @@ impl Session {
         let source = &worker.parts.source;
         let mut tables = self.source.unguarded()?;
         tables.retain(|table| config::is_wanted(source, table));
+        // One that is made again is told again.
+        self.unguarded.retain(|known| tables.contains(known));
         for table in tables {
             if self.unguarded.contains(&table) {
                 continue;
