@@ -429,7 +429,7 @@ impl Refusal {
             },
             ("53400", Doing::MakingSlot { .. }) => PgError::NoFreeSlot,
             ("53300", _) => PgError::TooManyConnections { message },
-            ("57P01" | "57P02" | "57P03", _) => PgError::NotNow { message },
+            ("57P01" | "57P02" | "57P03" | "57P05", _) => PgError::NotNow { message },
             ("55006", Doing::Streaming { slot, .. }) => PgError::SlotBusy {
                 slot: slot.to_owned(),
             },

@@ -54,6 +54,7 @@ mod error;
 mod fingerprint;
 pub mod install;
 pub mod pgoutput;
+mod questions;
 mod reader;
 pub mod slot;
 mod snapshot;

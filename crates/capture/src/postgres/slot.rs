@@ -156,6 +156,21 @@ pub fn is_read(sql: &mut Connection, slot: &Name) -> Result<bool, PgError> {
     Ok(!found.is_empty())
 }
 
+/// Whether the server's process that reads the slot is at work: it waits neither for more of
+/// the log nor for whom it sends it to.
+///
+/// # Errors
+/// Those of a query.
+pub(super) fn is_at_work(sql: &mut Connection, slot: &Name) -> Result<bool, PgError> {
+    let found = sql.query(&format!(
+        "SELECT 1 FROM pg_catalog.pg_replication_slots s \
+         JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+         WHERE s.slot_name = '{slot}' \
+           AND coalesce(a.wait_event_type, '') NOT IN ('Activity', 'Client')"
+    ))?;
+    Ok(!found.is_empty())
+}
+
 /// The log that the server keeps for a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use super::encoding::Encoding;
 use super::error::quote;
@@ -66,6 +67,10 @@ const AHEAD: usize = 2;
 /// Bytes of a chunk of rows, about: rows may be documents.
 const CHUNK_BYTES: usize = 4 << 20;
 
+/// How long the server may look for the next rows: between them may be much that is free,
+/// and one that is frozen, or gone, does not hold whoever reads for ever.
+const SILENCE: Duration = Duration::from_secs(600);
+
 /// Rows of a table's first chunk, before their size is known.
 const FIRST_CHUNK: usize = 50;
 
@@ -89,7 +94,7 @@ impl Snapshot {
     /// # Errors
     /// Those of [`Connection::open`].
     pub fn open(config: &Config) -> Result<Self, PgError> {
-        let mut sql = Connection::open(config)?;
+        let mut sql = Connection::open(config)?.silent_for(SILENCE);
         // Row security must refuse, not leave rows out. Rows are read as fast as
         // they are worked on: no limit of the role's may end that. But whoever locks a
         // table does not keep all others from being read for as long.
@@ -262,11 +267,6 @@ impl Snapshot {
         )
     }
 
-    /// A number about a table and its partitions, which are `c` in `what`, and their
-    /// access methods `a`.
-    fn of_parts(&mut self, table: &Table, what: &str) -> Result<u64, PgError> {
-        let [schema, name] = &table.parts;
-        let rows = self.sql.query(&format!(
     /// Whether a table that was read, or a partition of it, was stored anew after the snapshot
     /// was taken and before it was read: by `ALTER TABLE`, which then shows no row to older
     /// snapshots, by `TRUNCATE`, or by `VACUUM FULL`, which shows all.
@@ -284,6 +284,11 @@ impl Snapshot {
         Ok(rewritten > 0)
     }
 
+    /// A number about a table and its partitions, which are `c` in `what`, and their
+    /// access methods `a`.
+    fn of_parts(&mut self, table: &Table, what: &str) -> Result<u64, PgError> {
+        let [schema, name] = &table.parts;
+        let rows = self.sql.query(&format!(
             "SELECT {what} \
              FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace \
              JOIN pg_class c ON c.oid = r.oid OR c.oid IN (SELECT p.relid FROM pg_partition_tree(r.oid) p \

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::encoding::Encoding;
 use super::install;
+use super::questions::Questions;
 use super::reader::Reader;
 use super::slot::{self, State, text};
 use super::snapshot::unseen_by;
@@ -112,8 +113,8 @@ impl PgSource {
         };
         let from = start.map_or(after, boundary);
         let connection = Connection::open_replication(config)?.silent_for(Connection::PATIENCE);
-        let mut catalogue = Connection::open(config)?.answering_within(Connection::PATIENCE)?;
-        let encoding = Encoding::ask(&mut catalogue)?;
+        let mut catalogue = Questions::open(config)?;
+        let encoding = catalogue.ask(Encoding::ask)?;
         let stream = Stream::start_in(connection, slot, publication, from, encoding)?;
         // From here on nobody else can move it. Whoever did so a moment ago is told as
         // before: of that the server would say nothing, and leave out what lies between.
@@ -426,7 +427,6 @@ impl source::Snapshot for Moment {
         let known = self.tables.get(table);
         Ok(known.map(|it| self.snapshot.about(it)).transpose()?)
     }
-}
 
     fn hidden(&mut self, table: &str) -> Result<Option<SourceError>, SourceError> {
         let Some(known) = self.tables.get(table) else {
@@ -436,6 +436,7 @@ impl source::Snapshot for Moment {
         let rewritten = self.snapshot.is_rewritten(known)?;
         Ok(rewritten.then(|| PgError::Rewritten { table }.into()))
     }
+}
 
 /// Whether the server refused to send a row, for its length or for what cannot be converted.
 /// What damage is told by has the same code as the former in part; its words are never

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::encoding::Encoding;
 use super::error::{Doing, is_of_data};
 use super::pgoutput::{self, DecodeError, DecodeErrorKind, Message, Old, Relation, Tuple, Value};
+use super::questions::Questions;
 use super::slot::{self, State, text};
 use super::snapshot::unseen_by;
 use super::wire::Streamed;
@@ -26,7 +27,7 @@ use crate::event::{Actor, Binding, Captured, Change, Key, Op, Person, Position, 
 pub struct Stream {
     connection: Connection,
     /// For questions about tables as they come.
-    catalogue: Option<Connection>,
+    catalogue: Option<Questions>,
     slot: Name,
     publication: Name,
     assembler: Assembler,
@@ -40,6 +41,8 @@ pub struct Stream {
     unheard: u32,
     /// Reports that the server has not answered.
     unanswered: u32,
+    /// After so many we ask whether it is frozen.
+    doubted: u32,
 }
 
 impl Stream {
@@ -94,6 +97,7 @@ impl Stream {
             acked: from,
             unheard: 0,
             unanswered: 0,
+            doubted: UNANSWERED,
         })
     }
 
@@ -103,7 +107,7 @@ impl Stream {
     /// one the key stays what it was when the stream was started, and the name what the
     /// stream says.
     #[must_use]
-    pub fn asking(mut self, catalogue: Connection) -> Self {
+    pub(super) fn asking(mut self, catalogue: Questions) -> Self {
         self.catalogue = Some(catalogue);
         self
     }
@@ -143,7 +147,7 @@ impl Stream {
             let said = self.connection.streamed(wait, doing);
             let said = said.map_err(|error| self.assembler.explain(error))?;
             if !matches!(said, Streamed::Quiet) {
-                self.unanswered = 0;
+                (self.unanswered, self.doubted) = (0, UNANSWERED);
             }
             match said {
                 Streamed::Data { message } => {
@@ -154,9 +158,9 @@ impl Stream {
                         if relation.full {
                             let keys = &mut self.assembler.keys;
                             keys.remove(&relation.id);
-                            keys.extend(primary_keys(sql, Some(relation.id))?);
+                            keys.extend(sql.ask(|sql| primary_keys(sql, Some(relation.id)))?);
                         }
-                        self.assembler.name = name_of(sql, relation.id)?;
+                        self.assembler.name = sql.ask(|sql| name_of(sql, relation.id))?;
                     }
                     self.assembler.take(message)?;
                     self.unheard += 1;
@@ -180,12 +184,29 @@ impl Stream {
                     }
                 }
                 // It is connected, and frozen: nothing would ever come.
-                Streamed::Quiet if self.unanswered > MOST_UNANSWERED => {
+                Streamed::Quiet if self.is_frozen()? => {
                     return Err(PgError::Lost(ErrorKind::TimedOut));
                 }
                 Streamed::Quiet => return Ok(None),
             }
         }
+    }
+
+    /// Whether the server's process has nothing to do, and leaves our reports unanswered. One
+    /// that decodes a large transaction of which nothing is for us looks at them after half
+    /// of its `wal_sender_timeout`, or at its end.
+    fn is_frozen(&mut self) -> Result<bool, PgError> {
+        if self.unanswered <= self.doubted {
+            return Ok(false);
+        }
+        self.doubted = self.unanswered + UNANSWERED;
+        let slot = &self.slot;
+        Ok(match &mut self.catalogue {
+            Some(sql) if self.unanswered <= MOST_UNANSWERED => {
+                !sql.ask(|sql| slot::is_at_work(sql, slot))?
+            }
+            _ => true,
+        })
     }
 
     /// Lets the server forget what was committed before `upto`: a position
@@ -377,8 +398,11 @@ enum Event {
 /// Messages of one long transaction after which we say that we are still here:
 /// the server's own question waits behind everything that it has sent.
 const LONGEST_SILENCE: u32 = 1000;
-/// Reports in a row that a server may leave unanswered, at about one a second.
-const MOST_UNANSWERED: u32 = 15;
+/// Reports in a row that a server may leave unanswered while it has nothing to do, at about
+/// one a second.
+const UNANSWERED: u32 = 15;
+/// The same while it works.
+const MOST_UNANSWERED: u32 = 900;
 const PREFIX: &str = "pitser";
 /// Longest attribution message that is read, bytes.
 const LONGEST_CLAIM: usize = 1 << 16;

@@ -5,7 +5,7 @@
 //! | 14 | `CREATE OR REPLACE TRIGGER`, messages in `pgoutput`: without these, nothing goes |
 //! | 15 | column lists, row filters and whole schemas in publications |
 //! | 16 | each membership says whether rights are inherited by it |
-//! | 17 | slots that standbys keep too (`failover`) |
+//! | 17 | slots that standbys keep too (`failover`), a limit for transactions (`transaction_timeout`) |
 //! | 18 | publications that send generated columns; without, a table that has some and `REPLICA IDENTITY FULL` takes no updates |
 //!
 //! All else is asked for in words that each of them takes.

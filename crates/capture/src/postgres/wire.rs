@@ -22,8 +22,9 @@ use super::tls::{self, Binding, Transport};
 use super::{Config, Lsn, PgError};
 
 /// The settings under which every value is printed (DESIGN §4), in the order
-/// in which they are sent. They override what role and database have set.
-const SESSION: [(&str, &str); 8] = [
+/// in which they are sent, and a limit that we have none of. They override what role and
+/// database have set.
+const SESSION: [(&str, &str); 9] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
     ("TimeZone", "UTC"),
@@ -32,7 +33,13 @@ const SESSION: [(&str, &str); 8] = [
     ("bytea_output", "hex"),
     ("lc_monetary", "C"),
     ("xmloption", "content"),
+    // Questions may be far apart.
+    ("idle_session_timeout", "0"),
 ];
+
+/// A baseline is one transaction, and the server decodes another's in one of its own: both
+/// last as long as they must. Before version 17 there is no such limit, and no such setting.
+const LONG_TRANSACTIONS: &str = "SET transaction_timeout = 0";
 
 /// The `client_encoding` under which the server converts nothing.
 pub(super) const RAW: &str = "SQL_ASCII";
@@ -74,6 +81,8 @@ pub struct Connection {
     silence: Option<Duration>,
     user: String,
     database: String,
+    /// The server's major version, by its own word; 0 if it gives none.
+    major: u32,
 }
 
 /// One column of an answer: null, or the server's text.
@@ -179,6 +188,7 @@ impl Connection {
             silence: None,
             user: config.user.clone(),
             database: config.database.clone(),
+            major: 0,
         };
         let who = [
             ("user", config.user.as_str()),
@@ -194,6 +204,11 @@ impl Connection {
         connection.authenticate(config, &binding)?;
         connection.limit = MESSAGE_LIMIT;
         connection.patience = Self::PATIENCE;
+        if connection.major >= 17 {
+            connection.silence = Some(Self::PATIENCE);
+            connection.query(LONG_TRANSACTIONS)?;
+            connection.silence = None;
+        }
         Ok(connection)
     }
 
@@ -219,7 +234,8 @@ impl Connection {
                         _ => refusal.explain(doing),
                     });
                 }
-                b'S' | b'K' | b'N' => {}
+                b'S' => self.major = major(&frame.body).unwrap_or(self.major),
+                b'K' | b'N' => {}
                 b'Z' if matches!(scram, Scram::LetIn) => return Ok(()),
                 _ => return Err(PgError::Protocol("an unexpected message while logging in")),
             }
@@ -543,6 +559,16 @@ fn rounds(challenge: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(challenge).ok()?;
     text.split(',')
         .find_map(|part| part.strip_prefix("i="))?
+        .parse()
+        .ok()
+}
+
+/// The major version in a `ParameterStatus` that tells of it: `name 0 value 0`.
+fn major(body: &[u8]) -> Option<u32> {
+    let value = body.strip_prefix(b"server_version\0")?;
+    let digits = value.iter().take_while(|byte| byte.is_ascii_digit());
+    std::str::from_utf8(&value[..digits.count()])
+        .ok()?
         .parse()
         .ok()
 }

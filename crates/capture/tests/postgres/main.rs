@@ -231,6 +231,27 @@ fn values_are_printed_alike_whatever_role_and_database_have_set() {
     }
 }
 
+/// Whatever role or database have set: questions may be far apart, a baseline is long.
+#[test]
+fn no_limit_of_the_roles_ends_a_session() {
+    let Some(world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
+        return;
+    };
+    let mut sql = world.server.sql();
+    let limits = "SELECT name FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
+    let limits = sql.query(limits).unwrap();
+    assert!(!limits.is_empty());
+    let limits = limits.iter().map(|row| row[0].clone().unwrap());
+    for limit in limits.map(|name| String::from_utf8(name.to_vec()).unwrap()) {
+        let set = format!("ALTER ROLE postgres SET {limit} = '1h'");
+        sql.query(&set).unwrap();
+        for mut session in [world.server.sql(), world.server.replication()] {
+            let shown = session.query(&format!("SHOW {limit}")).unwrap();
+            assert_eq!(shown[0][0].as_deref(), Some(&b"0"[..]), "{limit}");
+        }
+    }
+}
+
 #[test]
 fn changes_in_commit_order_with_keys_savepoints_and_truncation() {
     let schema = "CREATE TABLE visit(ward text, n int, note text, PRIMARY KEY (n, ward));
