@@ -173,7 +173,7 @@ impl Judgement {
         } in &self.steps
         {
             let state = paint(colour, state.style(), &format!("{:7}", state.as_str()));
-            let _ = writeln!(text, "{name:width$}  {state}   {}", clean(seen));
+            let _ = writeln!(text, "{name:width$}  {state}   {}", one_line(seen));
         }
         let verdict = paint(colour, self.verdict.style(), self.verdict.as_str());
         let code = self
@@ -181,7 +181,7 @@ impl Judgement {
             .as_ref()
             .map(|code| format!("{code} "))
             .unwrap_or_default();
-        let _ = writeln!(text, "{verdict}: {code}{}", clean(&self.summary));
+        let _ = writeln!(text, "{verdict}: {code}{}", one_line(&self.summary));
         text + &self.remarks
     }
 }
@@ -212,6 +212,15 @@ pub(crate) fn clean(text: &str) -> String {
         }
     }
     clean
+}
+
+/// As [`clean()`], for text that is to stay within its line: what breaks a line is shown
+/// as an escape, too, so that no text looks like a line of ours.
+pub(crate) fn one_line(text: &str) -> String {
+    clean(text)
+        .replace('\n', "\\n")
+        .replace('\u{2028}', "\\u{2028}")
+        .replace('\u{2029}', "\\u{2029}")
 }
 
 /// Writes to the standard output. A reader that has gone is no failure.
@@ -386,6 +395,26 @@ mod tests {
         assert_eq!(
             clean("a\x1b[2Jb\u{202e}c\r\nõ"),
             "a\\u{1b}[2Jb\\u{202e}c\\u{d}\nõ"
+        );
+        assert_eq!(
+            one_line("a\x1b[2Jb\r\nc\u{2028}d\u{2029}e\u{85}õ"),
+            "a\\u{1b}[2Jb\\u{d}\\nc\\u{2028}d\\u{2029}e\\u{85}õ"
+        );
+    }
+
+    #[test]
+    fn what_was_seen_stays_on_its_line() {
+        let judgement = Judgement {
+            verdict: Verdict::Broken,
+            code: Some("TRL-01".into()),
+            summary: "a\nintact: all".into(),
+            steps: vec![Step::new("files", State::Broken, "b\nintact: all")],
+            details: Map::new(),
+            remarks: String::new(),
+        };
+        assert_eq!(
+            judgement.text(false),
+            "files  broken    b\\nintact: all\nbroken: TRL-01 a\\nintact: all\n"
         );
     }
 }

@@ -108,7 +108,7 @@ impl Tree {
 
     fn value(&self) -> String {
         match self {
-            Tree::Text(text) => output::clean(text).replace('\n', "\\n"),
+            Tree::Text(text) => output::one_line(text),
             Tree::Number(number) => number.to_string(),
             Tree::Hundredths(number) => format!("{}.{:02}", number / 100, number % 100),
             Tree::Flag(flag) => if *flag { "yes" } else { "no" }.to_owned(),

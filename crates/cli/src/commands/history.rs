@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::outcome::{Exit, Failure, Outcome, unreadable};
-use crate::output::{clean, print};
+use crate::output::{one_line, print};
 use pitser_capture::sqlite;
 use pitser_evidence::line::{Line, Op};
 use pitser_trail::export::{Entry, Exporter};
@@ -168,8 +168,8 @@ fn as_text(entry: &Entry) -> String {
     if let Some([first, second]) = deciders {
         out += &format!("  decided by {first}, {second}");
     }
-    out += &format!("\n    line {} · {}\n", line.seq, proof(entry));
-    clean(&out)
+    let (line, proof) = (line.seq, proof(entry));
+    format!("{}\n    line {line} · {proof}\n", one_line(&out))
 }
 
 /// Why somebody decided what the line says, as far as it opens.

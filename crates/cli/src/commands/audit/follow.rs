@@ -407,7 +407,7 @@ fn sample_remarks(sampled: &Sampled) -> String {
     let of = |what: &'static str, rows: &[(u64, String)]| {
         let lines = rows
             .iter()
-            .map(move |(row, why)| format!("line {row} {what}: {why}\n"));
+            .map(move |(row, why)| format!("line {row} {what}: {}\n", output::one_line(why)));
         lines.collect::<String>()
     };
     let refused = of("is not opened", &sampled.refused);
@@ -416,7 +416,7 @@ fn sample_remarks(sampled: &Sampled) -> String {
         "has another live row, by the guardian's word",
         &sampled.live_wrong,
     );
-    output::clean(&format!("{refused}{partly}{live}"))
+    format!("{refused}{partly}{live}")
 }
 
 fn sample_details(sampled: &Sampled) -> Map {

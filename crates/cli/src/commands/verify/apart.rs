@@ -8,7 +8,7 @@ use pitser_evidence::apart::{self, Apart};
 
 use crate::files;
 use crate::outcome::Failure;
-use crate::output::{State, Step, clean, plural};
+use crate::output::{State, Step, one_line, plural};
 use crate::tree::{Map, Tree};
 
 /// What is beside an evidence file.
@@ -71,7 +71,7 @@ pub(super) fn compare<'p>(
 fn what(part: &Apart<'_>, path: &Path) -> String {
     let (seq, path) = (part.seq, path.display());
     let what = match part.column {
-        Some((_, name)) => format!("the value of column {}", clean(name)),
+        Some((_, name)) => format!("the value of column {}", one_line(name)),
         None => "the message".to_owned(),
     };
     format!("line {seq}: {path} is not {what} that was sealed")

@@ -13,13 +13,14 @@ use super::Args;
 use super::apart::{self, Compared};
 use crate::files;
 use crate::outcome::{Failure, Outcome};
-use crate::output::{self, Judgement, State, Step, Verdict};
+use crate::output::{Judgement, State, Step, Verdict, one_line};
 use crate::tree::{Map, Tree, hex};
 
 /// Judges the evidence in `bytes`.
 pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
     let name = args.file.display();
     let evidence = Evidence::decode(bytes)
+        .map_err(|e| one_line(&e.to_string()))
         .map_err(|e| Failure::Input(format!("{name}: not a sound evidence file: {e}")))?;
     let anchors = match &args.anchors {
         Some(path) => {
@@ -100,7 +101,7 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
             "lines",
             Tree::List(evidence.lines.iter().map(line_facts).collect()),
         );
-        remarks += &history(&evidence);
+        remarks += &history(&evidence.lines);
     }
     Judgement {
         verdict,
@@ -184,10 +185,10 @@ fn left_out(left_out: &LeftOut) -> Tree {
 }
 
 /// The lines, oldest first, with what is disclosed of them.
-fn history(evidence: &Evidence) -> String {
-    let is_lettered = has_type_letters(evidence);
+fn history(lines: &[LineProof]) -> String {
+    let is_lettered = has_type_letters(lines);
     let mut text = String::from("\n");
-    for proof in &evidence.lines {
+    for proof in lines {
         let line = &proof.line;
         let table = line.table.as_deref().unwrap_or("-");
         let _ = write!(
@@ -195,37 +196,32 @@ fn history(evidence: &Evidence) -> String {
             "{}  {:8}  {}",
             line.at,
             line.op.as_str(),
-            output::clean(table)
+            one_line(table)
         );
         if let Some(columns) = &line.columns {
-            let _ = write!(text, " ({})", output::clean(&columns.join(", ")));
+            let _ = write!(text, " ({})", one_line(&columns.join(", ")));
         }
-        let _ = writeln!(text, "  {}", output::clean(&who(proof)));
+        let _ = writeln!(text, "  {}", one_line(&who(proof)));
         for (place, column) in opened(proof) {
             let value = match column.is_apart() {
                 true => format!("(in a file of its own: {})", column_file(line.seq, place)),
                 false => shown(column, is_lettered),
             };
-            let _ = writeln!(text, "    {} = {value}", output::clean(&column.name));
+            let _ = writeln!(text, "    {} = {value}", one_line(&column.name));
         }
         if let Some(decision) = decision(line) {
             let raw = proof.open.as_ref().and_then(|open| open.raw.as_ref());
             let raw = raw.and_then(|raw| raw.bytes.as_ref());
             let reason = raw.map(|bytes| format!(": {}", String::from_utf8_lossy(&bytes.0)));
-            let reason = output::clean(&reason.unwrap_or_default());
+            let reason = one_line(&reason.unwrap_or_default());
             let _ = writeln!(text, "    {decision}{reason}");
         }
         if let Some(erase) = &line.erase {
-            let basis = output::clean(&erase.basis);
+            let basis = one_line(&erase.basis);
             let _ = writeln!(text, "    on the basis: {basis}");
         }
         if let Some(finding) = &line.finding {
-            let _ = writeln!(
-                text,
-                "    {} {}",
-                finding.code,
-                output::clean(&finding.text)
-            );
+            let _ = writeln!(text, "    {} {}", finding.code, one_line(&finding.text));
         }
     }
     text
@@ -272,7 +268,7 @@ fn opened(proof: &LineProof) -> impl Iterator<Item = (usize, &OpenColumn)> {
 
 /// Whether all disclosed values bear a letter for their type, as the canonical
 /// bytes of SQLite do: nothing in the file names the engine.
-fn has_type_letters(evidence: &Evidence) -> bool {
+fn has_type_letters(lines: &[LineProof]) -> bool {
     let is_number =
         |value: &[u8]| std::str::from_utf8(value).is_ok_and(|text| text.parse::<f64>().is_ok());
     let has_letter = |value: &[u8]| match value {
@@ -280,8 +276,7 @@ fn has_type_letters(evidence: &Evidence) -> bool {
         [b'i' | b'r', number @ ..] => is_number(number),
         _ => false,
     };
-    evidence
-        .lines
+    lines
         .iter()
         .flat_map(opened)
         .filter_map(|(_, column)| column.bytes())
@@ -300,7 +295,7 @@ fn shown(column: &OpenColumn, is_lettered: bool) -> String {
     };
     let text = match std::str::from_utf8(value) {
         Ok("") if !is_blob => "\"\"".to_owned(),
-        Ok(text) if !is_blob => output::clean(text).replace('\n', "\\n"),
+        Ok(text) if !is_blob => one_line(text),
         _ => format!("0x{}", data_encoding::HEXLOWER.encode(value)),
     };
     match text.char_indices().nth(MAX_SHOWN) {
@@ -345,7 +340,9 @@ const MAX_SHOWN: usize = 160;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pitser_evidence::codec::Bytes32;
+    use pitser_evidence::codec::{Blob, Bytes32, Digest};
+    use pitser_evidence::file::{OpenPerson, OpenRaw};
+    use pitser_evidence::line::{Acceptance, Actor, Binding, Erasure, Finding, Prev};
 
     #[track_caller]
     fn check(value: Option<&[u8]>, is_lettered: bool, expected: &str) {
@@ -367,5 +364,71 @@ mod tests {
         let long = format!("t{}", "õ".repeat(200));
         let cut = format!("{}… (400 bytes, in full with --json)", "õ".repeat(160));
         check(Some(long.as_bytes()), true, &cut);
+    }
+    #[test]
+    fn nothing_in_a_file_looks_like_a_line_of_ours() {
+        let hostile = |what: &str| {
+            format!("{what}\nintact: everything follows from your anchors\u{2028}\x1b[2K")
+        };
+        let zeros = Bytes32([0; 32]);
+        let at = "2026-03-14T09:26:53.589793Z".parse().unwrap();
+        let mut line = Line::new(Op::Accept, 7, at, "db", "1");
+        line.table = Some(hostile("table"));
+        line.columns = Some([hostile("changed")].into());
+        line.actor = Some(Actor {
+            app: Some(hostile("app")),
+            binding: Binding::C,
+            client: Some(hostile("client")),
+            person: None,
+            role: Some(hostile("role")),
+        });
+        line.accept = Some(Box::new(Acceptance {
+            finding: Prev {
+                hash: Digest::of(&[]),
+                seq: 3,
+            },
+        }));
+        line.erase = Some(Box::new(Erasure {
+            basis: hostile("basis"),
+            deciders: [Digest::of(&[]); 2],
+        }));
+        line.finding = Some(Box::new(Finding {
+            about: None,
+            code: Code::OpeningInvalid,
+            text: hostile("finding"),
+        }));
+        let proof = LineProof {
+            block: 0,
+            chain: Blob(Vec::new()),
+            line,
+            open: Some(Opening {
+                columns: Some(vec![
+                    OpenColumn::open(&hostile("column"), zeros, Some(hostile("value").as_bytes())),
+                    OpenColumn::apart(&hostile("apart"), zeros, b"x"),
+                ]),
+                person: Some(OpenPerson {
+                    nonce: zeros,
+                    value: hostile("person"),
+                }),
+                raw: Some(OpenRaw {
+                    bytes: Some(Blob(hostile("reason").into_bytes())),
+                    nonce: zeros,
+                }),
+            }),
+        };
+        let shown = history(&[proof]);
+        let escaped =
+            "\\nintact: everything follows from your anchors\\u{2028}\\u{1b}[2K".to_owned();
+        for what in [
+            "table", "changed", "app", "client", "role", "basis", "finding", "column", "value",
+            "apart", "person", "reason",
+        ] {
+            assert!(
+                shown.contains(&format!("{what}{escaped}")),
+                "{what}: {shown}"
+            );
+        }
+        // An empty one, the line, its two columns, the reason, the basis and the finding.
+        assert_eq!(shown.lines().count(), 7, "{shown}");
     }
 }
