@@ -3,6 +3,7 @@
 use crate::disk::{self, At, DiskError};
 use crate::layout::Layout;
 use crate::master::{self, KeeperError};
+use crate::recent::Recent;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::commit::{Key, patient_alpha};
 use pitser_evidence::line::Patient;
@@ -10,7 +11,7 @@ use pitser_evidence::vrf;
 use pitser_tlog::note::SigningKey;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Everything secret about one trail, the vault's master key included.
@@ -21,8 +22,11 @@ pub struct Keys {
     master: Key,
     tables: BTreeMap<String, Key>,
     inputs: Key,
-    pseudonyms: RefCell<HashMap<String, Patient>>,
+    pseudonyms: RefCell<Recent<String, Patient, REMEMBERED>>,
 }
+
+/// Pseudonyms that stay in memory.
+const REMEMBERED: usize = 1 << 16;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -157,10 +161,10 @@ impl Keys {
         )
     }
 
-    /// The pseudonym of a patient identifier. Computed once, then remembered.
+    /// The pseudonym of a patient identifier. Those that were asked for lately are remembered.
     pub fn pseudonym(&self, identifier: &str) -> Patient {
-        if let Some(known) = self.pseudonyms.borrow().get(identifier) {
-            return *known;
+        if let Some(known) = self.pseudonyms.borrow_mut().get(identifier) {
+            return known;
         }
         let pseudonym = self.vrf.pseudonym(&patient_alpha(&self.origin, identifier));
         let patient = Patient::Pseudonym(Bytes32(pseudonym));
@@ -206,4 +210,40 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], KeyError> {
     let mut bytes = [0; N];
     getrandom::getrandom(&mut bytes).map_err(KeyError::Random)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys that remember a pseudonym that is none of these identifiers'.
+    fn remembering(identifiers: impl Iterator<Item = String>) -> (Keys, Patient) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let keys = Keys::create(&layout, "test.example/keys", &[]).unwrap();
+        let remembered = Patient::Pseudonym(Bytes32([7; 32]));
+        let mut pseudonyms = keys.pseudonyms.borrow_mut();
+        identifiers.for_each(|identifier| pseudonyms.insert(identifier, remembered));
+        drop(pseudonyms);
+        (keys, remembered)
+    }
+
+    #[test]
+    fn identifiers_do_not_pile_up() {
+        let (keys, remembered) = remembering((0..=2 * REMEMBERED).map(|n| n.to_string()));
+        let newest = (2 * REMEMBERED).to_string();
+        assert_eq!(keys.pseudonym(&newest), remembered);
+        assert_ne!(keys.pseudonym("0"), remembered, "it is forgotten");
+    }
+
+    #[test]
+    fn who_is_erased_is_forgotten() {
+        let (keys, remembered) = remembering((0..=REMEMBERED).map(|n| n.to_string()));
+        let newest = REMEMBERED.to_string();
+        for identifier in ["0", &newest] {
+            keys.forget(identifier);
+            assert_ne!(keys.pseudonym(identifier), remembered, "{identifier}");
+        }
+        assert_eq!(keys.pseudonym("1"), remembered, "nobody else is");
+    }
 }

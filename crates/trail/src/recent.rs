@@ -41,6 +41,15 @@ impl<K: Hash + Eq, V: Clone, const N: usize> Recent<K, V, N> {
         }
         self.young.insert(key, value);
     }
+
+    /// Forgets the value of `key`.
+    pub(crate) fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q)
+    where
+        K: Borrow<Q>,
+    {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
 }
 
 #[cfg(test)]
@@ -58,5 +67,19 @@ mod tests {
         }
         assert_eq!(recent.get("49"), Some(49));
         assert_eq!(recent.get("1"), None);
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_however_old() {
+        let mut recent = Recent::<String, u32, 3>::default();
+        for number in 0..5 {
+            recent.insert(number.to_string(), number);
+        }
+        assert!(recent.old.contains_key("0") && recent.young.contains_key("4"));
+        for key in ["0", "4"] {
+            recent.remove(key);
+            assert_eq!(recent.get(key), None);
+        }
+        assert_eq!(recent.get("3"), Some(3));
     }
 }
