@@ -15,6 +15,7 @@ use crate::disk::{self, At, DiskError};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -502,54 +503,91 @@ impl Contents {
 
 /// Copies what the files in `from` have, beside their writer, to those in `to`, which may
 /// have an earlier copy of it: files only grow. Gives the number of bytes that were copied.
-/// What is derived is left to be made: the end of the last file may be half a record, and
-/// the index is not up to date until the copy was opened.
+/// A file that does not go on from the earlier copy is copied whole beside that one, and
+/// then takes its place. What is derived is left to be made: the end of the last file may
+/// be half a record, and the index is not up to date until the copy was opened.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<u64, ContentsError> {
     disk::private_dir(to)?;
+    remove_unfinished(to)?;
     let numbers = numbers(from)?;
-    let there = self::numbers(to)?;
+    if let Some(last) = numbers.last() {
+        remove_after(to, *last)?;
+    }
     let mut copied = 0;
-    for number in &numbers {
-        let (source, target) = (file_path(from, *number), file_path(to, *number));
+    for number in numbers {
+        let (source, target) = (file_path(from, number), file_path(to, number));
         let input = File::open(&source).at(&source, "cannot open")?;
         let length = input.metadata().at(&source, "cannot look at")?.len();
         let output = writable(&target)?;
-        let mut known = output.metadata().at(&target, "cannot look at")?.len();
+        let known = output.metadata().at(&target, "cannot look at")?.len();
         let goes_on =
             known <= length && same_end(&input, &output, known).at(&target, "cannot compare")?;
-        if !goes_on {
-            // A crash cost the source its end, and others came to stand there.
-            remove_index(to)?;
-            output.set_len(0).at(&target, "cannot shorten")?;
-            known = 0;
+        if goes_on {
+            copy_part((&input, &source), (&output, &target), known..length)?;
+            copied += length - known;
+            continue;
         }
-        let mut part = vec![0; COPY_BYTES];
-        let begun = known;
-        while known < length {
-            let most = part
-                .len()
-                .min(usize::try_from(length - known).unwrap_or(usize::MAX));
-            let part = &mut part[..most];
-            input
-                .read_exact_at(part, known)
-                .at(&source, "cannot read")?;
-            output
-                .write_all_at(part, known)
-                .at(&target, "cannot write")?;
-            known += most as u64;
-        }
-        if known > begun {
-            output.sync_all().at(&target, "cannot make durable")?;
-        }
-        copied += known - begun;
-    }
-    for number in there.iter().filter(|number| !numbers.contains(number)) {
+        // A crash cost the source its end, and others came to stand there.
+        let beside = target.with_added_extension(UNFINISHED);
+        copy_part((&input, &source), (&writable(&beside)?, &beside), 0..length)?;
+        copied += length;
+        remove_after(to, number)?;
         remove_index(to)?;
-        let path = file_path(to, *number);
-        std::fs::remove_file(&path).at(&path, "cannot remove")?;
+        std::fs::rename(&beside, &target).at(&target, "cannot replace")?;
+        disk::sync_dir(&target)?;
     }
     disk::sync_dir(&file_path(to, 0))?;
     Ok(copied)
+}
+
+/// Copies these bytes of a file to the same place in another, durably.
+fn copy_part(
+    (input, source): (&File, &Path),
+    (output, target): (&File, &Path),
+    bytes: Range<u64>,
+) -> Result<(), DiskError> {
+    let mut part = vec![0; COPY_BYTES];
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let most = part
+            .len()
+            .min(usize::try_from(bytes.end - at).unwrap_or(usize::MAX));
+        let part = &mut part[..most];
+        input.read_exact_at(part, at).at(source, "cannot read")?;
+        output.write_all_at(part, at).at(target, "cannot write")?;
+        at += most as u64;
+    }
+    match bytes.is_empty() {
+        true => Ok(()),
+        false => output.sync_all().at(target, "cannot make durable"),
+    }
+}
+
+/// What is added to the name of a file that is still being copied.
+const UNFINISHED: &str = "new~";
+
+/// Removes what a copy that was cut off has left beside the files.
+fn remove_unfinished(folder: &Path) -> Result<(), DiskError> {
+    for entry in std::fs::read_dir(folder).at(folder, "cannot list")? {
+        let path = entry.at(folder, "cannot list")?.path();
+        if path.extension().is_some_and(|end| end == UNFINISHED) {
+            std::fs::remove_file(&path).at(&path, "cannot remove")?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the files after that of this number, the last one first: what is left is all
+/// that there was up to some record.
+fn remove_after(folder: &Path, last: u32) -> Result<(), DiskError> {
+    let there = numbers(folder)?;
+    for number in there.into_iter().rev().take_while(|number| *number > last) {
+        remove_index(folder)?;
+        let path = file_path(folder, number);
+        std::fs::remove_file(&path).at(&path, "cannot remove")?;
+        disk::sync_dir(&path)?;
+    }
+    Ok(())
 }
 
 /// Bytes copied at a time.
@@ -568,12 +606,14 @@ fn same_end(one: &File, other: &File, end: u64) -> io::Result<bool> {
     Ok(read(one)? == read(other)?)
 }
 
-/// It says where records are that will stand elsewhere.
+/// It says where records are that will stand elsewhere, and must not outlive them.
 fn remove_index(folder: &Path) -> Result<(), DiskError> {
     let path = folder.join("index");
     match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at(&path, "cannot remove"),
-        _ => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed
+            .at(&path, "cannot remove")
+            .and_then(|()| disk::sync_dir(&path)),
     }
 }
 
@@ -834,6 +874,34 @@ mod tests {
         assert!(
             matches!(found, Err(ContentsError::Damaged { offset, .. }) if offset == last.offset)
         );
+    }
+
+    #[test]
+    fn a_copy_that_fails_between_two_files_opens() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let mut contents = filled(&from, (0..100).step_by(2));
+        copy(&from, &to).unwrap();
+        check(&mut Contents::open(&to).unwrap(), 100);
+        // The second file and what comes after it are lost, and others come to stand there.
+        let mut seqs = (0..100).step_by(2);
+        let cut = seqs.find(|seq| contents.get_place(*seq).file == 1).unwrap();
+        contents.discard_from(cut).unwrap();
+        for seq in (cut..400).step_by(8) {
+            put(&mut contents, seq, b"another");
+            contents.commit().unwrap();
+        }
+        assert!(contents.number > 1, "several files");
+        // It opens, and cannot be read.
+        let next = file_path(&from, 2);
+        std::fs::remove_file(&next).unwrap();
+        std::fs::create_dir(&next).unwrap();
+        copy(&from, &to).unwrap_err();
+        let mut copied = Contents::open(&to).unwrap();
+        for seq in (0..cut).step_by(2) {
+            let found = copied.get(seq).unwrap().unwrap();
+            assert_eq!(found.sealed, body(seq), "{seq}");
+        }
     }
 
     impl Contents {
