@@ -3,7 +3,7 @@
 
 use super::contents::Contents;
 use super::epoch::Epoch;
-use super::{VaultError, connect, epoch_number, store};
+use super::{VaultError, connect, destroy_unfinished, epoch_number, store};
 use crate::disk::{self, At, DiskError};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{self, OpenOptions};
@@ -41,6 +41,7 @@ const READ: OpenFlags = OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE
 
 /// The keys as of one moment, and the key of the epoch that they are under.
 fn copy_keys(from: &Path, to: &Path) -> Result<u64, VaultError> {
+    destroy_unfinished(to)?;
     let beside = to.join("keys.db.new~");
     let mut tried = 1;
     let (epoch, key) = loop {

@@ -6,7 +6,8 @@
 //! ```
 //! `keys.db` says which epoch its keys are wrapped under. A file of a later one was
 //! made for an erasure that did not come to be; a file of an earlier one shows that an
-//! erasure is done in `keys.db`, but that its traces were perhaps not wiped yet.
+//! erasure is done in `keys.db`, but that its traces were perhaps not wiped yet. One that
+//! a crash has left under another name, `….key.new~`, is destroyed with them.
 
 use super::VaultError;
 use super::aead::{self, NONCE_LEN};

@@ -27,7 +27,7 @@ mod epoch;
 mod pack;
 
 use crate::behind::Behind;
-use crate::disk::{self, DiskError};
+use crate::disk::{self, At as _, DiskError};
 use crate::draft::Row;
 use crate::recent::Recent;
 use aead::NONCE_LEN;
@@ -765,8 +765,9 @@ impl Vault {
     }
 
     /// Destroys the keys of all epochs but this one, those of earlier ones after
-    /// nothing is left in the write-ahead log.
+    /// nothing is left in the write-ahead log, and keys that never took their place.
     fn wipe(&mut self) -> Result<(), VaultError> {
+        destroy_unfinished(&self.folder)?;
         let numbers = Epoch::numbers(&self.folder)?;
         if numbers.iter().any(|number| *number < self.epoch.number) {
             let is_busy: bool = self
@@ -875,6 +876,18 @@ fn connect(folder: &Path, flags: OpenFlags) -> Result<(PathBuf, Connection), Vau
     db.busy_timeout(std::time::Duration::from_secs(10))
         .map_err(|e| store(&path, e))?;
     Ok((path, db))
+}
+
+/// Destroys files of keys that were being written when a crash came: none has the name that
+/// it was to have.
+fn destroy_unfinished(folder: &Path) -> Result<(), DiskError> {
+    for entry in std::fs::read_dir(folder).at(folder, "cannot list")? {
+        let path = entry.at(folder, "cannot list")?.path();
+        if path.extension().is_some_and(|end| end == "new~") {
+            disk::destroy(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn store(path: &Path, source: rusqlite::Error) -> VaultError {
@@ -1312,6 +1325,37 @@ mod tests {
         drop(vault);
         is_erased(&mut reopened(dir.path()));
         assert_eq!(epochs(dir.path()), [2]);
+    }
+
+    #[test]
+    fn keys_that_a_crash_kept_from_their_place_are_destroyed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to, links] = ["from", "to", "links"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&links).unwrap();
+        let mut vault = populated(&from);
+        copy(&from, &to).unwrap();
+        let names = ["epoch-000001.key", "epoch-000003.key", "keys.db"];
+        let destroyed_by = |folder: &Path, what: &mut dyn FnMut()| {
+            let left = names.map(|name| (folder.join(format!("{name}.new~")), links.join(name)));
+            for (path, link) in &left {
+                std::fs::write(path, "secret").unwrap();
+                std::fs::hard_link(path, link).unwrap();
+            }
+            what();
+            for (path, link) in &left {
+                assert!(!path.exists(), "{}", path.display());
+                assert_eq!(std::fs::read(link).unwrap(), [0; 6], "{}", path.display());
+                std::fs::remove_file(link).unwrap();
+            }
+        };
+        destroyed_by(&to, &mut || assert!(copy(&from, &to).unwrap() > 0));
+        destroyed_by(&from, &mut || {
+            assert!(vault.erase("pseudonym-007", 301).unwrap());
+        });
+        drop(vault);
+        destroyed_by(&from, &mut || is_erased(&mut reopened(&from)));
+        copy(&from, &to).unwrap();
+        is_erased(&mut reopened(&to));
     }
 
     #[test]
