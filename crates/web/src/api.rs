@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::Guarded;
+use crate::body::{Missing, arrived};
 use crate::site::{Site, Source};
 use crate::words::state_words;
 
@@ -164,11 +165,13 @@ async fn asked<'a, T: DeserializeOwned, G: Guarded>(
         )
     };
     let source = site.source(Some(name)).ok_or_else(unknown)?;
-    let bytes = to_bytes(body, ASKED_BYTES).await.map_err(|_| {
-        refused(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "a question has at most 16 KiB",
-        )
+    let bytes = arrived(body, ASKED_BYTES).await.map_err(|missing| {
+        let why = match missing {
+            Missing::TooLarge => "a question has at most 16 KiB",
+            Missing::TooSlow => "the question took too long",
+            Missing::BrokenOff => "the question broke off",
+        };
+        refused(missing.status(), why)
     })?;
     // What serde says of it could repeat the token.
     let asked = serde_json::from_slice(&bytes).map_err(|_| {

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use pitser_guardian::audit::{Answer, BODY, Request as Asked};
 
 use crate::Guarded;
+use crate::body::arrived;
 use crate::site::Site;
 
 pub(crate) async fn audit<G: Guarded>(
@@ -23,8 +24,9 @@ pub(crate) async fn audit<G: Guarded>(
         return StatusCode::NOT_FOUND.into_response();
     };
     let (head, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, BODY).await else {
-        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    let body = match arrived(body, BODY).await {
+        Ok(body) => body,
+        Err(missing) => return missing.status().into_response(),
     };
     let authorization = head.headers.get(header::AUTHORIZATION);
     let target = head.uri.path_and_query();

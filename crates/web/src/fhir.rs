@@ -4,7 +4,8 @@
 //! |--------|-----------------------------------------------------------|
 //! | 201    | taken; its line is on disk                                |
 //! | 200    | the same bytes had been taken before; nothing was written |
-//! | 400    | not JSON, or a key twice                                  |
+//! | 400    | not JSON, a key twice, or the body broke off              |
+//! | 408    | it took too long to arrive                                |
 //! | 413    | larger than is looked at                                  |
 //! | 415    | says that it is something else than JSON                  |
 //! | 422    | JSON, but no R4 `AuditEvent`                              |
@@ -13,22 +14,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::LengthLimitError;
 use pitser_capture::fhir::{self, FhirError, MAX_BUNDLE, MAX_EVENT, Problem};
 use pitser_guardian::SubmitError;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::api::VERSION;
+use crate::body::{Missing, arrived};
 use crate::site::{Site, Source};
 use crate::{Guarded, Taken};
 
-/// A body that takes longer to arrive is given up.
-const ARRIVE: Duration = Duration::from_secs(60);
 /// A request whose events are not durable by then is told to come again.
 const TAKE: Duration = Duration::from_secs(45);
 /// Seconds after which a sender should try again.
@@ -257,27 +256,13 @@ fn wants_nothing_back(headers: &HeaderMap) -> bool {
 }
 
 async fn read(body: Body, most: usize) -> Result<Bytes, Response> {
-    let too_large = || {
-        let why = format!("at most {most} bytes are taken here");
-        refuse(StatusCode::PAYLOAD_TOO_LARGE, "too-long", &why)
-    };
-    if body.size_hint().lower() > most as u64 {
-        return Err(too_large());
-    }
-    let broken_off = || refuse(StatusCode::BAD_REQUEST, "incomplete", "the body broke off");
-    let too_slow = || {
-        refuse(
-            StatusCode::REQUEST_TIMEOUT,
-            "timeout",
-            "the body took too long",
-        )
-    };
-    let arrived = timeout(ARRIVE, to_bytes(body, most)).await;
-    arrived.map_err(|_| too_slow())?.map_err(|error| {
-        match error.into_inner().is::<LengthLimitError>() {
-            true => too_large(),
-            false => broken_off(),
-        }
+    arrived(body, most).await.map_err(|missing| {
+        let (code, why) = match missing {
+            Missing::TooLarge => ("too-long", &*format!("at most {most} bytes are taken here")),
+            Missing::TooSlow => ("timeout", "the body took too long"),
+            Missing::BrokenOff => ("incomplete", "the body broke off"),
+        };
+        refuse(missing.status(), code, why)
     })
 }
 

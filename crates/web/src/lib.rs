@@ -32,6 +32,7 @@
 
 mod api;
 mod audit;
+mod body;
 mod events;
 mod fhir;
 mod gate;

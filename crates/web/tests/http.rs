@@ -383,6 +383,29 @@ async fn a_body_without_a_length_is_cut_too() {
 }
 
 #[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let served = one();
+    for path in [
+        "/fhir",
+        "/fhir/AuditEvent",
+        "/api/erasure/ehr",
+        "/api/accept/ehr",
+    ] {
+        let mut stream = TcpStream::connect(served.server.address()).await.unwrap();
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Time passes as soon as nobody has anything else to do.
+        tokio::time::pause();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        tokio::time::resume();
+        let answer = parse(&String::from_utf8(answer).unwrap());
+        assert_eq!(answer.code, 408, "{path}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
 async fn an_event_that_cannot_be_kept_is_to_come_again() {
     let served = serve(vec![recorder(status("ehr"), 0)]);
     let answer = served.post("/fhir/AuditEvent", EVENT).await;
