@@ -25,8 +25,9 @@ pub struct Keys {
     pseudonyms: RefCell<Recent<String, Patient, REMEMBERED>>,
 }
 
-/// Pseudonyms that stay in memory.
-const REMEMBERED: usize = 1 << 16;
+/// Pseudonyms that stay in memory at least, and half of those that do at most: some hundred
+/// bytes each, and a scalar multiplication for one that is not there. A nation's patients.
+const REMEMBERED: usize = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
