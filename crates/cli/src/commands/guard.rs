@@ -479,7 +479,7 @@ async fn scan(args: &Asking) -> Outcome {
                 print(&format!("  and {more} more\n"))?;
             }
             for table in unread_tables(&report) {
-                print(&output::clean(&format!("  not compared: {table}\n")))?;
+                print(&line(&format!("  not compared: {table}")))?;
             }
         }
         reports.push(json!({
@@ -572,7 +572,7 @@ fn describe(source: &Value) -> String {
     out += &describe_witnesses(source, clock::now());
     out += &describe_fleet(&source["fleet"]);
     if let Some(trouble) = source["trouble"].as_str() {
-        out += &format!("  trouble    {trouble}\n");
+        out += &line(&format!("  trouble    {trouble}"));
     }
     if let Some(rows) = source["baseline"]["rows"].as_u64() {
         let about = source["baseline"]["about"].as_u64();
@@ -580,15 +580,15 @@ fn describe(source: &Value) -> String {
         out += &format!("  baseline   {rows}{about} rows read\n");
     }
     for alert in source["alerts"].as_array().into_iter().flatten() {
-        out += &output::clean(&format!(
-            "  alerts     {} delivered, {} waiting: {}\n",
+        out += &line(&format!(
+            "  alerts     {} delivered, {} waiting: {}",
             alert["delivered"],
             alert["waiting"],
             alert["endpoint"].as_str().unwrap_or_default()
         ));
     }
     for table in unread_tables(source) {
-        out += &output::clean(&format!("  not compared {table}\n"));
+        out += &line(&format!("  not compared {table}"));
     }
     for finding in findings(source) {
         out += &show_finding(finding);
@@ -605,20 +605,20 @@ fn show_more(more: &Value) -> String {
     let number = |key: &str| more[key].as_u64().unwrap_or(0);
     let (code, table) = (text("code"), text("table"));
     let lines = (number("first_line"), number("last_line"));
-    let line = match (number("open"), number("earlier")) {
-        (0, earlier) => format!("  and {earlier} earlier {code} {table}\n"),
+    let told = match (number("open"), number("earlier")) {
+        (0, earlier) => format!("  and {earlier} earlier {code} {table}"),
         (open, earlier) => {
             let earlier = match earlier {
                 0 => String::new(),
                 _ => format!("; {earlier} earlier ones"),
             };
             format!(
-                "  and {open} more {code} {table}, in lines {} to {}{earlier}\n",
+                "  and {open} more {code} {table}, in lines {} to {}{earlier}",
                 lines.0, lines.1
             )
         }
     };
-    output::clean(&line)
+    line(&told)
 }
 
 /// What the authority's fleet has of the trail.
@@ -626,17 +626,17 @@ fn describe_fleet(fleet: &Value) -> String {
     if fleet.is_null() {
         return String::new();
     }
-    let mut line = match fleet["entry"].as_u64() {
+    let mut told = match fleet["entry"].as_u64() {
         Some(entry) => format!("  fleet      entry {entry}"),
         None => "  fleet      not registered yet".to_owned(),
     };
     if let Some(at) = fleet["sent_at"].as_str() {
-        line += &format!(", {} blocks sent {at}", fleet["size"]);
+        told += &format!(", {} blocks sent {at}", fleet["size"]);
     }
     if let Some(trouble) = fleet["trouble"].as_str() {
-        line += &format!("; now: {trouble}");
+        told += &format!("; now: {trouble}");
     }
-    output::clean(&format!("{line}\n"))
+    line(&told)
 }
 
 /// How much of the trail is cosigned, how old that is, and who did not.
@@ -668,9 +668,14 @@ fn describe_witnesses(source: &Value, now: Second) -> String {
             (None, None) => "not asked yet".to_owned(),
         };
         let name = witness["name"].as_str().unwrap_or_default();
-        out += &output::clean(&format!("    {name}: {state}\n"));
+        out += &line(&format!("    {name}: {state}"));
     }
     out
+}
+
+/// A line of ours, whatever the database has put into it.
+fn line(text: &str) -> String {
+    format!("{}\n", output::one_line(text))
 }
 
 fn show_finding(finding: &Value) -> String {
@@ -681,7 +686,7 @@ fn show_finding(finding: &Value) -> String {
         .flatten()
         .filter_map(Value::as_str)
         .collect();
-    let line = match finding["line"].as_u64() {
+    let place = match finding["line"].as_u64() {
         Some(line) => format!(" (line {line})"),
         None => String::new(),
     };
@@ -697,8 +702,8 @@ fn show_finding(finding: &Value) -> String {
         (false, true) => " (no longer found)".to_owned(),
         (false, false) => String::new(),
     };
-    output::clean(&format!(
-        "  {} {} {} {} [{}] {}{line}{state}\n",
+    line(&format!(
+        "  {} {} {} {} [{}] {}{place}{state}",
         text("at"),
         text("code"),
         text("table"),
@@ -768,5 +773,25 @@ pub(super) async fn send(
         Err(e) => Err(Failure::Service(format!(
             "the guardian at {address} gave no JSON: {e}"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_of_the_database_looks_like_a_line_of_ours() {
+        let key = "7\n  state      guarding\u{2028}";
+        let finding =
+            json!({ "code": "ROW-01", "table": "public.visit", "key": key, "text": "it differs" });
+        let source = json!({ "name": "h", "findings": [finding], "trouble": key, "unread": [{ "table": key }] });
+        let told = describe(&source);
+        let states = told.lines().filter(|line| line.starts_with("  state "));
+        assert_eq!(states.count(), 1, "{told}");
+        assert!(
+            told.contains("7\\n  state      guarding\\u{2028}"),
+            "{told}"
+        );
     }
 }
