@@ -169,7 +169,7 @@ impl Snapshot {
              LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND CASE c.relreplident \
                WHEN 'd' THEN i.indisprimary AND i.indimmediate \
                WHEN 'i' THEN i.indisreplident \
-               WHEN 'f' THEN i.indisprimary ELSE false END \
+               WHEN 'f' THEN i.indisprimary AND i.indimmediate ELSE false END \
              WHERE p.pubname = '{publication}' ORDER BY 1, 2, a.attnum"
         ))?;
         grouped(&rows).ok_or(PgError::Protocol("a catalogue that cannot be read"))

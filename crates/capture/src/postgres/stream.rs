@@ -272,7 +272,8 @@ fn refuse_unsound(slot: &Name, durable: Lsn, state: State) -> Result<(), PgError
     }
 }
 
-/// Primary keys by table number, of all tables or of one.
+/// Primary keys by table number, of all tables or of one. A deferrable one, which rows may
+/// share until the commit, is none.
 fn primary_keys(
     sql: &mut Connection,
     table: Option<u32>,
@@ -282,7 +283,7 @@ fn primary_keys(
         "SELECT i.indrelid, a.attname FROM pg_catalog.pg_index i \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
          AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
-         WHERE i.indisprimary {which}"
+         WHERE i.indisprimary AND i.indimmediate {which}"
     ))?;
     let mut keys: HashMap<u32, Vec<String>> = HashMap::new();
     for row in &rows {

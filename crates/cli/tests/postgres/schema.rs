@@ -142,6 +142,44 @@ fn a_table_that_is_rewritten_before_its_baseline_gets_one() {
     world.run("trail verify").exits(0);
 }
 
+/// Until the commit two rows may have one key: what is told of them is told of whole rows.
+#[test]
+fn a_key_that_is_checked_at_the_commit_names_no_row() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE queue (id int PRIMARY KEY DEFERRABLE, note text);
+         INSERT INTO queue VALUES (1, 'a'), (2, 'b'), (3, 'c')",
+    );
+    world.configure("scan_every_s = 0", SOURCE);
+    world.run("guard init").exits(0);
+    world.guard();
+    world.psql("postgres", "UPDATE queue SET id = id + 1");
+    world.psql(
+        "postgres",
+        "BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE queue SET id = 7 - id; COMMIT",
+    );
+    world.settle();
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    assert_eq!(texts(&world, "ROW-01"), "");
+    // It comes to be one, and the rows go on under it.
+    world.psql(
+        "postgres",
+        "ALTER TABLE queue DROP CONSTRAINT queue_pkey, ADD PRIMARY KEY (id)",
+    );
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    world.eventually("carries all", |world| world.wrong() == Vec::<String>::new());
+    world.psql("postgres", "UPDATE queue SET note = note || '!'");
+    world.settle();
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 fn texts(world: &World, code: &str) -> String {
     let status = world.status_when("says", |_| true);
     let findings = status["findings"].as_array().unwrap().iter();

@@ -80,7 +80,8 @@ pub(super) fn query(version: Version, permitted: bool, publication: &Name, slot:
            FROM pg_attribute a WHERE a.attrelid = g.oid AND a.attnum > 0 AND NOT a.attisdropped) a \
          UNION ALL SELECT 'key', g.nspname, g.relname, NULL, \
            concat('columns=', replace(i.indkey::text, ' ', ','), ' count=', i.indnkeyatts, \
-             ' sound=', i.indisvalid AND i.indisready AND i.indisunique AND i.indimmediate), '' \
+             ' sound=', i.indisvalid AND i.indisready AND i.indisunique AND i.indimmediate, \
+             CASE WHEN NOT i.indimmediate THEN ' deferred=t' END), '' \
          FROM guarded g JOIN pg_index i ON i.indrelid = g.oid \
            AND CASE g.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END \
          UNION ALL SELECT 'trigger', g.nspname, g.relname, t.tgname, \

@@ -30,7 +30,9 @@ fn of_table(entries: &Entries, name: &str, published: Entry<'_>) -> Option<Shape
     let index = entry("key").filter(|index| match identity {
         // One that is checked at the commit alone identifies nothing.
         "d" => index.fact("sound") == Some("t"),
-        "i" | "f" => true,
+        // Before this was told, it was taken for one all the same.
+        "f" => index.fact("deferred").is_none(),
+        "i" => true,
         _ => false,
     });
     let keyless = identity == "f" && index.is_none();

@@ -77,7 +77,7 @@ pub(super) fn listed(connection: &mut Connection) -> Result<Vec<Listed>, PgError
          LEFT JOIN pg_index i ON i.indrelid = c.oid AND CASE c.relreplident \
            WHEN 'd' THEN i.indisprimary AND i.indimmediate \
            WHEN 'i' THEN i.indisreplident \
-           WHEN 'f' THEN i.indisprimary ELSE false END \
+           WHEN 'f' THEN i.indisprimary AND i.indimmediate ELSE false END \
          ORDER BY n.nspname, c.relname, a.attnum",
     )?;
     let mut listed: Vec<Listed> = rows
