@@ -20,11 +20,25 @@ pub struct Shape {
     pub name: String,
     /// Its stored columns, in the table's order.
     pub columns: Vec<String>,
+    /// What the engine knows each of them by, whatever it is called; empty where it has
+    /// names alone.
+    pub numbers: Vec<u32>,
     /// The columns that identify a row, in key order.
     pub key: Vec<String>,
     /// The whole row is its key, and rows may be equal: then they are told
     /// apart by a number ([`Key::copy`]).
     pub keyless: bool,
+}
+
+impl Shape {
+    /// What this table calls the column that `was`, an earlier shape of it, called so;
+    /// `None` if it is gone, or the engine has names alone.
+    pub fn name_of<'a>(&'a self, column: &str, was: &Self) -> Option<&'a str> {
+        let place = was.columns.iter().position(|name| name == column)?;
+        let number = was.numbers.get(place)?;
+        let place = self.numbers.iter().position(|it| it == number)?;
+        self.columns.get(place).map(String::as_str)
+    }
 }
 
 /// Which database this is.

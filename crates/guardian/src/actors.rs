@@ -601,6 +601,7 @@ mod tests {
         Shape {
             name: name.to_owned(),
             columns: columns.iter().map(|c| (*c).to_owned()).collect(),
+            numbers: Vec::new(),
             key: vec!["id".to_owned()],
             keyless: false,
         }

@@ -7,6 +7,7 @@
 //! rows (`capture`), opening commitments (`trail`). This crate reads no clock.
 
 mod absent;
+mod columns;
 mod finding;
 mod incidents;
 mod met;
@@ -14,6 +15,7 @@ mod newest;
 mod rows;
 mod scan;
 
+pub use columns::{Columns, Versions};
 pub use finding::{Finding, NotAccepted, can_accept, can_close, key_cells, key_of, show_key};
 pub use incidents::{Accepted, Incident, Incidents, Noted};
 pub use newest::{KEPT, KEPT_BYTES, KEPT_EARLIER, Keep, Kind, More, Newest};

@@ -13,13 +13,14 @@
 //! the one moment that the snapshot shows, whichever of them are read.
 
 use crate::absent::Absent;
+use crate::columns::{Columns, Versions};
 use crate::finding::{Finding, key_cells, key_of};
 use crate::met::Met;
 use pitser_capture::source::Rows;
 use pitser_capture::{Key, Position, Row, Snapshot, SourceError, Unseen};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
-use pitser_evidence::commit::{Key as SecretKey, LineNonce, commit_row, record_key};
+use pitser_evidence::commit::{Key as SecretKey, LineNonce, record_key};
 use pitser_evidence::line::Patient;
 use pitser_trail::vault::VaultError;
 use pitser_trail::{Content, PatientId, Trail, TrailError, row_marks};
@@ -46,6 +47,8 @@ pub struct ScanTable {
     pub key: SecretKey,
     /// Its rows may be equal ([`pitser_capture::Shape::keyless`]).
     pub keyless: bool,
+    /// What its columns were called.
+    pub columns: Versions,
 }
 
 /// What the trail expects of a live row.
@@ -228,7 +231,7 @@ impl<'a, J: Judge> TablePass<'a, J> {
         self.look.rows += rows.len() as u64;
         records.iter().for_each(|record| self.met.insert(record));
         for (((key, row), record), expected) in rows.into_iter().zip(records).zip(expected) {
-            if fits(&row, &expected) {
+            if fits(&row, &expected, &self.table.columns) {
                 continue;
             }
             let suspects = &mut self.look.suspects;
@@ -293,11 +296,11 @@ fn record_of(table: &ScanTable, key: &Key) -> Bytes32 {
     record_key(&table.key, key_cells(key).iter().map(Vec::as_slice))
 }
 
-fn fits(row: &Row, expected: &Expected) -> bool {
+fn fits(row: &Row, expected: &Expected, columns: &Versions) -> bool {
     match expected {
         Expected::Unknown => false,
         Expected::Erased => true,
-        Expected::Row { nonce, row: sealed } => commit_row(nonce, cells(row)).1 == *sealed,
+        Expected::Row { nonce, row: sealed } => columns.open(nonce, sealed, row),
     }
 }
 
@@ -357,19 +360,31 @@ impl Sealed {
 
     /// Names of the columns whose sealed values differ from the live ones, and
     /// of those that only one side has. By the row's image, or by the marks
-    /// that the vault keeps in its place.
-    pub fn differing(&self, live: &Row) -> Vec<String> {
+    /// that the vault keeps in its place. `columns` says what the live ones were called.
+    pub fn differing(&self, live: &Row, columns: &Versions) -> Vec<String> {
         let Content { row, marks, .. } = &self.content;
         match (row, marks) {
-            (Some(row), _) => differing(
-                &row.names,
-                row.iter().map(|(_, v)| v),
-                live,
-                cells(live).map(|(_, v)| v),
-            ),
+            (Some(row), _) => {
+                let called = columns.called(&row.names, &live.columns);
+                let values = cells(live).map(|(_, value)| value);
+                let sealed = row.iter().map(|(_, value)| value);
+                differing(&row.names, sealed, &live.columns, values, called.as_deref())
+            }
             (None, Some(sealed)) => {
-                let live_marks = row_marks(&self.nonce, cells(live));
-                differing(&sealed.names, sealed.marks.iter(), live, live_marks.iter())
+                let called = columns.called(&sealed.names, &live.columns);
+                // A mark is of the name too.
+                let called_at = |at| called.as_ref().and_then(|called| *called.get(at)?);
+                let cells = cells(live).enumerate();
+                let cells = cells.map(|(at, (name, value))| (called_at(at).unwrap_or(name), value));
+                let marks = row_marks(&self.nonce, cells);
+                let (names, sealed) = (&sealed.names, sealed.marks.iter());
+                differing(
+                    names,
+                    sealed,
+                    &live.columns,
+                    marks.iter(),
+                    called.as_deref(),
+                )
             }
             (None, None) => Vec::new(),
         }
@@ -378,35 +393,40 @@ impl Sealed {
     /// Names of the columns in which a row that does not open the commitment
     /// was altered. `None` if it differs only by columns that one side alone
     /// has: the table's columns were changed, which is a finding of its own.
-    pub fn altered(&self, live: &Row) -> Option<Vec<String>> {
-        let differing = self.differing(live);
-        let of_both = |name: &String| self.has(name) && live.get(name).is_some();
+    pub fn altered(&self, live: &Row, columns: &Versions) -> Option<Vec<String>> {
+        let differing = self.differing(live, columns);
+        let sealed = self.content.names().map_or(&[][..], |names| names);
+        let called = columns.called(sealed, &live.columns);
+        let of_both = |name: &String| match &called {
+            None => true,
+            Some(called) => {
+                let mut live = live.columns.iter().zip(called);
+                live.any(|(live, called)| live == name && called.is_some())
+            }
+        };
         (differing.is_empty() || differing.iter().any(of_both)).then_some(differing)
-    }
-
-    fn has(&self, column: &str) -> bool {
-        let names = self.content.names();
-        names.is_some_and(|names| names.iter().any(|name| name == column))
     }
 }
 
-/// Names whose values differ, in the order of the live side; then the names
-/// that only the sealed side has.
+/// Names whose values differ, in the order of the live side; then the names that only the
+/// sealed side has. `called` says which sealed column each live one is, if they differ.
 fn differing<V: PartialEq>(
     names: &[String],
     sealed: impl Iterator<Item = V>,
-    live: &Row,
+    live: &[String],
     values: impl Iterator<Item = V>,
+    called: Option<&[Option<&str>]>,
 ) -> Vec<String> {
-    if *names == *live.columns {
+    let Some(called) = called else {
         let pairs = names.iter().zip(sealed.zip(values));
         let differ = pairs.filter(|(_, (sealed, live))| sealed != live);
         return differ.map(|(name, _)| name.clone()).collect();
-    }
+    };
     let mut sealed: Vec<_> = names.iter().zip(sealed).collect();
     let mut differing = Vec::new();
-    for (name, value) in live.columns.iter().zip(values) {
-        let at = sealed.iter().position(|(sealed, _)| *sealed == name);
+    for ((name, called), value) in live.iter().zip(called).zip(values) {
+        let place = |called| sealed.iter().position(|(sealed, _)| *sealed == called);
+        let at = called.and_then(place);
         if at.map(|at| sealed.remove(at).1) != Some(value) {
             differing.push(name.clone());
         }
@@ -449,6 +469,7 @@ impl Suspects {
         &mut self,
         trail: &mut Trail,
         touched: &Touched,
+        columns: &Columns,
         whose: impl Fn(&str, &Row) -> Option<PatientId>,
     ) -> Result<Option<Found>, TrailError> {
         while let Some(suspect) = self.rows.pop_front() {
@@ -464,7 +485,7 @@ impl Suspects {
                 continue;
             }
             let patient = whose(&suspect.table, &suspect.row);
-            if let Some(finding) = differs(trail, suspect)? {
+            if let Some(finding) = differs(trail, suspect, columns)? {
                 let patient = patient.filter(|_| finding.code == Code::RowUnknown);
                 return Ok(Some((finding, patient)));
             }
@@ -483,9 +504,10 @@ impl Look {
         &mut self,
         trail: &mut Trail,
         touched: &Touched,
+        columns: &Columns,
         whose: impl Fn(&str, &Row) -> Option<PatientId>,
     ) -> Result<Option<Found>, TrailError> {
-        if let Some(found) = self.suspects.judge(trail, touched, whose)? {
+        if let Some(found) = self.suspects.judge(trail, touched, columns, whose)? {
             return Ok(Some(found));
         }
         while let Some(absent) = self.absent.front_mut() {
@@ -546,7 +568,11 @@ fn is_unseen(
 }
 
 /// `None` if only the table's columns are others.
-fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, TrailError> {
+fn differs(
+    trail: &mut Trail,
+    suspect: Suspect,
+    columns: &Columns,
+) -> Result<Option<Finding>, TrailError> {
     let known = trail.state().record_leaf(&suspect.table, &suspect.record)?;
     let about = known.and_then(|leaf| leaf.row).map(|row| row.seq);
     let (code, columns, text) = match about {
@@ -554,7 +580,7 @@ fn differs(trail: &mut Trail, suspect: Suspect) -> Result<Option<Finding>, Trail
         Some(_) => {
             let columns = match Sealed::of(trail, &suspect.table, &suspect.record)? {
                 None => Vec::new(),
-                Some(sealed) => match sealed.altered(&suspect.row) {
+                Some(sealed) => match sealed.altered(&suspect.row, columns.of(&suspect.table)) {
                     None => return Ok(None),
                     Some(columns) => columns,
                 },
@@ -652,6 +678,7 @@ mod tests {
             name: "entry".into(),
             key: SecretKey::new([1; 32]),
             keyless: false,
+            columns: Versions::default(),
         }];
         let mut judge = Unknown {
             most,

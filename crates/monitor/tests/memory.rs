@@ -9,7 +9,9 @@ use peak_alloc::PeakAlloc;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::commit::Key as SecretKey;
-use pitser_monitor::{Expected, Finding, Incidents, Judge, Noted, ScanTable, Suspects, look};
+use pitser_monitor::{
+    Expected, Finding, Incidents, Judge, Noted, ScanTable, Suspects, Versions, look,
+};
 use std::sync::Mutex;
 use table::Table;
 
@@ -96,6 +98,7 @@ fn a_row_without_a_key_takes_little_more_than_one_with_a_key() {
             name: "entry".into(),
             key: SecretKey::new([1; 32]),
             keyless,
+            columns: Versions::default(),
         }];
         // None is equal to another.
         let mut table = Table {

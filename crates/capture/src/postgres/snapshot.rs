@@ -22,6 +22,8 @@ pub struct Table {
     pub name: String,
     /// Its columns, without generated ones, in order.
     pub columns: Arc<[String]>,
+    /// What the catalogue knows each of them by, whatever it is called.
+    pub numbers: Vec<u32>,
     /// Places in `columns` of those that identify a row, ascending. Empty: its
     /// rows cannot be followed, and PostgreSQL refuses updates and deletes.
     pub key: Vec<usize>,
@@ -160,7 +162,7 @@ impl Snapshot {
         let rows = sql.query(&format!(
             "SELECT n.nspname, c.relname, a.attname, \
                coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), c.relreplident = 'f'), \
-               c.relkind = 'p', i.indexrelid IS NULL AND c.relreplident = 'f' \
+               c.relkind = 'p', i.indexrelid IS NULL AND c.relreplident = 'f', a.attnum \
              FROM pg_catalog.pg_publication_tables p \
              JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
              JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename \
@@ -461,7 +463,7 @@ fn unseen_of(snapshot: &str, age: i32) -> Option<Unseen> {
 }
 
 /// Tables from rows of `(schema, table, column, whether it is of the key,
-/// whether the table is partitioned, whether it has no key)`.
+/// whether the table is partitioned, whether it has no key, the column's number)`.
 fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
     let same = |a: &Vec<Field>, b: &Vec<Field>| a.get(..2) == b.get(..2);
     rows.chunk_by(same)
@@ -469,11 +471,13 @@ fn grouped(rows: &[Vec<Field>]) -> Option<Vec<Table>> {
             let first = columns.first()?;
             let (schema, table) = (text(first.first()?)?, text(first.get(1)?)?);
             let name = |row: &Vec<Field>| text(row.get(2)?).map(str::to_owned);
+            let number = |row: &Vec<Field>| text(row.get(6)?)?.parse().ok();
             let is_key = |row: &Vec<Field>| row.get(3).and_then(text) == Some("t");
             Some(Table {
                 name: spelled(schema, table),
                 parts: [schema.to_owned(), table.to_owned()],
                 columns: columns.iter().map(name).collect::<Option<_>>()?,
+                numbers: columns.iter().map(number).collect::<Option<_>>()?,
                 key: (0..columns.len())
                     .filter(|place| is_key(&columns[*place]))
                     .collect(),

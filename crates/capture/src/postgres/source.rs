@@ -450,6 +450,7 @@ fn shapes(tables: &[Table]) -> Vec<Shape> {
     let shape = |table: &Table| Shape {
         name: table.name.clone(),
         columns: table.columns.to_vec(),
+        numbers: table.numbers.clone(),
         key: table
             .key
             .iter()

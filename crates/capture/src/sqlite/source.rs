@@ -183,6 +183,7 @@ pub(super) fn shapes(source: &SqliteSource) -> Result<Vec<Shape>, SqliteError> {
             Ok(Shape {
                 name: table.to_owned(),
                 columns: source.columns(table)?.to_vec(),
+                numbers: Vec::new(),
                 key: source.key_columns(table)?,
                 keyless: false,
             })

@@ -572,6 +572,128 @@ fn a_primary_key_that_is_dropped_under_full_identity() {
     world.run("trail verify").exits(0);
 }
 
+/// A table of documents: two large columns, which are sent only when they are written.
+fn documents() -> Option<World> {
+    let mut world = World::new("clinic")?;
+    world.psql(
+        "postgres",
+        "CREATE TABLE doc (id int PRIMARY KEY, n int, body text, extra text);
+         ALTER TABLE doc ALTER body SET STORAGE EXTERNAL, ALTER extra SET STORAGE EXTERNAL;
+         INSERT INTO doc SELECT n, n, repeat('b' || n, 3000), repeat('e' || n, 3000)
+           FROM generate_series(1, 20) n",
+    );
+    world.configure("scan_every_s = 0", "tables = [\"public.*\"]\n");
+    world.run("guard init").exits(0).says("1 tables guarded");
+    world.guard();
+    Some(world)
+}
+
+#[test]
+fn a_large_column_that_is_renamed() {
+    let Some(mut world) = documents() else { return };
+    // Before the catalogue was looked at, and after.
+    world.psql(
+        "postgres",
+        "BEGIN; ALTER TABLE doc RENAME body TO words;
+         UPDATE doc SET n = 100 WHERE id = 1; COMMIT;
+         UPDATE doc SET n = 100 WHERE id = 2",
+    );
+    world.finding("CAP-05", "public.doc");
+    world.psql(
+        "postgres",
+        "UPDATE doc SET n = 100 WHERE id = 3;
+         ALTER TABLE doc RENAME words TO letter; ALTER TABLE doc ADD note text",
+    );
+    world.status_when("says so", |s| s["findings"].to_string().contains("letter"));
+    world.stop_guardian();
+    world.psql(
+        "postgres",
+        "UPDATE doc SET n = 100 WHERE id = 4; UPDATE doc SET id = 50, n = 100 WHERE id = 5;
+         ALTER TABLE doc RENAME letter TO content;
+         UPDATE doc SET n = 101 WHERE id IN (1, 6)",
+    );
+    world.guard();
+    world.settle();
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    // Rows that were not written since are compared all the same.
+    unseen(
+        &world,
+        "doc",
+        "UPDATE doc SET content = repeat('x', 9000) WHERE id IN (7, 2)",
+    );
+    assert_eq!(
+        world.wrong(),
+        ["ROW-01 public.doc 2", "ROW-01 public.doc 7"]
+    );
+    let found = world.scan();
+    let altered: Vec<_> = found.iter().map(|it| it["columns"].clone()).collect();
+    // `note` came since, on one side alone.
+    let content = serde_json::json!(["content", "note"]);
+    assert_eq!(altered, [content.clone(), content]);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    let gaps = world.lines();
+    assert!(gaps.iter().all(|line| line.op != Op::Gap));
+}
+
+/// Names that change places: a value that is not sent is its column's all the same.
+#[test]
+fn large_columns_that_change_names() {
+    let Some(mut world) = documents() else { return };
+    world.psql(
+        "postgres",
+        "BEGIN; ALTER TABLE doc RENAME body TO other; ALTER TABLE doc RENAME extra TO body;
+         ALTER TABLE doc RENAME other TO extra;
+         UPDATE doc SET n = 100 WHERE id <= 3; COMMIT",
+    );
+    world.finding("CAP-05", "public.doc");
+    world.psql(
+        "postgres",
+        "UPDATE doc SET n = 100 WHERE id BETWEEN 4 AND 18",
+    );
+    world.settle();
+    // What is read under a name in those that were not written is another one's value.
+    assert_eq!(
+        world.wrong(),
+        ["ROW-01 public.doc 19", "ROW-01 public.doc 20"]
+    );
+    world.psql("postgres", "UPDATE doc SET n = 100 WHERE id > 18");
+    world.settle();
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
+/// Its records are the same: nothing is carried anywhere.
+#[test]
+fn a_key_column_that_is_renamed() {
+    let Some(mut world) = world() else { return };
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit RENAME id TO nr; UPDATE visit SET note = 'x' WHERE nr = 5",
+    );
+    world.finding("CAP-05", "public.visit");
+    world.psql("postgres", "UPDATE visit SET note = 'y' WHERE nr = 6");
+    world.settle();
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    // With another key at last, the old one is found under the name that it has now.
+    world.psql(
+        "postgres",
+        "BEGIN; ALTER TABLE visit RENAME nr TO old;
+         ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n); COMMIT",
+    );
+    world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    world.settle();
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+    let lines = world.lines();
+    let baselines = lines.iter().filter(|line| line.op == Op::Baseline).count();
+    assert_eq!(baselines, 100, "fifty at first, fifty under the other key");
+}
+
 /// Nothing in a row that is its own key leads to the record that it had with one column
 /// more: it goes on all the same, and so does what was wrong.
 #[test]

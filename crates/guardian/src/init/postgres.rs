@@ -294,6 +294,7 @@ fn shape(found: &Found) -> Shape {
     Shape {
         name: found.name.clone(),
         columns: found.columns.clone(),
+        numbers: Vec::new(),
         key: found.key.clone(),
         keyless: false,
     }

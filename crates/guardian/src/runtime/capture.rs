@@ -10,9 +10,8 @@ use pitser_capture::fhir::{self, Patient as FhirPatient};
 use pitser_capture::{Cell, Key, Position};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
-use pitser_evidence::commit::commit_row;
 use pitser_evidence::line::{Gap, Op, Patient, Timestamp};
-use pitser_monitor::{Expected, Finding, Sealed, expected, key_cells, key_of};
+use pitser_monitor::{Expected, Finding, Sealed, Versions, expected, key_cells, key_of};
 use pitser_trail::{Body, Draft, TrailError};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -310,7 +309,12 @@ impl Session {
             }
             _ => None,
         };
-        if !fill_in(&mut change, sealed.as_ref().or(left.as_ref())) {
+        let known = sealed.as_ref().or(left.as_ref());
+        if let Some(known) = known.filter(|_| !change.unsent.is_empty()) {
+            self.learn_columns(&change, known)?;
+        }
+        let columns = self.columns.of(&change.table);
+        if !fill_in(&mut change, known, columns) {
             // Its number was counted.
             self.copies.clear();
             let why = "a large value that the update left alone was not sent, and its sealed version is not known: set REPLICA IDENTITY FULL";
@@ -318,7 +322,7 @@ impl Session {
             self.unreadable(worker, unread)?;
             return self.end_unread(worker);
         }
-        let changed = changed_from(&change, sealed.as_ref());
+        let changed = changed_from(&change, sealed.as_ref(), columns);
         let judged = self
             .actors
             .judge(&change, changed.as_deref(), &self.open.witness);
@@ -532,7 +536,8 @@ impl Session {
                 self.sealed(&change.table, &record)?
             }
         };
-        Ok(changed_from(change, sealed.as_ref()))
+        let columns = self.columns.of(&change.table);
+        Ok(changed_from(change, sealed.as_ref(), columns))
     }
 
     /// The row that a change replaces must be the one that was sealed last:
@@ -550,14 +555,13 @@ impl Session {
         let Expected::Row { nonce, row } = expected else {
             return Ok(());
         };
-        let cells = old.iter().map(|(name, cell)| (name, cell.expose()));
-        if commit_row(&nonce, cells).1 == row {
+        if self.columns.of(&change.table).open(&nonce, &row, old) {
             return Ok(());
         }
         let sealed = self.sealed(&change.table, record)?;
         let columns = match &sealed {
             None => Vec::new(),
-            Some(sealed) => match sealed.altered(old) {
+            Some(sealed) => match sealed.altered(old, self.columns.of(&change.table)) {
                 None => return Ok(()),
                 Some(columns) => columns,
             },
@@ -753,27 +757,31 @@ fn moves(change: &Change, next: &Change) -> bool {
 /// The columns in which a new row differs from the old one or, where that is not
 /// sent, from the sealed one, whether the vault holds its image or its marks;
 /// `None` if neither is known.
-fn changed_from(change: &Change, sealed: Option<&Sealed>) -> Option<Vec<String>> {
+fn changed_from(
+    change: &Change,
+    sealed: Option<&Sealed>,
+    columns: &Versions,
+) -> Option<Vec<String>> {
     let new = change.new.as_ref()?;
     match (&change.old, sealed) {
         (Some(old), _) => Some(translate::changed_columns(old, new)),
-        (None, Some(sealed)) => Some(sealed.differing(new)),
+        (None, Some(sealed)) => Some(sealed.differing(new, columns)),
         (None, None) => None,
     }
 }
 
 /// Fills in the large values that an update left alone and the engine did not
-/// send; `false` if they are not known.
-fn fill_in(change: &mut Change, sealed: Option<&Sealed>) -> bool {
+/// send, by what their columns were called then; `false` if they are not known.
+fn fill_in(change: &mut Change, sealed: Option<&Sealed>, columns: &Versions) -> bool {
     let Some(new) = &mut change.new else {
         return true;
     };
     for place in std::mem::take(&mut change.unsent) {
         let row = sealed.and_then(|sealed| sealed.content.row.as_ref());
-        let name = new.columns.get(place);
-        let known = row
-            .zip(name)
-            .and_then(|(row, name)| row.iter().find(|(sealed, _)| sealed == name));
+        let known = row.and_then(|row| {
+            let name = columns.called_then(&row.names, &new.columns, place)?;
+            row.iter().find(|(sealed, _)| *sealed == name)
+        });
         match (known, new.cells.get_mut(place)) {
             (Some((_, value)), Some(cell)) => *cell = Cell::from(value),
             _ => return false,

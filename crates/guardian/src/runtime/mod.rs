@@ -4,6 +4,7 @@ mod accept;
 mod baseline;
 mod blocks;
 mod capture;
+mod columns;
 mod erasure;
 mod failed;
 mod findings;
@@ -52,7 +53,7 @@ use pitser_client::Client;
 use pitser_client::fleet::Fleet;
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
-use pitser_monitor::{Expected, Incidents, Lines, Look, Suspects, Touched};
+use pitser_monitor::{Columns, Expected, Incidents, Lines, Look, Suspects, Touched};
 use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
 use pitser_trail::{Trail, TrailError};
@@ -771,6 +772,10 @@ struct Session {
     /// Tables whose records are yet to go on under another key, those included that have
     /// none now.
     rekeyed: Rekeyed,
+    /// What the columns of tables were called.
+    columns: Columns,
+    /// Columns that the catalogue was asked about last.
+    asked: Option<columns::Named>,
     /// Changes that cannot be read, until one can.
     unread: Option<Unread>,
     /// Tables without a key of which a change could not be told, as a finding says.

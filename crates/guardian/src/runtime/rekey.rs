@@ -19,7 +19,6 @@ use crate::translate;
 use pitser_capture::source::{Rows, Unseen};
 use pitser_capture::{Cell, Key, Position, Row, Shape, Snapshot};
 use pitser_evidence::codec::{Bytes32, Digest};
-use pitser_evidence::commit::commit_row;
 use pitser_evidence::line::{Line, Op, Timestamp};
 use pitser_ksi::hash::Imprint;
 use pitser_monitor::{Expected, Sealed, expected, key_cells, key_of};
@@ -104,13 +103,25 @@ impl Session {
     /// Remembers which tables have another key than in `before`, or none.
     pub(super) fn note_keys(&mut self, before: &[Shape]) -> Result<(), Ended> {
         let shapes = self.source.shapes();
-        for was in before.iter().filter(|was| !was.key.is_empty()) {
-            let now = shapes.iter().find(|shape| shape.name == was.name);
-            if now.is_some_and(|now| now.key != was.key) {
+        for was in before {
+            let Some(now) = shapes.iter().find(|shape| shape.name == was.name) else {
+                continue;
+            };
+            // As rows that are read have them.
+            let called_now = |key: &[String]| -> Vec<String> {
+                let names = key.iter();
+                let names = names.map(|name| now.name_of(name, was).unwrap_or(name).to_owned());
+                names.collect()
+            };
+            if let Some(waiting) = self.rekeyed.get_mut(&was.name) {
                 // A key that was there for a moment named nothing yet.
-                self.rekeyed
-                    .entry(was.name.clone())
-                    .or_insert_with(|| was.key.clone());
+                *waiting = called_now(waiting);
+                continue;
+            }
+            let former = called_now(&was.key);
+            // Columns that are only called otherwise name the same records.
+            if !former.is_empty() && now.key != was.key && now.key != former {
+                self.rekeyed.insert(was.name.clone(), former);
             }
         }
         self.remember_keys()
@@ -452,13 +463,13 @@ impl Session {
             Expected::Unknown | Expected::Erased => return Ok(false),
             Expected::Row { nonce, row } => (nonce, row),
         };
-        let cells = row.iter().map(|(name, cell)| (name, cell.expose()));
-        if commit_row(&nonce, cells).1 == commitment {
+        if self.columns.of(table).open(&nonce, &commitment, row) {
             return Ok(true);
         }
         // By the columns that both have: others may have come and gone.
         let sealed = Sealed::of(&mut self.trail, table, &record)?;
-        Ok(sealed.is_some_and(|sealed| sealed.altered(row).is_none()))
+        let columns = self.columns.of(table);
+        Ok(sealed.is_some_and(|sealed| sealed.altered(row, columns).is_none()))
     }
 
     /// The line that ends a record under its old key.

@@ -92,6 +92,7 @@ impl Session {
             .map(|shape| ScanTable {
                 key: self.trail.keys().table(&shape.name),
                 keyless: shape.keyless,
+                columns: self.columns.of(&shape.name).clone(),
                 name: shape.name.clone(),
             })
             .collect();
@@ -222,7 +223,8 @@ impl Session {
         loop {
             let patients = &self.patients;
             let whose = |table: &str, row: &Row| patients.of(table, row).list();
-            let Some((finding, patient)) = suspects.judge(&mut self.trail, &pass.touched, whose)?
+            let (trail, columns) = (&mut self.trail, &self.columns);
+            let Some((finding, patient)) = suspects.judge(trail, &pass.touched, columns, whose)?
             else {
                 break;
             };
@@ -246,8 +248,8 @@ impl Session {
         for _ in 0..JUDGED {
             let patients = &self.patients;
             let whose = |table: &str, row: &Row| patients.of(table, row).list();
-            let Some((finding, patient)) = look.judge(&mut self.trail, &pass.touched, whose)?
-            else {
+            let (trail, columns) = (&mut self.trail, &self.columns);
+            let Some((finding, patient)) = look.judge(trail, &pass.touched, columns, whose)? else {
                 return Ok(Some(look));
             };
             self.finding_of(worker, finding, patient)?;

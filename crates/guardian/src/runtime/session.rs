@@ -79,6 +79,8 @@ impl Session {
             is_in_danger: false,
             live: collected.live,
             rekeyed: Rekeyed::new(),
+            columns: super::columns::remembered(trail.layout()),
+            asked: None,
             unread: None,
             untold: HashSet::new(),
             unguarded: HashSet::new(),

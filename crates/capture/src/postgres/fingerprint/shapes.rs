@@ -37,6 +37,7 @@ fn of_table(entries: &Entries, name: &str, published: Entry<'_>) -> Option<Shape
     });
     let keyless = identity == "f" && index.is_none();
     let key = index.map(|index| key_of(index, &columns));
+    let numbers = columns.keys().copied().collect();
     let columns: Vec<String> = columns.values().map(|it| it.name.to_owned()).collect();
     Some(Shape {
         name: name.to_owned(),
@@ -45,6 +46,7 @@ fn of_table(entries: &Entries, name: &str, published: Entry<'_>) -> Option<Shape
             false => key.unwrap_or_default(),
         },
         columns,
+        numbers,
         keyless,
     })
 }
