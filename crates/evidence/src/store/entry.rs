@@ -232,13 +232,11 @@ pub(super) fn entries(bucket: &[u8]) -> impl Iterator<Item = Result<Entry, Malfo
 
 /// Where the entry about `subject` stands in a bucket, and the entry.
 ///
-/// `hint` is where it stood before: to look there alone saves reading most of the
-/// bucket. It may have moved meanwhile; what is found there is recognised by a whole
-/// digest, which stands nowhere else.
+/// It is looked for from one entry to the next, never where it stood before: whoever
+/// writes lines chooses a row's digest, and could have it read as an entry.
 pub(super) fn find(
     bucket: &[u8],
     subject: &Subject,
-    hint: usize,
 ) -> Result<Option<(Range<usize>, Entry)>, Malformed> {
     let key = match subject {
         Subject::Record { key, .. }
@@ -246,14 +244,6 @@ pub(super) fn find(
         | Subject::Mark(key) => key,
         Subject::Patient(Patient::Many | Patient::Unknown) => &Bytes32([0; 32]),
     };
-    let is_digest = !matches!(subject, Subject::Patient(Patient::Many | Patient::Unknown));
-    let mut there = bucket.get(hint..).into_iter().flat_map(spans);
-    if is_digest
-        && let Some(Ok(span)) = there.next()
-        && let Ok(Some(entry)) = read_if(span, subject, key)
-    {
-        return Ok(Some((hint..hint + span.len(), entry)));
-    }
     let mut at = 0;
     for span in spans(bucket) {
         let span = span?;
@@ -402,13 +392,8 @@ mod tests {
                 Entry::Patient { patient, .. } => Subject::Patient(*patient),
                 Entry::Mark(mark) => Subject::Mark(*mark),
             };
-            // Wherever it is thought to stand.
-            let (span, found) = find(&bucket, &subject, 0).unwrap().unwrap();
+            let (span, found) = find(&bucket, &subject).unwrap().unwrap();
             assert_eq!(found, *entry);
-            for hint in 0..bucket.len() + 2 {
-                let hinted = find(&bucket, &subject, hint).unwrap();
-                assert_eq!(hinted, Some((span.clone(), found)), "{hint}");
-            }
             let mut bytes = Vec::new();
             entry.write(&mut bytes);
             assert_eq!(bucket[span], bytes);
@@ -417,9 +402,7 @@ mod tests {
             table: 9,
             key: Bytes32([4; 32]),
         };
-        for hint in 0..bucket.len() + 2 {
-            assert_eq!(find(&bucket, &absent, hint), Ok(None));
-        }
+        assert_eq!(find(&bucket, &absent), Ok(None));
         // Cut anywhere but between two entries, it is no bucket.
         let ends: Vec<usize> = spans(&bucket)
             .scan(0, |at, span| {

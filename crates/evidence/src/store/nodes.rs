@@ -148,14 +148,12 @@ impl Node {
 /// remembered may be too high in the tree, but never wrong.
 pub(super) struct Places(RefCell<Vec<Place>>);
 
-/// A node on the way to the bucket of a subject, where it stood in that, and what
-/// was there.
+/// A node on the way to the bucket of a subject, and what was there.
 pub(super) struct Place {
     subject: Option<Subject>,
     key: MapKey,
     pub(super) node: u32,
     depth: u8,
-    pub(super) offset: usize,
     /// The entry, or that there is none; `None` while nobody has looked.
     pub(super) known: Option<Option<Entry>>,
 }
@@ -168,7 +166,6 @@ impl Place {
             key,
             node: ROOT,
             depth: 0,
-            offset: 0,
             known: None,
         }
     }

@@ -279,13 +279,10 @@ impl<P: Pages> Tree<P> {
             return Ok(known);
         }
         self.nodes.descend(&mut place);
-        let look = |bytes: &[u8]| entry::find(bytes, subject, place.offset);
+        let look = |bytes: &[u8]| entry::find(bytes, subject);
         let found = self.look(place.node, look)?;
         let found = found.map_err(|malformed| self.pages.malformed(malformed))?;
-        let entry = found.map(|(span, entry)| {
-            place.offset = span.start;
-            entry
-        });
+        let entry = found.map(|(_, entry)| entry);
         place.known = Some(entry);
         Ok(entry)
     }
@@ -309,11 +306,11 @@ impl<P: Pages> Tree<P> {
     ) -> Result<bool, P::Error> {
         let mut place = self.places.place(subject, key);
         self.nodes.descend(&mut place);
-        let (node, prefix, offset) = (place.node, place.prefix(), place.offset);
+        let (node, prefix) = (place.node, place.prefix());
         drop(place);
         let index = self.buffer_bucket(node, prefix)?;
         let slot = &mut self.buffer[index];
-        let found = entry::find(&slot.bytes, subject, offset);
+        let found = entry::find(&slot.bytes, subject);
         let found = found.map_err(|e| self.pages.malformed(e))?;
         let made = make(&mut self.pages, found.as_ref().map(|(_, entry)| entry))?;
         self.places.learn(subject, made);
