@@ -56,7 +56,9 @@ impl Failure {
             ReadError::Damaged(_) => Self::Tampered(format!(
                 "{error}. Keep these files as they are: they are evidence. `pitser trail verify` says more"
             )),
-            ReadError::Nothing(_) | ReadError::Elsewhere(_) => Self::input(error),
+            ReadError::Nothing(_) | ReadError::CutOff(_) | ReadError::Elsewhere(_) => {
+                Self::input(error)
+            }
             ReadError::Disk(_) | ReadError::Map(_) | ReadError::Archive(_) => Self::service(error),
         }
     }

@@ -168,6 +168,18 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     pitser_disk::replace(path, bytes, Access::Owner).at(path, "cannot replace")
 }
 
+/// As [`replace`], but leaves a file alone that has these bytes already: a secret key would
+/// leave them behind on the disk each time.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn keep(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    match std::fs::read(path) {
+        Ok(there) if there == bytes => Ok(()),
+        _ => replace(path, bytes),
+    }
+}
+
 /// Writes what a file has from byte `from` on once more, durably: see
 /// [`pitser_disk::write_again`].
 ///

@@ -4,7 +4,9 @@
 //! The first person's request is kept in the vault, sealed, by pseudonym. Who somebody is,
 //! is for the caller to know: here two people are two different names.
 
+use crate::disk::{At, DiskError};
 use crate::hold::Hold;
+use crate::layout::Layout;
 use crate::vault::VaultError;
 use crate::write::{Trail, TrailError};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
@@ -287,4 +289,20 @@ fn places(holds: &[Hold]) -> String {
         None => "one in the vault alone, when the others are lifted".to_owned(),
     };
     holds.iter().map(place).collect::<Vec<_>>().join(", ")
+}
+
+/// Which lines erase whom, as it is noted beside a trail. Only a file that is not there says
+/// nothing.
+pub(crate) fn notes(trail: &Layout) -> Result<String, DiskError> {
+    let path = trail.erasures();
+    match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.at(&path, "cannot read"),
+    }
+}
+
+/// The lines in such notes, and whom they erase.
+pub(crate) fn noted(notes: &str) -> impl Iterator<Item = (u64, &str)> {
+    let notes = notes.lines().filter_map(|note| note.split_once(' '));
+    notes.filter_map(|(seq, patient)| Some((seq.parse().ok()?, patient)))
 }

@@ -1,5 +1,6 @@
 //! Histories and evidence files, made from a trail's files beside its writer.
 
+use crate::erasure;
 use crate::index::{BlockEntry, Index};
 use crate::keys::{KeyError, Keys};
 use crate::layout::Layout;
@@ -821,11 +822,23 @@ impl Exporter {
     /// # Errors
     /// [`ExportError`].
     pub fn erased_by(&self, patient: &Patient, seq: u64) -> Result<Option<u64>, ExportError> {
+        // The patient may have come back, and have very many lines since.
+        let is_so = |line: &Line| line.op == Op::Erase && line.patient == Some(*patient);
+        let (name, notes) = (
+            patient.to_string(),
+            erasure::notes(&self.layout).map_err(ReadError::from)?,
+        );
+        let noted = erasure::noted(&notes).filter(|(noted, of)| *noted > seq && *of == name);
+        for (noted, _) in noted.filter(|(noted, _)| *noted < self.lines_read()) {
+            if is_so(&self.line(noted)?.0) {
+                return Ok(Some(noted));
+            }
+        }
         let leaf = self.view.state.patient(patient)?;
         let before = |line: &Line| line.patient_prev.map(|prev| prev.seq);
         let before = |line: &Line| before(line).filter(|before| *before > seq);
         self.walk(leaf.map(|leaf| leaf.last_seq), before, |line| {
-            line.seq > seq && line.op == Op::Erase
+            line.seq > seq && is_so(line)
         })
     }
 

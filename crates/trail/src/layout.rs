@@ -175,6 +175,11 @@ impl Layout {
         self.dir.join("erasures")
     }
 
+    /// The segments of the copy before, while those of the next one take their place.
+    pub(crate) fn before(&self) -> PathBuf {
+        self.dir.join("trail.before")
+    }
+
     /// The writer's lock.
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")

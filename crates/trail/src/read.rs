@@ -234,6 +234,12 @@ pub enum ReadError {
     /// There is no trail.
     #[error("{}: there is no trail here. Run `pitser guard init` first, or name the right folder", .0.display())]
     Nothing(PathBuf),
+    /// A copy whose segments were about to take the place of those before.
+    #[error(
+        "{}: `pitser trail copy` was cut off while it wrote this copy: run it once more, or give the folder \
+         `trail.before` its name `trail` back", .0.display()
+    )]
+    CutOff(PathBuf),
     /// The trail was altered.
     #[error(transparent)]
     Damaged(#[from] Damage),
@@ -249,6 +255,17 @@ pub enum ReadError {
     /// The map's store cannot be read or kept.
     #[error(transparent)]
     Map(#[from] MapError),
+}
+
+impl ReadError {
+    /// That there is no trail, or why there seems to be none.
+    pub(crate) fn nothing(layout: &Layout) -> Self {
+        let dir = layout.dir().to_owned();
+        match layout.before().exists() {
+            true => Self::CutOff(dir),
+            false => Self::Nothing(dir),
+        }
+    }
 }
 
 /// Follows the reading of a trail.
@@ -364,7 +381,7 @@ pub(crate) fn read_on<P: Pages<Error: Into<MapError>>>(
         other => other.at(&layout.segments(), "cannot list")?,
     };
     if numbers.is_empty() {
-        return Err(ReadError::Nothing(layout.dir().to_owned()));
+        return Err(ReadError::nothing(layout));
     }
     let mut reader = Reader::new(layout, until, from, follow)?;
     reader.keep_blocks = keep_blocks;

@@ -166,6 +166,33 @@ pub enum TrailError {
         /// The block that the seal is for.
         got: u64,
     },
+    /// The trail's first line would be too long: it names all tables and their columns.
+    #[error(
+        "{tables} tables, with {columns} columns, are too many for one trail: its first line, which names them all, would \
+         have {bytes} bytes of {MAX_LINE}. Guard fewer tables, or some of them as a source of their own"
+    )]
+    Wide {
+        /// Tables.
+        tables: usize,
+        /// Their columns.
+        columns: usize,
+        /// Of the line.
+        bytes: usize,
+    },
+    /// The folder has keys of another trail, and no trail.
+    #[error(
+        "{}: these keys are of a trail named {found}, and the one to be made is {wanted}. If none was ever begun with them \
+         (`guard init` failed, and was corrected since), remove them and `vault.key`; else give the trail the name that it had",
+        path.display()
+    )]
+    OthersKeys {
+        /// The keys.
+        path: std::path::PathBuf,
+        /// Whose they are.
+        found: String,
+        /// The new trail's name.
+        wanted: String,
+    },
     /// A block's signature would not fit its format.
     #[error("block {0} cannot be written as a log signature")]
     Block(u64),
@@ -348,6 +375,9 @@ impl Trail {
         if layout.has_trail() {
             return Err(TrailError::Exists(layout.dir().to_owned()));
         }
+        if layout.before().exists() {
+            return Err(ReadError::nothing(&layout).into());
+        }
         disk::private_dir(&layout.segments())?;
         let tables: Vec<String> = draft.tables.iter().map(|t| t.name.clone()).collect();
         let keys = if layout.keys().exists() {
@@ -355,6 +385,13 @@ impl Trail {
         } else {
             Keys::create(&layout, origin, &tables)?
         };
+        if keys.origin() != origin {
+            return Err(TrailError::OthersKeys {
+                path: layout.keys(),
+                found: keys.origin().to_owned(),
+                wanted: origin.to_owned(),
+            });
+        }
         let genesis = Genesis {
             log_key: keys.log().verifier().to_string(),
             origin: origin.to_owned(),
@@ -370,6 +407,13 @@ impl Trail {
         let line = Line::genesis(genesis, draft.at, &draft.source, &draft.pos);
         line.check()?;
         let mut bytes = line.encode();
+        if bytes.len() > MAX_LINE {
+            return Err(TrailError::Wide {
+                tables: draft.tables.len(),
+                columns: draft.tables.iter().map(|it| it.columns.len()).sum(),
+                bytes: bytes.len(),
+            });
+        }
         bytes.push(b'\n');
         disk::replace(&layout.segment(0), &bytes)?;
         let (trail, _, _) = Self::open::<T>(layout)?;
@@ -387,7 +431,7 @@ impl Trail {
     /// [`TrailError`]; a damaged trail is not opened.
     pub fn open<T: Gather>(layout: Layout) -> Result<(Self, T, Recovery), TrailError> {
         if !layout.has_trail() {
-            return Err(ReadError::Nothing(layout.dir().to_owned()).into());
+            return Err(ReadError::nothing(&layout).into());
         }
         let lock = take_lock(&layout)?;
         Self::open_locked(layout, lock, &mut |_| {})
@@ -404,7 +448,7 @@ impl Trail {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(Self, T, Recovery), TrailError> {
         if !layout.has_trail() {
-            return Err(ReadError::Nothing(layout.dir().to_owned()).into());
+            return Err(ReadError::nothing(&layout).into());
         }
         let lock = take_lock(&layout)?;
         let aside = Aside::put(layout.map())?;
@@ -763,7 +807,10 @@ impl Trail {
             return Ok(());
         };
         let lines = self.state.next_seq() - committed;
-        let waited_us = at_us.saturating_sub(*self.committed.1.get_or_insert(at_us));
+        let since = self.committed.1.get_or_insert(at_us);
+        // The clock may have been set back.
+        *since = at_us.min(*since);
+        let waited_us = at_us - *since;
         if lines < self.commit_lines && waited_us < COMMIT_US {
             return Ok(());
         }

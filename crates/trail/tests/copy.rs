@@ -381,6 +381,28 @@ async fn an_interrupted_copy_costs_nothing() {
     panic!("it has fewer steps");
 }
 
+/// A file that is written anew leaves its bytes on the disk, where nobody overwrites them.
+#[tokio::test]
+async fn keys_that_are_there_are_not_written_again() {
+    let mut written = Written::new().await;
+    written.block();
+    let target = tempfile::tempdir().unwrap();
+    written.copy(target.path()).unwrap();
+    let keys = ["keys.json", "vault.key", "vault/epoch-000001.key"];
+    let files = || {
+        let files = keys.map(|name| target.path().join(name));
+        files.map(|file| fs::metadata(file).unwrap().ino())
+    };
+    let before = files();
+    written.block();
+    written.copy(target.path()).unwrap();
+    assert_eq!(files(), before);
+    // One that is another is put in its place.
+    fs::write(target.path().join("vault/epoch-000001.key"), b"damaged").unwrap();
+    let told = written.copy(target.path()).unwrap();
+    is_whole(target.path(), told);
+}
+
 /// Between two names the segments have none: the next copy puts that right.
 #[tokio::test]
 async fn segments_that_were_about_to_be_replaced_come_back() {
@@ -390,6 +412,14 @@ async fn segments_that_were_about_to_be_replaced_come_back() {
     written.copy(target.path()).unwrap();
     let names = ["trail", "trail.before"].map(|name| target.path().join(name));
     fs::rename(&names[0], &names[1]).unwrap();
+    // Whoever goes on with it is told, and begins no other trail there.
+    let layout = Layout::new(target.path());
+    let refused = Trail::open::<()>(layout.clone()).err().unwrap().to_string();
+    assert!(refused.contains("was cut off"), "{refused}");
+    let refused = check(&layout).err().unwrap().to_string();
+    assert!(refused.contains("was cut off"), "{refused}");
+    let refused = Trail::create(layout, "test.example/hospital", &genesis());
+    assert!(refused.err().unwrap().to_string().contains("was cut off"));
     written.block();
     let told = written.copy(target.path()).unwrap();
     assert_eq!((told.blocks, told.replayed), (2, 1));

@@ -388,9 +388,34 @@ fn a_note_without_its_line_erases_nobody() {
     let (mut trail, recovery) = reopened(dir.path());
     assert!(!recovery.finished_erasure);
     assert!(trail.vault().get(1).unwrap().is_some());
+    // Another line will have that number.
+    let noted = std::fs::read_to_string(Layout::new(dir.path()).erasures()).unwrap();
+    assert_eq!(noted, format!("{before} {patient}\n"));
     let seq = erase(&mut trail, "pt-1");
     assert_eq!(seq, next);
     assert!(trail.vault().get(1).unwrap().is_none());
+}
+
+/// However many lines the patient has since.
+#[test]
+fn the_line_that_erased_somebody_who_came_back_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trail = populated(dir.path());
+    let patient = trail.keys().pseudonym("pt-1");
+    let seq = erase(&mut trail, "pt-1");
+    let read = || Draft {
+        patient: Some(PatientId::Id("pt-1".into())),
+        ..Draft::new(Op::Read, at(30), "ehr", "7")
+    };
+    for _ in 0..11 {
+        trail.append((0..1000).map(|_| read()).collect()).unwrap();
+    }
+    close(&mut trail);
+    let exporter = Exporter::open(Layout::new(dir.path())).unwrap();
+    assert_eq!(exporter.erased_by(&patient, 1).unwrap(), Some(seq));
+    assert_eq!(exporter.erased_by(&patient, seq).unwrap(), None);
+    let other = trail.keys().pseudonym("pt-2");
+    assert_eq!(exporter.erased_by(&other, 1).unwrap(), None);
 }
 
 #[test]

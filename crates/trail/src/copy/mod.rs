@@ -40,6 +40,7 @@ use pitser_evidence::line::Line;
 use pitser_ksi::time::Second;
 
 use crate::disk::{self, At, DiskError};
+use crate::erasure;
 use crate::layout::Layout;
 use crate::map::{self, MapError, OsFolder};
 use crate::read::{self, ReadError};
@@ -226,8 +227,8 @@ impl Copying<'_> {
         let vault = self.to.vault();
         self.bytes += vault::copy(&self.trail.vault(), &vault)?;
         (self.tell)(Progress::Copied(self.bytes));
-        let erasures = notes::erasures(self.trail)?;
-        for (seq, patient) in notes::noted(&erasures) {
+        let erasures = erasure::notes(self.trail)?;
+        for (seq, patient) in erasure::noted(&erasures) {
             // The vault knows nothing of her any more, and the lines do not say so.
             if seq >= copied.lines && !vault::has_older(&vault, patient, seq)? {
                 return Err(self.moving());
@@ -293,7 +294,7 @@ impl Copying<'_> {
     /// The segments that were put together take the place of those that are there.
     fn take_place(&self) -> Result<(), DiskError> {
         let (there, next) = (self.to.segments(), self.next.segments());
-        let before = before(&self.to);
+        let before = self.to.before();
         if there.exists() {
             fs::rename(&there, &before).at(&there, "cannot rename")?;
         }
@@ -310,15 +311,11 @@ impl Copying<'_> {
 
 /// After an interruption: segments whose place was not taken yet come back.
 fn put_back(to: &Layout) -> Result<(), DiskError> {
-    let (there, before) = (to.segments(), before(to));
+    let (there, before) = (to.segments(), to.before());
     if before.exists() && !there.exists() {
         fs::rename(&before, &there).at(&before, "cannot rename")?;
     }
     remove_all(&before)
-}
-
-fn before(to: &Layout) -> PathBuf {
-    to.dir().join("trail.before")
 }
 
 fn refuse_inside(trail: &Path, target: &Path) -> Result<(), CopyError> {

@@ -66,7 +66,7 @@ impl Notes {
             }
         }
         for (name, bytes) in &self.0 {
-            disk::replace(&to.dir().join(name), bytes)?;
+            disk::keep(&to.dir().join(name), bytes)?;
         }
         record.files = self.0.into_keys().collect();
         Ok(())
@@ -77,21 +77,6 @@ impl Notes {
 const LOCKS: [&str; 2] = ["lock", "archive.lock"];
 /// Nothing that is kept beside a trail is longer.
 const LONGEST: u64 = 64 << 20;
-
-/// Which lines erase whom, as it is noted beside the trail.
-pub(super) fn erasures(trail: &Layout) -> Result<String, DiskError> {
-    let path = trail.erasures();
-    match fs::read_to_string(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        read => read.at(&path, "cannot read"),
-    }
-}
-
-/// The lines, and whom they erase.
-pub(super) fn noted(erasures: &str) -> impl Iterator<Item = (u64, &str)> {
-    let notes = erasures.lines().filter_map(|note| note.split_once(' '));
-    notes.filter_map(|(seq, patient)| Some((seq.parse().ok()?, patient)))
-}
 
 /// What is known of the copy that is there.
 #[derive(Debug, Default, Serialize, Deserialize)]

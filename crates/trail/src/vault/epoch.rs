@@ -80,7 +80,7 @@ impl Epoch {
 
     /// Keeps the key of an epoch, sealed as it is, durably.
     pub(super) fn store(folder: &Path, number: u64, sealed: &[u8]) -> Result<(), VaultError> {
-        Ok(disk::replace(&path(folder, number), sealed)?)
+        Ok(disk::keep(&path(folder, number), sealed)?)
     }
 
     /// Epochs that have a file, ascending.

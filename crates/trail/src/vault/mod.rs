@@ -291,8 +291,15 @@ impl Vault {
         let contents = Contents::open_read_only(&folder.join("contents"))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let (path, db) = connect(folder, flags)?;
-        let number = epoch_number(&db).map_err(|e| store(&path, e))?;
-        let epoch = Epoch::open(folder, number.unwrap_or(1), master)?;
+        let mut gone = None;
+        let epoch = loop {
+            let number = epoch_number(&db).map_err(|e| store(&path, e))?.unwrap_or(1);
+            match Epoch::open(folder, number, master) {
+                // The writer has erased somebody between the two steps.
+                Err(VaultError::Epoch(_)) if gone != Some(number) => gone = Some(number),
+                epoch => break epoch?,
+            }
+        };
         Ok(Self::new(folder, (path, db), contents, master, epoch))
     }
 

@@ -1,11 +1,13 @@
 //! Erasure: a line that says so, then the key's end.
 
 use super::{ERASURES, Trail, TrailError};
-use crate::disk::{self, At, DiskError};
+use crate::disk::{self, DiskError};
 use crate::draft::{Body, Draft, PatientId};
+use crate::erasure;
 use crate::vault::VaultError;
 use pitser_evidence::commit::commit_person;
 use pitser_evidence::line::{Erasure, Line, Op, Patient, Timestamp};
+use std::collections::HashSet;
 
 impl Trail {
     /// The body of line `seq`, which erases.
@@ -57,30 +59,26 @@ impl Trail {
     /// Notes beside the trail that line `seq` is to erase a patient. Without that line
     /// the note means nothing.
     fn intend_erasure(&self, patient: Patient, seq: u64) -> Result<(), DiskError> {
-        let noted = self.noted_erasures()?;
+        // One that cannot be read would be replaced, and everybody in it forgotten.
+        let noted = erasure::notes(&self.layout)?;
         let text = format!("{noted}{seq} {patient}\n");
         disk::replace(&self.layout.erasures(), text.as_bytes())
-    }
-
-    /// What was noted. Only a file that is not there says nothing: one that cannot be
-    /// read would be replaced, and everybody in it forgotten.
-    fn noted_erasures(&self) -> Result<String, DiskError> {
-        let path = self.layout.erasures();
-        match std::fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-            read => read.at(&path, "cannot read"),
-        }
     }
 
     /// Erases whom a durable line says to be erased and the vault still knows: a crash
     /// came between, or an older copy of the vault was put back. `true` if there was one.
     pub(super) fn finish_erasures(&mut self) -> Result<bool, TrailError> {
-        let noted = self.noted_erasures()?;
+        let notes = erasure::notes(&self.layout)?;
         let mut has_finished = false;
-        for (seq, patient) in noted.lines().filter_map(|note| note.split_once(' ')) {
-            let Ok(seq) = seq.parse() else { continue };
+        let mut void = HashSet::new();
+        for (seq, patient) in erasure::noted(&notes) {
             // Nearly always it is done, and the line may be in an archive.
             if !self.vault.is_older(patient, seq)? {
+                continue;
+            }
+            // A crash came before the line was durable. Another one will have its number.
+            if seq >= self.state.next_seq() {
+                void.insert((seq, patient));
                 continue;
             }
             let line = self.line(seq)?;
@@ -90,6 +88,13 @@ impl Trail {
             if line.is_some_and(is_so) {
                 has_finished |= self.vault.erase(patient, seq)?;
             }
+        }
+        if !void.is_empty() {
+            let left = erasure::noted(&notes).filter(|note| !void.contains(note));
+            let left: String = left
+                .map(|(seq, patient)| format!("{seq} {patient}\n"))
+                .collect();
+            disk::replace(&self.layout.erasures(), left.as_bytes())?;
         }
         Ok(has_finished)
     }
