@@ -429,7 +429,7 @@ fn the_ladder_of_rights(server: &Server) {
 fn a_role_that_only_reads(server: &Server) {
     server.sql().query("CREATE DATABASE records").unwrap();
     let config = Config::parse(&server.url("records")).unwrap();
-    let mut sql = Connection::open(&config).unwrap();
+    let mut sql = Connection::open_application(&config).unwrap();
     sql.query(
         "CREATE TABLE entry (id int PRIMARY KEY, note text); INSERT INTO entry VALUES (1, 'a');
          CREATE ROLE reader LOGIN REPLICATION PASSWORD 'secret'",
@@ -543,7 +543,7 @@ fn outages() {
 fn application(server: &Server, committed: &Sender<()>, stop: &AtomicBool) {
     let mut next = 1;
     while !stop.load(Ordering::Relaxed) {
-        let Ok(mut sql) = Connection::open(&server.config()) else {
+        let Ok(mut sql) = Connection::open_application(&server.config()) else {
             thread::park_timeout(Duration::from_millis(10));
             continue;
         };

@@ -10,7 +10,7 @@ use super::encoding::Encoding;
 use super::error::quote;
 use super::slot::text;
 use super::version::Version;
-use super::wire::{CONVERTED, Field, NAMES};
+use super::wire::{CONVERTED, Field};
 use super::{Config, Connection, Name, PgError, install, spelled};
 use crate::event::{Cell, Key, Row, is_instant};
 use crate::source::Unseen;
@@ -55,7 +55,7 @@ pub struct Snapshot {
 enum Second {
     /// No table was large yet.
     Unneeded,
-    There(Connection),
+    There(Box<Connection>),
     /// The server did not let it in: one reads as well, only slower.
     Refused,
 }
@@ -104,9 +104,6 @@ impl Snapshot {
             "SET row_security = off; SET statement_timeout = 0; \
              SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '60s'",
         )?;
-        for (name, value) in NAMES {
-            sql.query(&format!("SET {name} = {value}"))?;
-        }
         let encoding = Encoding::ask(&mut sql)?;
         sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
         Ok(Self {
@@ -311,7 +308,7 @@ impl Snapshot {
             let name = rows.first().and_then(|row| text(row.first()?));
             let name = name.ok_or(PgError::Protocol("a snapshot without a name"))?;
             self.second = match Self::open_exported(&self.config, name) {
-                Ok(second) => Second::There(second.sql),
+                Ok(second) => Second::There(Box::new(second.sql)),
                 Err(_) => Second::Refused,
             };
         }

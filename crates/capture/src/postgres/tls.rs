@@ -12,7 +12,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -50,20 +50,23 @@ pub(super) enum Transport {
 pub(super) enum Binding {
     /// There is no TLS.
     Clear,
-    /// The hash of the server's certificate.
-    EndPoint(Vec<u8>),
-    /// The certificate's signature names no hash, as Ed25519's does not.
-    /// `tolerated` if the certificate was verified, or nothing was asked for.
-    Undefined { tolerated: bool },
+    Tls {
+        /// That of the server's certificate; its signature may name none, as Ed25519's does
+        /// not.
+        hash: Option<Vec<u8>>,
+        /// The certificate was verified, or nothing was asked for: a login that is not
+        /// bound is none that anybody else relays, or nobody minds.
+        is_tolerated: bool,
+    },
 }
 
 impl Transport {
-    /// Opens the way that the URL asks for.
+    /// Opens the way that the URL asks for, by then.
     ///
     /// # Errors
     /// [`PgError::Unreachable`], [`PgError::File`], [`PgError::NoTls`],
     /// [`PgError::Certificate`], [`PgError::Tls`], [`PgError::Lost`].
-    pub(super) fn open(config: &Config) -> Result<(Self, Binding), PgError> {
+    pub(super) fn open(config: &Config, until: Instant) -> Result<(Self, Binding), PgError> {
         if let Some(directory) = config.socket() {
             let path = directory.join(format!(".s.PGSQL.{}", config.port));
             let socket =
@@ -88,14 +91,12 @@ impl Transport {
                 }),
             };
         }
-        let secured = Secured::begin(socket, settings, name)
+        let secured = Secured::begin(socket, settings, name, until)
             .map_err(|error| refused(&error, &config.host))?;
         let certificate = secured.session.peer_certificates().and_then(<[_]>::first);
-        let binding = match certificate.and_then(|certificate| end_point(certificate)) {
-            Some(hash) => Binding::EndPoint(hash),
-            None => Binding::Undefined {
-                tolerated: mode != SslMode::Require,
-            },
+        let binding = Binding::Tls {
+            hash: certificate.and_then(|certificate| end_point(certificate)),
+            is_tolerated: mode != SslMode::Require,
         };
         Ok((Self::Tls(Box::new(secured)), binding))
     }
@@ -143,11 +144,15 @@ impl Secured {
         socket: TcpStream,
         settings: ClientConfig,
         name: ServerName<'static>,
+        until: Instant,
     ) -> io::Result<Self> {
         let session = ClientConnection::new(Arc::new(settings), name).map_err(invalid)?;
         let mut secured = Self { socket, session };
         secured.flush()?;
         while secured.session.is_handshaking() {
+            if Instant::now() >= until {
+                return Err(ErrorKind::TimedOut.into());
+            }
             match secured.advance() {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
@@ -176,12 +181,17 @@ impl Secured {
     }
 
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.session.reader().read(into) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                done => return done,
+        match self.session.reader().read(into) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+        self.advance()?;
+        match self.session.reader().read(into) {
+            // Part of a record: whether to wait for the rest is for who asks to say.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Err(ErrorKind::Interrupted.into())
             }
-            self.advance()?;
+            done => done,
         }
     }
 

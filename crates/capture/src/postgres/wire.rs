@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::sasl::{
@@ -47,10 +47,10 @@ pub(super) const RAW: &str = "SQL_ASCII";
 /// That of every session but while it hands out rows as bytes.
 pub(super) const CONVERTED: &str = "SET client_encoding = UTF8";
 
-/// The same where rows are read, on top of those: how names of tables, types and
-/// functions stand in values (`regclass` and its like). Other sessions make tables
-/// where their `search_path` says.
-pub(super) const NAMES: [(&str, &str); 2] = [
+/// How names of tables, types and functions are found, and stand in values (`regclass` and
+/// its like): whoever owns the database gives sessions a `search_path`, and could have
+/// ours, which may be a superuser's, run functions of his own.
+const NAMES: [(&str, &str); 2] = [
     ("search_path", "pg_catalog, pg_temp"),
     ("quote_all_identifiers", "off"),
 ];
@@ -79,6 +79,10 @@ pub struct Connection {
     patience: Duration,
     /// How long a query may be silent; `None`: any time.
     silence: Option<Duration>,
+    /// How long a whole question may take; `None`: any time.
+    longest: Option<Duration>,
+    /// When nothing more is waited for: whoever sends a byte now and then is not silent.
+    until: Option<Instant>,
     user: String,
     database: String,
     /// The server's major version, by its own word; 0 if it gives none.
@@ -108,16 +112,26 @@ pub(super) enum Streamed {
 }
 
 impl Connection {
-    /// How long to wait for a connection, for each answer while it is set up,
+    /// How long to wait for a connection, for all answers while it is set up,
     /// and for the server to take what is sent. A query may take any time, unless
     /// [`Connection::silent_for`] says otherwise. The URL's `connect_timeout` holds in its place until the session is open.
     pub const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Opens a session for ordinary SQL.
+    /// Opens a session for ordinary SQL, in which names without a schema are the system's,
+    /// whatever `search_path` role and database have.
     ///
     /// # Errors
     /// Those of [`PgError`] about reaching the server and being let in.
     pub fn open(config: &Config) -> Result<Self, PgError> {
+        Self::start(config, &NAMES)
+    }
+
+    /// Opens a session as an application has one, which makes tables where its
+    /// `search_path` says: to give a database something to do.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub fn open_application(config: &Config) -> Result<Self, PgError> {
         Self::start(config, &[])
     }
 
@@ -142,7 +156,8 @@ impl Connection {
 
     /// As [`Self::silent_for`], and the server gives up a question after twice as long, and
     /// after a third of it if all that it does is to wait for a lock. So whoever holds one
-    /// does not hold us, and no session of ours stays behind to wait for it.
+    /// does not hold us, and no session of ours stays behind to wait for it. After three
+    /// times as long we do, whatever the server says meanwhile.
     ///
     /// # Errors
     /// As [`Self::query`]; [`PgError::LockTimeout`] from then on.
@@ -153,6 +168,7 @@ impl Connection {
             longest.as_millis() / 3,
             longest.as_millis() * 2
         ))?;
+        connection.longest = Some(longest * 3);
         Ok(connection)
     }
 
@@ -176,7 +192,8 @@ impl Connection {
     }
 
     fn start(config: &Config, mode: &[(&str, &str)]) -> Result<Self, PgError> {
-        let (transport, binding) = Transport::open(config)?;
+        let until = Instant::now() + config.patience();
+        let (transport, binding) = Transport::open(config, until)?;
         let mut connection = Self {
             transport,
             received: BytesMut::new(),
@@ -186,6 +203,8 @@ impl Connection {
             wait: None,
             patience: config.patience(),
             silence: None,
+            longest: None,
+            until: Some(until),
             user: config.user.clone(),
             database: config.database.clone(),
             major: 0,
@@ -204,6 +223,7 @@ impl Connection {
         connection.authenticate(config, &binding)?;
         connection.limit = MESSAGE_LIMIT;
         connection.patience = Self::PATIENCE;
+        connection.until = None;
         if connection.major >= 17 {
             connection.silence = Some(Self::PATIENCE);
             connection.query(LONG_TRANSACTIONS)?;
@@ -226,11 +246,9 @@ impl Connection {
                     let unbound = matches!(scram, Scram::Asked(_) | Scram::Answered(_))
                         && refusal.code == "28000";
                     return Err(match binding {
-                        Binding::EndPoint(_) | Binding::Undefined { .. } if unbound => {
-                            PgError::Intercepted {
-                                host: config.host.clone(),
-                            }
-                        }
+                        Binding::Tls { .. } if unbound => PgError::Intercepted {
+                            host: config.host.clone(),
+                        },
                         _ => refusal.explain(doing),
                     });
                 }
@@ -303,6 +321,14 @@ impl Connection {
         doing: Doing<'_>,
     ) -> Result<Vec<Vec<Field>>, PgError> {
         self.send(|out| frontend::query(sql, out))?;
+        self.until = self.longest.map(|longest| Instant::now() + longest);
+        let answered = self.answers(doing);
+        self.until = None;
+        answered
+    }
+
+    /// The answers to a question, up to the last one.
+    fn answers(&mut self, doing: Doing<'_>) -> Result<Vec<Vec<Field>>, PgError> {
         let mut rows = Vec::new();
         let mut refusal: Option<Refusal> = None;
         loop {
@@ -419,8 +445,6 @@ impl Connection {
     /// received of it by then is kept. A `wait` of zero is for what has arrived
     /// already: nothing is asked of the socket while that gives little at a time.
     fn read_frame(&mut self, wait: Option<Duration>) -> Result<Option<Frame>, PgError> {
-        // A zero timeout would mean none at all.
-        let least = wait.map(|wait| wait.max(Duration::from_millis(1)));
         loop {
             if let Some(frame) = take_frame(&mut self.received, self.limit)? {
                 return Ok(Some(frame));
@@ -428,6 +452,13 @@ impl Connection {
             if wait == Some(Duration::ZERO) && self.is_drained {
                 return Ok(None);
             }
+            let left = self.until.map(|until| until - Instant::now());
+            if left == Some(Duration::ZERO) {
+                return Err(PgError::Lost(ErrorKind::TimedOut));
+            }
+            let wait = wait.map_or(left, |wait| Some(left.map_or(wait, |left| wait.min(left))));
+            // A zero timeout would mean none at all.
+            let least = wait.map(|wait| wait.max(Duration::from_millis(1)));
             if self.wait != Some(least) {
                 self.transport.set_timeout(least)?;
                 self.wait = Some(least);
@@ -491,7 +522,12 @@ fn mechanism(
     };
     let (plain, plus) = (offers(SCRAM_SHA_256), offers(SCRAM_SHA_256_PLUS));
     match (binding, plus) {
-        (Binding::EndPoint(hash), true) => Ok((
+        (
+            Binding::Tls {
+                hash: Some(hash), ..
+            },
+            true,
+        ) => Ok((
             SCRAM_SHA_256_PLUS,
             ChannelBinding::tls_server_end_point(hash.clone()),
         )),
@@ -500,18 +536,35 @@ fn mechanism(
             "an offer to bind the password to TLS where there is no TLS",
         )),
         // Whoever shows such a certificate unverified might want just that.
-        (Binding::Undefined { tolerated: false }, true) => Err(PgError::Certificate {
+        (
+            Binding::Tls {
+                is_tolerated: false,
+                ..
+            },
+            true,
+        ) => Err(PgError::Certificate {
             host: host.to_owned(),
             problem: "has a signature (as Ed25519) that gives no hash to bind the password to: add \
                       sslmode=verify-full and sslrootcert=PATH to the database URL",
         }),
         _ if !plain => Err(PgError::Authentication { code: 10 }),
+        // A server that has no TLS with whoever is between us offers none either, and
+        // believes that.
+        (
+            Binding::Tls {
+                is_tolerated: false,
+                ..
+            },
+            false,
+        ) => Err(PgError::Certificate {
+            host: host.to_owned(),
+            problem: "is not verified, and the password cannot be bound to it: somebody may stand between, or a proxy \
+                      that opens TLS. Add sslmode=verify-full and sslrootcert=PATH to the database URL",
+        }),
         // "We could, and you did not offer": a server that did refuses.
-        (Binding::EndPoint(_) | Binding::Undefined { .. }, false) => {
-            Ok((SCRAM_SHA_256, ChannelBinding::unrequested()))
-        }
+        (Binding::Tls { .. }, false) => Ok((SCRAM_SHA_256, ChannelBinding::unrequested())),
         // "We cannot".
-        (Binding::Clear | Binding::Undefined { tolerated: true }, _) => {
+        (Binding::Clear | Binding::Tls { .. }, _) => {
             Ok((SCRAM_SHA_256, ChannelBinding::unsupported()))
         }
     }
@@ -657,6 +710,45 @@ mod tests {
         server.join().unwrap();
     }
 
+    /// A byte now and then is not silence, and holds nobody up either.
+    #[test]
+    fn a_server_that_drips_is_given_up() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            for ready in [false, true] {
+                let (mut socket, _) = listener.accept().unwrap();
+                let mut heard = [0; 4096];
+                assert_ne!(socket.read(&mut heard).unwrap(), 0);
+                if ready {
+                    let ready = [&authentication(0, b"")[..], b"Z\0\0\0\x05I"].concat();
+                    socket.write_all(&ready).unwrap();
+                }
+                // A notice that says nothing, until the client has gone.
+                let mut drip = b"N\0\0\0\x05\0".iter().cycle();
+                while socket.write_all(&[*drip.next().unwrap()]).is_ok() {
+                    std::thread::park_timeout(Duration::from_millis(1));
+                }
+            }
+        });
+        let url = format!("postgres://a@127.0.0.1:{port}/d?sslmode=disable&connect_timeout=1");
+        let config = Config::parse(&url).unwrap();
+        let error = Connection::open(&config).unwrap_err();
+        assert!(
+            matches!(error, PgError::Lost(ErrorKind::TimedOut)),
+            "{error}"
+        );
+        let mut connection = Connection::open(&config).unwrap();
+        connection.longest = Some(Duration::from_millis(50));
+        let error = connection.query("SELECT 1").unwrap_err();
+        assert!(
+            matches!(error, PgError::Lost(ErrorKind::TimedOut)),
+            "{error}"
+        );
+        drop(connection);
+        server.join().unwrap();
+    }
+
     fn authentication(code: u32, rest: &[u8]) -> Vec<u8> {
         let body = [&code.to_be_bytes(), rest].concat();
         let length = u32::try_from(4 + body.len()).unwrap();
@@ -713,24 +805,30 @@ mod tests {
     #[test]
     fn the_password_is_bound_to_the_session_wherever_it_can_be() {
         let (plain, plus) = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS");
-        let bound = Binding::EndPoint(vec![7; 32]);
+        let tls = |hash: Option<Vec<u8>>, is_tolerated| Binding::Tls { hash, is_tolerated };
+        let hash = Some(vec![7; 32]);
+        let (bound, unverified) = (tls(hash.clone(), true), tls(hash, false));
         let chosen = |name, header: &str| Some((name, header.to_owned()));
         for offered in [&[plus, plain][..], &[plain, plus], &[plus], &["X", plus]] {
             let expected = chosen(plus, "p=tls-server-end-point,,");
             assert_eq!(choice(offered, &bound), expected, "{offered:?}");
+            assert_eq!(choice(offered, &unverified), expected, "{offered:?}");
         }
         // "y" says that we could: where the offer was taken out on the way, the
         // server knows better and refuses.
-        let undefined = |tolerated| Binding::Undefined { tolerated };
-        for binding in [bound.clone(), undefined(true), undefined(false)] {
+        for binding in [bound.clone(), tls(None, true)] {
             assert_eq!(choice(&[plain], &binding), chosen(plain, "y,,"));
         }
         assert_eq!(
-            choice(&[plus, plain], &undefined(true)),
+            choice(&[plus, plain], &tls(None, true)),
             chosen(plain, "n,,")
         );
-        assert_eq!(choice(&[plus, plain], &undefined(false)), None);
-        assert_eq!(choice(&[plus], &undefined(true)), None);
+        assert_eq!(choice(&[plus], &tls(None, true)), None);
+        // But where it has no TLS with whoever took it out, and shows any certificate.
+        for binding in [unverified, tls(None, false)] {
+            assert_eq!(choice(&[plain], &binding), None);
+        }
+        assert_eq!(choice(&[plus, plain], &tls(None, false)), None);
         assert_eq!(choice(&[plain], &Binding::Clear), chosen(plain, "n,,"));
         // Somebody has stripped TLS off the way to us, not off their own.
         assert_eq!(choice(&[plus, plain], &Binding::Clear), None);

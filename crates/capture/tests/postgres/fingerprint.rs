@@ -3,9 +3,10 @@
 
 use super::harness::Server;
 use super::name;
-use pitser_capture::postgres::install::{Request, Wanted, install, tables};
-use pitser_capture::postgres::{Connection, Fingerprint, PgSource, Place, slot};
-use pitser_capture::{Shape, Source};
+use pitser_capture::postgres::install::{Request, Wanted, check, install, tables, uninstall};
+use pitser_capture::postgres::{Connection, Fingerprint, Name, PgSource, Place, slot};
+use pitser_capture::{Captured, Shape, Source};
+use std::ops::ControlFlow;
 
 /// A server on which some tables are guarded.
 struct World {
@@ -645,6 +646,101 @@ fn a_search_path_that_lies_is_not_asked() {
     assert_eq!(codes, ["CAP-03"]);
 }
 
+/// Functions and operators under all names that the system's have, each of which ends the
+/// statement that it is called in.
+const TRAPS: &str = r"
+    CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;
+    DO $$
+    DECLARE it record;
+    BEGIN
+        FOR it IN
+            SELECT proname, pg_get_function_identity_arguments(oid) args, pg_get_function_result(oid) result
+            FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f'
+        LOOP
+            BEGIN
+                EXECUTE format('CREATE FUNCTION evil.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', it.proname,
+                    it.args, it.result, format('BEGIN RAISE ''ours ran %s''; END', it.proname));
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+        END LOOP;
+        FOR it IN
+            SELECT oprname, oprleft::regtype l, oprright::regtype r, proname FROM pg_operator
+            JOIN pg_proc ON pg_proc.oid = oprcode WHERE oprkind = 'b'
+        LOOP
+            BEGIN
+                EXECUTE format('CREATE OPERATOR evil.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = evil.%I)',
+                    it.oprname, it.l, it.r, it.proname);
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+        END LOOP;
+    END $$;
+    DO $$ BEGIN
+        EXECUTE format('ALTER DATABASE %I SET search_path = evil, pg_catalog', current_database());
+    END $$";
+
+/// Whoever owns the database says where names are looked up, in a superuser's sessions too.
+#[test]
+fn what_the_databases_owner_calls_like_the_systems_functions_is_not_run() {
+    let Some(mut world) = World::new(VISIT, &["visit"]) else {
+        return;
+    };
+    run(&mut world.sql, TRAPS);
+    for trap in [
+        "SELECT current_setting('wal_level')",
+        "SELECT 1 FROM pg_class WHERE relname = 'visit'::name",
+    ] {
+        let error = world.server.sql().query(trap).unwrap_err().to_string();
+        assert!(error.contains("ours ran"), "{error}");
+    }
+    // Whatever installing asks, and guarding.
+    let mut sql = Connection::open(&world.server.config()).unwrap();
+    guard(&mut sql, &["visit", "other"]);
+    check(&mut sql, &Name::new("another").unwrap()).unwrap();
+    assert!(slot::exists(&mut sql, &name()).unwrap());
+    let place = Place {
+        config: world.server.config(),
+        publication: name(),
+        slot: name(),
+        attribution: true,
+    };
+    let mut source = PgSource::open(&place).unwrap();
+    assert_eq!(source.shapes().len(), 2);
+    assert!(!source.refresh().unwrap());
+    assert_eq!(source.unguarded().unwrap(), Vec::<String>::new());
+    source.free().unwrap();
+    source.word().unwrap();
+    source.next_transaction().unwrap().unwrap();
+    source.backlog().unwrap();
+    source.identity().unwrap();
+    source.fingerprint().unwrap();
+    let mut snapshot = source.snapshot().unwrap()().unwrap();
+    let mut rows = 0;
+    snapshot
+        .scan("public.visit", 10, &mut |chunk| {
+            rows += chunk.len();
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(rows, 1);
+    assert!(snapshot.hidden("public.visit").unwrap().is_none());
+    let after = snapshot.position();
+    drop(snapshot);
+    run(
+        &mut world.sql,
+        "INSERT INTO public.visit VALUES (2, 'b', 2, 'well')",
+    );
+    let newest = source.newest().unwrap();
+    let mut told = Vec::new();
+    while told.is_empty() {
+        told = source.poll(after, 10).unwrap();
+        told.retain(|step| matches!(step, Captured::Change(_)));
+    }
+    source.ack(newest).unwrap();
+    drop(source);
+    let gone = uninstall(&mut sql, &name(), &name()).unwrap();
+    assert!(!gone.is_empty());
+}
+
 #[test]
 fn another_role_sees_the_same() {
     let Some(mut world) = World::new(
@@ -653,7 +749,8 @@ fn another_role_sees_the_same() {
     ) else {
         return;
     };
-    let mut clerk = Connection::open(&world.server.config_of("clerk", "hunter")).unwrap();
+    let mut clerk =
+        Connection::open_application(&world.server.config_of("clerk", "hunter")).unwrap();
     let theirs = Fingerprint::take(&mut clerk, &name(), &name()).unwrap();
     assert_eq!(theirs, world.take());
     // Where the system's identifier is kept from it, replication says it.

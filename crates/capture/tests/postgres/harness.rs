@@ -292,7 +292,7 @@ impl Server {
     }
 
     pub(crate) fn sql(&self) -> Connection {
-        Connection::open(&self.config()).unwrap()
+        Connection::open_application(&self.config()).unwrap()
     }
 
     pub(crate) fn replication(&self) -> Connection {

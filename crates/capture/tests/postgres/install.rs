@@ -107,7 +107,7 @@ pub(crate) fn column(rows: &[Vec<pitser_capture::postgres::Field>]) -> Vec<Strin
 }
 
 fn as_clerk(server: &Server) -> Connection {
-    Connection::open(&server.config_of("clerk", "hunter")).unwrap()
+    Connection::open_application(&server.config_of("clerk", "hunter")).unwrap()
 }
 
 /// Everything that installing may touch, as text.
@@ -920,7 +920,7 @@ fn the_stream_and_the_baseline_agree_with_what_was_installed() {
         .unwrap();
     let mut config = server.config();
     config.database = "latin".to_owned();
-    let mut sql = Connection::open(&config).unwrap();
+    let mut sql = Connection::open_application(&config).unwrap();
     run(
         &mut sql,
         "CREATE TABLE visit(id int PRIMARY KEY, note text, secret text); INSERT INTO visit VALUES (1, 'a', 's')",

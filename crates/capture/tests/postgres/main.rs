@@ -707,7 +707,7 @@ fn refusals_say_what_to_do() {
     says(open("nobody", "hunter"), false, &["pg_hba.conf"]);
 
     let clerk = server.config_of("clerk", "hunter");
-    let mut theirs = Connection::open(&clerk).unwrap();
+    let mut theirs = Connection::open_application(&clerk).unwrap();
     says(
         Connection::open_replication(&clerk),
         false,

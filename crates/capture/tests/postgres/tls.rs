@@ -188,7 +188,10 @@ fn every_mode_with_servers_good_and_bad() {
 /// Runs this as the superuser.
 fn run(server: &Server, options: &str, sql: &str) {
     let config = server.config_with(ROOT, options);
-    Connection::open(&config).unwrap().query(sql).unwrap();
+    Connection::open_application(&config)
+        .unwrap()
+        .query(sql)
+        .unwrap();
 }
 
 #[test]
@@ -398,17 +401,22 @@ fn a_login_cannot_be_relayed_even_where_certificates_are_not_verified() {
         let (error, mechanism) = through(forged(), Relay::Faithful, options);
         assert!(matches!(error, PgError::Intercepted { .. }), "{error}");
         assert_eq!(mechanism.as_deref(), Some("SCRAM-SHA-256-PLUS"));
-        let (error, mechanism) = through(forged(), Relay::WithoutPlus, options);
-        assert!(matches!(error, PgError::Intercepted { .. }), "{error}");
-        assert_eq!(mechanism.as_deref(), Some("SCRAM-SHA-256"));
     }
+    let (error, mechanism) = through(forged(), Relay::WithoutPlus, "");
+    assert!(matches!(error, PgError::Intercepted { .. }), "{error}");
+    assert_eq!(mechanism.as_deref(), Some("SCRAM-SHA-256"));
+    // A server that is spoken to in clear would believe whoever took the offer out.
+    let (error, mechanism) = through(forged(), Relay::WithoutPlus, "sslmode=require");
+    assert!(matches!(error, PgError::Certificate { .. }), "{error}");
+    assert_eq!(mechanism, None);
     // A certificate that gives no hash is no way around.
     let unbound = || ward(Signing::Ed25519).issue(&HERE, Life::Now);
     let (error, mechanism) = through(unbound(), Relay::Faithful, "sslmode=require");
     assert!(matches!(error, PgError::Certificate { .. }), "{error}");
     assert_eq!(mechanism, None);
-    let (error, _) = through(unbound(), Relay::WithoutPlus, "sslmode=require");
-    assert!(matches!(error, PgError::Intercepted { .. }), "{error}");
+    let (error, mechanism) = through(unbound(), Relay::WithoutPlus, "sslmode=require");
+    assert!(matches!(error, PgError::Certificate { .. }), "{error}");
+    assert_eq!(mechanism, None);
     // Where they are verified, nobody gets as far as that.
     let (error, mechanism) = through(forged(), Relay::Faithful, "sslrootcert=root.crt");
     assert!(matches!(error, PgError::Certificate { .. }), "{error}");
@@ -496,7 +504,7 @@ fn snapshot_and_stream_under_tls() {
         return;
     };
     let config = server.config_with(ROOT, "sslmode=verify-full&sslrootcert=root.crt");
-    let mut sql = Connection::open(&config).unwrap();
+    let mut sql = Connection::open_application(&config).unwrap();
     sql.query(
         "CREATE TABLE visit(id int PRIMARY KEY, note text);
          INSERT INTO visit VALUES (1, 'before')",

@@ -296,7 +296,7 @@ fn every_type_is_printed_alike_by_stream_and_scan() {
     let queried = rows(&world);
     // From now on sessions that begin would print nearly everything otherwise.
     world.run(HOSTILE);
-    world.sql = Connection::open(&world.server.config()).unwrap();
+    world.sql = Connection::open_application(&world.server.config()).unwrap();
     drop(stream);
     let mut stream = super::restarted(&world, created.last().unwrap().pos);
     world.run("UPDATE public.every SET n = 1");

@@ -600,7 +600,7 @@ fn several_databases_have_one_guardian() {
     world.psql("postgres", "CREATE DATABASE other");
     let other = world.server.url("other");
     let in_other = |sql: &str| {
-        Connection::open(&Config::parse(&other).unwrap())
+        Connection::open_application(&Config::parse(&other).unwrap())
             .unwrap()
             .query(sql)
             .unwrap()

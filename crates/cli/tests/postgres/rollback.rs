@@ -282,13 +282,13 @@ fn clients(world: &World, seed: u64, transactions: u64) -> Vec<JoinHandle<Model>
         let config = config.clone();
         std::thread::spawn(move || {
             let mut model = Model::new(number, seed);
-            let mut sql = Connection::open(&config).unwrap();
+            let mut sql = Connection::open_application(&config).unwrap();
             for _ in 0..transactions {
                 let mut client = Client { sql, model };
                 client.transaction();
                 Client { sql, model } = client;
                 if sql.query("SELECT 1").is_err() {
-                    sql = Connection::open(&config).unwrap();
+                    sql = Connection::open_application(&config).unwrap();
                 }
             }
             model

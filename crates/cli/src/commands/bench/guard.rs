@@ -100,7 +100,7 @@ struct Round {
 impl<'b> Bench<'b> {
     fn prepare(args: &'b Args, folder: &'b Path) -> Result<Self, Failure> {
         let database = Database::parse(&args.url).map_err(Failure::input)?;
-        let mut sql = Connection::open(&database).map_err(Failure::service)?;
+        let mut sql = Connection::open_application(&database).map_err(Failure::service)?;
         let level = ask(&mut sql, "SHOW wal_level")?;
         if level != "logical" {
             return Err(Failure::Input(format!(

@@ -146,7 +146,7 @@ impl Client {
         while self.sql.is_none() {
             assert!(pace.wait(|state| !state.down), "no server");
             // It may go away again at once.
-            self.sql = Connection::open(&self.config).ok();
+            self.sql = Connection::open_application(&self.config).ok();
             assert!(began.elapsed() < PATIENCE, "no connection");
         }
         self.sql.as_mut().unwrap()
