@@ -425,3 +425,52 @@ fn rows_change_in_every_way_that_there_is() {
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
+
+/// Whoever may make tables would have as many findings, and as many alerts, as he likes.
+#[test]
+fn many_tables_that_nobody_guards_are_one_finding() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql("postgres", "CREATE TABLE visit (id int PRIMARY KEY)");
+    world.configure("scan_every_s = 0", "tables = [\"public.*\"]\n");
+    world.run("guard init").exits(0).says("1 tables guarded");
+    world.guard();
+    let unguarded = |status: &serde_json::Value| {
+        let findings = status["findings"].as_array().unwrap();
+        let unguarded = findings.iter().filter(|it| {
+            let text = it["text"].as_str().unwrap();
+            text.contains("not guarded")
+        });
+        unguarded.cloned().collect::<Vec<_>>()
+    };
+    world.psql("postgres", "CREATE TABLE one (id int PRIMARY KEY)");
+    world.finding("CAP-03", "public.one");
+    world.psql(
+        "postgres",
+        "DO $$ BEGIN FOR n IN 1..500 LOOP EXECUTE 'CREATE TABLE t' || n || ' (id int)'; END LOOP; END $$",
+    );
+    let all = world.finding("CAP-03", "*");
+    let text = all["text"].as_str().unwrap();
+    assert!(
+        text.starts_with("501 tables fit the configured patterns"),
+        "{text}"
+    );
+    // Nothing more after a start, and as they go.
+    world.kill_guardian();
+    world.guard();
+    world.psql("postgres", "DROP TABLE t1, t2; CREATE TABLE other (id int)");
+    world.settle();
+    world.psql(
+        "postgres",
+        "DO $$ BEGIN FOR n IN 3..500 LOOP EXECUTE 'DROP TABLE t' || n; END LOOP; END $$",
+    );
+    let status = world.status_when("only two are left", |status| unguarded(status).len() == 3);
+    let tables: Vec<_> = unguarded(&status)
+        .iter()
+        .map(|it| it["table"].clone())
+        .collect();
+    assert_eq!(tables, ["public.one", "*", "public.other"]);
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}

@@ -62,7 +62,7 @@ use pulse::Pulse;
 pub(crate) use queue::BLOCK_LINES;
 use queue::Queue;
 use rekey::Rekeyed;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -781,7 +781,7 @@ struct Session {
     /// Tables without a key of which a change could not be told, as a finding says.
     untold: HashSet<String>,
     /// Tables that the configuration names and nobody guards, and that were told.
-    unguarded: HashSet<String>,
+    unguarded: BTreeSet<String>,
     events: u64,
     /// How often rows of tables without a key are there, by the record of the first.
     copies: HashMap<Bytes32, u64>,

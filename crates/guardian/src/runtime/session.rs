@@ -17,7 +17,7 @@ use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::Patient;
 use pitser_monitor::Sealed;
 use pitser_trail::{PatientId, Trail, TrailError};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -83,7 +83,7 @@ impl Session {
             asked: None,
             unread: None,
             untold: HashSet::new(),
-            unguarded: HashSet::new(),
+            unguarded: BTreeSet::new(),
             events: collected.events,
             copies: HashMap::new(),
             open: Transaction::after(collected.written),

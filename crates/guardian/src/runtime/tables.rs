@@ -9,6 +9,11 @@ use pitser_evidence::codec::Digest;
 use pitser_evidence::map::Leaf;
 use pitser_monitor::Finding;
 use pitser_trail::TrailError;
+use std::collections::BTreeSet;
+
+/// Tables that fit the configured patterns and that nobody guards are told one by one, but
+/// no more of them than so many.
+const UNGUARDED: usize = 50;
 
 impl Session {
     /// Goes by the tables as they are now: those that are guarded since get the
@@ -49,25 +54,45 @@ impl Session {
         let source = &worker.parts.source;
         let mut tables = self.source.unguarded()?;
         tables.retain(|table| config::is_wanted(source, table));
-        // One that is made again is told again.
-        self.unguarded.retain(|known| tables.contains(known));
-        for table in tables {
-            if self.unguarded.contains(&table) {
-                continue;
-            }
-            let text = format!(
-                "table {table} fits the configured patterns and is not guarded: nobody captures its changes. Run \
-                 `pitser guard init`, or name it under exclude"
-            );
-            let finding = Finding {
-                table: Some(table.clone()),
-                ..Finding::general(Code::CaptureWeakened, text)
-            };
-            self.finding(worker, finding)?;
-            self.unguarded.insert(table);
-            self.trail.commit()?;
-            self.show(worker);
+        let tables: BTreeSet<String> = tables.into_iter().collect();
+        if tables == self.unguarded {
+            return Ok(());
         }
+        let is_many = |tables: &BTreeSet<String>| tables.len() > UNGUARDED;
+        // One that is made again is told again.
+        let mut told = std::mem::take(&mut self.unguarded);
+        if is_many(&told) && !is_many(&tables) {
+            // Those that are left were told together with others.
+            told.clear();
+        }
+        let new: Vec<&String> = tables.difference(&told).collect();
+        let advice = "nobody captures what is changed there. Run `pitser guard init`, or name it under exclude";
+        let finding = |table: &str, text| Finding {
+            table: Some(table.to_owned()),
+            ..Finding::general(Code::CaptureWeakened, text)
+        };
+        match (new.first(), is_many(&tables)) {
+            (None, _) => {}
+            // Whoever may make tables would have as many findings as he likes.
+            (Some(first), true) => {
+                let count = tables.len();
+                let text = format!(
+                    "{count} tables fit the configured patterns and are not guarded, {first} among them: {advice}"
+                );
+                self.finding(worker, finding("*", text))?;
+            }
+            (Some(_), false) => {
+                for table in new {
+                    let text = format!(
+                        "table {table} fits the configured patterns and is not guarded: {advice}"
+                    );
+                    self.finding(worker, finding(table, text))?;
+                }
+            }
+        }
+        self.unguarded = tables;
+        self.trail.commit()?;
+        self.show(worker);
         Ok(())
     }
 
