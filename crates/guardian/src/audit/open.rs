@@ -82,7 +82,11 @@ impl<'a> Opener<'a> {
         if let Some(patient) = line.patient {
             shown.patient = self.exporter.subject(&patient)?;
         }
-        if let Some(cells) = content.key.filter(|_| !self.is_whole_key(&table)) {
+        // Rows may have become their own keys since, or be of a table that came later.
+        let columns = content.names().map(|names| names.len());
+        let is_shown =
+            |cells: &Vec<_>| !self.is_whole_key(&table) && !is_whole(cells.len(), columns);
+        if let Some(cells) = content.key.filter(is_shown) {
             shown.live = self.live(&line, &table, &cells)?;
             let row = content.row.as_ref();
             shown.key_columns = row.and_then(|row| self.key_columns(&table, &cells, row));
@@ -282,6 +286,12 @@ impl<'a> Opener<'a> {
     }
 }
 
+/// Whether a key of so many cells is a row of so many columns, with or without its number
+/// among equal ones. Of a row of which nothing is known, it may be.
+fn is_whole(cells: usize, columns: Option<usize>) -> bool {
+    cells > 1 && columns.is_none_or(|columns| cells >= columns.max(2))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +299,23 @@ mod tests {
     use pitser_evidence::line::{Finding, Op, Timestamp};
     use pitser_trail::{Body, Draft, GenesisDraft, TableDraft, Trail};
     use std::sync::Arc;
+
+    #[test]
+    fn a_key_that_is_the_row_is_told_from_one_that_is_not() {
+        for (cells, columns, whole) in [
+            (1, Some(1), false),
+            (1, Some(3), false),
+            (2, Some(3), false),
+            (3, Some(3), true),
+            // With its number.
+            (4, Some(3), true),
+            (2, Some(1), true),
+            (1, None, false),
+            (2, None, true),
+        ] {
+            assert_eq!(is_whole(cells, columns), whole, "{cells} of {columns:?}");
+        }
+    }
 
     /// What an auditor is told of a live row does not depend on whether its finding is one
     /// of those that are listed.
