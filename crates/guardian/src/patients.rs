@@ -28,8 +28,8 @@ pub(crate) enum Owner {
     Patient(String),
     /// The same, by the pseudonym that the trail has: the vault lost the identifier.
     Pseudonym(Bytes32),
-    /// That cannot be told: the path does not fit the table, or leads to a row of which
-    /// nobody knows any more whose it was.
+    /// That cannot be told: the path does not fit the table, or leads to a row that is not
+    /// there, or of which nobody knows any more whose it was.
     Unknown,
 }
 
@@ -208,7 +208,9 @@ impl Patients {
             (Some(value), Some(target)) => {
                 let known = self.owners.get(target).and_then(|owners| owners.get(value));
                 let known = known.or_else(|| self.closed.get(target)?.owner(value));
-                known.cloned().unwrap_or(Owner::Nobody)
+                // It leads somewhere: to a row that is not there, or whose key is written
+                // otherwise (`5` and `5.00`).
+                known.cloned().unwrap_or(Owner::Unknown)
             }
         }
     }

@@ -772,3 +772,34 @@ fn a_table_that_leads_to_the_patient_is_renamed() {
     world.stop_guardian();
     world.run("trail verify").exits(0);
 }
+
+/// PostgreSQL compares by value, Pitser by text: who cannot be found is nobody's loss but
+/// stands in `*unknown`, where somebody looks.
+#[test]
+fn a_key_that_is_written_otherwise_leads_to_nobody_known() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE person (code char(10) PRIMARY KEY, name text);
+         CREATE TABLE entry (id int PRIMARY KEY, who varchar(10) REFERENCES person);
+         INSERT INTO person VALUES ('A1', 'Mari'); INSERT INTO entry VALUES (1, 'A1'), (2, NULL)",
+    );
+    world.configure(
+        "scan_every_s = 0",
+        "tables = [\"public.*\"]\n[source.patient]\n\"public.person\" = \"name\"\n\
+         \"public.entry\" = \"who -> public.person.code\"\n",
+    );
+    world.run("guard init").exits(0).says("2 tables guarded");
+    world.guard();
+    world.psql("postgres", "INSERT INTO entry VALUES (3, 'A1')");
+    world.settle();
+    let whose = |key: &str| world.last("public.entry", key).0.patient;
+    assert_eq!(whose("1"), Some(Patient::Unknown));
+    assert_eq!(whose("2"), None);
+    assert_eq!(whose("3"), Some(Patient::Unknown));
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}

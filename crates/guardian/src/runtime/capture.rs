@@ -470,7 +470,8 @@ impl Session {
         if self.patients.is_target(table)
             && let Some(value) = translate::key_value(key)
         {
-            let owner = row.map_or(Owner::Nobody, |row| self.patients.of(table, row));
+            // A row that is gone is nobody's to whom another one still leads: that cannot be told.
+            let owner = row.map_or(Owner::Unknown, |row| self.patients.of(table, row));
             self.patients.learn(table, value, owner);
         }
     }
