@@ -645,6 +645,7 @@ mod tests {
             "exclude",
             "patient",
             "resources",
+            "fhir_bases",
             "vault",
             "keyless",
             "replica_identity",

@@ -33,6 +33,10 @@ pub struct Source {
     /// FHIR resource types and the tables that hold them, for audit events.
     #[serde(default)]
     pub resources: BTreeMap<String, String>,
+    /// FHIR servers whose resources are this source's: what stands before `Patient/1` in
+    /// absolute references of audit events. All others lead elsewhere.
+    #[serde(default)]
+    pub fhir_bases: Vec<String>,
     /// Which columns of a table's rows name who wrote them: tables by pattern,
     /// and `column`, `column, column` or `column -> table.column`.
     #[serde(default)]
@@ -92,6 +96,7 @@ impl Source {
             exclude: Vec::new(),
             patient: BTreeMap::new(),
             resources: BTreeMap::new(),
+            fhir_bases: Vec::new(),
             actor: BTreeMap::new(),
             stamp: BTreeMap::new(),
             application: Application::default(),

@@ -213,6 +213,15 @@ pub(crate) fn audit_event(
     drafts
 }
 
+/// A resource of another server.
+pub(crate) fn elsewhere(base: &str, kind: &str, id: &str) -> Resolved {
+    Resolved {
+        table: kind.to_owned(),
+        key: text_key(&format!("{base}/{kind}/{id}")),
+        patient: None,
+    }
+}
+
 /// The canonical key of a resource id in a guarded table with a text key.
 pub(crate) fn text_key(id: &str) -> Vec<Vec<u8>> {
     vec![sqlite::text(id).expose().unwrap_or_default().to_vec()]

@@ -78,6 +78,36 @@ pub struct AuditEvent {
     pub profile_violations: Vec<String>,
 }
 
+impl AuditEvent {
+    /// Takes absolute references of these servers for references here, and all others for
+    /// what they are: a patient or a record of another server with the same id as one of
+    /// ours is somebody else's. If there are any, that is said among what is told of the
+    /// event.
+    pub fn seen_from(&mut self, ours: &[String]) {
+        let is_ours = |base: &str| ours.iter().any(|ours| ours.trim_end_matches('/') == base);
+        let mut are_foreign = false;
+        for patient in &mut self.patients {
+            if let Patient::Id { base, id } = patient
+                && let Some(base) = base.take()
+                && !is_ours(&base)
+            {
+                are_foreign = true;
+                *patient = Patient::Urn(format!("{base}/Patient/{id}"));
+            }
+        }
+        for record in &mut self.data {
+            record.base = record.base.take().filter(|base| !is_ours(base));
+            are_foreign |= record.base.is_some();
+        }
+        if are_foreign {
+            self.profile_violations.push(
+                "entity.what.reference: it is of a server that fhir_bases does not name, so that nobody here knows whose it is"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
 /// What an event claims to have been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {

@@ -668,10 +668,11 @@ impl Session {
         worker: &Worker,
         raw: &[u8],
     ) -> Result<Result<Receipt, SubmitError>, Ended> {
-        let event = match fhir::parse_audit_event(raw) {
+        let mut event = match fhir::parse_audit_event(raw) {
             Ok(event) => event,
             Err(error) => return Ok(Err(error.into())),
         };
+        event.seen_from(&worker.parts.source.fhir_bases);
         let source = format!("{}/fhir", worker.parts.source.name);
         let id = self.trail.keys().message_id(&source, raw).to_string();
         let receipt = |known, lines| Receipt {
@@ -695,7 +696,10 @@ impl Session {
             true => translate::about_many(&message),
             false => {
                 let named = event.data.iter();
-                let records = named.map(|it| self.resolve(worker, &it.kind, &it.id));
+                let records = named.map(|it| match &it.base {
+                    None => self.resolve(worker, &it.kind, &it.id),
+                    Some(base) => Ok(translate::elsewhere(base, &it.kind, &it.id)),
+                });
                 let records = records.collect::<Result<_, _>>()?;
                 let known = self.known_among(&event.patients)?;
                 translate::audit_event(&message, records, |id| known.contains(id))

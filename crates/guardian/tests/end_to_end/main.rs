@@ -17,6 +17,7 @@ mod triggers;
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
 use pitser_client::{Client, Endpoint};
 use pitser_evidence::anchors::{AuthorityAnchor, KeyAnchor, PublicationAnchor, TrailAnchor};
+use pitser_evidence::line::{Op, Patient};
 use pitser_evidence::{Anchors, Evidence, StepState, Verdict, verify};
 use pitser_guardian::approver::{Approver, Power, Token};
 use pitser_guardian::config::{Kind, Source, Tuning};
@@ -802,4 +803,37 @@ async fn what_is_wrong_before_the_start_is_said_with_a_remedy() {
         !site.path().exists(),
         "a database that is not there must not be made"
     );
+}
+
+/// A patient of another server has the same id as one of ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_server_calls_like_a_patient_of_ours_is_not_theirs() {
+    let mut site = Site::new();
+    site.source.fhir_bases = vec!["https://ehr.example.org/fhir/".into()];
+    install(&site).unwrap();
+    let (guardian, _) = site.start(None);
+    let at = |base: &str| {
+        let event = READ.replace("Observation/obs-1", &format!("{base}Observation/obs-1"));
+        event.replace("Patient/pt-1", &format!("{base}Patient/pt-1"))
+    };
+    let [ours, theirs] = [
+        "https://ehr.example.org/fhir/",
+        "https://other.example.org/fhir/",
+    ]
+    .map(at);
+    for (event, is_foreign) in [(ours, false), (theirs, true)] {
+        let told = guardian.submit(event.into()).await.unwrap();
+        let said = told.profile_violations.concat();
+        assert_eq!((told.lines, said.contains("fhir_bases")), (1, is_foreign));
+    }
+    guardian.stop().await;
+    let layout = site.tuning.layout(&site.source);
+    let keys = pitser_trail::Keys::open(&layout).unwrap();
+    let mut whose = Vec::new();
+    pitser_trail::read(&layout, None, |line, _| {
+        whose.extend((line.op == Op::Read).then_some(line.patient));
+    })
+    .unwrap();
+    let known = keys.pseudonym("pt-1");
+    assert_eq!(whose, [Some(known), Some(Patient::Unknown)]);
 }
