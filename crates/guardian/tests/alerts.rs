@@ -322,6 +322,45 @@ async fn what_is_refused_is_tried_again_and_redirects_are_not_followed() {
     alerts.stop().await;
 }
 
+/// A filter in front of the receiver, say, does not like a table's name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_refused_does_not_hold_up_the_others() {
+    let answers = [400, 429, 413, 403, 422, 400, 200];
+    let (world, mut hook) = (World::new(), Hook::start(&answers).await);
+    world.shows([finding(7), finding(9)]);
+    let alerts = world.start(&[Alert {
+        keys: true,
+        ..hook.alert()
+    }]);
+    let whole = hook.next().await;
+    assert_eq!(whole.json()["data"]["table"], "patient");
+    for _ in 0..3 {
+        assert_eq!(hook.next().await.body, whole.body);
+    }
+    for is_bare in [true, false, true] {
+        let again = hook.next().await;
+        assert_eq!(again.header("webhook-id"), whole.header("webhook-id"));
+        let told = again.json();
+        assert_eq!(again.body != whole.body, is_bare, "{told}");
+        assert_eq!(
+            (&told["data"]["code"], &told["data"]["line"]),
+            (&"ROW-01".into(), &7.into())
+        );
+        let sent = String::from_utf8(again.body.to_vec()).unwrap();
+        let names = ["patient", "\"name\"", "38001085718"];
+        assert!(
+            names.iter().all(|name| sent.contains(name) != is_bare),
+            "{sent}"
+        );
+    }
+    let next = hook.next().await;
+    assert_eq!(
+        (next.short(), &next.json()["data"]["table"]),
+        ("+9".into(), &"patient".into())
+    );
+    alerts.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_is_down_is_told_when_it_is_up() {
     let world = World::new();

@@ -206,6 +206,22 @@ impl Event {
         let names = (self.name.as_str(), self.origin.as_str());
         finding_body(self.kind, self.at, names, &self.finding, keys)
     }
+
+    /// The same without anything that somebody else chose: names in the database, and texts
+    /// that have them.
+    pub(crate) fn bare_body(&self) -> Vec<u8> {
+        let finding = FindingStatus {
+            table: None,
+            key: None,
+            columns: Vec::new(),
+            text: "the receiver has refused the message itself: the trail's line says more"
+                .to_owned(),
+            accepted: None,
+            ..self.finding.clone()
+        };
+        let names = (self.name.as_str(), self.origin.as_str());
+        finding_body(self.kind, self.at, names, &finding, false)
+    }
 }
 
 /// How far what a guardian shows of a source can be believed.
