@@ -15,7 +15,7 @@
 //! The text begins otherwise than every other text that the key signs. The origin stands
 //! in it so that nobody who is asked can put the same question to another guardian.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
 use data_encoding::{BASE64, HEXLOWER};
@@ -133,13 +133,15 @@ pub(super) struct Gate {
     /// Nothing that was signed before is answered: what was answered before a restart
     /// is forgotten.
     began_ms: u64,
-    /// Nonces with their times, in the order in which they came.
-    seen: VecDeque<(u64, [u8; 16])>,
+    /// Nonces with their times, in the order in which they came, of each auditor by place:
+    /// none has room that another can take.
+    seen: HashMap<usize, VecDeque<(u64, [u8; 16])>>,
 }
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Gate({}, {} seen)", self.origin, self.seen.len())
+        let seen: usize = self.seen.values().map(VecDeque::len).sum();
+        write!(f, "Gate({}, {seen} seen)", self.origin)
     }
 }
 
@@ -148,7 +150,7 @@ impl Gate {
         Self {
             origin,
             began_ms: now_ms,
-            seen: VecDeque::new(),
+            seen: HashMap::new(),
         }
     }
 
@@ -180,15 +182,13 @@ impl Gate {
         }
         // A nonce is kept while what it came with could be sent again.
         let old = |(at, _): &(u64, [u8; 16])| at.saturating_add(CLOCKS_MS) < now_ms;
-        self.seen.retain(|seen| !old(seen));
-        let is_known = self
-            .seen
-            .iter()
-            .any(|(_, nonce)| *nonce == credentials.nonce);
-        if is_known || self.seen.len() >= NONCES {
+        let seen = self.seen.entry(who).or_default();
+        seen.retain(|seen| !old(seen));
+        let is_known = seen.iter().any(|(_, nonce)| *nonce == credentials.nonce);
+        if is_known || seen.len() >= NONCES {
             return None;
         }
-        self.seen.push_back((at_ms, credentials.nonce));
+        seen.push_back((at_ms, credentials.nonce));
         Some(who)
     }
 }
@@ -251,7 +251,29 @@ mod tests {
         assert_eq!(gate.admit(&auditors, asked(), &header, later), Some(1));
         let next = asked().authorize(&key, later + 1, &[9; 16]);
         assert_eq!(gate.admit(&auditors, asked(), &next, later + 1), Some(1));
-        assert_eq!(gate.seen.len(), 1, "what cannot come again is forgotten");
+        assert_eq!(
+            gate.seen[&1].len(),
+            1,
+            "what cannot come again is forgotten"
+        );
+    }
+
+    #[test]
+    fn no_auditor_takes_the_room_of_another() {
+        let ((loud, first), (quiet, second)) = (auditor(1), auditor(2));
+        let auditors = [first, second];
+        let mut gate = gate();
+        let mut ask = |key: &SigningKey, number: usize| {
+            let mut nonce = [0; 16];
+            nonce[..8].copy_from_slice(&number.to_be_bytes());
+            let header = asked().authorize(key, NOW, &nonce);
+            gate.admit(&auditors, asked(), &header, NOW)
+        };
+        for number in 0..NONCES {
+            assert_eq!(ask(&loud, number), Some(0));
+        }
+        assert_eq!(ask(&loud, NONCES), None);
+        assert_eq!(ask(&quiet, 1), Some(1));
     }
 
     #[test]
