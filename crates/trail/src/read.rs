@@ -1030,7 +1030,8 @@ impl Segment {
                 }
                 this.seals = Some(read_or_empty(&layout.seals(number))?);
                 this.blocks = Arc::new(read_or_empty(&layout.blocks(number))?);
-                if this.blocks.is_empty() && this.signature_path.exists() {
+                // Its parts are removed one after the other once it is there.
+                if this.signature_path.exists() {
                     return Self::load_signature(layout, number);
                 }
                 this.signature_path = layout.blocks(number);
