@@ -251,8 +251,11 @@ pub fn compare(line: &Line, shown: &OpenedRow, trail: &mut Trail<'_>) -> Result<
         let named = line.table.as_deref().unwrap_or_default();
         match Mapping::of(trail, shown) {
             Some(mapping) => {
-                let column = mapping.path(named).map(way).and_then(|(column, _)| column);
-                is_shut = column.is_some_and(|column| columns.value(column).is_none());
+                // Rows of a table that no mapping knows could be anybody's, and very many.
+                is_shut = mapping.path(named).is_none_or(|path| {
+                    let (column, _) = way(path);
+                    column.is_some_and(|column| columns.value(column).is_none())
+                });
                 let found = Found {
                     line,
                     identifier,
@@ -1042,6 +1045,11 @@ mod tests {
             let compared = world.compared(world.mapping(), line, &shown).unwrap();
             assert_eq!(compared.is_shut, is_shut, "{:?}", compared.kept);
         }
+        // Nor may a row stand under a name that nobody has said how to read.
+        let mut elsewhere = line.clone();
+        elsewhere.table = Some("person2".into());
+        let compared = world.compared(world.mapping(), &elsewhere, &shown).unwrap();
+        assert!(compared.is_shut, "{:?}", compared.kept);
         // Nor may the mapping, where it is not that of the genesis.
         let text = "entry\twho -> person\nperson\twho\nward\tnone\nx\tnone\n";
         let other = Digest::of(&[text.as_bytes()]);
