@@ -66,8 +66,9 @@ pub struct Witness<S> {
     key: CosigningKey,
     store: S,
     clock_tolerance_s: u64,
-    /// How often each log is answered.
-    limiter: Option<Limiter<String>>,
+    /// How often each log is answered: about heads that are new, and about those that are
+    /// sent once more.
+    limiter: Option<Limiter<(String, bool)>>,
     /// The clock was behind when it was last looked at: told once, not each time.
     was_behind: bool,
 }
@@ -97,8 +98,8 @@ impl<S: Store> Witness<S> {
         }
     }
 
-    /// The same witness, which answers the requests that a log has signed no
-    /// more often than this.
+    /// The same witness, which cosigns heads of a log that go on from the one that it holds
+    /// no more often than this, and that one once more as often.
     pub fn with_rate(self, rate: Rate) -> Self {
         Self {
             // As many names as there are watched logs: only they get here.
@@ -148,11 +149,6 @@ impl<S: Store> Witness<S> {
     pub fn add_checkpoint(&mut self, body: &[u8], now: u64) -> Result<SignatureLine, Refusal> {
         let request = AddCheckpoint::parse(body)?;
         let (log, new) = authenticate(&self.store, &request)?;
-        if let Some(limiter) = &mut self.limiter
-            && !limiter.allow(&log.origin, now)
-        {
-            return Err(Refusal::TooManyRequests);
-        }
         let held = self.store.head(&log.origin).map_err(refusal)?;
         let mut head = Head {
             size: new.size(),
@@ -164,6 +160,14 @@ impl<S: Store> Witness<S> {
             return Err(remember_fork(&mut self.store, fork));
         }
         check_extends(&request, held.as_ref(), &head)?;
+        // Heads are public: whoever sends older ones, or the newest once more, takes nothing
+        // from the log's share.
+        let is_repeat = held.as_ref().is_some_and(|held| held.size == head.size);
+        if let Some(limiter) = &mut self.limiter
+            && !limiter.allow(&(log.origin.clone(), is_repeat), now)
+        {
+            return Err(Refusal::TooManyRequests);
+        }
         if log.pace.is_some_and(|pace| head.size > pace.max_size(now)) {
             return Err(Refusal::AheadOfTime);
         }

@@ -298,8 +298,29 @@ fn a_log_that_asks_too_often_is_put_off() {
     let mut ask = |old, now| witness.add_checkpoint(&request(old, Vec::new(), head.clone()), now);
     assert!(ask(0, NOW).is_ok());
     assert!(ask(3, NOW).is_ok());
+    assert!(ask(3, NOW).is_ok());
     assert_eq!(ask(3, NOW), Err(Refusal::TooManyRequests));
     assert!(ask(3, NOW + 1).is_ok());
+}
+
+/// Heads are public: anybody can send them again.
+#[test]
+fn heads_that_are_sent_again_take_nothing_from_the_logs_share() {
+    let world = World::new();
+    let rate = Rate { per_s: 1, burst: 2 };
+    let mut witness = witness(world.store.clone()).with_rate(rate);
+    let [older, newer] = [2, 3].map(|size| world.head(size));
+    let mut ask =
+        |old, proof, head: &Note| witness.add_checkpoint(&request(old, proof, head.clone()), NOW);
+    assert!(ask(0, Vec::new(), &older).is_ok());
+    for _ in 0..5 {
+        let stale = ask(1, Vec::new(), &older);
+        assert!(matches!(stale, Err(Refusal::Conflict { .. })), "{stale:?}");
+    }
+    assert!(ask(2, Vec::new(), &older).is_ok());
+    assert!(ask(2, Vec::new(), &older).is_ok());
+    assert_eq!(ask(2, Vec::new(), &older), Err(Refusal::TooManyRequests));
+    assert!(ask(2, world.tree.consistency_proof(2, 3).unwrap(), &newer).is_ok());
 }
 
 #[test]
