@@ -95,6 +95,15 @@ fn the_first_good_answer_of_several_services_counts() {
     fs::write(dir.join("a"), "hello").unwrap();
     fs::write(dir.join("a.log"), "one\ntwo\n").unwrap();
 
+    // One signature would take the other's place.
+    for folder in ["x", "y", "o"] {
+        fs::create_dir(dir.join(folder)).unwrap();
+        fs::write(dir.join(folder).join("r.txt"), folder).unwrap();
+    }
+    run(dir, &format!("sign x/r.txt y/r.txt -o o --force -S {live}"))
+        .exits(3)
+        .says("two files would have the signature o/r.txt.ksig");
+    assert!(!dir.join("o/r.txt.ksig").exists());
     run(dir, &format!("sign a -S {dead} -S {live}"))
         .exits(0)
         .says("a.ksig");

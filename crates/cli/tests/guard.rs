@@ -166,3 +166,13 @@ fn another_database_under_the_same_name_is_not_taken_for_the_first() {
     ];
     site.says(&["guard", "init"], 3, &to_do);
 }
+
+/// A source that nobody has is no source without findings.
+#[test]
+fn a_source_of_another_name_is_refused() {
+    let site = Site::new(CONFIG);
+    for command in ["scan", "status"] {
+        let typo = ["guard", command, "--source", "hopsital"];
+        site.says(&typo, 3, &["no source is named \"hopsital\"", "there is"]);
+    }
+}

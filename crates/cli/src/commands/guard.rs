@@ -422,6 +422,9 @@ async fn embedded_authority(config: &Config) -> Result<AuthorityHandle, Failure>
 
 async fn status(args: &Asking) -> Outcome {
     let config = Config::read(&args.common.config)?;
+    if let Some(name) = &args.source {
+        config.source(Some(name))?;
+    }
     let mut answer = ask(&config, "GET", "/api/status").await?;
     let sources: Vec<Value> = match answer["sources"].take() {
         Value::Array(all) => all.into_iter().filter(|s| wanted(args, s)).collect(),
@@ -443,6 +446,7 @@ async fn status(args: &Asking) -> Outcome {
             "trail-unavailable",
             "damaged",
             "stuck",
+            "stopped",
         ]
         .contains(&state)
     };
@@ -455,7 +459,11 @@ async fn status(args: &Asking) -> Outcome {
 
 async fn scan(args: &Asking) -> Outcome {
     let config = Config::read(&args.common.config)?;
+    if let Some(name) = &args.source {
+        config.source(Some(name))?;
+    }
     let mut open = 0;
+    let mut goes_on = Vec::new();
     let mut unread = Vec::new();
     let mut reports = Vec::new();
     for source in config
@@ -464,6 +472,17 @@ async fn scan(args: &Asking) -> Outcome {
         .filter(|s| args.source.as_ref().is_none_or(|name| *name == s.name))
     {
         let report = ask(&config, "POST", &format!("/api/scan/{}", source.name)).await?;
+        if report["running"] == true {
+            goes_on.push(source.name.as_str());
+            reports.push(json!({ "name": source.name, "running": true }));
+            if !args.json {
+                print(&format!(
+                    "{}: the scan goes on; `pitser guard status` tells its outcome\n",
+                    source.name
+                ))?;
+            }
+            continue;
+        }
         let more = report["more"].as_u64().unwrap_or(0);
         open += findings(&report).count() as u64 + more;
         unread.extend(unread_tables(&report));
@@ -492,6 +511,7 @@ async fn scan(args: &Asking) -> Outcome {
     }
     match unread.is_empty() {
         _ if open > 0 => Ok(Exit::Broken),
+        true if !goes_on.is_empty() => Ok(Exit::Unconfirmed),
         true => Ok(Exit::Intact),
         false => Err(Failure::Service(format!(
             "not all rows could be compared: {}",
@@ -722,7 +742,7 @@ pub(super) async fn ask(config: &Config, method: &str, path: &str) -> Result<Val
         )));
     };
     match (status, body["error"].as_str()) {
-        (200, _) => Ok(body),
+        (200 | 202, _) => Ok(body),
         (_, Some(why)) => Err(Failure::Service(format!(
             "the guardian at {address} cannot do it now: {why}"
         ))),

@@ -1,5 +1,6 @@
 //! `pitser sign`: signatures for files, or for a hash.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use pitser_ksi::block_signer::{BlockSigner, SignableBlock};
@@ -164,14 +165,19 @@ impl Args {
                     let name = signature.file_name().ok_or_else(unnamed)?;
                     Ok(folder.join(name))
                 })
-                .collect(),
+                .collect::<Result<_, _>>()
+                .and_then(each_once),
             (Some(output), [_, _, ..]) => Err(Failure::Input(format!(
                 "{} is no folder: the signatures of many files need one",
                 output.display()
             ))),
             (Some(output), _) => Ok(vec![output.clone()]),
             (None, []) => Err(unnamed()),
-            (None, files) => files.iter().map(beside).collect(),
+            (None, files) => files
+                .iter()
+                .map(beside)
+                .collect::<Result<_, _>>()
+                .and_then(each_once),
         }
     }
 }
@@ -207,4 +213,16 @@ pub(super) fn algorithm(name: &str) -> Result<Algorithm, String> {
     Algorithm::from_name(name)
         .filter(|algorithm| algorithm.is_trusted())
         .ok_or_else(known)
+}
+
+/// Refuses files whose signatures would have one name: one would be lost.
+fn each_once(outputs: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    let mut named = HashSet::new();
+    match outputs.iter().find(|output| !named.insert(*output)) {
+        Some(twice) => Err(Failure::Input(format!(
+            "two files would have the signature {}: sign them into different folders",
+            twice.display()
+        ))),
+        None => Ok(outputs),
+    }
 }
