@@ -136,6 +136,28 @@ pub(crate) struct TrustArgs {
     policy: PolicyName,
 }
 
+impl TrustArgs {
+    /// Which options were given, but for `--at`.
+    pub(crate) fn given(&self) -> impl Iterator<Item = (bool, &'static str)> {
+        let PublicationsArgs {
+            location,
+            trust,
+            constraint,
+            at: _,
+        } = &self.publications;
+        [
+            (location.is_some(), "--publications"),
+            (!trust.is_empty(), "--trust"),
+            (!constraint.is_empty(), "--constraint"),
+            (self.publication.is_some(), "--publication"),
+            (!self.extenders.is_empty(), "--extender"),
+            (self.extender_reply.is_some(), "--extender-reply"),
+            (self.policy != PolicyName::General, "--policy"),
+        ]
+        .into_iter()
+    }
+}
+
 /// Names of policies on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 enum PolicyName {

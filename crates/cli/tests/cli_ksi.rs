@@ -634,6 +634,17 @@ fn evidence_says_whom_it_is_about_and_as_of_when() {
         said
     };
     asked("pt-3", "").exits(0).says("as asked");
+    // What is not looked at is not taken in silence.
+    let zero = format!("SHA-256:{}", "0".repeat(64));
+    for ignored in [
+        "--policy internal",
+        &format!("--hash {zero}"),
+        "--document anchors.toml",
+        "-X ksi+tcp://a:b@h:1",
+        "-P nowhere",
+    ] {
+        asked("pt-3", ignored).exits(3).says("--anchors");
+    }
     let report = asked("pt-3", "--json").exits(0).json();
     assert_eq!(report["patient"], "pt-3");
     assert!(

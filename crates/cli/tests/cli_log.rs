@@ -441,3 +441,22 @@ fn the_bench_runs_its_commands() {
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+/// What nobody signed is not what was signed.
+#[test]
+fn a_log_without_a_block_is_not_intact() {
+    let dir = tempfile::tempdir().unwrap();
+    for magic in ["LOGSIG12", "RECSIG12"] {
+        let log = dir.path().join("log");
+        std::fs::write(&log, "").unwrap();
+        std::fs::write(dir.path().join("log.logsig"), magic).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pitser"));
+        command
+            .current_dir(dir.path())
+            .args(["verify", "log.logsig", "--policy", "internal"]);
+        let told = command.output().unwrap();
+        let out = String::from_utf8(told.stdout).unwrap();
+        assert_eq!(told.status.code(), Some(2), "{out}");
+        assert!(out.contains("nothing is signed here"), "{out}");
+    }
+}

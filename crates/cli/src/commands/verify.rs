@@ -70,6 +70,25 @@ pub(crate) fn run(args: Args) -> Outcome {
             )));
         }
     }
+    if matches!(kind, Some(Kind::Evidence)) {
+        // Whoever gives what is not looked at would take the verdict for an answer to it.
+        let given = [
+            (args.document.is_some(), "--document"),
+            (args.hash.is_some(), "--hash"),
+            (args.level != 0, "--level"),
+        ];
+        let given = given.into_iter().chain(args.trust.given());
+        if let Some((_, option)) = given.into_iter().find(|(is_given, _)| *is_given) {
+            return Err(Failure::Input(format!(
+                "{name}: {option} says nothing about an evidence file: what you trust stands in the file that --anchors \
+                 names (publication codes, keys, trails, witnesses, auditors)"
+            )));
+        }
+    } else if args.anchors.is_some() {
+        return Err(Failure::Input(format!(
+            "{name}: --anchors is about an evidence file, which this is not"
+        )));
+    }
     match kind {
         Some(Kind::Signature) => signature::run(&bytes, &args),
         Some(Kind::Evidence) => evidence::run(&bytes, &args),

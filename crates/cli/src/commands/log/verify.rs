@@ -500,7 +500,10 @@ impl<'t> Examination<'t> {
             let text = format!("{signed} of {} confirmed; {text}", self.blocks);
             return Step::new("seals", State::Waiting, text);
         }
-        let (first, last) = (first.unwrap_or_default(), last.unwrap_or_default());
+        let Some((first, last)) = first.zip(*last) else {
+            let text = "nothing is signed here: no block, and so no line, has a signature";
+            return Step::new("seals", State::Waiting, text);
+        };
         let when = if first == last {
             format!("of {first}")
         } else {

@@ -260,8 +260,9 @@ impl Case<'_> {
             .publications
             .as_ref()
             .and_then(|file| file.at_time(record.data.time));
-        let reference = listed.unwrap_or(record).references.first();
-        match reference {
+        // Those in the signature itself are anybody's word.
+        let listed = listed.filter(|listed| listed.data == record.data);
+        match listed.and_then(|listed| listed.references.first()) {
             Some(reference) => format!("{}, {reference}", record.data.time),
             None => record.data.time.to_string(),
         }
