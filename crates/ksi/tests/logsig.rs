@@ -689,6 +689,49 @@ fn excerpts_have_exactly_their_lines() {
     );
 }
 
+/// Whoever has an excerpt has the paths of its lines, and can put them together anew.
+#[test]
+fn lines_of_an_excerpt_are_there_once_and_in_order() {
+    let file = read("excerpt/log-ok.excerpt.logsig");
+    let text = read("excerpt/log-ok.excerpt");
+    let excerpt = Excerpt::decode(&file).unwrap();
+    let lines: Vec<&[u8]> = Lines::new(&text).collect();
+    let first = excerpt.blocks[0].records.len();
+    assert!(first > 1 && excerpt.blocks.len() > 1);
+    let check = |excerpt: &Excerpt, lines: &[&[u8]]| {
+        let again = Excerpt::decode(&excerpt.encode().unwrap()).unwrap();
+        again.check(lines.iter().copied()).unwrap()
+    };
+    let mut swapped = excerpt.clone();
+    swapped.blocks[0].records.swap(0, 1);
+    let mut order = lines.clone();
+    order.swap(0, 1);
+    let found = check(&swapped, &order);
+    assert_eq!(
+        found[0],
+        RecordFault::Order {
+            block: 0,
+            record: 1
+        }
+    );
+    let mut twice = excerpt.clone();
+    let record = twice.blocks[0].records[0].clone();
+    twice.blocks[0].records.insert(1, record);
+    let more = [&lines[..1], &lines].concat();
+    assert_eq!(
+        check(&twice, &more),
+        [RecordFault::Order {
+            block: 0,
+            record: 1
+        }]
+    );
+    let mut again = excerpt.clone();
+    again.blocks.push(excerpt.blocks[0].clone());
+    let more = [&lines[..], &lines[..first]].concat();
+    let block = excerpt.blocks.len();
+    assert_eq!(check(&again, &more), [RecordFault::Repeated { block }]);
+}
+
 /// The 67 bytes that hash to a leaf are not a line: a path starts at a leaf.
 #[test]
 fn an_inner_node_is_no_line() {

@@ -23,6 +23,7 @@ use crate::{
     hash::{Imprint, hash},
     tlv::{Reader, Writer},
 };
+use std::collections::HashSet;
 use thiserror::Error;
 
 /// An integrity proof.
@@ -153,6 +154,18 @@ pub enum RecordFault {
         /// The record in the block's list.
         record: usize,
     },
+    /// The record does not come after the one before it in its block, or is that one again.
+    Order {
+        /// The block in the proof.
+        block: usize,
+        /// The record in the block's list.
+        record: usize,
+    },
+    /// The block is one before it again.
+    Repeated {
+        /// The block in the proof.
+        block: usize,
+    },
 }
 
 impl Excerpt {
@@ -237,9 +250,20 @@ impl Excerpt {
         let mut lines = lines.into_iter();
         let mut line = 0;
         let mut faults = Vec::new();
+        let mut roots = HashSet::new();
         for (block_index, block) in self.blocks.iter().enumerate() {
             let signed = signed_root(&block.signature)?;
+            if !roots.insert(signed) {
+                faults.push(RecordFault::Repeated { block: block_index });
+            }
             for (record, chain) in block.records.iter().enumerate() {
+                let before = record.checked_sub(1).map(|before| &block.records[before]);
+                if before.is_some_and(|before| !before.comes_before(chain)) {
+                    faults.push(RecordFault::Order {
+                        block: block_index,
+                        record,
+                    });
+                }
                 if chain.root().0 != signed {
                     faults.push(RecordFault::Root {
                         block: block_index,

@@ -65,6 +65,17 @@ pub enum ProofError {
 }
 
 impl RecordChain {
+    /// Whether this record stands before the other one in a block that both are of: seen
+    /// from the root, it turns to the left first.
+    #[must_use]
+    pub fn comes_before(&self, other: &Self) -> bool {
+        let turns = |chain: &Self| -> Vec<bool> {
+            let steps = chain.steps.iter().rev();
+            steps.map(|step| step.side == Side::Right).collect()
+        };
+        turns(self) < turns(other)
+    }
+
     /// The longest path accepted: levels rise with each step and end at 255.
     pub const MAX_STEPS: usize = 255;
 

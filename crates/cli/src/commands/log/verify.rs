@@ -328,15 +328,36 @@ impl<'t> Examination<'t> {
                     );
                     self.fault(Finding::SealInvalid, text);
                 }
+                RecordFault::Order { block, record } => {
+                    let text = format!(
+                        "proof {} of block {} is of a record that does not come after the one before it",
+                        record + 1,
+                        block + 1
+                    );
+                    self.fault(Finding::BlockMissing, text);
+                }
+                RecordFault::Repeated { block } => {
+                    let text = format!("block {} is one that was there before", block + 1);
+                    self.fault(Finding::BlockMissing, text);
+                }
                 _ => self.fault(
                     Finding::SealInvalid,
                     "the proof does not fit its lines".into(),
                 ),
             }
         }
+        let mut before = None;
         for block in &excerpt.blocks {
             self.blocks += 1;
             let signature = Signature::decode(&block.signature)?;
+            let signed_at = signature.aggregation_time();
+            if before
+                .replace(signed_at)
+                .is_some_and(|before| before > signed_at)
+            {
+                let text = format!("block {} was signed before the one before it", self.blocks);
+                self.fault(Finding::BlockMissing, text);
+            }
             let level = excerpt.signing_level(block);
             let verdict = self.seal(&signature, signature.input(), level);
             self.lines += block
