@@ -50,9 +50,10 @@ pub(super) enum Transport {
 pub(super) enum Binding {
     /// There is no TLS.
     Clear,
+    /// There is.
     Tls {
-        /// That of the server's certificate; its signature may name none, as Ed25519's does
-        /// not.
+        /// The hash of the server's certificate. The signature of that may name none, as
+        /// Ed25519's does not.
         hash: Option<Vec<u8>>,
         /// The certificate was verified, or nothing was asked for: a login that is not
         /// bound is none that anybody else relays, or nobody minds.
