@@ -219,8 +219,11 @@ impl Event {
             accepted: None,
             ..self.finding.clone()
         };
-        let names = (self.name.as_str(), self.origin.as_str());
-        finding_body(self.kind, self.at, names, &finding, false)
+        let bare = Self {
+            finding,
+            ..self.clone()
+        };
+        bare.body(false)
     }
 }
 

@@ -470,7 +470,7 @@ impl Session {
         if self.patients.is_target(table)
             && let Some(value) = translate::key_value(key)
         {
-            // A row that is gone is nobody's to whom another one still leads: that cannot be told.
+            // Whose a row is that still leads to one that is gone, nobody can tell.
             let owner = row.map_or(Owner::Unknown, |row| self.patients.of(table, row));
             self.patients.learn(table, value, owner);
         }

@@ -26,9 +26,14 @@ fn file(layout: &Layout) -> PathBuf {
 }
 
 impl Session {
-    /// Remembers what columns were called before, in tables that have others now.
-    pub(super) fn note_columns(&mut self, before: &[Shape], now: &[Shape]) -> Result<(), Ended> {
-        if self.columns.note(before, now) {
+    /// Remembers what columns were called in `before`, in tables that have others now.
+    pub(super) fn note_columns(&mut self, before: &[Shape]) -> Result<(), Ended> {
+        let is_new = self.columns.note(before, self.source.shapes());
+        self.keep_columns(is_new)
+    }
+
+    fn keep_columns(&self, is_new: bool) -> Result<(), Ended> {
+        if is_new {
             let text = serde_json::to_vec(&self.columns).expect("numbers and strings");
             let path = file(self.trail.layout());
             pitser_trail::disk::replace(&path, &text).map_err(TrailError::from)?;
@@ -54,7 +59,10 @@ impl Session {
         let now = self.source.fingerprint()?;
         let before = self.source.shapes_in(&self.fingerprint);
         match before.zip(self.source.shapes_in(&now)) {
-            Some((before, now)) => self.note_columns(&before, &now),
+            Some((before, now)) => {
+                let is_new = self.columns.note(&before, &now);
+                self.keep_columns(is_new)
+            }
             None => Ok(()),
         }
     }

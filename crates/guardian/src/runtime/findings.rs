@@ -246,8 +246,7 @@ impl Session {
         let shapes = shapes.unwrap_or_else(|| self.source.shapes().to_vec());
         let is_other = self.source.refresh()?;
         self.note_keys(&shapes)?;
-        let now_there = self.source.shapes().to_vec();
-        self.note_columns(&shapes, &now_there)?;
+        self.note_columns(&shapes)?;
         let drifts = if before.is_some() {
             self.source.drifts(&self.fingerprint, &now)
         } else {
