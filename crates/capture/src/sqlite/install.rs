@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::table::{Table, member};
+use super::table::{Given, Table, UniqueColumn, member};
 use super::{SqliteError, quote};
 
 /// One object of `sqlite_schema`, wanted or present.
@@ -381,22 +381,35 @@ impl<'a> TriggerSql<'a> {
             self.notes,
             self.gone(&self.notes)
         )];
-        body.extend(
-            self.table
-                .unique
-                .iter()
-                .map(|set| self.note("insert", set, "1")),
-        );
+        body.extend(self.note_all("insert", "1"));
         body
     }
 
     fn before_update(&self) -> Vec<String> {
         let other = format!("NOT ({})", self.same_place("t", "OLD"));
-        self.table
-            .unique
+        self.note_all("update", &other)
+    }
+
+    /// Notes the rows that agree with NEW on any unique column set.
+    fn note_all(&self, cause: &str, other: &str) -> Vec<String> {
+        let nulls: Vec<String> = self
+            .table
+            .defaults
             .iter()
-            .map(|set| self.note("update", set, &other))
-            .collect()
+            .map(|name| format!("{} IS NULL", member("NEW", name)))
+            .collect();
+        let mut notes = Vec::new();
+        for set in &self.table.unique {
+            notes.push(self.note(cause, set.iter(), other));
+            let is_computed = |column: &&UniqueColumn| column.given == Given::Computed;
+            if !nulls.is_empty() && set.iter().any(|column| is_computed(&column)) {
+                // From a default nobody knows yet: whatever it comes to.
+                let known = set.iter().filter(|column| !is_computed(column));
+                let other = format!("{other} AND ({})", nulls.join(" OR "));
+                notes.push(self.note(cause, known, &other));
+            }
+        }
+        notes
     }
 
     fn after_insert(&self) -> Vec<String> {
@@ -490,31 +503,34 @@ impl<'a> TriggerSql<'a> {
             .join(" OR ")
     }
 
-    /// Notes the rows that agree with NEW on a unique column set.
-    fn note(&self, cause: &str, set: &[super::table::UniqueColumn], other: &str) -> String {
+    /// Notes the rows that agree with NEW on these columns, if `other` holds.
+    fn note<'c>(
+        &self,
+        cause: &str,
+        set: impl Iterator<Item = &'c UniqueColumn>,
+        other: &str,
+    ) -> String {
         let places: Vec<String> = (0..self.table.locator.len())
             .map(|n| format!("at{n}"))
             .collect();
         let located: Vec<String> = self.table.locator.iter().map(|c| member("t", c)).collect();
-        let agrees: Vec<String> = set
-            .iter()
-            .map(|c| {
-                format!(
-                    "{} = {} COLLATE {}",
-                    member("t", &c.name),
-                    member("NEW", &c.name),
-                    quote(&c.collation)
-                )
-            })
-            .collect();
+        let agrees = set.map(|c| {
+            format!(
+                "{} = {} COLLATE {}",
+                member("t", &c.name),
+                c.new_sql(),
+                quote(&c.collation)
+            )
+        });
+        let conditions: Vec<String> = agrees.chain([other.to_owned()]).collect();
         format!(
             "INSERT INTO {}(cause, key, old, {}) SELECT '{cause}', {key}, {row}, {} FROM {} AS t \
-             WHERE {} AND {other} AND NOT EXISTS (SELECT 1 FROM {} AS n WHERE n.key = {key})",
+             WHERE {} AND NOT EXISTS (SELECT 1 FROM {} AS n WHERE n.key = {key})",
             self.notes,
             places.join(", "),
             located.join(", "),
             self.t,
-            agrees.join(" AND "),
+            conditions.join(" AND "),
             self.notes,
             key = self.key("t"),
             row = self.row("t"),

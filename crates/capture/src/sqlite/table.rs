@@ -25,6 +25,8 @@ pub(super) struct Table {
     pub(super) any_column_may_conflict: bool,
     /// The locator is the key, and the key is the rowid.
     pub(super) located_by_integer_key: bool,
+    /// Columns of which a null may be replaced by their default.
+    pub(super) defaults: Vec<String>,
     /// Columns that SQLite computes and no statement may set.
     generated: Vec<String>,
     /// Key columns that hold integers, in key order.
@@ -36,6 +38,20 @@ pub(super) struct Table {
 pub(super) struct UniqueColumn {
     pub(super) name: String,
     pub(super) collation: String,
+    pub(super) given: Given,
+}
+
+/// What a column gets that a statement says nothing else about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// What the statement says.
+    Said,
+    /// For a null this expression, if the conflict is resolved by `REPLACE`. Triggers
+    /// that run before see the null.
+    Default(String),
+    /// Computed from other columns: triggers that run before do not see it if one of
+    /// those gets its default.
+    Computed,
 }
 
 impl Table {
@@ -50,15 +66,16 @@ impl Table {
         for (index, partial) in unique_indexes(db, &name)? {
             let indexed = index_columns(db, &index)?;
             any_column_may_conflict |= partial || indexed.contains(&None);
-            let named: Vec<UniqueColumn> = indexed.into_iter().flatten().collect();
+            let mut named: Vec<UniqueColumn> = indexed.into_iter().flatten().collect();
             if named.is_empty() {
                 return Err(SqliteError::UniqueExpression { table: name, index });
             }
-            any_column_may_conflict |= !named.iter().all(|set| {
-                columns
-                    .iter()
-                    .any(|column| column.name == set.name && !column.is_generated)
-            });
+            for one in &mut named {
+                let column = columns.iter().find(|column| column.name == one.name);
+                // One that is not stored is computed too.
+                one.given = column.map_or(Given::Computed, Column::given);
+            }
+            any_column_may_conflict |= named.iter().any(|one| one.given == Given::Computed);
             unique.push(named);
         }
         if !is_without_rowid(db, &name)? {
@@ -73,6 +90,11 @@ impl Table {
         }
         Ok(Self {
             located_by_integer_key: is_rowid_alias(db, &name)?,
+            defaults: columns
+                .iter()
+                .filter(|column| matches!(column.given(), Given::Default(_)))
+                .map(|column| column.name.clone())
+                .collect(),
             integer_key: key.iter().map(|&at| columns[at].is_integer()).collect(),
             generated: columns
                 .iter()
@@ -138,6 +160,16 @@ impl UniqueColumn {
         Self {
             name: name.to_owned(),
             collation: "BINARY".to_owned(),
+            given: Given::Said,
+        }
+    }
+
+    /// What a row that `NEW` becomes has here.
+    pub(super) fn new_sql(&self) -> String {
+        let new = member("NEW", &self.name);
+        match &self.given {
+            Given::Default(default) => format!("coalesce({new}, {default})"),
+            Given::Said | Given::Computed => new,
         }
     }
 }
@@ -153,14 +185,56 @@ struct Column {
     /// Place in the primary key, from 1; 0 outside it.
     in_key: u16,
     is_generated: bool,
+    is_not_null: bool,
+    /// As the schema spells it, without parentheses around it.
+    default: Option<String>,
 }
 
 impl Column {
+    fn given(&self) -> Given {
+        match &self.default {
+            _ if self.is_generated => Given::Computed,
+            Some(default) if self.is_not_null => Given::Default(default_sql(default)),
+            _ => Given::Said,
+        }
+    }
+
     /// SQLite's rule for INTEGER affinity (datatype3.html §3.1).
     fn is_integer(&self) -> bool {
         self.declared.to_ascii_uppercase().contains("INT")
     }
 }
+
+/// A default as an expression that means the same beside columns. SQLite takes a single
+/// name after `DEFAULT` for a string, however it is quoted.
+fn default_sql(default: &str) -> String {
+    let default = default.trim();
+    let inside = |open: char, close: char| {
+        let inside = default.strip_prefix(open)?.strip_suffix(close)?;
+        Some(inside.replace(&format!("{close}{close}"), &close.to_string()))
+    };
+    let is_bare = |name: &str| {
+        let is_part = |c: char| c == '_' || c == '$' || c.is_alphanumeric() || !c.is_ascii();
+        !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(is_part)
+    };
+    let quoted = inside('"', '"')
+        .or_else(|| inside('`', '`'))
+        .or_else(|| inside('[', ']'));
+    let name = match quoted {
+        Some(name) => name,
+        None if !is_bare(default) => return format!("({default})"),
+        None => match &*default.to_ascii_uppercase() {
+            "TRUE" => return "1".to_owned(),
+            "FALSE" => return "0".to_owned(),
+            keyword if KEYWORDS.contains(&keyword) => return keyword.to_owned(),
+            _ => default.to_owned(),
+        },
+    };
+    format!("'{}'", name.replace('\'', "''"))
+}
+
+/// Words after `DEFAULT` that are no names, and mean the same anywhere.
+const KEYWORDS: [&str; 4] = ["NULL", "CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"];
 
 fn resolve(db: &Connection, wanted: &str) -> Result<String, SqliteError> {
     let table = || wanted.to_owned();
@@ -198,13 +272,18 @@ fn is_virtual(sql: &str) -> bool {
 
 fn stored_columns(db: &Connection, table: &str) -> Result<Vec<Column>, SqliteError> {
     const VIRTUAL_GENERATED: i64 = 2;
-    let mut query = db.prepare("SELECT name, type, pk, hidden <> 0 FROM pragma_table_xinfo(?1) WHERE hidden <> ?2 ORDER BY cid")?;
+    let mut query = db.prepare(
+        "SELECT name, type, pk, hidden <> 0, \"notnull\", dflt_value FROM pragma_table_xinfo(?1) \
+         WHERE hidden <> ?2 ORDER BY cid",
+    )?;
     let columns = query.query_map(rusqlite::params![table, VIRTUAL_GENERATED], |row| {
         Ok(Column {
             name: row.get(0)?,
             declared: row.get(1)?,
             in_key: row.get(2)?,
             is_generated: row.get(3)?,
+            is_not_null: row.get(4)?,
+            default: row.get(5)?,
         })
     })?;
     Ok(columns.collect::<Result<_, _>>()?)
@@ -275,7 +354,10 @@ fn index_columns(db: &Connection, index: &str) -> Result<Vec<Option<UniqueColumn
         db.prepare("SELECT name, coll FROM pragma_index_xinfo(?1) WHERE \"key\" ORDER BY seqno")?;
     let columns = query.query_map([index], |row| {
         let (name, collation): (Option<String>, String) = (row.get(0)?, row.get(1)?);
-        Ok(name.map(|name| UniqueColumn { name, collation }))
+        Ok(name.map(|name| UniqueColumn {
+            collation,
+            ..UniqueColumn::binary(&name)
+        }))
     })?;
     Ok(columns.collect::<Result<_, _>>()?)
 }

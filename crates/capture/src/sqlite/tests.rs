@@ -430,6 +430,66 @@ fn conflict_policy_of_the_table() {
 }
 
 #[test]
+fn replace_through_the_default_of_a_column() {
+    for default in [
+        "'x'",
+        "x",
+        r#""x""#,
+        "[x]",
+        "('x')",
+        "(lower('X'))",
+        "7",
+        "-7",
+        "7.5",
+        "x'00'",
+        "TRUE",
+        "CURRENT_DATE",
+        "(date('now'))",
+    ] {
+        // A column that is called as the default is written.
+        let schema = format!(
+            "CREATE TABLE t(k INTEGER PRIMARY KEY, u NOT NULL DEFAULT {default} UNIQUE, x, v)"
+        );
+        for statement in [
+            "INSERT OR REPLACE INTO t(k, u) VALUES(2, NULL)",
+            "UPDATE OR REPLACE t SET u = NULL WHERE k = 3",
+        ] {
+            let mut world = World::new(&schema, &["t"]);
+            world.run("INSERT INTO t(k, x) VALUES(1, 'other'); INSERT INTO t(k, u) VALUES(3, 'y')");
+            world.run(statement);
+            let story = world.story();
+            assert!(
+                story.contains("Delete 1,"),
+                "{default}, {statement}: {story}"
+            );
+            world.agrees("t");
+        }
+    }
+}
+
+#[test]
+fn replace_through_a_column_that_is_generated_from_a_default() {
+    check_schema(
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, a INT NOT NULL DEFAULT 5, g INT AS (a + 1) STORED, UNIQUE(g))",
+        "t",
+        "INSERT INTO t(k) VALUES(1); INSERT OR REPLACE INTO t(k, a) VALUES(2, NULL);
+         INSERT INTO t(k, a) VALUES(3, 6); UPDATE OR REPLACE t SET a = NULL WHERE k = 3",
+    );
+}
+
+#[test]
+fn replace_of_a_key_by_its_default() {
+    for options in ["", "WITHOUT ROWID"] {
+        check_schema(
+            &format!("CREATE TABLE t(k TEXT NOT NULL DEFAULT 'd' PRIMARY KEY, v) {options}"),
+            "t",
+            "INSERT INTO t(v) VALUES(1); INSERT OR REPLACE INTO t VALUES(NULL, 2);
+             INSERT INTO t VALUES('e', 3); UPDATE OR REPLACE t SET k = NULL WHERE k = 'e'",
+        );
+    }
+}
+
+#[test]
 fn foreign_keys_that_cascade_into_the_table_itself() {
     let schema = "CREATE TABLE t(k INTEGER PRIMARY KEY, u UNIQUE, \
          parent REFERENCES t(k) ON UPDATE CASCADE ON DELETE SET NULL)";
@@ -1452,8 +1512,9 @@ fn statement() -> impl Strategy<Value = String> {
         proptest::collection::vec(any::<u8>(), 0..6)
             .prop_map(|bytes| format!("x'{}'", data_encoding::HEXUPPER.encode(&bytes))),
     ];
-    let key = 0..5u8;
-    let unique = 0..4u8;
+    let or_null = |n: std::ops::Range<u8>| prop_oneof![8 => n.prop_map(|n| n.to_string()), 1 => Just("NULL".to_owned())];
+    let key = or_null(0..5);
+    let unique = or_null(0..4);
     let policy = prop_oneof![
         Just(""),
         Just("OR REPLACE"),
@@ -1487,12 +1548,19 @@ fn statement() -> impl Strategy<Value = String> {
     ]
 }
 
+/// No key is null: rows with the same null key count as one record (spec §2).
 fn schema() -> impl Strategy<Value = String> {
     let key = prop_oneof![
         Just("k INTEGER PRIMARY KEY, u INT UNIQUE"),
         Just("k INT PRIMARY KEY NOT NULL, u TEXT UNIQUE COLLATE NOCASE"),
-        Just("u INT UNIQUE, k TEXT PRIMARY KEY"),
-        Just("k REAL UNIQUE, u INT UNIQUE, PRIMARY KEY(u, k)"),
+        Just("u INT UNIQUE, k TEXT PRIMARY KEY NOT NULL"),
+        Just("k REAL UNIQUE NOT NULL, u INT UNIQUE NOT NULL, PRIMARY KEY(u, k)"),
+        Just("k INTEGER PRIMARY KEY, u INT NOT NULL DEFAULT 2 UNIQUE"),
+        Just("k TEXT PRIMARY KEY NOT NULL DEFAULT '1', u TEXT NOT NULL DEFAULT (1 + 1) UNIQUE"),
+        Just(
+            "k INT NOT NULL DEFAULT 3, u INT NOT NULL ON CONFLICT REPLACE DEFAULT 1, \
+             g INT AS (u / 2) STORED UNIQUE, PRIMARY KEY(k)"
+        ),
     ];
     let rowid = prop_oneof![Just(""), Just("WITHOUT ROWID")];
     let parent = prop_oneof![

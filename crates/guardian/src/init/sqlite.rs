@@ -62,10 +62,19 @@ pub(super) fn uninstall(source: &Source, dry_run: bool) -> Result<Vec<String>, I
 
 pub(super) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitError> {
     let database = open(source)?;
-    match database.is_installed()? {
-        true => Ok(Box::new(database)),
-        false => Err(InitError::NotInitialised(source.name.clone())),
+    if !database.is_installed()? {
+        return Err(InitError::NotInitialised(source.name.clone()));
     }
+    if database
+        .plan_install(&[0; 16])
+        .is_ok_and(|plan| !plan.is_empty())
+    {
+        tracing::warn!(
+            source = source.name,
+            "the triggers in the database are not those that this version installs: run `pitser guard init` again"
+        );
+    }
+    Ok(Box::new(database))
 }
 
 /// Opens the database of a source with the tables that its patterns name.
