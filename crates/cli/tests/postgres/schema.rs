@@ -448,6 +448,12 @@ fn a_primary_key_that_is_dropped() {
     );
     world.run("guard init").exits(0).says("2 tables guarded");
     world.finding("CAP-05", "public.ward");
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 9",
+    );
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 9"]);
     world.psql(
         "postgres",
         "ALTER TABLE visit REPLICA IDENTITY DEFAULT, DROP CONSTRAINT visit_pkey",
@@ -470,11 +476,21 @@ fn a_primary_key_that_is_dropped() {
     world.psql("postgres", "UPDATE ward SET name = 'B'");
     world.settle();
     assert_eq!(ops(&world, "public.ward", "1"), "create update");
+    // Nobody looks at the other one, whose row is as wrong as it was.
+    assert_eq!(world.wrong(), ["ROW-01 public.visit 9"]);
+    let status = world.status_when("is not compared", |s| s["unread"][0].is_object());
+    assert_eq!(status["unread"][0]["table"], "public.visit");
     unseen(&world, "ward", "UPDATE ward SET name = 'forged'");
-    assert_eq!(world.wrong(), ["ROW-01 public.ward 1"]);
+    let forged = ["ROW-01 public.visit 9", "ROW-01 public.ward 1"];
+    assert_eq!(world.wrong(), forged);
     world.kill_guardian();
     world.guard();
-    assert_eq!(world.wrong(), ["ROW-01 public.ward 1"]);
+    assert_eq!(world.wrong(), forged);
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'note 9' WHERE id = 9",
+    );
     world.psql("postgres", "INSERT INTO visit VALUES (104, 3104, 'untold')");
     world.settle();
     // It is one hole for each transaction.

@@ -826,6 +826,8 @@ struct Pass {
     number: u64,
     touched: Touched,
     replies: Vec<ScanReply>,
+    /// Guarded tables that it leaves out. What was wrong with their rows still is.
+    incomparable: Vec<UnreadStatus>,
     /// Rows that it waits with until they are judged.
     suspects: Option<(Suspects, Sender<()>)>,
     /// What it saw, while the trail has not come as far as this yet: whatever bears on

@@ -83,12 +83,24 @@ impl Session {
         worker.pass += 1;
         let pass = worker.pass;
         // Rows that have no line yet are not unknown ones.
-        let shapes = self.source.shapes().iter();
-        let tables: Vec<ScanTable> = shapes
-            .filter(|shape| {
-                let is_comparable = !shape.key.is_empty() && !self.aside.contains(&shape.name);
-                is_comparable && self.live.contains(&shape.name)
-            })
+        let shapes = || {
+            let shapes = self.source.shapes().iter();
+            shapes.filter(|shape| self.live.contains(&shape.name))
+        };
+        let incomparable = shapes().filter_map(|shape| {
+            let why = match self.aside.contains(&shape.name) {
+                true => "its rows cannot be read",
+                false if shape.key.is_empty() => {
+                    "nothing tells its rows apart: give it a key again"
+                }
+                false => return None,
+            };
+            let (table, why) = (shape.name.clone(), why.to_owned());
+            Some(UnreadStatus { table, why })
+        });
+        let incomparable: Vec<UnreadStatus> = incomparable.collect();
+        let tables: Vec<ScanTable> = shapes()
+            .filter(|shape| incomparable.iter().all(|other| other.table != shape.name))
             .map(|shape| ScanTable {
                 key: self.trail.keys().table(&shape.name),
                 keyless: shape.keyless,
@@ -113,6 +125,7 @@ impl Session {
             number: pass,
             touched: Touched::since(self.rewound_at()),
             replies,
+            incomparable,
             suspects: None,
             seen: None,
         });
@@ -265,14 +278,11 @@ impl Session {
             self.finding(worker, finding)?;
         }
         self.trail.commit()?;
-        let unread: Vec<UnreadStatus> = look
-            .unread
-            .iter()
-            .map(|(table, error)| UnreadStatus {
-                table: table.clone(),
-                why: why(error),
-            })
-            .collect();
+        let mut unread = pass.incomparable;
+        unread.extend(look.unread.iter().map(|(table, error)| UnreadStatus {
+            table: table.clone(),
+            why: why(error),
+        }));
         self.settle(&unread)?;
         self.try_again();
         let troubles = unread.iter().map(|unread| {
