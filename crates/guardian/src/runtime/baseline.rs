@@ -258,7 +258,7 @@ impl Session {
         self.attend(worker)?;
         let now = (worker.parts.clock)();
         worker.pulse.beat(now);
-        self.closed_at = self.closed_at.saturating_sub(self.next.look(now));
+        self.look_at_clock(now);
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
             self.ack_due = Some(self.kept);

@@ -1,6 +1,6 @@
 //! Blocks and their seals.
 
-use super::{Ended, LATENCIES, POSITION, RECENT, SECOND_US, Session, Worker};
+use super::{Ended, LATENCIES, POSITION, RECENT, SECOND_US, Session, Waiting, Worker};
 use crate::sealer::{Outcome, Wanted};
 use crate::status::BlockStatus;
 use pitser_evidence::Code;
@@ -16,8 +16,11 @@ impl Session {
             .trail
             .close_block(at, &written.to_string(), self.mapping, reason)?;
         self.closed_at = (worker.parts.clock)();
-        self.waiting
-            .push_back((block.block, std::mem::take(&mut self.open_times)));
+        self.waiting.push_back(Waiting {
+            block: block.block,
+            since: self.closed_at,
+            times: std::mem::take(&mut self.open_times),
+        });
         self.recent.push_front(BlockStatus {
             block: block.block,
             lines: block.count,
@@ -61,9 +64,9 @@ impl Session {
 
     fn note_seal(&mut self, worker: &Worker, block: u64, signature: &[u8]) {
         let now = (worker.parts.clock)();
-        while let Some((_, times)) = self.waiting.pop_front_if(|(number, _)| *number <= block) {
-            self.latencies
-                .extend(times.iter().map(|at| now.saturating_sub(*at) / 1000));
+        while let Some(sealed) = self.waiting.pop_front_if(|it| it.block <= block) {
+            let took = sealed.times.iter().map(|at| now.saturating_sub(*at) / 1000);
+            self.latencies.extend(took);
         }
         let surplus = self.latencies.len().saturating_sub(LATENCIES);
         self.latencies.drain(..surplus);
@@ -73,10 +76,13 @@ impl Session {
         }
     }
 
+    /// Says so if the block that has waited longest, about which the authority was just
+    /// asked in vain, has waited too long.
     pub(super) fn overdue(&mut self, worker: &Worker, block: u64) -> Result<(), Ended> {
-        let waited = (worker.parts.clock)().saturating_sub(self.closed_at) / SECOND_US;
-        let oldest = self.trail.unsealed().next().map(|b| b.block);
-        if oldest == Some(block) && waited >= worker.parts.tuning.seal_alarm_s {
+        let now = (worker.parts.clock)();
+        let oldest = self.waiting.front().filter(|oldest| oldest.block == block);
+        let waited = oldest.map(|oldest| now.saturating_sub(oldest.since) / SECOND_US);
+        if waited.is_some_and(|waited| waited >= worker.parts.tuning.seal_alarm_s) {
             let text = format!(
                 "block {block} and those after it are unsealed: the authority does not answer"
             );
@@ -84,6 +90,17 @@ impl Session {
             self.trail.commit()?;
         }
         Ok(())
+    }
+
+    /// Looks what is due now. A clock that was set back takes with it what is measured by it.
+    pub(super) fn look_at_clock(&mut self, now: u64) {
+        let back = self.next.look(now);
+        if back > 0 {
+            self.closed_at = self.closed_at.saturating_sub(back);
+            for waiting in &mut self.waiting {
+                waiting.since = waiting.since.saturating_sub(back);
+            }
+        }
     }
 
     /// Has the head cosigned for those who wait for that, once everything under

@@ -797,8 +797,8 @@ struct Session {
     /// Something was taken that is not durable, or not shown.
     unshown: bool,
     heads: Heads,
-    /// When lines of the blocks that wait for a seal were committed, per block.
-    waiting: VecDeque<(u64, Vec<u64>)>,
+    /// Blocks that wait for their seal, oldest first.
+    waiting: VecDeque<Waiting>,
     open_times: Vec<u64>,
     latencies: VecDeque<u64>,
     recent: VecDeque<BlockStatus>,
@@ -833,6 +833,15 @@ struct Pass {
     /// What it saw, while the trail has not come as far as this yet: whatever bears on
     /// what was seen stands before it.
     seen: Option<(Look, Position)>,
+}
+
+/// A block that waits for its seal. Times are in microseconds since 1970.
+struct Waiting {
+    block: u64,
+    /// Since it was closed, or this guardian took the trail over.
+    since: u64,
+    /// When its lines were committed.
+    times: Vec<u64>,
 }
 
 /// When regular work is due, in microseconds since 1970.

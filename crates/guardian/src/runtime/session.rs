@@ -6,7 +6,7 @@ use super::rules::Rules;
 use super::transaction::Transaction;
 use super::{
     Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session, StartError,
-    SubmitError, Worker,
+    SubmitError, Waiting, Worker,
 };
 use crate::config::Tuning;
 use crate::init::{self, InitError};
@@ -134,7 +134,11 @@ impl Session {
         session.learn_owners()?;
         for block in session.trail.unsealed() {
             let wanted = Wanted::of(&session.trail, block);
-            session.waiting.push_back((block.block, Vec::new()));
+            session.waiting.push_back(Waiting {
+                block: block.block,
+                since: now,
+                times: Vec::new(),
+            });
             worker.seals.as_ref().map(|seals| seals.send(wanted));
         }
         session.recall_head(worker);
@@ -321,7 +325,7 @@ impl Session {
         let tuning = worker.parts.tuning.clone();
         let now = (worker.parts.clock)();
         worker.pulse.beat(now);
-        self.closed_at = self.closed_at.saturating_sub(self.next.look(now));
+        self.look_at_clock(now);
         if now >= self.next.fingerprint {
             self.next.fingerprint = now + SECOND_US;
             self.compare_fingerprint(worker, None)?;

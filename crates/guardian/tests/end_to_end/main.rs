@@ -581,6 +581,27 @@ async fn the_trail_goes_on_while_the_authority_is_down_and_after_a_restart() {
     assert!(view.blocks.iter().all(|b| b.seal.is_some()));
 }
 
+/// While blocks go on being closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_stays_down_is_a_finding() {
+    let mut site = Site::new();
+    site.tuning.seal_alarm_s = 2;
+    site.tuning.heartbeat_s = 1;
+    install(&site).unwrap();
+    let free = port::free_address();
+    let nobody = Client::new(
+        Endpoint::parse(&format!("ksi+tcp://test:test@{free}")).unwrap(),
+        Default::default(),
+    );
+    let (guardian, _) = site.start(Some(nobody));
+    site.database().execute_batch(CHANGES).unwrap();
+    status_with(&guardian, "SEAL-01", |s| {
+        s.blocks > 2 && s.findings.iter().any(|found| found.code == "SEAL-01")
+    })
+    .await;
+    guardian.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
     let site = Site::new();
