@@ -160,7 +160,8 @@ pub(crate) fn about_many(message: &Message<'_>) -> Vec<Draft> {
 }
 
 /// The lines of any other audit event. Each record that it names, and each patient
-/// whom no record stands for, gets a line; what names nobody goes to `*unknown`.
+/// whom no record stands for, gets a line; what names nobody, or somebody who cannot be
+/// told, goes to `*unknown`.
 ///
 /// `is_patient` says whether the trail knows a patient by an identifier.
 pub(crate) fn audit_event(
@@ -177,6 +178,9 @@ pub(crate) fn audit_event(
         if !named.contains(&patient) {
             named.push(patient);
         }
+    }
+    if event.patient_unknown && !named.contains(&PatientId::Unknown) {
+        named.push(PatientId::Unknown);
     }
     let sole = match named.as_slice() {
         [one] => Some(one.clone()),
@@ -204,7 +208,7 @@ pub(crate) fn audit_event(
             });
         }
     }
-    if drafts.is_empty() || (event.patient_unknown && event.patients.is_empty()) {
+    if drafts.is_empty() {
         drafts.push(Draft {
             patient: Some(PatientId::Unknown),
             ..draft()
@@ -311,12 +315,44 @@ mod tests {
     }
 
     #[test]
+    fn who_cannot_be_told_has_a_line_beside_who_can() {
+        let raw = r#"{"resourceType":"AuditEvent","type":{"code":"rest"},"action":"R",
+            "recorded":"2026-03-14T09:26:53Z","agent":[{"requestor":true}],
+            "source":{"observer":{"display":"ehr"}},"entity":[
+            {"what":{"reference":"Patient/1"},"role":{"code":"1"}},
+            {"what":{"display":"Mari"},"role":{"code":"1"}},
+            {"what":{"reference":"E/7"}}]}"#;
+        let event = parse_audit_event(raw.as_bytes()).unwrap();
+        let message = Message {
+            event: &event,
+            raw: raw.as_bytes(),
+            id: "id",
+            source: "h/fhir",
+            now: Timestamp::from_micros(1).unwrap(),
+        };
+        let record = || Resolved {
+            table: "entry".into(),
+            key: text_key("7"),
+            patient: None,
+        };
+        let whose = |records| {
+            let drafts = audit_event(&message, records, |_| true).into_iter();
+            drafts.map(|draft| draft.patient).collect::<Vec<_>>()
+        };
+        let (known, unknown) = (Some(PatientId::Id("1".into())), Some(PatientId::Unknown));
+        assert_eq!(whose(Vec::new()), [known.clone(), unknown.clone()]);
+        // The record is whose it is: nobody knows.
+        assert_eq!(whose(vec![record()]), [unknown, known]);
+    }
+
+    #[test]
     fn no_audit_event_has_more_lines_than_a_block() {
         let (patients, records) = (MANY_PATIENTS_MAX, RECORDS_PER_PATIENT * MANY_PATIENTS_MAX);
         // An event that names all of them is longer than one may be.
         assert_eq!(lines(patients, 0, records), Some(patients + records));
         assert_eq!(lines(1, records, records), Some(1 + records));
-        assert!(patients + records < BLOCK_LINES);
+        // One more is about somebody who cannot be told.
+        assert!(patients + records + 1 < BLOCK_LINES);
         assert_eq!(lines(patients + 1, 0, 0), None, "they are many");
         assert_eq!(lines(0, records + 1, 0), None);
     }

@@ -669,13 +669,16 @@ impl Named {
         {
             identifier = Some((node.text("system")?.map(str::to_owned), value.to_owned()));
         }
+        // A search for one too: `Patient?identifier=…`.
+        let leads_to_patient =
+            reference.is_some_and(|text| text.split(['/', '?']).any(|part| part == "Patient"));
         Ok(Self {
             resource: reference.and_then(Resource::parse),
             urn: reference
                 .filter(|text| text.starts_with("urn:"))
                 .map(str::to_owned),
             identifier,
-            says_patient: what.text("type")? == Some("Patient"),
+            says_patient: leads_to_patient || what.text("type")? == Some("Patient"),
         })
     }
 

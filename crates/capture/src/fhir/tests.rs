@@ -340,6 +340,9 @@ fn patients_who_are_not_named() {
         r#"{"role":{"code":"1"},"what":{"display":"Mari"}}"#,
         r##"{"role":{"code":"1"},"what":{"reference":"#p"}}"##,
         r#"{"what":{"type":"Patient"}}"#,
+        r#"{"what":{"reference":"Patient?identifier=38001085718"}}"#,
+        r#"{"what":{"reference":"https://a/fhir/Patient?identifier=38001085718"}}"#,
+        r#"{"what":{"reference":"Patient/38001085718/"}}"#,
     ] {
         let event = subjects(entity);
         assert_eq!(
