@@ -222,7 +222,8 @@ fn default_sql(default: &str) -> String {
         .or_else(|| inside('[', ']'));
     let name = match quoted {
         Some(name) => name,
-        None if !is_bare(default) => return format!("({default})"),
+        // Of its own line: it may end with a comment.
+        None if !is_bare(default) => return format!("({default}\n)"),
         None => match &*default.to_ascii_uppercase() {
             "TRUE" => return "1".to_owned(),
             "FALSE" => return "0".to_owned(),

@@ -445,6 +445,7 @@ fn replace_through_the_default_of_a_column() {
         "TRUE",
         "CURRENT_DATE",
         "(date('now'))",
+        "('x' -- a comment\n)",
     ] {
         // A column that is called as the default is written.
         let schema = format!(
