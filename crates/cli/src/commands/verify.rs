@@ -89,6 +89,39 @@ pub(crate) fn run(args: Args) -> Outcome {
             "{name}: --anchors is about an evidence file, which this is not"
         )));
     }
+    if matches!(kind, Some(Kind::PublicationsFile)) {
+        let given = [
+            (args.document.is_some(), "--document"),
+            (args.hash.is_some(), "--hash"),
+            (args.level != 0, "--level"),
+        ];
+        let asked = ["--trust", "--constraint"];
+        let trust = args
+            .trust
+            .given()
+            .filter(|(_, option)| !asked.contains(option));
+        if let Some((_, option)) = given
+            .into_iter()
+            .chain(trust)
+            .find(|(is_given, _)| *is_given)
+        {
+            return Err(Failure::Input(format!(
+                "{name}: {option} says nothing about a publications file, which is judged by who signed it. \
+                 pitser inspect shows the codes in it"
+            )));
+        }
+    }
+    if matches!(kind, Some(Kind::Log(_))) {
+        let given = [
+            (args.hash.is_some(), "--hash"),
+            (args.level != 0, "--level"),
+        ];
+        if let Some((_, option)) = given.into_iter().find(|(is_given, _)| *is_given) {
+            return Err(Failure::Input(format!(
+                "{name}: {option} says nothing about the signature of a log: name the log with --document"
+            )));
+        }
+    }
     match kind {
         Some(Kind::Signature) => signature::run(&bytes, &args),
         Some(Kind::Evidence) => evidence::run(&bytes, &args),

@@ -71,6 +71,12 @@ fn judge(
                 path.display()
             )));
         }
+        Format::Proof | Format::Proof11 if after.is_some() => {
+            return Err(Failure::Input(format!(
+                "{}: --after says nothing about an excerpt, which does not say what its log goes on from",
+                path.display()
+            )));
+        }
         Format::Proof | Format::Proof11 => {
             let lines = files::read(log)?;
             let excerpt = Excerpt::decode(signature.read_all()?).map_err(|e| malformed(path, e))?;
