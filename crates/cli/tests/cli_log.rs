@@ -72,6 +72,15 @@ fn a_log_from_signing_to_a_proof_of_one_line() {
     run(dir, &format!("log verify a.log.excerpt {trust}"))
         .exits(1)
         .says("line 2 is not");
+    run(
+        dir,
+        &format!("log verify a.log.excerpt --after a.log {trust}"),
+    )
+    .exits(3)
+    .says("--after says nothing about an excerpt");
+    run(dir, "verify a.log.logsig --level 1")
+        .exits(3)
+        .says("--level says nothing");
     run(dir, "log extract a.log -l 11 -o x")
         .exits(3)
         .says("covers 10 lines");
@@ -282,6 +291,63 @@ fn a_rotated_log_is_one_chain() {
     verify("thu.log --after log.ksistate")
         .exits(3)
         .says("truncated");
+}
+
+/// The state has gone on to another log, when what waited in this one is signed.
+#[test]
+fn an_older_log_that_is_signed_again_breaks_no_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let sign = |day: &str| run(dir, &format!("log sign {day}.log --state log.ksistate"));
+    for day in ["mon", "tue", "wed"] {
+        fs::write(dir.join(format!("{day}.log")), lines(day, 3)).unwrap();
+    }
+    sign("mon").exits(2);
+    let monday = fs::read(dir.join("log.ksistate")).unwrap();
+    sign("tue").exits(2);
+    let tuesday = fs::read(dir.join("log.ksistate")).unwrap();
+    append(&dir.join("mon.log"), "late\n");
+    sign("mon").exits(2).says("it is that of another log");
+    assert_eq!(fs::read(dir.join("log.ksistate")).unwrap(), tuesday);
+    // One that was signed, when the state could not be written.
+    fs::write(dir.join("log.ksistate"), monday).unwrap();
+    sign("tue").exits(2);
+    assert_eq!(fs::read(dir.join("log.ksistate")).unwrap(), tuesday);
+    sign("wed").exits(2);
+    run(dir, "log verify wed.log --after tue.log --policy internal")
+        .exits(2)
+        .says("the first from the log before");
+    // It has its beginning.
+    run(dir, "log sign wed.log --after mon.log")
+        .exits(3)
+        .says("does not go on from mon.log");
+    run(dir, "log sign wed.log --after tue.log").exits(2);
+}
+
+/// What is written to it may come in parts.
+#[test]
+fn half_a_line_is_not_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("a.log"), "one\ntwo\nuser=an").unwrap();
+    run(dir, "log sign a.log")
+        .exits(2)
+        .says("lines added     2")
+        .says("no line end yet");
+    append(&dir.join("a.log"), "na\nfour\r");
+    run(dir, "log sign a.log").exits(2).says("no line end yet");
+    append(&dir.join("a.log"), "\nfive");
+    run(dir, "log sign a.log").exits(2);
+    run(dir, "log verify a.log --policy internal")
+        .exits(2)
+        .says("1 line from line 5 on in no block");
+    run(dir, "log sign a.log --closed").exits(2);
+    run(dir, "log verify a.log --policy internal")
+        .exits(2)
+        .says("5 lines in");
+    fs::write(dir.join("b.log"), "half").unwrap();
+    run(dir, "log sign b.log").exits(3).says("--closed");
+    run(dir, "log sign b.log --closed").exits(2);
 }
 
 #[test]

@@ -50,6 +50,10 @@ pub(crate) struct Args {
     /// signature goes on from it, then it is brought up to date
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
+    /// Nothing more is written to the log: its last line counts although it has no line end.
+    /// Without it such a line is left for the next time, as it may be half of one
+    #[arg(long)]
+    closed: bool,
     /// Where the log signature is [default: LOG.logsig]
     #[arg(short, long, value_name = "OUT.logsig")]
     output: Option<PathBuf>,
@@ -84,9 +88,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     };
     let output = args.output()?;
     let done = service::ask(sign(&args, client.as_ref(), &output))?;
-    if let (Some(state), Some(leaf)) = (&args.state, &done.last_leaf) {
-        files::write(state, &encode_state(leaf), true)?;
-    }
+    let is_later = args.keep_state(&done)?;
     let waiting = done.unsigned;
     if let Some(failure) = done.failure {
         let asked = waiting + done.signed;
@@ -103,6 +105,16 @@ pub(crate) fn run(args: Args) -> Outcome {
                 .with("lines_added", done.lines_added)
                 .with("signed_now", done.signed)
                 .with("unsigned", waiting)
+                .maybe(
+                    "left_for_later",
+                    done.is_open.then_some(
+                        "the last line, which has no line end yet (--closed if it is whole)",
+                    ),
+                )
+                .maybe(
+                    "state",
+                    is_later.then_some("left alone: it is that of another log"),
+                )
                 .maybe("last_leaf", done.last_leaf)
                 .with("written", output.display().to_string()),
         )?;
@@ -146,6 +158,33 @@ impl Args {
     }
 }
 
+impl Args {
+    /// Brings the state file up to date; `true` if it is left as it is, since it has gone on
+    /// to another log, which this one must not cut off.
+    fn keep_state(&self, done: &Done) -> Result<bool, Failure> {
+        let (Some(path), Some(leaf)) = (&self.state, &done.last_leaf) else {
+            return Ok(false);
+        };
+        let known = [done.went_on_from, done.led_to, Some(*leaf)];
+        match previous::state(path)? {
+            Some(there) if !known.contains(&Some(there)) => Ok(true),
+            _ => files::write(path, &encode_state(leaf), true).map(|()| false),
+        }
+    }
+
+    /// A log that has its beginning goes on from what that says.
+    fn is_beginning(&self, began: &Imprint) -> Result<(), Failure> {
+        match &self.after {
+            Some(after) if previous::leaf(after)? != *began => Err(Failure::Input(format!(
+                "{} is signed from its beginning, and does not go on from {after}: --after is for a log that \
+                 has no signature yet",
+                self.log.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Done {
     blocks: u64,
@@ -155,6 +194,12 @@ struct Done {
     failure: Option<Failure>,
     /// Unknown if the log is not there any more.
     last_leaf: Option<Imprint>,
+    /// What the first block goes on from.
+    went_on_from: Option<Imprint>,
+    /// The last leaf before anything was added.
+    led_to: Option<Imprint>,
+    /// A line without an end was left out.
+    is_open: bool,
 }
 
 async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Done, Failure> {
@@ -181,6 +226,11 @@ async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Don
     while let Some(blocks) = &mut blocks
         && let Some(block) = blocks.next()?
     {
+        if done.went_on_from.is_none() {
+            let began = block.get().header.previous_leaf;
+            args.is_beginning(&began)?;
+            done.went_on_from = Some(began);
+        }
         if let Some(before) = last.replace(block) {
             if let Some(log) = &mut log {
                 previous::skip(&before, log)?;
@@ -191,12 +241,16 @@ async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Don
     if let Some(block) = last {
         if let Some(log) = &mut log {
             done.last_leaf = Some(previous::check(&block, log, &args.log)?.last_leaf);
+            done.led_to = done.last_leaf;
         }
         push(&mut new, block, client, format, &mut done).await?;
     }
 
     let is_open = source.as_ref().is_some_and(|it| it.is_dir());
     if let Some(log) = log.as_mut().filter(|_| !is_open) {
+        if !args.closed && args.log.as_os_str() != STANDARD {
+            log.leave_open_line();
+        }
         while log.has_more()? {
             if format == Format::LogSignature11 {
                 return Err(Failure::Input(format!(
@@ -207,7 +261,7 @@ async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Don
             }
             let start = match done.last_leaf {
                 Some(leaf) => leaf,
-                None => args.start()?,
+                None => *done.went_on_from.insert(args.start()?),
             };
             let (block, leaf, lines) = build(args, start, log)?;
             done.last_leaf = Some(leaf);
@@ -216,12 +270,16 @@ async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Don
         }
     }
 
+    done.is_open = log.as_ref().is_some_and(LogLines::is_open);
     let written = new.finish().await?;
     if written.done.blocks == 0 {
-        return Err(Failure::Input(format!(
-            "{} has no lines to sign",
-            args.log.display()
-        )));
+        let name = args.log.display();
+        return Err(Failure::Input(match done.is_open {
+            true => {
+                format!("{name} has no whole line to sign yet; if it is finished, say --closed")
+            }
+            false => format!("{name} has no lines to sign"),
+        }));
     }
     done.blocks = written.done.blocks;
     done.signed = written.done.sealed;

@@ -151,11 +151,34 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
 }
 
 /// The lines of a log.
-pub(super) struct LogLines<'f>(Window<'f>);
+pub(super) struct LogLines<'f> {
+    window: Window<'f>,
+    leaves_open_line: bool,
+}
 
 impl<'f> LogLines<'f> {
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        Window::open(path).map(Self)
+        let window = Window::open(path)?;
+        Ok(Self {
+            window,
+            leaves_open_line: false,
+        })
+    }
+
+    /// From here on what stands at the end without a line end is no line.
+    pub(super) fn leave_open_line(&mut self) {
+        self.leaves_open_line = true;
+    }
+
+    /// Whether such a line was left.
+    pub(super) fn is_open(&self) -> bool {
+        self.leaves_open_line && !self.window.stretch().is_empty()
+    }
+
+    /// The first line of `bytes`, with its end, and its length; `None` if it is not whole.
+    fn next_line<'b>(&self, bytes: &'b [u8]) -> Option<(&'b [u8], usize)> {
+        let is_all = self.window.is_complete && !self.leaves_open_line;
+        logsig::next_line(bytes, is_all)
     }
 
     /// Takes out the next lines, at most `count` of them and not many: their
@@ -190,10 +213,17 @@ impl<'f> LogLines<'f> {
 
     /// Whether another line follows.
     pub(super) fn has_more(&mut self) -> Result<bool, Failure> {
-        while self.0.stretch().is_empty() && !self.0.is_complete {
-            self.0.read_on()?;
+        loop {
+            let stretch = self.window.stretch();
+            let is_some = match self.leaves_open_line {
+                true => self.next_line(stretch).is_some(),
+                false => !stretch.is_empty(),
+            };
+            if is_some || self.window.is_complete {
+                return Ok(is_some);
+            }
+            self.window.read_on()?;
         }
-        Ok(!self.0.stretch().is_empty())
     }
 
     /// Shows the next lines, at most `count` of them and not many, with all line
@@ -207,23 +237,23 @@ impl<'f> LogLines<'f> {
             return Ok(None);
         }
         loop {
-            let stretch = self.0.stretch();
+            let stretch = self.window.stretch();
             let (mut lines, mut end) = (0, 0);
             while lines < count
-                && let Some((_, length)) = logsig::next_line(&stretch[end..], self.0.is_complete)
+                && let Some((_, length)) = self.next_line(&stretch[end..])
             {
                 lines += 1;
                 end += length;
             }
             if lines > 0 {
                 let seen = see(&stretch[..end]);
-                self.0.consume(end);
+                self.window.consume(end);
                 return Ok(Some((lines, seen)));
             }
-            if self.0.is_complete {
+            if self.window.is_complete {
                 return Ok(None);
             }
-            self.0.read_on()?;
+            self.window.read_on()?;
         }
     }
 }
@@ -424,7 +454,10 @@ mod tests {
     }
 
     fn lines(log: &[u8]) -> LogLines<'_> {
-        LogLines(Window::new(Path::new("log"), Box::new(Drops(log, 1000))))
+        LogLines {
+            window: Window::new(Path::new("log"), Box::new(Drops(log, 1000))),
+            leaves_open_line: false,
+        }
     }
 
     #[test]
@@ -444,7 +477,7 @@ mod tests {
         }
         assert_eq!(seen, 100_000);
         assert!(bytes == log);
-        assert!(stream.0.buffer.len() <= 2 * PIECE);
+        assert!(stream.window.buffer.len() <= 2 * PIECE);
     }
 
     #[test]
