@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use rusqlite::Connection;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const CONFIG: &str = "[authority]\naggregator = \"embedded\"\n[guard]\ndata = \"guard\"\nlisten = \"127.0.0.1:0\"\n\
     [[source]]\nname = \"h\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\ntables = [\"*\"]\n";
@@ -175,4 +177,55 @@ fn a_source_of_another_name_is_refused() {
         let typo = ["guard", command, "--source", "hopsital"];
         site.says(&typo, 3, &["no source is named \"hopsital\"", "there is"]);
     }
+}
+
+/// A guardian that was not told of a source, and what else may answer at its address.
+#[test]
+fn a_source_that_nobody_guards_is_not_well() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let site = Site::with_database();
+    let one = CONFIG.replace("127.0.0.1:0", &address);
+    let two = format!(
+        "{one}[[source]]\nname = \"other\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\ntables = [\"*\"]\n"
+    );
+    std::fs::write(site.path("pitser.toml"), &one).unwrap();
+    std::fs::write(site.path("two.toml"), &two).unwrap();
+    let elsewhere = one.replace("[guard]", "[guard]\norganisation = \"else.example\"");
+    std::fs::write(site.path("else.toml"), &elsewhere).unwrap();
+
+    // Something else listens there.
+    let stranger = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request).unwrap();
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    site.says(&["guard", "status"], 4, &["is no guardian"]);
+    stranger.join().unwrap();
+
+    site.says(&["guard", "init"], 0, &[]);
+    let mut guardian = Command::new(env!("CARGO_BIN_EXE_pitser"))
+        .current_dir(site.0.path())
+        .args(["guard", "run"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(guardian.stdout.take().unwrap()).lines();
+    let mut lines = lines.map(Result::unwrap);
+    assert!(lines.any(|line| line.contains(&address)), "it listens");
+    let status = |config: &str, source: &[&str], code, parts: &[&str]| {
+        let args = [&["guard", "status", "--config", config], source].concat();
+        site.says(&args, code, parts)
+    };
+    status("pitser.toml", &[], 0, &["h (localhost/h)"]);
+    let unguarded = "other (localhost/other)\n  state      not guarded";
+    status("two.toml", &[], 2, &["h (localhost/h)", unguarded]);
+    status("two.toml", &["--source", "h"], 0, &[]);
+    status("two.toml", &["--source", "other"], 2, &[unguarded]);
+    status("else.toml", &["--json"], 2, &["\"state\":\"not-guarded\""]);
+    guardian.kill().unwrap();
+    guardian.wait().unwrap();
 }

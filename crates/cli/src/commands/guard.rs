@@ -426,16 +426,35 @@ async fn status(args: &Asking) -> Outcome {
         config.source(Some(name))?;
     }
     let mut answer = ask(&config, "GET", "/api/status").await?;
-    let sources: Vec<Value> = match answer["sources"].take() {
-        Value::Array(all) => all.into_iter().filter(|s| wanted(args, s)).collect(),
-        _ => Vec::new(),
+    let Value::Array(told) = answer["sources"].take() else {
+        let address = &config.guard.listen;
+        return Err(Failure::Service(format!(
+            "what answers at {address} is no guardian: correct guard.listen"
+        )));
     };
+    let tuning = config.tuning();
+    let sources: Vec<Value> = config
+        .sources
+        .iter()
+        .filter(|source| args.source.as_ref().is_none_or(|name| *name == source.name))
+        .map(|source| {
+            let origin = tuning.origin(source);
+            let mut told = told.iter();
+            let told = told
+                .find(|it| it["name"] == source.name.as_str() && it["origin"] == origin.as_str());
+            let unknown = || json!({ "name": source.name, "origin": origin, "state": UNGUARDED });
+            told.cloned().unwrap_or_else(unknown)
+        })
+        .collect();
     let open: u64 = sources.iter().map(open_findings).sum();
     if args.json {
         print_json(&json!({ "sources": sources }))?;
     } else {
         for source in &sources {
-            print(&describe(source))?;
+            match source["state"] == UNGUARDED {
+                true => print(&not_guarded(source, &config.guard.listen))?,
+                false => print(&describe(source))?,
+            }
         }
     }
     // Nothing is found where nobody can look.
@@ -447,6 +466,7 @@ async fn status(args: &Asking) -> Outcome {
             "damaged",
             "stuck",
             "stopped",
+            UNGUARDED,
         ]
         .contains(&state)
     };
@@ -544,10 +564,17 @@ async fn test_alert(config: &Config) -> Outcome {
     }
 }
 
-fn wanted(args: &Asking, source: &Value) -> bool {
-    args.source
-        .as_ref()
-        .is_none_or(|name| source["name"] == name.as_str())
+/// State of a source of the configuration that the guardian who answers does not have.
+const UNGUARDED: &str = "not-guarded";
+
+fn not_guarded(source: &Value, address: &str) -> String {
+    let text = |key: &str| source[key].as_str().unwrap_or_default();
+    format!(
+        "{} ({})\n  state      not guarded by who answers at {address}: start `pitser guard run` with this \
+         configuration\n",
+        text("name"),
+        text("origin"),
+    )
 }
 
 fn findings(source: &Value) -> impl Iterator<Item = &Value> {
@@ -760,8 +787,27 @@ pub(super) async fn send(
     path: &str,
     body: &[u8],
 ) -> Result<Option<(u16, Value)>, Failure> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = &config.guard.listen;
+    let patience = match method {
+        "GET" => PATIENCE,
+        _ => PATIENCE_WORK,
+    };
+    let sent = tokio::time::timeout(patience, exchange(address, method, path, body));
+    sent.await.unwrap_or_else(|_| {
+        Err(Failure::Service(format!(
+            "the guardian at {address} has not answered for {} s: what it was asked for may be done all the same",
+            patience.as_secs()
+        )))
+    })
+}
+
+async fn exchange(
+    address: &str,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<Option<(u16, Value)>, Failure> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let silent =
         |e: std::io::Error| Failure::Service(format!("no guardian answers at {address}: {e}"));
     let mut stream = match tokio::net::TcpStream::connect(address).await {
@@ -781,7 +827,7 @@ pub(super) async fn send(
         ))
     };
     let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer).await;
+    let read = stream.take(LONGEST).read_to_end(&mut answer).await;
     read.map_err(|_| ended())?;
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(ended)?;
@@ -795,6 +841,13 @@ pub(super) async fn send(
         ))),
     }
 }
+
+/// How long its state may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a scan, which it answers for after 20 s in any case, or a decision may take.
+const PATIENCE_WORK: Duration = Duration::from_secs(120);
+/// Longest answer, in bytes.
+const LONGEST: u64 = 256 << 20;
 
 #[cfg(test)]
 mod tests {
