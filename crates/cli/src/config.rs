@@ -175,6 +175,29 @@ pub(crate) struct Guard {
     webhook: Option<Hidden>,
 }
 
+impl Guard {
+    /// Whoever writes the largest number there is means never, and would get the opposite.
+    fn check_numbers(&self) -> Result<(), String> {
+        const DECADE_S: u64 = 10 * 366 * 86_400;
+        const TIB_MIB: u64 = 1 << 20;
+        for (name, value, most) in [
+            ("close_before_ms", self.close_before_ms, 500),
+            ("heartbeat_s", self.heartbeat_s, DECADE_S),
+            ("scan_every_s", self.scan_every_s, DECADE_S),
+            ("witness_every_s", self.witness_every_s, DECADE_S),
+            ("seal_alarm_s", self.seal_alarm_s, DECADE_S),
+            ("unwatched_alarm_s", self.unwatched_alarm_s, DECADE_S),
+            ("segment_mib", self.segment_mib, TIB_MIB),
+            ("segment_s", self.segment_s, DECADE_S),
+        ] {
+            if let Some(value) = value.filter(|value| *value > most) {
+                return Err(format!("guard.{name}: {value} is too much: at most {most}"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// `[archive]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -364,6 +387,7 @@ impl Config {
             .and_then(|()| config.check_approvers())
             .and_then(|()| config.check_auditors())
             .and_then(|()| config.check_many_patients())
+            .and_then(|()| config.guard.check_numbers())
             .map_err(|e| Failure::Input(format!("{name}: {e}")))?;
         Ok(config)
     }
