@@ -210,13 +210,35 @@ impl NewFile {
             }
             self.path = self.path.canonicalize()?;
         }
-        let name = appended(&self.path, &format!(".{}.new", std::process::id()));
-        let file = open(&name, true)?;
+        let (name, file) = self.beside(|path| open(path, true))?;
         if let Some(there) = there {
             file.get_ref().set_permissions(there.permissions())?;
         }
         self.target = Target::Beside { name, file, force };
         Ok(())
+    }
+
+    /// A file beside it that nobody has. One that has its name may be left by a process that
+    /// was killed and had the same number, as in a container each first one has.
+    fn beside<T>(&self, open: impl Fn(&Path) -> io::Result<T>) -> io::Result<(PathBuf, T)> {
+        let process = std::process::id();
+        let mut nth = 0;
+        loop {
+            let name = match nth {
+                0 => appended(&self.path, &format!(".{process}.new")),
+                _ => appended(&self.path, &format!(".{process}-{nth}.new")),
+            };
+            match open(&name) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && nth < LEFT_OVER => nth += 1,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(io::Error::other(format!(
+                        "{} and {LEFT_OVER} like it are left by runs that were killed: remove them",
+                        name.display()
+                    )));
+                }
+                opened => return Ok((name, opened?)),
+            }
+        }
     }
 
     /// Appends `bytes`.
@@ -270,6 +292,9 @@ impl Drop for NewFile {
         }
     }
 }
+
+/// So many files that others left are passed over.
+const LEFT_OVER: u32 = 100;
 
 /// Bytes written at once.
 const BUFFER: usize = 256 * 1024;
@@ -372,6 +397,17 @@ mod tests {
         drop(half);
         assert_eq!(read(&path).unwrap(), b"three");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.ksig");
+        let left = appended(&path, &format!(".{}.new", std::process::id()));
+        fs::write(&left, b"half").unwrap();
+        write(&path, b"one", false).unwrap();
+        assert_eq!(read(&path).unwrap(), b"one");
+        assert_eq!(read(&left).unwrap(), b"half");
     }
 
     #[test]
