@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
-use hyper::http::HeaderValue;
 use hyper::http::uri::Authority;
+use hyper::http::{HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode, Uri, header};
 use object_store::ClientOptions;
 use object_store::client::{
@@ -195,7 +195,12 @@ async fn judge(response: Response<Incoming>) -> Result<HttpResponse, HttpError> 
 fn bounded(response: Response<Incoming>) -> HttpResponse {
     let length = response.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    let max = length.unwrap_or(MAX_ERROR);
+    let max: usize = length.unwrap_or(MAX_ERROR);
+    // Of a part, by which a read goes on, what it says to be.
+    let max = match response.status() {
+        StatusCode::PARTIAL_CONTENT => part(response.headers()).unwrap_or_default().min(max),
+        _ => max,
+    };
     response.map(|body| {
         HttpResponseBody::new(Limited::new(body, max).map_err(|e| {
             match e.downcast_ref::<hyper::Error>() {
@@ -204,6 +209,15 @@ fn bounded(response: Response<Incoming>) -> HttpResponse {
             }
         }))
     })
+}
+
+/// Bytes of the part that an answer says to be: `bytes 10-19/100` are ten.
+fn part(headers: &HeaderMap) -> Option<usize> {
+    let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    let (range, _) = range.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+    last.checked_sub(first)?.checked_add(1)
 }
 
 /// What stands in the first `<Code>` of an error, if it is a plain word.
