@@ -72,6 +72,25 @@ pub trait Source: Send {
         Ok(Vec::new())
     }
 
+    /// Why nothing is told any more, where that is so: the database under the configured
+    /// name is another one than is followed here, or gone.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    fn replaced(&self) -> Result<Option<SourceError>, SourceError> {
+        Ok(None)
+    }
+
+    /// Up to where the source has forgotten what it told, for
+    /// [`Source::has_forgotten`]; `None` where it keeps that itself.
+    fn forgotten(&self) -> Option<Position> {
+        None
+    }
+
+    /// Says what [`Source::forgotten`] was before the start: what stands up to there
+    /// nevertheless came by an old copy, or a counter that was turned back.
+    fn has_forgotten(&mut self, _upto: Position) {}
+
     /// Makes sure that nobody else is capturing from here, as far as can be seen:
     /// only [`Source::poll`] keeps others out.
     ///

@@ -168,6 +168,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     pitser_disk::replace(path, bytes, Access::Owner).at(path, "cannot replace")
 }
 
+/// As [`replace`], but a power cut may bring back what was there before.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    pitser_disk::replace_unsynced(path, bytes).at(path, "cannot replace")
+}
+
 /// As [`replace`], but leaves a file alone that has these bytes already: a secret key would
 /// leave them behind on the disk each time.
 ///

@@ -180,7 +180,8 @@ fn objects(
     let mut objects = BTreeMap::new();
     while let Some(row) = rows.next()? {
         let (table, ours): (String, bool) = (row.get(1)?, row.get(3)?);
-        if ours || guarded.contains(&table) {
+        // A trigger keeps the table's name as its own statement spelled it.
+        if ours || guarded.iter().any(|it| it.eq_ignore_ascii_case(&table)) {
             objects.insert(row.get(0)?, row.get(2)?);
         }
     }

@@ -128,8 +128,8 @@ fn refuse_foreign(present: &[Object], base: &[Object]) -> Result<(), SqliteError
 fn outrun(db: &Connection, tables: &[Table]) -> Result<Vec<String>, SqliteError> {
     let mut query = db.prepare(
         "SELECT ours.name FROM sqlite_schema AS ours JOIN sqlite_schema AS theirs \
-         ON theirs.tbl_name = ours.tbl_name AND theirs.rowid > ours.rowid \
-         WHERE ours.type = 'trigger' AND theirs.type = 'trigger' AND ours.tbl_name = ?1 \
+         ON theirs.tbl_name = ours.tbl_name COLLATE NOCASE AND theirs.rowid > ours.rowid \
+         WHERE ours.type = 'trigger' AND theirs.type = 'trigger' AND ours.tbl_name = ?1 COLLATE NOCASE \
          AND ours.name LIKE 'pitser\\_%' ESCAPE '\\' AND theirs.name NOT LIKE 'pitser\\_%' ESCAPE '\\'",
     )?;
     let mut names = Vec::new();

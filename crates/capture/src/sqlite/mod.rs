@@ -92,6 +92,31 @@ pub fn table_names(path: impl AsRef<Path>) -> Result<Vec<String>, SqliteError> {
         OpenFlags::SQLITE_OPEN_READ_ONLY,
         SqliteSource::BUSY,
     )?;
+    names(&db)
+}
+
+/// Names of the tables for which capture was installed at any time, as the schema spelled
+/// them then; empty if it is not installed.
+///
+/// # Errors
+/// Those of [`SqliteError`] that name the file.
+pub fn installed_names(path: impl AsRef<Path>) -> Result<Vec<String>, SqliteError> {
+    let db = connect(
+        path.as_ref(),
+        OpenFlags::SQLITE_OPEN_READ_ONLY,
+        SqliteSource::BUSY,
+    )?;
+    if !db.table_exists(None, "pitser_shape")? {
+        return Ok(Vec::new());
+    }
+    let mut query = db.prepare("SELECT DISTINCT tbl FROM pitser_shape")?;
+    let names = query
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    Ok(names)
+}
+
+fn names(db: &Connection) -> Result<Vec<String>, SqliteError> {
     let mut query = db.prepare(
         "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' \
          AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE 'pitser\\_%' ESCAPE '\\' ORDER BY name",
@@ -106,6 +131,8 @@ pub fn table_names(path: impl AsRef<Path>) -> Result<Vec<String>, SqliteError> {
 #[derive(Debug)]
 pub struct SqliteSource {
     path: PathBuf,
+    /// Device and inode of the file that is open.
+    file: (u64, u64),
     tables: Vec<Table>,
     shapes: Vec<Shape>,
     db: Connection,
@@ -143,11 +170,13 @@ impl SqliteSource {
         busy: Duration,
     ) -> Result<Self, SqliteError> {
         let path = path.as_ref();
+        let file = file_of(path)?;
         let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, busy)?;
         // What is acknowledged may hold patient data: overwrite it.
         db.pragma_update(None, "secure_delete", true)?;
         let mut source = Self {
             path: path.to_owned(),
+            file: file.unwrap_or_default(),
             tables: Vec::new(),
             shapes: Vec::new(),
             db,
@@ -368,6 +397,25 @@ impl SqliteSource {
         Ok(deleted)
     }
 
+    /// Whether another file has its name now, or none: this one is read on, and nobody
+    /// else writes to it.
+    ///
+    /// # Errors
+    /// [`SqliteError::CannotOpen`].
+    pub fn is_replaced(&self) -> Result<bool, SqliteError> {
+        Ok(file_of(&self.path)? != Some(self.file))
+    }
+
+    /// Names of the tables that are not guarded, some of which cannot be.
+    ///
+    /// # Errors
+    /// [`SqliteError::Locked`], [`SqliteError::Damaged`].
+    pub fn unguarded(&self) -> Result<Vec<String>, SqliteError> {
+        let mut names = names(&self.db)?;
+        names.retain(|name| self.tables.iter().all(|table| table.name != *name));
+        Ok(names)
+    }
+
     fn installed(&self) -> Result<(), SqliteError> {
         if self.is_installed()? {
             Ok(())
@@ -446,6 +494,18 @@ impl SqliteSource {
     }
 }
 
+/// Device and inode of a file, if it is there.
+fn file_of(path: &Path) -> Result<Option<(u64, u64)>, SqliteError> {
+    use std::os::unix::fs::MetadataExt;
+    match std::fs::metadata(path) {
+        Ok(data) => Ok(Some((data.dev(), data.ino()))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(_) => Err(SqliteError::CannotOpen {
+            path: path.to_owned(),
+        }),
+    }
+}
+
 /// Why a database could not be looked at. A changed row, a gap or a dropped
 /// trigger is no error: those are answers.
 #[derive(Debug, Error)]
@@ -460,6 +520,12 @@ pub enum SqliteError {
     /// The file cannot be opened: a directory, or no permission.
     #[error("cannot open {}: is it a readable and writable file?", path.display())]
     CannotOpen {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another file has the name of the one that was guarded, or none.
+    #[error("{} was replaced by another file, or removed, while it was guarded", path.display())]
+    Replaced {
         /// The file.
         path: PathBuf,
     },

@@ -67,6 +67,24 @@ impl Source for SqliteSource {
         }
     }
 
+    fn forgotten(&self) -> Option<Position> {
+        Some(Position::Outbox(self.acked))
+    }
+
+    fn has_forgotten(&mut self, upto: Position) {
+        self.acked = self.acked.max(outbox_id(upto));
+    }
+
+    fn replaced(&self) -> Result<Option<SourceError>, SourceError> {
+        let path = || self.path.clone();
+        let error = Self::is_replaced(self)?.then(|| SqliteError::Replaced { path: path() });
+        Ok(error.map(SourceError::from))
+    }
+
+    fn unguarded(&mut self) -> Result<Vec<String>, SourceError> {
+        Ok(Self::unguarded(self)?)
+    }
+
     fn snapshot(&mut self) -> Result<OpenSnapshot, SourceError> {
         let snapshot = Self::snapshot(self)?;
         Ok(Box::new(move || Ok(Box::new(snapshot))))

@@ -1068,6 +1068,21 @@ fn trigger_on_the_outbox() {
     );
 }
 
+/// SQLite keeps the name of a trigger's table as the statement spelled it.
+#[test]
+fn trigger_that_spells_its_table_otherwise() {
+    check_drift(
+        "CREATE TRIGGER t AFTER UPDATE ON PATIENT BEGIN SELECT RAISE(IGNORE); END",
+        &["CAP-05 schema changed: trigger t added"],
+    );
+    let world = World::new(PATIENT, &["patient"]);
+    world.run("CREATE TRIGGER t AFTER UPDATE ON PATIENT BEGIN SELECT 1; END");
+    assert!(
+        !world.source.plan_install(&SYSTEM).unwrap().is_empty(),
+        "it outruns ours"
+    );
+}
+
 #[test]
 fn trigger_elsewhere_that_works_on_the_outbox() {
     check_drift(

@@ -67,6 +67,12 @@ fn canonical_integer(digits: &str) -> Option<String> {
 }
 
 fn canonical_real(quoted: &str) -> Option<String> {
+    // As older versions of SQLite quote what is infinite.
+    match quoted {
+        "Inf" => return Some(INFINITY.to_owned()),
+        "-Inf" => return Some(format!("-{INFINITY}")),
+        _ => {}
+    }
     let plain = quoted
         .bytes()
         .all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b));
@@ -246,6 +252,13 @@ mod tests {
     #[test]
     fn minus_infinity() {
         check("-9e999", Some(b"r-9.0e+999"));
+    }
+    #[test]
+    fn infinity_as_older_versions_quote_it() {
+        for (transit, bytes) in [("rInf", "r9.0e+999"), ("r-Inf", "r-9.0e+999")] {
+            let cells = decode(transit, 1).unwrap();
+            assert_eq!(cells[0].expose(), Some(bytes.as_bytes()));
+        }
     }
     #[test]
     fn minus_zero() {

@@ -4,7 +4,7 @@ use super::{Beginning, InitError, Plan, begin, check_identity, check_rules, is_n
 use crate::collected::Collected;
 use crate::config::{Source, Tuning, is_wanted};
 use pitser_capture::Source as Database;
-use pitser_capture::sqlite::{SqliteSource, TableSpec, table_names};
+use pitser_capture::sqlite::{SqliteSource, TableSpec, installed_names, table_names};
 use pitser_evidence::line::Timestamp;
 use pitser_trail::{Trail, TrailError};
 
@@ -61,7 +61,15 @@ pub(super) fn uninstall(source: &Source, dry_run: bool) -> Result<Vec<String>, I
 }
 
 pub(super) fn open_guarded(source: &Source) -> Result<Box<dyn Database>, InitError> {
-    let database = open(source)?;
+    // Others are for `guard init`: nobody has triggers there, and some cannot have any.
+    let installed = installed_names(&source.url)?;
+    let mut names = table_names(&source.url)?;
+    names.retain(|name| installed.contains(name) && is_wanted(source, name));
+    let tables: Vec<TableSpec> = names.iter().map(TableSpec::new).collect();
+    if tables.is_empty() {
+        return Err(InitError::NotInitialised(source.name.clone()));
+    }
+    let database = SqliteSource::open(&source.url, &tables)?;
     if !database.is_installed()? {
         return Err(InitError::NotInitialised(source.name.clone()));
     }

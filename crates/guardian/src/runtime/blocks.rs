@@ -1,6 +1,6 @@
 //! Blocks and their seals.
 
-use super::{Ended, LATENCIES, POSITION, RECENT, SECOND_US, Session, Waiting, Worker};
+use super::{Ended, FORGOTTEN, LATENCIES, POSITION, RECENT, SECOND_US, Session, Waiting, Worker};
 use crate::sealer::{Outcome, Wanted};
 use crate::status::BlockStatus;
 use pitser_evidence::Code;
@@ -140,6 +140,21 @@ impl Session {
             Ok(()) => self.ack_due = None,
             Err(error) if error.is_busy() => {}
             Err(error) => return Err(error.into()),
+        }
+        self.keep_forgotten()
+    }
+
+    /// Keeps for the next start what the source has forgotten. An older word of it does no
+    /// harm.
+    fn keep_forgotten(&mut self) -> Result<(), Ended> {
+        let forgotten = self.source.forgotten();
+        if let Some(upto) = forgotten
+            && self.forgotten != forgotten
+        {
+            let path = self.trail.layout().dir().join(FORGOTTEN);
+            pitser_trail::disk::replace_unsynced(&path, format!("{upto}\n").as_bytes())
+                .map_err(TrailError::from)?;
+            self.forgotten = forgotten;
         }
         Ok(())
     }

@@ -605,6 +605,13 @@ impl Session {
         };
         // Counted from a beginning that is no more.
         self.scan_after = None;
+        if to < self.position
+            && let Some(pass) = self.scanning.take()
+        {
+            // It waits for a position that may never come.
+            self.scan_replies.extend(pass.replies);
+            self.scan_due = true;
+        }
         self.event_findings(worker, vec![draft], to, finding)?;
         self.position = to;
         if self.position < self.kept {

@@ -3,7 +3,7 @@
 use super::accept::{accepted, patient_id};
 use super::{Ended, SECOND_US, Session, Worker};
 use crate::collected::{Collected, finding_of};
-use pitser_capture::{Drift, Position};
+use pitser_capture::{Drift, Position, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_evidence::line::{Ddl, Finding as LineFinding, Line, Op, Patient};
@@ -208,6 +208,18 @@ impl Session {
         patient_id(&mut self.trail, patient)
     }
 
+    /// Another database has the name of the one that was followed: what was done to either
+    /// since nobody told.
+    fn replaced(&mut self, worker: &Worker, error: SourceError) -> Result<(), Ended> {
+        let text =
+            "the database's file was replaced by another one, or removed, while it was guarded";
+        let finding = Finding::general(Code::DatabaseRewound, text);
+        self.gap(worker, (self.position, self.position), None, Some(finding))?;
+        self.trail.commit()?;
+        self.show(worker);
+        Err(error.into())
+    }
+
     /// Notices when capture was weakened, or the schema changed. `sealed` is
     /// what the trail says the fingerprint was, after a restart.
     pub(super) fn compare_fingerprint(
@@ -215,6 +227,9 @@ impl Session {
         worker: &Worker,
         sealed: Option<Digest>,
     ) -> Result<(), Ended> {
+        if let Some(error) = self.source.replaced()? {
+            return self.replaced(worker, error);
+        }
         let now = self.source.fingerprint()?;
         let hash = Digest::of(&[&now]);
         let path = self.trail.layout().dir().join("fingerprint.json");

@@ -79,6 +79,8 @@ const BATCH: usize = 128;
 const COMMIT_US: u64 = 100_000;
 /// The file that holds a position which no line tells of.
 const POSITION: &str = "position";
+/// Up to where the source has forgotten what it told ([`pitser_capture::Source::forgotten`]).
+const FORGOTTEN: &str = "forgotten";
 /// Rows of a baseline that are read and written together.
 const BASELINE_CHUNK: usize = 1000;
 /// Latencies and blocks remembered for the status.
@@ -808,6 +810,8 @@ struct Session {
     closing_us: u64,
     /// The source can forget what stands up to here.
     ack_due: Option<Position>,
+    /// What is kept of what it has forgotten.
+    forgotten: Option<Position>,
     scan_due: bool,
     /// The next pass begins when the trail has come this far.
     scan_after: Option<Position>,

@@ -5,8 +5,8 @@ use super::rekey::Rekeyed;
 use super::rules::Rules;
 use super::transaction::Transaction;
 use super::{
-    Collected, Command, Due, Ended, Heads, POLL, POSITION, SECOND_US, Session, StartError,
-    SubmitError, Waiting, Worker,
+    Collected, Command, Due, Ended, FORGOTTEN, Heads, POLL, POSITION, SECOND_US, Session,
+    StartError, SubmitError, Waiting, Worker,
 };
 use crate::config::Tuning;
 use crate::init::{self, InitError};
@@ -51,8 +51,14 @@ impl Session {
         let now = (parts.clock)();
         let told = collected.position.or(collected.genesis_position);
         let told = told.ok_or_else(|| InitError::NoPosition(parts.source.name.clone()))?;
-        let kept = std::fs::read_to_string(trail.layout().dir().join(POSITION));
-        let kept = kept.ok().and_then(|text| text.trim_end().parse().ok());
+        let kept = |name: &str| -> Option<Position> {
+            let text = std::fs::read_to_string(trail.layout().dir().join(name)).ok()?;
+            text.trim_end().parse().ok()
+        };
+        if let Some(upto) = kept(FORGOTTEN) {
+            source.has_forgotten(upto);
+        }
+        let kept = kept(POSITION);
         let position = kept.map_or(told, |kept: Position| kept.max(told));
         let mut session = Self {
             unfit,
@@ -97,6 +103,7 @@ impl Session {
             closed_at: now,
             closing_us: 0,
             ack_due: None,
+            forgotten: None,
             scan_due: false,
             scan_after: None,
             scanning: None,
