@@ -32,6 +32,7 @@ codes! {
     RowDiffers = "ROW-01": "a live row differs from its sealed version",
     RowMissing = "ROW-02": "a sealed row is missing from the database",
     RowUnknown = "ROW-03": "a row in the database was never sealed",
+    RowReplaced = "ROW-04": "a change replaced a row that was not as it was sealed",
     CaptureGap = "CAP-01": "capture has a gap",
     DatabaseRewound = "CAP-02": "the database was rewound or forked",
     CaptureWeakened = "CAP-03": "capture was weakened",
@@ -50,6 +51,16 @@ codes! {
     EvidenceAltered = "EVD-01": "the evidence file is not as its trail's key signed it",
     OpeningInvalid = "EVD-02": "a disclosed value does not open its sealed commitment",
     SubjectMismatch = "EVD-03": "the evidence is not about the person it names",
+}
+
+impl Code {
+    /// The version of lines that has it first (docs/spec/30-trail.md §8).
+    pub(crate) fn version(self) -> u8 {
+        match self {
+            Self::RowReplaced => 6,
+            _ => 1,
+        }
+    }
 }
 
 impl fmt::Display for Code {

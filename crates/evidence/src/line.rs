@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// The newest version of lines that this module reads and writes. A line carries the
 /// version that all of it came with: those of version 1 stay what they were.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// The last rule of docs/spec/30-trail.md §3 that a trail begun now keeps.
 pub const RULES: u8 = 17;
@@ -164,7 +164,12 @@ impl Line {
     /// The lowest version that knows everything in the line, which it carries.
     pub fn version(&self) -> u8 {
         let has_rules = self.genesis.as_ref().is_some_and(|it| it.rules.is_some());
-        if has_rules { 4 } else { self.op.version() }
+        let rules = if has_rules { 4 } else { 1 };
+        let found = self
+            .finding
+            .as_ref()
+            .map_or(1, |found| found.code.version());
+        self.op.version().max(rules).max(found)
     }
 
     /// Reads one line, without its line feed.
@@ -1022,11 +1027,11 @@ mod tests {
     fn what_a_newer_version_wrote_is_said_to_be_that() {
         let text = String::from_utf8(erasure(|_| {}).encode()).unwrap();
         let newer = text
-            .replace("\"v\":2", "\"v\":6")
+            .replace("\"v\":2", "\"v\":7")
             .replace("\"erase\"", "\"merge\"");
         let error = Line::decode(newer.as_bytes()).unwrap_err().to_string();
         assert!(
-            error.contains("version 6") && error.contains("newer Pitser"),
+            error.contains("version 7") && error.contains("newer Pitser"),
             "{error}"
         );
         // Rules that came later, in a line whose form is known.
@@ -1085,6 +1090,18 @@ mod tests {
             text: "it differs".into(),
         }));
         line
+    }
+
+    #[test]
+    fn a_code_that_came_later_is_of_its_version() {
+        for code in Code::ALL {
+            let mut line = finding(3);
+            line.finding.as_mut().unwrap().code = *code;
+            line.v = code.version();
+            assert_eq!(Line::decode(&line.encode()), Ok(line.clone()));
+            line.v = 7 - line.v;
+            assert!(Line::decode(&line.encode()).is_err(), "{code}");
+        }
     }
 
     fn checkpoint(change: impl FnOnce(&mut Checkpoint)) -> Line {

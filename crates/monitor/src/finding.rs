@@ -82,6 +82,7 @@ impl Finding {
         match self.code {
             Code::Unattributed
             | Code::OutsideApplication
+            | Code::RowReplaced
             | Code::CaptureGap
             | Code::DatabaseRewound
             | Code::CaptureWeakened
@@ -124,7 +125,8 @@ pub enum NotAccepted {
 /// [`NotAccepted`] says why not.
 pub fn can_accept(code: Code) -> Result<(), NotAccepted> {
     match code {
-        Code::CaptureGap
+        Code::RowReplaced
+        | Code::CaptureGap
         | Code::DatabaseRewound
         | Code::CaptureWeakened
         | Code::Truncated

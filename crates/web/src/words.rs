@@ -90,6 +90,10 @@ pub(crate) fn advice(code: &str) -> &'static str {
             "Find out where the row came from. If it belongs there, enter it through the \
              application; if not, remove it."
         }
+        Code::RowReplaced => {
+            "Somebody wrote to the row past the application before this change, which sealed what it \
+             left of that. Look at the record’s history, and have what is wrong entered anew."
+        }
         Code::CaptureGap => {
             "Changes were lost before they were captured. Find out who touched the outbox; the \
              full check that follows shows which records differ."
@@ -140,7 +144,11 @@ pub(crate) fn advice(code: &str) -> &'static str {
 /// shell, whatever a table or a key is called.
 pub(crate) fn command(finding: &FindingStatus) -> Option<String> {
     match known(&finding.code)? {
-        Code::RowDiffers | Code::RowMissing | Code::Unattributed | Code::OutsideApplication => {
+        Code::RowDiffers
+        | Code::RowMissing
+        | Code::RowReplaced
+        | Code::Unattributed
+        | Code::OutsideApplication => {
             let (table, key) = (finding.table.as_ref()?, finding.key.as_ref()?);
             Some(format!("pitser history {} {}", shell(table)?, shell(key)?))
         }

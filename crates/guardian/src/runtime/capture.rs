@@ -1,13 +1,13 @@
 //! What happened, in the order in which the source tells it.
 
-use super::{BATCH, COMMIT_US, Ended, POSITION, Receipt, Session, SubmitError, Worker};
+use super::{BATCH, COMMIT_US, Ended, POSITION, Receipt, SECOND_US, Session, SubmitError, Worker};
 use crate::actors::Judged;
 use crate::config::MANY_PATIENTS_MAX;
 use crate::patients::Owner;
 use crate::translate::{self, About, CLOCKS_DIFFER_US, Message, Resolved, Whose, text_key};
 use pitser_capture::event::{Captured, Change, Op as Changed, Row};
 use pitser_capture::fhir::{self, Patient as FhirPatient};
-use pitser_capture::{Cell, Key, Position};
+use pitser_capture::{Cell, Key, Position, Shape};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::line::{Gap, Op, Patient, Timestamp};
@@ -301,13 +301,19 @@ impl Session {
         record: Bytes32,
         left: Option<Sealed>,
     ) -> Result<(), Ended> {
-        self.compare_old(worker, &change, &record)?;
+        let replaced = self.compare_old(worker, &change, &record)?;
         let sealed = match change.op {
             // The row that an update replaces, where the engine does not send it.
             Changed::Update if change.old.is_none() || !change.unsent.is_empty() => {
                 self.sealed(&change.table, &record)?
             }
             _ => None,
+        };
+        let replaced = match replaced {
+            None if is_of_row(change.op) && change.old.is_none() && sealed.is_none() => {
+                self.compare_known(worker, &change, &record)?
+            }
+            replaced => replaced,
         };
         let known = sealed.as_ref().or(left.as_ref());
         if let Some(known) = known.filter(|_| !change.unsent.is_empty()) {
@@ -351,12 +357,22 @@ impl Session {
             }
             _ => None,
         };
-        let table = change.table.clone();
+        let (table, pos) = (change.table.clone(), change.pos);
         let drafts = translate::change(change, &worker.parts.source.name, about, self.now(worker));
         let Some(line) = drafts.last() else {
             return Ok(());
         };
         let committed_at = Some(line.at.micros());
+        if let Some(finding) = replaced {
+            let patient = line.patient.clone();
+            let line = self.event_replaced(worker, drafts, pos, (finding, patient.clone()))?;
+            if let Some((doubt, finding)) = suspect {
+                let about = Some(line);
+                self.open
+                    .suspect(doubt, Finding { about, ..finding }, patient);
+            }
+            return Ok(());
+        }
         let patient = suspect.as_ref().and(line.patient.clone());
         let line = self.queue(worker, drafts, &table, record, committed_at)?;
         // What may be wrong with the change; it is told when its transaction ends.
@@ -541,42 +557,99 @@ impl Session {
         Ok(changed_from(change, sealed.as_ref(), columns))
     }
 
-    /// The row that a change replaces must be the one that was sealed last:
-    /// an edit past the engine cannot be hidden by a later update.
+    /// The row that a change replaces must be the one that was sealed last: what was done
+    /// past the engine cannot be hidden by a later change.
     fn compare_old(
         &mut self,
         worker: &Worker,
         change: &Change,
         record: &Bytes32,
-    ) -> Result<(), Ended> {
+    ) -> Result<Option<Finding>, Ended> {
         let Some(old) = &change.old else {
-            return Ok(());
+            return Ok(None);
         };
-        let expected = expected(&mut self.trail, &change.table, record)?;
-        let Expected::Row { nonce, row } = expected else {
-            return Ok(());
+        let (nonce, row) = match expected(&mut self.trail, &change.table, record)? {
+            Expected::Row { nonce, row } => (nonce, row),
+            Expected::Erased => return Ok(None),
+            Expected::Unknown => return self.never_sealed(worker, change, record),
         };
         if self.columns.of(&change.table).open(&nonce, &row, old) {
-            return Ok(());
+            return Ok(None);
         }
         let sealed = self.sealed(&change.table, record)?;
         let columns = match &sealed {
             None => Vec::new(),
             Some(sealed) => match sealed.altered(old, self.columns.of(&change.table)) {
-                None => return Ok(()),
+                None => return Ok(None),
                 Some(columns) => columns,
             },
         };
-        let finding = Finding {
-            code: Code::RowDiffers,
-            table: Some(change.table.clone()),
-            record: Some(*record),
-            key: Some(change.key.clone()),
+        Ok(Some(Finding {
             columns,
-            about: sealed.map(|sealed| sealed.seq),
-            text: "the row that was changed was not the one that was sealed".into(),
-        };
-        self.finding(worker, finding)
+            ..replaced(
+                change,
+                record,
+                "the row that was changed was not the one that was sealed",
+            )
+        }))
+    }
+
+    /// The same of a change that came without the row that it replaces: that there was one
+    /// is all that can be said.
+    fn compare_known(
+        &mut self,
+        worker: &Worker,
+        change: &Change,
+        record: &Bytes32,
+    ) -> Result<Option<Finding>, Ended> {
+        let leaf = self.trail.state().record_leaf(&change.table, record);
+        let is_known = leaf.map_err(TrailError::from)?;
+        match is_known.is_some_and(|leaf| leaf.row.is_some()) {
+            true => Ok(None),
+            false => self.never_sealed(worker, change, record),
+        }
+    }
+
+    /// What it means that a row was changed of which there is no sealed version. Nothing
+    /// where not all rows have one, or have it under other keys.
+    fn never_sealed(
+        &mut self,
+        worker: &Worker,
+        change: &Change,
+        record: &Bytes32,
+    ) -> Result<Option<Finding>, Ended> {
+        let is_all_sealed = self.live.contains(&change.table)
+            && !change.keyless
+            && !self.rekeyed.contains_key(&change.table);
+        if !is_all_sealed || !is_of_row(change.op) || self.has_another_key(worker, &change.table)? {
+            return Ok(None);
+        }
+        let text = "the row that was changed was never sealed";
+        Ok(Some(replaced(change, record, text)))
+    }
+
+    /// Whether a table has another key than was noticed: the catalogue is looked at each
+    /// second only, and no more often for this.
+    fn has_another_key(&mut self, worker: &Worker, table: &str) -> Result<bool, Ended> {
+        let second = (worker.parts.clock)() / SECOND_US;
+        if let Some((asked, at, is_another)) = &self.asked_key
+            && asked == table
+            && *at == second
+        {
+            return Ok(*is_another);
+        }
+        let now = self.source.fingerprint()?;
+        let before = self.source.shapes_in(&self.fingerprint);
+        let shapes = before.zip(self.source.shapes_in(&now));
+        let is_another = shapes.is_some_and(|(before, now)| {
+            let key = |shapes: &[Shape]| {
+                let shape = shapes.iter().find(|shape| shape.name == table);
+                shape.map(|shape| shape.key.clone())
+            };
+            key(&before) != key(&now)
+        });
+        self.asked_key = Some((table.to_owned(), second, is_another));
+        Ok(is_another)
     }
 
     /// A hole in the source's account, or in that of one table: noted, with the finding that
@@ -754,6 +827,21 @@ impl Session {
             key,
             patient,
         })
+    }
+}
+
+/// Whether there was a row before such a change.
+fn is_of_row(op: Changed) -> bool {
+    matches!(op, Changed::Update | Changed::Delete)
+}
+
+/// The finding that a change replaced a row that was not as it was sealed.
+fn replaced(change: &Change, record: &Bytes32, text: &str) -> Finding {
+    Finding {
+        table: Some(change.table.clone()),
+        record: Some(*record),
+        key: Some(change.key.clone()),
+        ..Finding::general(Code::RowReplaced, text)
     }
 }
 

@@ -63,6 +63,35 @@ impl Session {
         Ok(first)
     }
 
+    /// Writes a change of a record with the finding that it replaced what was not sealed.
+    /// Whose the record is then, the change says. Gives its last line before the finding.
+    pub(super) fn event_replaced(
+        &mut self,
+        worker: &Worker,
+        mut change: Vec<Draft>,
+        pos: Position,
+        (finding, patient): (Finding, Option<PatientId>),
+    ) -> Result<u64, Ended> {
+        let finding = bounded(finding);
+        let about = change.len() as u64;
+        let body = Body::EventFinding {
+            code: finding.code,
+            text: finding.text.clone(),
+        };
+        change.push(Draft {
+            patient,
+            body: Some(Box::new(body)),
+            ..self.finding_draft(worker, &finding, None, pos)?
+        });
+        let first = self.append(worker, change)?;
+        let finding = Finding {
+            about: Some(first),
+            ..finding
+        };
+        self.found_now(worker, finding, first + about);
+        Ok(first + about - 1)
+    }
+
     fn finding_draft(
         &mut self,
         worker: &Worker,

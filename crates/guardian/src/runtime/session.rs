@@ -87,6 +87,7 @@ impl Session {
             rekeyed: Rekeyed::new(),
             columns: super::columns::remembered(trail.layout()),
             asked: None,
+            asked_key: None,
             unread: None,
             untold: HashSet::new(),
             unguarded: BTreeSet::new(),

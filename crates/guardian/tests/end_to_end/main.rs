@@ -12,6 +12,7 @@ mod outage;
 mod port;
 mod postgres;
 mod room;
+mod sqlite;
 mod triggers;
 
 use pitser_authority::{Authority, AuthorityHandle, Config, Micros, User};
@@ -619,13 +620,67 @@ async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
              INSERT INTO pitser_end DEFAULT VALUES; COMMIT;",
         )
         .unwrap();
-    status_with(&guardian, "ROW-01", |s| {
-        s.findings
-            .iter()
-            .any(|f| f.code == "ROW-01" && f.columns == ["value"])
+    let is_told = |s: &Status| {
+        let mut found = s.findings.iter();
+        found.any(|f| f.open && f.code == "ROW-04" && f.columns == ["value"])
+    };
+    status_with(&guardian, "ROW-04", is_told).await;
+    // The row is as it was sealed since; what happened has happened.
+    assert_eq!(guardian.scan().await.unwrap().findings, []);
+    assert!(is_told(&guardian.status()));
+    guardian.stop().await;
+}
+
+/// A trigger of the writer's own connection ends ours before it has written anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_came_past_capture_cannot_be_laundered_by_a_later_change() {
+    let site = Site::new();
+    install(&site).unwrap();
+    let (guardian, _) = site.start(None);
+    status_with(&guardian, "the baseline", |s| {
+        s.state == SourceState::Guarding
     })
     .await;
+    for (at, change) in [
+        "UPDATE observation SET value = 'as if it were old'",
+        "DELETE FROM observation",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let sql = format!(
+            "BEGIN;
+             CREATE TEMP TRIGGER quiet AFTER INSERT ON main.observation
+               BEGIN SELECT RAISE(IGNORE); END;
+             INSERT INTO observation VALUES ('obs-{at}9', 'pt-1', 'new');
+             DROP TRIGGER temp.quiet;
+             INSERT INTO pitser_begin (actor) VALUES ('x');
+             {change} WHERE id = 'obs-{at}9';
+             INSERT INTO pitser_end DEFAULT VALUES;
+             COMMIT"
+        );
+        site.database().execute_batch(&sql).unwrap();
+        let key = format!("obs-{at}9");
+        status_with(&guardian, "ROW-04", |s| {
+            let mut found = s.findings.iter();
+            found.any(|f| f.code == "ROW-04" && f.key.as_ref() == Some(&key))
+        })
+        .await;
+    }
+    assert_eq!(guardian.scan().await.unwrap().findings, []);
+    let open = guardian.status().findings;
+    assert!(open.len() == 2 && open.iter().all(|f| f.open), "{open:?}");
     guardian.stop().await;
+    // Each stands in the list of whose row it was.
+    let layout = site.tuning.layout(&site.source);
+    let mut found = Vec::new();
+    pitser_trail::read(&layout, None, |line, _| {
+        if line.finding.is_some() {
+            found.push((line.v, line.patient.is_some(), line.key.is_some()));
+        }
+    })
+    .unwrap();
+    assert_eq!(found, [(6, true, true); 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -149,6 +149,7 @@ impl Trail {
                 deciders = Some(names);
             }
         }
+        line.v = line.version();
         let mut person = None;
         line.actor = draft.actor.map(|mut actor| {
             person = actor.person.take();
