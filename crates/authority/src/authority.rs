@@ -233,7 +233,7 @@ impl Authority {
             )
             .map_err(IdentityError::from)?,
         );
-        let fleet = Fleet::open(&config.dir, config.fleet.clone(), &config.log)?;
+        let fleet = Fleet::open(&config)?;
         let fleet_key = fleet.key();
         let listeners = Listeners::bind(&config).await?;
         #[cfg(feature = "cluster")]
@@ -243,6 +243,7 @@ impl Authority {
                 calendar: Arc::clone(&calendar),
                 identity: Arc::clone(&identity),
                 publications: Arc::clone(&publications),
+                fleet: Arc::clone(&fleet),
                 clock: Arc::clone(&clock),
                 max_clock_jump: config.max_clock_jump,
             })?)),

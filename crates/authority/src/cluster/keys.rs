@@ -9,10 +9,12 @@
 //! | `tiled`              | the first second that is in no tile, in decimal digits      |
 //! | `tiles/<index>`      | SHA-256 of the tile that left etcd; 9 decimal digits        |
 //! | `publications`       | the publications file                                       |
+//! | `fleet/<n>`          | event n of the fleet's registrations, JSON; 8 decimal digits |
 //!
 //! Entries form a chain: each names the one before it, and whoever writes one
 //! compares `head` with the revision that he knows. Seconds between `previous` and
-//! `at` had no requests.
+//! `at` had no requests. Events of the fleet have no gaps either: one is put where there
+//! is none, after the one that whoever puts it has for the one before.
 
 use std::fmt;
 
@@ -74,6 +76,15 @@ impl Keys {
 
     pub(super) fn tile(&self, index: u64) -> String {
         format!("{}tiles/{index:09}", self.prefix)
+    }
+
+    /// Begins those of registrations.
+    pub(super) fn fleet(&self) -> String {
+        self.named("fleet/")
+    }
+
+    pub(super) fn registration(&self, number: u64) -> String {
+        format!("{}fleet/{number:08}", self.prefix)
     }
 
     fn named(&self, name: &str) -> String {

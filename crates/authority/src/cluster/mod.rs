@@ -2,7 +2,7 @@
 //!
 //! In scope: who may write the next second ([`Cluster::append`]), how every node
 //! comes to have all of them, where old ones go, how the publications file gets
-//! around. Elsewhere: rounds, answers, the calendar's files.
+//! around, which registration of the fleet comes next. Elsewhere: rounds, answers, the calendar's files.
 //!
 //! ```text
 //!            ┌ leader: rounds ─► append ─► etcd: compare head and leader, put both
@@ -27,6 +27,7 @@ mod archive;
 mod config;
 mod error;
 mod etcd;
+mod fleet;
 mod found;
 mod keys;
 mod lead;

@@ -20,6 +20,7 @@ use super::replica::{Applied, Replica};
 use super::tiles::{TILE_SECONDS, Tiles};
 use crate::calendar::{Calendar, CalendarReader};
 use crate::clock::{Clock, Micros};
+use crate::fleet::Fleet;
 use crate::handover::HandedIn;
 use crate::identity::Identity;
 use crate::publications::{Publications, Published};
@@ -30,6 +31,7 @@ pub(crate) struct Start {
     pub(crate) calendar: Arc<Mutex<Calendar>>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) publications: Arc<Publications>,
+    pub(crate) fleet: Arc<Fleet>,
     pub(crate) clock: Arc<dyn Clock>,
     /// A node whose clock is further ahead of the others' does not lead.
     pub(crate) max_clock_jump: Duration,
@@ -74,6 +76,7 @@ pub(super) struct Node {
     pub(super) tiles: Tiles,
     pub(super) replica: Replica,
     pub(super) publications: Shared,
+    pub(super) fleet: Arc<Fleet>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) role: watch::Sender<Role>,
     /// Held while a second is written.
@@ -114,6 +117,7 @@ impl Cluster {
             tiles: Tiles::open(&start.config.object_store, &start.config.s3)?,
             replica,
             publications: Shared::new(start.publications),
+            fleet: start.fleet,
             clock: start.clock,
             role: watch::Sender::new(Role::Following { leader: None }),
             lead: tokio::sync::Mutex::new(None),
@@ -129,6 +133,7 @@ impl Cluster {
         let tasks = vec![
             tokio::spawn(Arc::clone(&node).run()),
             tokio::spawn(Arc::clone(&node).archive()),
+            tokio::spawn(Arc::clone(&node).follow_fleet()),
         ];
         Ok(Self { node, tasks })
     }
@@ -224,6 +229,7 @@ impl Node {
                 Err(e) => {
                     tracing::error!(node = self.config.node, error = %e, "left the cluster");
                     self.role.send_replace(Role::Failed(Arc::new(e)));
+                    self.fleet.ring();
                     self.resign().await;
                     return;
                 }
@@ -294,6 +300,10 @@ impl Node {
         pair: &KeyValue,
         leader: Option<i64>,
     ) -> Result<bool, ClusterError> {
+        if pair.key().starts_with(self.keys.fleet().as_bytes()) {
+            self.fleet.ring();
+            return Ok(true);
+        }
         if kind != EventType::Put {
             return Ok(true);
         }
@@ -369,6 +379,7 @@ impl Node {
         if let Some(pair) = &snapshot.publications {
             self.adopt(pair).await?;
         }
+        self.fleet.ring();
         self.note_leader(snapshot.leader.as_ref());
         Ok(true)
     }

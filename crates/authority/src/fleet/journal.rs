@@ -85,6 +85,26 @@ impl Journal {
         Ok((journal, events))
     }
 
+    /// All events that are there, from the file.
+    #[cfg(feature = "cluster")]
+    pub(super) fn events(&self) -> Result<Vec<Value>, FleetError> {
+        let text = fs::read(&self.path).map_err(io_error("read", &self.path))?;
+        let whole = usize::try_from(self.len)
+            .ok()
+            .and_then(|len| text.get(..len));
+        let damaged = |line| FleetError::Damaged {
+            path: self.path.clone(),
+            line,
+        };
+        let lines = whole
+            .ok_or_else(|| damaged(1))?
+            .split_inclusive(|byte| *byte == b'\n');
+        let events = lines.enumerate();
+        events
+            .map(|(at, line)| read(line).ok_or_else(|| damaged(at + 1)))
+            .collect()
+    }
+
     /// Bytes of the file.
     pub(super) fn len(&self) -> u64 {
         self.len
@@ -229,6 +249,8 @@ mod tests {
         journal.append(&json!(4), true).unwrap();
         let (again, events) = Journal::open(&path, Care::Strict).unwrap();
         assert_eq!(events, [json!(2), json!(3), json!(4)]);
+        #[cfg(feature = "cluster")]
+        assert_eq!(journal.events().unwrap(), events);
         assert_eq!(again.len(), journal.len());
     }
 }

@@ -82,12 +82,11 @@ pub(super) struct Contradiction {
 /// What is done about a registration.
 #[derive(Debug)]
 pub(super) enum Registering {
-    /// A new entry, by this event.
-    New(Judgement, Value),
+    /// By this event it is known: a new entry, or one that is this user's from now on,
+    /// as its user is gone.
+    New(Value),
     /// Everything is as it was; the entry is there.
     Known(Judgement, u64),
-    /// Its user is gone: it is this one's from now on, by this event.
-    Moved(u64, Value),
     TooMany(&'static str),
 }
 
@@ -182,10 +181,9 @@ impl Ledger {
                 Judgement::Registered => "registered",
                 Judgement::Refused => "refused",
             };
-            let event = json!({
+            Registering::New(json!({
                 "kind": kind, "at": now.0, "user": user, "note": note.to_string(),
-            });
-            Registering::New(judgement, event)
+            }))
         };
         let caused = self.by_user.get(user).copied().unwrap_or_default();
         let judgement = match self.trails.get(registration.origin()) {
@@ -195,7 +193,7 @@ impl Ledger {
                 }
                 let origin = registration.origin();
                 let event = json!({ "kind": "moved", "user": user, "origin": origin });
-                return Registering::Moved(held.entry, event);
+                return Registering::New(event);
             }
             Some(held) => {
                 let known = held.refused.iter().find(|other| other.text == note.text());
@@ -274,6 +272,21 @@ impl Ledger {
             held: held.size,
             event: is_first.then(|| event(word, &held.note.to_string())),
         }
+    }
+
+    /// Whether an event about a registration means something after those before it.
+    pub(super) fn accepts(&self, event: &Value) -> bool {
+        let text = |name: &str| event[name].as_str();
+        let is_known = |origin: &str| self.trails.contains_key(origin);
+        let note = || Registration::open(text("note")?.as_bytes()).ok();
+        let is_dated = || event["at"].is_u64();
+        let fits = match text("kind") {
+            Some("registered") => note().map(|(one, _)| is_dated() && !is_known(one.origin())),
+            Some("refused") => note().map(|(one, _)| is_dated() && is_known(one.origin())),
+            Some("moved") => text("origin").map(is_known),
+            _ => None,
+        };
+        fits == Some(true) && text("user").is_some()
     }
 
     /// Takes an event, which has been kept, into account. `None` if it means nothing.
@@ -541,11 +554,33 @@ mod tests {
             json!({ "kind": "moved", "user": "a", "origin": ORIGIN }),
             event("head", 1, &head(1, 1)),
         ] {
+            assert!(!ledger.accepts(&bad), "{bad}");
             assert_eq!(ledger.apply(&bad, &[]), None, "{bad}");
         }
+        let with = |name: &str, value: Value| {
+            let mut event = registration();
+            event[name] = value;
+            event
+        };
+        for bad in [
+            with("kind", "refused".into()),
+            with("at", "1".into()),
+            with("user", Value::Null),
+        ] {
+            assert!(!ledger.accepts(&bad), "{bad}");
+            assert_eq!(ledger.apply(&bad, &[]), None, "{bad}");
+        }
+        assert!(ledger.accepts(&registration()));
         ledger.apply(&registration(), &[]).unwrap();
         // The second one of an origin is refused, never registered.
+        assert!(!ledger.accepts(&registration()));
         assert_eq!(ledger.apply(&registration(), &[]), None);
+        let moved = json!({ "kind": "moved", "user": "b", "origin": ORIGIN });
+        for good in [with("kind", "refused".into()), moved] {
+            assert!(ledger.accepts(&good), "{good}");
+        }
+        // Heads are no registrations.
+        assert!(!ledger.accepts(&event("head", 1, &head(1, 1))));
         assert_eq!(ledger.apply(&event("other", 1, &head(1, 1)), &[]), None);
         assert_eq!(ledger.entries().len(), 1);
     }

@@ -5,6 +5,7 @@
 //! |-----------|-----------------------------------------------------------------|
 //! | `ledger`  | what is known, and what follows from what comes in; pure         |
 //! | `journal` | files of events that survive a crash                             |
+//! | `order`   | who decides which registration comes next, if there are several nodes |
 //! | `cosign`  | a thread that brings the log's checkpoints to the witnesses      |
 //! | `show`    | the list, as JSON and as a page                                  |
 //! | `site`    | all of it over HTTP                                              |
@@ -23,6 +24,7 @@
 mod cosign;
 mod journal;
 mod ledger;
+mod order;
 mod show;
 mod site;
 
@@ -41,12 +43,17 @@ use pitser_tlog::checkpoint::Checkpoint;
 use pitser_tlog::merkle::{LogTree, leaf_hash};
 use pitser_tlog::note::{Note, SigningKey, VerifierKey};
 use pitser_tlog::proof::LogProof;
+use serde_json::Value;
 
 use crate::clock::Micros;
-use crate::log::{LogConfig, LogError, open_key};
+use crate::config::Config;
+use crate::log::{LogError, open_key};
 use cosign::Cosigner;
 use journal::{Care, Journal};
 use ledger::{Bounds, Heading, Ledger, NotTaken, Registering};
+#[cfg(feature = "cluster")]
+pub(crate) use order::Order;
+use order::{ATTEMPTS, Shared, away};
 pub(crate) use show::Counts;
 pub(crate) use site::{get, post};
 
@@ -120,6 +127,36 @@ pub enum FleetError {
         /// Entries of the checkpoint.
         size: u64,
     },
+    /// Several nodes are one authority, and this one cannot ask what comes next.
+    #[error(
+        "registrations go through etcd, and {reason}; ask another node of this authority, or again later"
+    )]
+    Away {
+        /// Why not.
+        reason: String,
+    },
+    /// Two logs were begun under one key.
+    #[error(
+        "event {number} of {}/registrations is another one in etcd: this node's fleet log and that of the \
+         other nodes are two, so it registers nothing. Keep both, and see which one your witnesses cosigned. \
+         If it is not this node's, stop it, and replace {0} by a copy of another node's",
+        dir.display()
+    )]
+    Apart {
+        /// The folder.
+        dir: PathBuf,
+        /// The event, counted from 0.
+        number: u64,
+    },
+    /// What etcd holds cannot follow what is here.
+    #[error(
+        "event {number} of the fleet in etcd means nothing after those before it: somebody else wrote there, or \
+         a newer version did. This node registers nothing; update it, or restore etcd from a snapshot"
+    )]
+    Unfit {
+        /// The event, counted from 0.
+        number: u64,
+    },
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FleetError {
@@ -139,6 +176,8 @@ pub(crate) struct Fleet {
     /// The authority's own: for its log, and for the heads of trails.
     witnesses: Vec<VerifierKey>,
     quorum: usize,
+    /// `None`: no other node registers trails with this key.
+    shared: Option<Shared>,
     /// Locked for one request, which may wait for the disk: off the runtime, but for
     /// what monitors count.
     inner: Mutex<Inner>,
@@ -149,6 +188,10 @@ pub(crate) struct Fleet {
 struct Inner {
     ledger: Ledger,
     registrations: Journal,
+    /// How many events `registrations` has; those of trails that moved are no entries.
+    events: u64,
+    /// The last one of them.
+    newest: Option<Value>,
     heads: Journal,
     /// Bytes of `heads` when it was rewritten last.
     compact: u64,
@@ -190,28 +233,24 @@ fn origin_beside(calendar: &str) -> String {
 }
 
 impl Fleet {
-    /// Opens the fleet in the data folder `data`, and begins to ask the witnesses of
-    /// `log`.
+    /// Opens the fleet in the data folder, and begins to ask the witnesses of the log.
     ///
     /// # Errors
     /// [`FleetError`].
-    pub(crate) fn open(
-        data: &Path,
-        config: FleetConfig,
-        log: &LogConfig,
-    ) -> Result<Arc<Self>, FleetError> {
-        let dir = data.join(FOLDER);
+    pub(crate) fn open(config: &Config) -> Result<Arc<Self>, FleetError> {
+        let (dir, log) = (config.dir.join(FOLDER), &config.log);
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-        let key = open_key(data, &origin_beside(&log.origin))?;
+        let key = open_key(&config.dir, &origin_beside(&log.origin))?;
         let witnesses: Vec<_> = log.witnesses.iter().map(|one| one.key.clone()).collect();
         let inner = Inner::open(&dir, &key, &witnesses)?;
         let (bell, grown) = channel();
         let mut fleet = Self {
             dir,
-            config,
+            config: config.fleet.clone(),
             key,
             witnesses,
             quorum: log.quorum,
+            shared: config.is_clustered().then(Shared::default),
             inner: Mutex::new(inner),
             bell,
         };
@@ -243,7 +282,8 @@ impl Fleet {
         self.key.verifier()
     }
 
-    /// Registers a trail for `user`. Blocks on the disk.
+    /// Registers a trail for `user`. Blocks on the disk, and on etcd if other nodes
+    /// register trails too.
     fn register(
         &self,
         registration: &Registration,
@@ -252,44 +292,47 @@ impl Fleet {
         now: Second,
         is_user: &dyn Fn(&str) -> bool,
     ) -> Result<Registered, FleetError> {
-        let mut inner = self.inner();
         let bounds = Bounds {
             origins_per_user: self.config.origins_per_user,
             is_user,
         };
-        let judged = inner
-            .ledger
-            .register(registration, note, user, now, &bounds);
-        let (judgement, place) = match judged {
-            Registering::TooMany(reason) => return Ok(Registered::TooMany(reason)),
-            Registering::Known(judgement, place) => (judgement, place),
-            Registering::Moved(place, event) => {
-                self.keep(&mut inner, &event)?;
-                tracing::info!(
-                    origin = registration.origin(),
-                    user,
-                    "a trail of a user who is gone is another's now"
-                );
-                (Judgement::Registered, place)
-            }
-            Registering::New(judgement, event) => {
-                self.keep(&mut inner, &event)?;
-                if judgement == Judgement::Refused {
-                    tracing::warn!(
-                        origin = registration.origin(),
-                        user,
-                        "another trail of a registered origin was refused: somebody began a fresh one"
-                    );
+        let mut turn = None;
+        for _ in 0..ATTEMPTS {
+            let mut inner = self.inner();
+            let judged = inner
+                .ledger
+                .register(registration, note, user, now, &bounds);
+            let event = match judged {
+                Registering::TooMany(reason) => return Ok(Registered::TooMany(reason)),
+                Registering::Known(judgement, place) => {
+                    // Also after a failure: nobody is told of an entry without a checkpoint.
+                    self.sign(&mut inner)?;
+                    return Ok(match judgement {
+                        Judgement::Registered => Registered::Proof(self.prove(&inner, place)?),
+                        Judgement::Refused => {
+                            Registered::Taken(taken(&inner.ledger, registration, place))
+                        }
+                    });
                 }
-                (judgement, inner.tree.size() - 1)
+                Registering::New(event) => event,
+            };
+            let Some(shared) = &self.shared else {
+                self.keep(&mut inner, &event)?;
+                tell(&event, registration, user);
+                continue;
+            };
+            let (at, after) = (inner.events, inner.newest.clone());
+            drop(inner);
+            let Some(turn) = &mut turn else {
+                // Others of this node had theirs meanwhile: judge again.
+                turn = Some(shared.turn());
+                continue;
+            };
+            if shared.propose(self, turn, (at, after.as_ref()), &event)? {
+                tell(&event, registration, user);
             }
-        };
-        // Also after a failure: nobody is told of an entry without a checkpoint.
-        self.sign(&mut inner)?;
-        Ok(match judgement {
-            Judgement::Registered => Registered::Proof(self.prove(&inner, place)?),
-            Judgement::Refused => Registered::Taken(taken(&inner.ledger, registration, place)),
-        })
+        }
+        Err(away("other nodes came first again and again"))
     }
 
     /// Takes a head that `user` sends. Blocks on the disk.
@@ -335,8 +378,16 @@ impl Fleet {
     }
 
     /// Makes an event about a registration durable, then true.
-    fn keep(&self, inner: &mut Inner, event: &serde_json::Value) -> Result<(), FleetError> {
+    fn keep(&self, inner: &mut Inner, event: &Value) -> Result<(), FleetError> {
+        // A file with an event that means nothing is not opened again.
+        if !inner.ledger.accepts(event) {
+            return Err(FleetError::Unfit {
+                number: inner.events,
+            });
+        }
         inner.registrations.append(event, true)?;
+        inner.events += 1;
+        inner.newest = Some(event.clone());
         let _ = inner.ledger.apply(event, &self.witnesses);
         inner.grow();
         Ok(())
@@ -448,14 +499,16 @@ impl Inner {
                     return Err(FleetError::Damaged { path, line });
                 }
             }
-            Ok(journal)
+            Ok((journal, events))
         };
-        let registrations = open("registrations", Care::Strict)?;
-        let heads = open("heads", Care::Lenient)?;
+        let (registrations, mut events) = open("registrations", Care::Strict)?;
+        let (heads, _) = open("heads", Care::Lenient)?;
         let mut inner = Self {
             compact: heads.len(),
             ledger,
             registrations,
+            events: events.len() as u64,
+            newest: events.pop(),
             heads,
             tree: LogTree::new(),
             checkpoint: None,
@@ -510,6 +563,26 @@ fn read_note(path: &Path) -> Result<Option<Note>, FleetError> {
         Ok(bytes) => Ok(Note::parse(&bytes).ok()),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(io_error("read", path)(e)),
+    }
+}
+
+/// Logs what somebody should look at.
+fn tell(event: &Value, registration: &Registration, user: &str) {
+    let origin = registration.origin();
+    match event["kind"].as_str() {
+        Some("moved") => {
+            tracing::info!(
+                origin,
+                user,
+                "a trail of a user who is gone is another's now"
+            );
+        }
+        Some("refused") => tracing::warn!(
+            origin,
+            user,
+            "another trail of a registered origin was refused: somebody began a fresh one"
+        ),
+        _ => {}
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | request                        | answer                                            |
 //! |--------------------------------|---------------------------------------------------|
-//! | POST `/fleet/register`         | `tlog-proof` of the entry; 409: the name is taken |
+//! | POST `/fleet/register`         | `tlog-proof` of the entry; 409: the name is taken; 503: ask another node |
 //! | POST `/fleet/head`             | 200; 409: it contradicts what was sent before     |
 //! | GET `/fleet`, `/fleet.json`    | the list; with logins for operators alone         |
 //! | GET `/fleet/log/checkpoint`    | the newest checkpoint of the log                  |
@@ -74,6 +74,10 @@ pub(crate) async fn post(
     });
     match judged.await {
         Ok(Ok(answer)) => answer,
+        // What this node lacks is logged where it is looked for.
+        Ok(Err(FleetError::Away { .. } | FleetError::Apart { .. } | FleetError::Unfit { .. })) => {
+            told(StatusCode::SERVICE_UNAVAILABLE, NOT_IN_TOUCH)
+        }
         Ok(Err(error)) => {
             tracing::error!(%error, "the fleet cannot be written");
             told(
@@ -260,4 +264,7 @@ fn told(status: StatusCode, text: &str) -> Answer {
     reply(status, TEXT, NEVER, format!("{text}\n"))
 }
 
+/// Whoever asks learns no addresses and no folders.
+const NOT_IN_TOUCH: &str = "not registered: this node is not in touch with the other nodes of its authority; ask \
+                            another one, or again later";
 const TILE_WIDTH: u16 = pitser_tlog::tiles::FULL_WIDTH;
