@@ -335,13 +335,30 @@ impl World {
 
     /// What a node tells monitors: the status line, and its reason.
     pub async fn health(&self, machine: usize) -> std::io::Result<String> {
-        let address = self.network.address(machine, HTTP);
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        let request = "GET /health HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n";
+        let (head, body) = self.get(machine, "/health").await?;
+        Ok(head + &String::from_utf8_lossy(&body))
+    }
+
+    /// What a node answers over HTTP: head and body.
+    pub async fn get(&self, machine: usize, path: &str) -> std::io::Result<(String, Vec<u8>)> {
+        let mut stream = tokio::net::TcpStream::connect(self.http(machine)).await?;
+        let request = format!("GET {path} HTTP/1.0\r\nhost: node\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let body = answer.split_off(end.map_or(answer.len(), |end| end + 4));
+        Ok((String::from_utf8_lossy(&answer).into_owned(), body))
+    }
+
+    /// Where a node answers over HTTP.
+    pub fn http(&self, machine: usize) -> SocketAddr {
+        self.network.address(machine, HTTP)
+    }
+
+    /// Microseconds since 1970 by the clocks of nodes that are right.
+    pub fn now_us(&self) -> u64 {
+        GENESIS.0 * 1_000_000 + (now_ns() - self.began_ns) / 1000 * SPEED
     }
 
     /// Until a node's health says so.
@@ -544,8 +561,7 @@ impl World {
     }
 
     pub fn publications_uri(&self, machine: usize) -> String {
-        let address = self.network.address(machine, HTTP);
-        format!("http://{address}/publications.bin")
+        format!("http://{}/publications.bin", self.http(machine))
     }
 
     /// What the nodes wrote down, of all their lives.

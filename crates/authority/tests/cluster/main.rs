@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "modules of one test program")]
 
 mod ceremony;
+mod fleet;
 mod history;
 mod machines;
 mod node;
