@@ -200,6 +200,8 @@ struct Inner {
     witnessed: Option<Signed>,
     /// What witnesses said against the newest checkpoint.
     troubles: Vec<String>,
+    /// Why this node registers nothing, if there are others.
+    away: Option<String>,
 }
 
 /// A signed checkpoint of the log.
@@ -514,6 +516,7 @@ impl Inner {
             checkpoint: None,
             witnessed: None,
             troubles: Vec::new(),
+            away: None,
         };
         inner.grow();
         if let Some(note) = read_note(&dir.join(CHECKPOINT))? {

@@ -142,6 +142,7 @@ impl Fleet {
         if outcome.is_ok() {
             *turn = Some(Arc::clone(order));
         }
+        self.inner().away = outcome.as_ref().err().map(ToString::to_string);
         outcome
     }
 
@@ -149,6 +150,7 @@ impl Fleet {
     pub(crate) fn leave(&self) {
         if let Some(shared) = &self.shared {
             *shared.turn() = None;
+            self.inner().away = Some(away("this node left the cluster").to_string());
         }
     }
 
@@ -196,7 +198,8 @@ pub(super) fn away(reason: impl Into<String>) -> FleetError {
 /// How often other nodes may come first.
 pub(super) const ATTEMPTS: usize = 16;
 
-#[cfg(all(test, feature = "cluster"))]
+#[cfg(test)]
+#[cfg(feature = "cluster")]
 mod tests {
     use std::fs;
 
@@ -438,6 +441,8 @@ mod tests {
                     "{unfit:?}"
                 );
             }
+            let told = node.fleet.list(Second(2), true)["log"]["away"].to_string();
+            assert!(told.contains("event 1 of the fleet"), "{told}");
             let refused = node.register("h.example/1", "genesis");
             assert!(
                 matches!(refused, Err(FleetError::Away { .. })),

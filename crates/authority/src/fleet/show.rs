@@ -80,6 +80,7 @@ impl Fleet {
             list["silent"] = counts.silent.into();
             list["silent_s"] = self.config.silent_s.into();
             list["log"]["troubles"] = inner.troubles.clone().into();
+            list["log"]["away"] = inner.away.clone().into();
         }
         list
     }

@@ -226,15 +226,18 @@ pub struct World {
 /// How a bucket at `endpoint`, if there is one, is reached. Machines with namespaces of
 /// their own are not this one.
 pub fn s3_options(endpoint: Option<String>) -> S3Options {
-    let mut options = S3Options::default();
-    #[cfg(feature = "s3")]
-    {
-        use crate::s3::{KEY_ID, SECRET};
-        options.credentials = Some(S3Credentials::new(KEY_ID, SECRET, None));
-        options.allow_http = true;
+    S3Options {
+        endpoint,
+        #[cfg(feature = "s3")]
+        credentials: Some(S3Credentials::new(
+            crate::s3::KEY_ID,
+            crate::s3::SECRET,
+            None,
+        )),
+        #[cfg(feature = "s3")]
+        allow_http: true,
+        ..S3Options::default()
     }
-    options.endpoint = endpoint;
-    options
 }
 
 const ETCD: usize = 0;

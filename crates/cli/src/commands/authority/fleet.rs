@@ -86,6 +86,9 @@ fn text(list: &Value) -> String {
     for trouble in log["troubles"].as_array().into_iter().flatten() {
         let _ = writeln!(out, "  not cosigned: {}", trouble.as_str().unwrap_or(""));
     }
+    if let Some(away) = log["away"].as_str() {
+        let _ = writeln!(out, "  this node registers nothing: {away}");
+    }
     out
 }
 
