@@ -380,6 +380,8 @@ mod tests {
         let stranger = Node::new();
         let alone = Node::open(&stranger.dir, false);
         proved(register(&alone, "h.example/0", "another"));
+        // Its newest one is the same as theirs.
+        proved(register(&alone, "h.example/1", "genesis"));
         let stranger = Node {
             fleet: Node::open(&stranger.dir, true),
             dir: stranger.dir,

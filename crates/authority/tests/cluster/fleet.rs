@@ -266,6 +266,20 @@ async fn a_founder_brings_its_registrations_along() {
     assert_eq!(proof.index(), 1);
     registered(&world, 1, &trail(&name(2), "genesis")).await;
     until_all_show(&world, 0..MACHINES, 4).await;
+
+    // What etcd lost, the nodes bring back.
+    let mut etcd = world.etcd().await;
+    let newest = "/pitser/fleet/00000003";
+    let before = etcd.get(newest, None).await.unwrap();
+    etcd.delete(newest, None).await.unwrap();
+    until("it is there again", async || {
+        let again = etcd.get(newest, None).await.unwrap();
+        let again = again.kvs().first().map(|pair| pair.value().to_vec());
+        again.is_some_and(|again| again == before.kvs()[0].value())
+    })
+    .await;
+    registered(&world, 2, &trail(&name(3), "genesis")).await;
+    until_all_show(&world, 0..MACHINES, 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
