@@ -9,7 +9,7 @@
 //! | `tiled`              | the first second that is in no tile, in decimal digits      |
 //! | `tiles/<index>`      | SHA-256 of the tile that left etcd; 9 decimal digits        |
 //! | `publications`       | the publications file                                       |
-//! | `fleet/<n>`          | event n of the fleet's registrations, JSON; 8 decimal digits |
+//! | `fleet/<n>`          | event n of the fleet's registrations, JSON; 8 digits        |
 //!
 //! Entries form a chain: each names the one before it, and whoever writes one
 //! compares `head` with the revision that he knows. Seconds between `previous` and

@@ -5,7 +5,7 @@
 //! |-----------|-----------------------------------------------------------------|
 //! | `ledger`  | what is known, and what follows from what comes in; pure         |
 //! | `journal` | files of events that survive a crash                             |
-//! | `order`   | who decides which registration comes next, if there are several nodes |
+//! | `order`   | which registration comes next, if there are several nodes       |
 //! | `cosign`  | a thread that brings the log's checkpoints to the witnesses      |
 //! | `show`    | the list, as JSON and as a page                                  |
 //! | `site`    | all of it over HTTP                                              |

@@ -87,14 +87,15 @@ impl Fleet {
                     None => return Err(away("it lacks registrations that this node has")),
                 }
             }
-            if events.len() == 0 {
+            let is_all = events.len() == 0;
+            let mut inner = self.inner();
+            let kept = events.try_for_each(|event| self.keep(&mut inner, &event));
+            // Also what came before a failure, this time or the last.
+            self.sign(&mut inner)?;
+            kept?;
+            if is_all {
                 return Ok(());
             }
-            let mut inner = self.inner();
-            for event in events {
-                self.keep(&mut inner, &event)?;
-            }
-            self.sign(&mut inner)?;
         }
     }
 
@@ -434,23 +435,29 @@ mod tests {
             let node = Node::new();
             node.fleet.follow(&order).unwrap();
             proved(node.register("h.example/0", "genesis"));
-            let before = node.file();
+            let good = {
+                let other = Node::new();
+                other.fleet.follow(&order).unwrap();
+                proved(other.register("h.example/good", "genesis"));
+                other
+            };
             memory.events().push(bad);
             for _ in 0..2 {
                 let unfit = node.fleet.follow(&order);
                 assert!(
-                    matches!(unfit, Err(FleetError::Unfit { number: 1 })),
+                    matches!(unfit, Err(FleetError::Unfit { number: 2 })),
                     "{unfit:?}"
                 );
             }
             let told = node.fleet.list(Second(2), true)["log"]["away"].to_string();
-            assert!(told.contains("event 1 of the fleet"), "{told}");
+            assert!(told.contains("event 2 of the fleet"), "{told}");
             let refused = node.register("h.example/1", "genesis");
             assert!(
                 matches!(refused, Err(FleetError::Away { .. })),
                 "{refused:?}"
             );
-            assert_eq!(node.file(), before);
+            // What came before it is kept and signed, and nothing else.
+            assert_eq!((node.file(), node.head()), (good.file(), good.head()));
             // What was registered is still shown, also after a start.
             proved(node.register("h.example/0", "genesis"));
             proved(register(

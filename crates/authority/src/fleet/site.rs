@@ -2,7 +2,8 @@
 //!
 //! | request                        | answer                                            |
 //! |--------------------------------|---------------------------------------------------|
-//! | POST `/fleet/register`         | `tlog-proof` of the entry; 409: the name is taken; 503: ask another node |
+//! | POST `/fleet/register`         | `tlog-proof` of the entry; 409: the name is taken |
+//! |                                | 503: other nodes are not reached                  |
 //! | POST `/fleet/head`             | 200; 409: it contradicts what was sent before     |
 //! | GET `/fleet`, `/fleet.json`    | the list; with logins for operators alone         |
 //! | GET `/fleet/log/checkpoint`    | the newest checkpoint of the log                  |
@@ -74,10 +75,6 @@ pub(crate) async fn post(
     });
     match judged.await {
         Ok(Ok(answer)) => answer,
-        // What this node lacks is logged where it is looked for.
-        Ok(Err(FleetError::Away { .. } | FleetError::Apart { .. } | FleetError::Unfit { .. })) => {
-            told(StatusCode::SERVICE_UNAVAILABLE, NOT_IN_TOUCH)
-        }
         Ok(Err(error)) => {
             tracing::error!(%error, "the fleet cannot be written");
             told(
@@ -141,8 +138,15 @@ fn register(
     };
     let is_user = |login: &str| service.users.get(login).is_some();
     let login = &credentials.login;
-    let registered = fleet.register(&registration, &note, login, now.ended(), &is_user)?;
-    Ok(match registered {
+    let registered = fleet.register(&registration, &note, login, now.ended(), &is_user);
+    // Why this node is not in touch is logged where that is tried again.
+    if let Err(FleetError::Away { .. } | FleetError::Apart { .. } | FleetError::Unfit { .. }) =
+        registered
+    {
+        service.metrics.refused(Reason::NotSigning);
+        return Ok(told(StatusCode::SERVICE_UNAVAILABLE, NOT_IN_TOUCH));
+    }
+    Ok(match registered? {
         Registered::Proof(proof) => reply(StatusCode::OK, TEXT, NEVER, proof.to_string()),
         Registered::Taken(text) => told(StatusCode::CONFLICT, &text),
         Registered::TooMany(text) => {
