@@ -6,6 +6,7 @@ use pitser_ksi::time::Second;
 use super::etcd::EtcdError;
 use super::tiles::TileError;
 use crate::calendar::CalendarError;
+use crate::fleet::FleetError;
 use crate::identity::IdentityError;
 use crate::publications::PublicationsError;
 
@@ -28,6 +29,9 @@ pub enum ClusterError {
     /// The publications file contradicts the calendar, or cannot be stored.
     #[error(transparent)]
     Publications(#[from] PublicationsError),
+    /// The fleet's registrations cannot be read.
+    #[error(transparent)]
+    Fleet(Box<FleetError>),
     /// Nothing stands under the prefix.
     #[error(
         "etcd holds no cluster under {prefix}; found it once, on the node whose calendar is to be \

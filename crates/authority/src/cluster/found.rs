@@ -7,6 +7,7 @@ use std::path::Path;
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, Txn, TxnOp};
 use pitser_ksi::time::Second;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::config::ClusterConfig;
@@ -18,12 +19,13 @@ use super::replica::head_of;
 use super::tiles::{TILE_SECONDS, Tiles};
 use crate::authority::CALENDAR;
 use crate::calendar::{Calendar, CalendarReader, zero_leaf};
+use crate::fleet::registrations;
 use crate::identity::Identity;
 use crate::publications::Publications;
 use crate::signer::SignerCommand;
 
 impl Cluster {
-    /// Makes the calendar, certificate and publications of the authority in `dir` the
+    /// Makes the calendar, certificate, publications and fleet of the authority in `dir` the
     /// beginning of a cluster. The authority must not be running. `signer`: as in
     /// [`crate::Config::signer`].
     ///
@@ -52,7 +54,9 @@ impl Cluster {
             certificate: identity.certificate_digest(),
         };
         let publications = Publications::read(dir)?.encode().to_vec();
+        let registrations = registrations(dir).map_err(|e| ClusterError::Fleet(Box::new(e)))?;
         founder.clear().await?;
+        founder.write_registrations(&registrations).await?;
         let tiled = founder.write_tiles().await?;
         founder.write_seconds(tiled).await?;
         founder.finish(&charter, tiled, publications).await
@@ -93,6 +97,17 @@ impl Founder<'_> {
             first = first.plus(TILE_SECONDS);
         }
         Ok(first)
+    }
+
+    /// Another node that has none would begin a log of its own with the first one.
+    async fn write_registrations(&self, events: &[Value]) -> Result<(), ClusterError> {
+        for (events, first) in events.chunks(BATCH).zip((0..).step_by(BATCH)) {
+            let puts = events.iter().zip(first..).map(|(event, number)| {
+                TxnOp::put(self.keys.registration(number), event.to_string(), None)
+            });
+            self.unfounded(puts.collect()).await?;
+        }
+        Ok(())
     }
 
     async fn write_seconds(&self, from: Second) -> Result<(), ClusterError> {

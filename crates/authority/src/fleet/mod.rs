@@ -503,7 +503,7 @@ impl Inner {
             }
             Ok((journal, events))
         };
-        let (registrations, mut events) = open("registrations", Care::Strict)?;
+        let (registrations, mut events) = open(REGISTRATIONS, Care::Strict)?;
         let (heads, _) = open("heads", Care::Lenient)?;
         let mut inner = Self {
             compact: heads.len(),
@@ -560,6 +560,19 @@ impl Inner {
     }
 }
 
+/// All events about registrations in the data folder `data`, in their order.
+///
+/// # Errors
+/// [`FleetError`].
+#[cfg(feature = "cluster")]
+pub(crate) fn registrations(data: &Path) -> Result<Vec<Value>, FleetError> {
+    let path = data.join(FOLDER).join(REGISTRATIONS);
+    match path.exists() {
+        true => Ok(Journal::open(&path, Care::Strict)?.1),
+        false => Ok(Vec::new()),
+    }
+}
+
 /// A note that is replaced as a whole, if there is one.
 fn read_note(path: &Path) -> Result<Option<Note>, FleetError> {
     match fs::read(path) {
@@ -604,6 +617,7 @@ fn taken(ledger: &Ledger, registration: &Registration, place: u64) -> String {
 
 /// The fleet's folder inside the data folder.
 const FOLDER: &str = "fleet";
+const REGISTRATIONS: &str = "registrations";
 const CHECKPOINT: &str = "checkpoint";
 const WITNESSED: &str = "witnessed";
 

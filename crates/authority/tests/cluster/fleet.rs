@@ -254,6 +254,9 @@ async fn a_founder_brings_its_registrations_along() {
         assert_eq!(proof.unwrap().index(), number as u64);
     }
     world.found().await.unwrap();
+    let mut etcd = world.etcd().await;
+    let found = etcd.get("/pitser/fleet/00000001", None).await.unwrap();
+    assert_eq!(found.count(), 1, "before any node is there");
     // One node has an older copy than what was founded with, another one has none.
     let more = register_alone(&world, 0, &trail(&name(0), "another")).await;
     assert!(matches!(more, Err(FleetError::Taken(_))), "{more:?}");
@@ -268,7 +271,6 @@ async fn a_founder_brings_its_registrations_along() {
     until_all_show(&world, 0..MACHINES, 4).await;
 
     // What etcd lost, the nodes bring back.
-    let mut etcd = world.etcd().await;
     let newest = "/pitser/fleet/00000003";
     let before = etcd.get(newest, None).await.unwrap();
     etcd.delete(newest, None).await.unwrap();
