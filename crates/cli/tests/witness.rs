@@ -103,6 +103,13 @@ fn the_folder_of_a_witness() {
         .exits(3)
         .says("must not cosign again");
     assert!(!dir.join("w/witness.db").exists(), "no memory is made up");
+    // As a copy leaves it that found the disk full.
+    fs::write(dir.join("w/witness.db"), "").unwrap();
+    for command in ["run", "list"] {
+        run(dir, &format!("witness {command} --dir w"))
+            .exits(3)
+            .says("witness.db is empty. Without its memory");
+    }
 }
 
 /// Killed between requests and within them, it never forgets a head that it

@@ -137,6 +137,9 @@ pub enum StoreError {
     /// The file is not a witness's store, or that of a newer version.
     #[error("not a witness store that this version can read")]
     UnknownFormat,
+    /// The file has nothing in it.
+    #[error("it is empty")]
+    Empty,
     /// The store did not work. Whether the head was stored is not known.
     #[error("store: {0}")]
     Failed(#[source] Box<dyn Error + Send + Sync>),

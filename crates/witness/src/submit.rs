@@ -223,9 +223,12 @@ where
 /// What a refusal says about a log that proved `size` leaves from `old_size`.
 fn judge(refusal: Refusal, old_size: u64, size: u64) -> SubmitError {
     match refusal {
-        Refusal::Inconsistent => SubmitError::Forked { size: old_size },
+        // Every log continues what is empty: whoever says otherwise is no witness.
+        Refusal::Inconsistent if old_size > 0 => SubmitError::Forked { size: old_size },
         // It refuses the very size that it holds: it holds another root.
-        Refusal::Conflict { size: held } if held == old_size => SubmitError::Forked { size: held },
+        Refusal::Conflict { size: held } if held == old_size && held > 0 => {
+            SubmitError::Forked { size: held }
+        }
         Refusal::Conflict { size: held } if held > size => SubmitError::Ahead { size: held },
         refusal => SubmitError::Refused(refusal),
     }

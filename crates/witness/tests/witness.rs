@@ -468,6 +468,23 @@ fn a_peer_learns_that_its_log_was_rewound_or_forked() {
     }
 }
 
+/// Every log continues what is empty: somebody else answers.
+#[test]
+fn whoever_refuses_the_beginning_of_a_log_shows_no_fork() {
+    struct Stranger(fn() -> Refusal);
+    impl Cosign for Stranger {
+        fn add_checkpoint(&self, _: &[u8]) -> Result<Vec<SignatureLine>, Refusal> {
+            Err(self.0())
+        }
+    }
+    let world = World::at(9);
+    for refusal in [|| Refusal::Inconsistent, || Refusal::Conflict { size: 0 }] {
+        let mut peer = Peer::new(Box::new(Stranger(refusal)), witness_key().verifier());
+        let result = peer.cosign(&world.tree, &world.head(9));
+        assert!(matches!(result, Err(SubmitError::Refused(_))), "{result:?}");
+    }
+}
+
 #[test]
 fn a_peer_believes_only_its_witnesss_key() {
     struct Impostor;

@@ -346,18 +346,28 @@ impl Place {
             };
             Failure::Input(format!("{}: {why}", self.key().display()))
         })?;
-        if !self.store().exists() {
-            return Err(Failure::Input(format!(
-                "{} is gone. Without its memory this key must not cosign again: make a new witness in \
+        let is_lost = |how: &str| {
+            Failure::Input(format!(
+                "{} is {how}. Without its memory this key must not cosign again: make a new witness in \
                  another folder, and tell those who trust this one",
                 self.store().display()
-            )));
+            ))
+        };
+        if !self.store().exists() {
+            return Err(is_lost("gone"));
         }
-        Ok((key, self.open_store()?))
+        match SqliteStore::open_known(self.store()) {
+            Err(StoreError::Empty) => Err(is_lost("empty")),
+            opened => Ok((key, self.opened(opened)?)),
+        }
     }
 
     fn open_store(&self) -> Result<SqliteStore, Failure> {
-        SqliteStore::open(self.store()).map_err(|e| {
+        self.opened(SqliteStore::open(self.store()))
+    }
+
+    fn opened(&self, opened: Result<SqliteStore, StoreError>) -> Result<SqliteStore, Failure> {
+        opened.map_err(|e| {
             let text = format!("{}: {e}", self.store().display());
             match e {
                 StoreError::UnknownFormat => Failure::Input(text),

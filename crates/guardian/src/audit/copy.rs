@@ -21,7 +21,7 @@ use pitser_trail::disk::{self, At, DiskError};
 use pitser_trail::serve::Part;
 use serde::{Deserialize, Serialize};
 
-use super::desk::{SEGMENTS, SegmentState};
+use super::desk::{PIECE, SEGMENTS, SegmentState};
 use super::remote::{RemoteError, Site};
 
 /// Bytes of one file of a segment, at most: a segment is read into memory. An
@@ -226,7 +226,9 @@ impl Copy<'_> {
             let piece = self.site.piece(self.key, number, part, at)?;
             let mut piece = piece.ok_or(Missed::Changed)?;
             piece.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
-            if piece.is_empty() {
+            // It has all that was asked for, or the file is another one. Who answers in
+            // crumbs would hold up whoever asks.
+            if (piece.len() as u64) < (PIECE as u64).min(end - at) {
                 return Err(Missed::Changed);
             }
             file.write_all(&piece).at(path, "cannot write")?;

@@ -38,10 +38,22 @@ impl SqliteStore {
     /// [`StoreError::UnknownFormat`] for a file of another kind or a newer
     /// version, [`StoreError::Failed`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        let path = path.as_ref();
+        Self::open_as(path.as_ref(), true)
+    }
+
+    /// Opens the memory of a witness that has cosigned: a file that has nothing in it, as
+    /// a copy that was cut off leaves one, is no memory of that.
+    ///
+    /// # Errors
+    /// [`StoreError::Empty`], and those of [`SqliteStore::open`].
+    pub fn open_known(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_as(path.as_ref(), false)
+    }
+
+    fn open_as(path: &Path, may_begin: bool) -> Result<Self, StoreError> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        prepare(&mut connection)?;
+        prepare(&mut connection, may_begin)?;
         // Its log may be in the system's memory alone, and stay there, after it could not
         // be made durable: from here on the file itself has what was cosigned.
         connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))?;
@@ -138,7 +150,7 @@ impl From<rusqlite::Error> for StoreError {
 }
 
 /// Sets the durability of every commit, and creates or checks the tables.
-fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
+fn prepare(connection: &mut Connection, may_begin: bool) -> Result<(), StoreError> {
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         return Err(StoreError::failed("no write-ahead log on this file system"));
@@ -150,6 +162,7 @@ fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     let tables: i64 =
         transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match (application, version, tables) {
+        (0, 0, 0) if !may_begin => return Err(StoreError::Empty),
         (0, 0, 0) => {
             transaction.execute_batch(SCHEMA_1)?;
             transaction.execute_batch(SCHEMA_2)?;
