@@ -18,6 +18,8 @@ pub struct Status {
     pub state: SourceState,
     /// Why, if it is not `guarding`.
     pub trouble: Option<String>,
+    /// Blocks wait for a seal that the authority was asked for in vain.
+    pub seal_delayed: bool,
     /// How far the rows that were there before are written, while they are.
     pub baseline: Option<BaselineStatus>,
     /// The source's position that the trail covers.

@@ -46,7 +46,7 @@ pub(crate) fn verdict(status: &Status) -> Verdict {
         });
         notes.push(format!("Since this start {read}{of}."));
     }
-    if status.unsealed > 0 && status.trouble.is_some() {
+    if status.seal_delayed {
         let blocks = count(status.unsealed, "block waits", "blocks wait");
         notes.push(format!(
             "{blocks} for a seal. Nothing is lost: each is sealed as soon as the authority answers."
@@ -249,16 +249,17 @@ fn worst(status: &Status) -> (Tone, String) {
             let findings = count(others, "finding needs", "findings need");
             (Tone::Wait, format!("{findings} a look."))
         }
+        _ if status.seal_delayed => {
+            let sentence = "Changes are captured, but wait for their seal.";
+            (Tone::Wait, sentence.into())
+        }
         (_, _, None) => (
             Tone::Wait,
             "Every change is being sealed. The first full check is still to come.".into(),
         ),
         (_, _, Some(_)) if status.trouble.is_some() => {
             let rows = count(status.rows_verified, "record", "records");
-            let sentence = match status.unsealed {
-                0 => format!("The last check compared {rows}. Not all is well since."),
-                _ => "Changes are captured, but wait for their seal.".into(),
-            };
+            let sentence = format!("The last check compared {rows}. Not all is well since.");
             (Tone::Wait, sentence)
         }
         (_, _, Some(_)) => (Tone::Good, intact(status.rows_verified)),
@@ -452,16 +453,24 @@ mod tests {
 
     #[test]
     fn trouble_is_never_good() {
-        let trouble = |unsealed| Status {
+        // A block is nearly always under way.
+        let trouble = |seal_delayed| Status {
             trouble: Some("connection refused".into()),
-            unsealed,
+            unsealed: 1,
+            seal_delayed,
             ..guarding(2734, vec![])
         };
         let waits = "Changes are captured, but wait for their seal.";
-        check(&trouble(1), Tone::Wait, waits);
-        assert_eq!(verdict(&trouble(1)).notes.len(), 2);
+        check(&trouble(true), Tone::Wait, waits);
+        assert_eq!(verdict(&trouble(true)).notes.len(), 2);
+        let before_the_first_check = Status {
+            verified_up_to: None,
+            ..trouble(true)
+        };
+        check(&before_the_first_check, Tone::Wait, waits);
         let since = "The last check compared 2,734 records. Not all is well since.";
-        check(&trouble(0), Tone::Wait, since);
+        check(&trouble(false), Tone::Wait, since);
+        assert_eq!(verdict(&trouble(false)).notes.len(), 1);
     }
 
     /// No state but a guarded, checked one without findings is ever good.

@@ -8,7 +8,7 @@ use pitser_evidence::Code;
 use pitser_evidence::codec::{Blob, Bytes32};
 use pitser_evidence::commit::{LineNonce, column_leaf};
 use pitser_evidence::file::OpenColumn;
-use pitser_evidence::line::{Genesis, Line, Patient};
+use pitser_evidence::line::{Genesis, Line, Patient, Timestamp};
 use pitser_evidence::sample::{Live, OpenedRow, Shown, ShownRow, Via};
 use pitser_monitor::{key_of, show_key};
 use pitser_trail::export::{ExportError, Exporter};
@@ -257,18 +257,20 @@ impl<'a> Opener<'a> {
         table: &str,
         cells: &[Vec<u8>],
     ) -> Result<Option<Live>, ExportError> {
-        let newest = self.exporter.row_line(table, cells, u64::MAX)?;
+        // Of a record that is gone there is no live row.
+        let newest = self.exporter.standing_row_line(table, cells, |_| true)?;
+        let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown];
         let key = show_key(&key_of(cells.to_vec()));
         let findings = self.status.findings.iter();
         let wrong = findings.filter(|finding| {
             let is_here = finding.table.as_deref() == Some(table)
                 && finding.key.as_deref() == Some(key.as_str());
-            is_here && finding.open && finding.code.starts_with("ROW-")
+            is_here && finding.open && codes.iter().any(|code| code.as_str() == finding.code)
         });
         let mut wrong: BTreeSet<String> = wrong.map(|finding| finding.code.to_string()).collect();
         // Those that are only counted are known by their lines.
         let counted = &self.status.counted_rows;
-        for code in [Code::RowDiffers, Code::RowMissing, Code::RowUnknown] {
+        for code in codes {
             let is_it = |line: &Line| {
                 let body = line.finding.as_ref();
                 body.is_some_and(|body| body.code == code) && counted.contains(line.seq)
@@ -278,8 +280,15 @@ impl<'a> Opener<'a> {
                 wrong.insert(code.to_string());
             }
         }
+        // Not what came since, nor what the pass could not read.
+        let compared_at = self.status.verified_up_to.as_ref();
+        let compared_at = compared_at.filter(|at| {
+            let at = at.parse::<Timestamp>().ok();
+            let is_unread = self.status.unread.iter().any(|unread| unread.table == table);
+            at.is_some_and(|at| at >= line.at) && !is_unread
+        });
         Ok(Some(Live {
-            compared_at: self.status.verified_up_to.clone(),
+            compared_at: compared_at.cloned(),
             is_newest: newest == Some(line.seq),
             wrong: wrong.into_iter().collect(),
         }))
@@ -296,7 +305,7 @@ fn is_whole(cells: usize, columns: Option<usize>) -> bool {
 mod tests {
     use super::*;
     use pitser_evidence::codec::Digest;
-    use pitser_evidence::line::{Finding, Op, Timestamp};
+    use pitser_evidence::line::{Finding, Op};
     use pitser_trail::{Body, Draft, GenesisDraft, TableDraft, Trail};
     use std::sync::Arc;
 

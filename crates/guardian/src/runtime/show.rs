@@ -16,6 +16,7 @@ impl Session {
     pub(super) fn show_with(&self, worker: &Worker, more: impl FnOnce(&mut Status)) {
         let unsealed = self.trail.unsealed().count() as u64;
         let delayed = worker.delayed.as_ref().filter(|_| unsealed > 0);
+        let seal_delayed = delayed.is_some();
         let trouble = delayed
             .or(worker.unscanned.as_ref())
             .or(worker.uncosigned.as_ref())
@@ -41,6 +42,7 @@ impl Session {
             }
             s.blocks = self.trail.blocks();
             s.unsealed = unsealed;
+            s.seal_delayed = seal_delayed;
             s.sealed_up_to = self.trail.sealed_at().map(|at| at.to_string());
             s.genesis = self.trail.genesis_hash().to_string();
             s.is_opened = true;
