@@ -12,7 +12,9 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -25,7 +27,8 @@ use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_cert::Certificate;
-use x509_cert::der::Decode;
+use x509_cert::der::{self, Decode};
+use x509_cert::ext::pkix::BasicConstraints;
 
 use crate::answer::Fault;
 
@@ -33,10 +36,11 @@ use crate::answer::Fault;
 #[derive(Clone, Default)]
 pub struct Roots(Option<Arc<Pinned>>);
 
-/// Certificates that the caller has chosen, at least one of them an authority's.
+/// Certificates that the caller has chosen.
 struct Pinned {
+    /// Those of authorities, by their own word (`cA`): others vouch for nobody else.
     anchors: RootCertStore,
-    /// The same, byte by byte. A server that shows one of them is its owner,
+    /// All of them, byte by byte. A server that shows one of them is its owner,
     /// authority or not: so a self-signed certificate works as its own root.
     certificates: Vec<CertificateDer<'static>>,
 }
@@ -83,14 +87,19 @@ impl Roots {
         };
         let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
         let certificates = found.map_err(|_| none())?;
-        let mut anchors = RootCertStore::empty();
-        match anchors.add_parsable_certificates(certificates.iter().cloned()) {
-            (0, _) => Err(none()),
-            _ => Ok(Self(Some(Arc::new(Pinned {
-                anchors,
-                certificates,
-            })))),
+        let read: Result<Vec<_>, _> = certificates.iter().map(|it| is_authority(it)).collect();
+        let are_authorities = read.map_err(|_| none())?;
+        if certificates.is_empty() {
+            return Err(none());
         }
+        let mut anchors = RootCertStore::empty();
+        let authorities = certificates.iter().zip(are_authorities);
+        let authorities = authorities.filter(|(_, is_one)| *is_one);
+        anchors.add_parsable_certificates(authorities.map(|(it, _)| it.clone()));
+        Ok(Self(Some(Arc::new(Pinned {
+            anchors,
+            certificates,
+        }))))
     }
 
     /// Reads the machine's authorities where they are asked for.
@@ -105,7 +114,7 @@ impl Roots {
                 .with_no_client_auth(),
             Some(pinned) => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Verifier::new(pinned, provider)?))
+                .with_custom_certificate_verifier(Arc::new(Verifier::new(pinned, &provider)?))
                 .with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -182,19 +191,26 @@ impl Tls {
 /// Believes what the pinned authorities vouch for, and what is pinned itself.
 #[derive(Debug)]
 struct Verifier {
-    authorities: Arc<WebPkiServerVerifier>,
+    /// Where there are any.
+    authorities: Option<Arc<WebPkiServerVerifier>>,
     certificates: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    fn new(pinned: &Pinned, provider: Arc<CryptoProvider>) -> Result<Self, String> {
-        let roots = Arc::new(pinned.anchors.clone());
-        let authorities = WebPkiServerVerifier::builder_with_provider(roots, provider)
-            .build()
-            .map_err(|e| e.to_string())?;
+    fn new(pinned: &Pinned, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+        let authorities = match pinned.anchors.is_empty() {
+            true => None,
+            false => {
+                let (roots, provider) = (Arc::new(pinned.anchors.clone()), Arc::clone(provider));
+                let built = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+                Some(built.map_err(|e| e.to_string())?)
+            }
+        };
         Ok(Self {
             authorities,
             certificates: pinned.certificates.clone(),
+            algorithms: provider.signature_verification_algorithms,
         })
     }
 }
@@ -209,13 +225,12 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         if !self.certificates.contains(certificate) {
-            return self.authorities.verify_server_cert(
-                certificate,
-                intermediates,
-                name,
-                ocsp,
-                now,
-            );
+            return match &self.authorities {
+                Some(authorities) => {
+                    authorities.verify_server_cert(certificate, intermediates, name, ocsp, now)
+                }
+                None => Err(CertificateError::UnknownIssuer.into()),
+            };
         }
         in_its_time(certificate, now)?;
         verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
@@ -228,8 +243,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.authorities
-            .verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -238,13 +252,19 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.authorities
-            .verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.authorities.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
+}
+
+/// Whether a certificate says of itself that it may issue others.
+fn is_authority(certificate: &[u8]) -> Result<bool, der::Error> {
+    let certificate = Certificate::from_der(certificate)?;
+    let basic = certificate.tbs_certificate.get::<BasicConstraints>()?;
+    Ok(basic.is_some_and(|(_, basic)| basic.ca))
 }
 
 fn in_its_time(certificate: &[u8], now: UnixTime) -> Result<(), CertificateError> {

@@ -184,6 +184,32 @@ async fn a_certificate_may_be_its_own_authority_if_it_is_pinned() {
     says(&error.unwrap_err(), &["--tls-ca"]);
 }
 
+#[tokio::test]
+async fn a_service_that_is_pinned_vouches_for_no_other() {
+    let issuer = Issuer::new();
+    let (own, key) = params(&["localhost"], |_| ());
+    let pinned = CertifiedIssuer::self_signed(own, key).unwrap();
+    let alone = issuer.written("own.pem", &pem(pinned.der()));
+    let both = [pem(pinned.der()), pem(issuer.certified.der())].concat();
+    let with_authority = issuer.written("both.pem", &both);
+    let (other, key) = params(&["localhost"], |_| ());
+    let issued = other.signed_by(&key, &pinned).unwrap();
+    for file in [alone, with_authority] {
+        let own = acceptor(pinned.der().clone(), pinned.key(), rustls::DEFAULT_VERSIONS);
+        let server = Server::https(own, honest).await;
+        let signed = client(&server, "localhost", trusting(&file))
+            .sign(document(1), 0)
+            .await;
+        signed.unwrap();
+        let other = acceptor(issued.der().clone(), &key, rustls::DEFAULT_VERSIONS);
+        let server = Server::https(other, honest).await;
+        let error = client(&server, "localhost", trusting(&file))
+            .sign(document(1), 0)
+            .await;
+        says(&error.unwrap_err(), &["by nobody that is trusted here"]);
+    }
+}
+
 /// What is said of a server whose certificate is changed like this.
 async fn refused(names: &[&str], change: impl Fn(&mut CertificateParams)) -> ClientError {
     let issuer = Issuer::new();
