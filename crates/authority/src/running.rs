@@ -139,12 +139,15 @@ impl Running {
     }
 
     /// Reads the certificate of HTTPS and its key again, for connections from now on.
-    /// Reads files; does nothing without HTTPS.
+    /// Reads files; does nothing without HTTPS, and says so by `false`.
     ///
     /// # Errors
     /// [`TlsError`]; the old ones stay.
-    pub fn reload_tls(&self) -> Result<(), TlsError> {
-        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
+    pub fn reload_tls(&self) -> Result<bool, TlsError> {
+        match &self.tls {
+            Some(tls) => tls.reload().map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// The newest round; changes once a second.

@@ -284,7 +284,11 @@ impl<'a> Opener<'a> {
         let compared_at = self.status.verified_up_to.as_ref();
         let compared_at = compared_at.filter(|at| {
             let at = at.parse::<Timestamp>().ok();
-            let is_unread = self.status.unread.iter().any(|unread| unread.table == table);
+            let is_unread = self
+                .status
+                .unread
+                .iter()
+                .any(|unread| unread.table == table);
             at.is_some_and(|at| at >= line.at) && !is_unread
         });
         Ok(Some(Live {

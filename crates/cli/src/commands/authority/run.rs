@@ -169,22 +169,32 @@ impl Watch<'_> {
             Ok(users.len())
         });
         let tls = tokio::task::block_in_place(|| self.authority.reload_tls());
-        let failed = users.as_ref().err().map(ToString::to_string);
-        let failed = failed.or(tls.err().map(|e| e.to_string()));
-        match (failed, users) {
-            (None, Ok(users)) => {
-                let text = format!("reloaded, {}", plural(users, "user"));
-                self.show
-                    .event(json!({ "event": "reloaded", "users": users }), &text)
+        // Each for itself: who is no user any more is out, whatever the certificate is.
+        let (mut done, mut reasons, mut count) = (Vec::new(), Vec::new(), None);
+        match users {
+            Ok(users) => {
+                done.push(plural(users, "user"));
+                count = Some(users);
             }
-            (reason, _) => {
-                let reason = reason.unwrap_or_default();
-                tracing::error!(reason, "not reloaded: the service goes on as before");
-                let text = format!("not reloaded: {reason}");
-                self.show
-                    .event(json!({ "event": "not reloaded", "reason": reason }), &text)
-            }
+            Err(e) => reasons.push(format!("the users stay as they were: {e}")),
         }
+        match tls {
+            Ok(true) => done.push("the certificate".to_owned()),
+            Ok(false) => {}
+            Err(e) => reasons.push(format!("the certificate stays as it was: {e}")),
+        }
+        let (done, reason) = (done.join(" and "), reasons.join(". "));
+        let (event, text) = match (done.is_empty(), reason.is_empty()) {
+            (_, true) => ("reloaded", format!("reloaded, {done}")),
+            (true, false) => ("not reloaded", format!("not reloaded: {reason}")),
+            (false, false) => ("partly reloaded", format!("reloaded, {done}; {reason}")),
+        };
+        let mut told = json!({ "event": event, "users": count });
+        if !reason.is_empty() {
+            tracing::error!(reason, "{event}");
+            told["reason"] = reason.into();
+        }
+        self.show.event(told, &text)
     }
 }
 
