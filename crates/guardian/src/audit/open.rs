@@ -8,7 +8,7 @@ use pitser_evidence::Code;
 use pitser_evidence::codec::{Blob, Bytes32};
 use pitser_evidence::commit::{LineNonce, column_leaf};
 use pitser_evidence::file::OpenColumn;
-use pitser_evidence::line::{Genesis, Line, Patient, Timestamp};
+use pitser_evidence::line::{Genesis, Line, Patient};
 use pitser_evidence::sample::{Live, OpenedRow, Shown, ShownRow, Via};
 use pitser_monitor::{key_of, show_key};
 use pitser_trail::export::{ExportError, Exporter};
@@ -280,16 +280,16 @@ impl<'a> Opener<'a> {
                 wrong.insert(code.to_string());
             }
         }
-        // Not what came since, nor what the pass could not read.
-        let compared_at = self.status.verified_up_to.as_ref();
-        let compared_at = compared_at.filter(|at| {
-            let at = at.parse::<Timestamp>().ok();
+        // Not what came since, nor what the pass could not read. Its time is told in whole
+        // seconds, which both begin with.
+        let line_at = line.at.to_string();
+        let compared_at = self.status.verified_up_to.as_ref().filter(|at| {
             let is_unread = self
                 .status
                 .unread
                 .iter()
                 .any(|unread| unread.table == table);
-            at.is_some_and(|at| at >= line.at) && !is_unread
+            at.get(..SECONDS) >= line_at.get(..SECONDS) && !is_unread
         });
         Ok(Some(Live {
             compared_at: compared_at.cloned(),
@@ -298,6 +298,9 @@ impl<'a> Opener<'a> {
         }))
     }
 }
+
+/// Of an instant in RFC 3339, its letters up to the second.
+const SECONDS: usize = "2026-03-14T09:26:53".len();
 
 /// Whether a key of so many cells is a row of so many columns, with or without its number
 /// among equal ones. Of a row of which nothing is known, it may be.
@@ -309,7 +312,7 @@ fn is_whole(cells: usize, columns: Option<usize>) -> bool {
 mod tests {
     use super::*;
     use pitser_evidence::codec::Digest;
-    use pitser_evidence::line::{Finding, Op};
+    use pitser_evidence::line::{Finding, Op, Timestamp};
     use pitser_trail::{Body, Draft, GenesisDraft, TableDraft, Trail};
     use std::sync::Arc;
 
