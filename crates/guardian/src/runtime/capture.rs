@@ -310,6 +310,7 @@ impl Session {
             _ => None,
         };
         let replaced = match replaced {
+            None if change.op == Changed::Create => self.compare_absent(&change, &record)?,
             None if is_of_row(change.op) && change.old.is_none() && sealed.is_none() => {
                 self.compare_known(worker, &change, &record)?
             }
@@ -610,6 +611,32 @@ impl Session {
         }
     }
 
+    /// A row that comes to be takes the place of none: one that was sealed and stands there
+    /// must have been removed past the engine.
+    fn compare_absent(
+        &mut self,
+        change: &Change,
+        record: &Bytes32,
+    ) -> Result<Option<Finding>, Ended> {
+        let leaf = self.trail.state().record_leaf(&change.table, record);
+        let stands = leaf.map_err(TrailError::from)?;
+        if stands.is_none_or(|leaf| leaf.row.is_none()) || !self.is_all_sealed(change) {
+            return Ok(None);
+        }
+        let expected = expected(&mut self.trail, &change.table, record)?;
+        let text = "a row was created in the place of a sealed one, which nothing has removed";
+        let is_known = matches!(expected, Expected::Row { .. });
+        Ok(is_known.then(|| replaced(change, record, text)))
+    }
+
+    /// Whether each row of the table that a change is of has a sealed version, under the key
+    /// that the table has.
+    fn is_all_sealed(&self, change: &Change) -> bool {
+        self.live.contains(&change.table)
+            && !change.keyless
+            && !self.rekeyed.contains_key(&change.table)
+    }
+
     /// What it means that a row was changed of which there is no sealed version. Nothing
     /// where not all rows have one, or have it under other keys.
     fn never_sealed(
@@ -618,10 +645,10 @@ impl Session {
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
-        let is_all_sealed = self.live.contains(&change.table)
-            && !change.keyless
-            && !self.rekeyed.contains_key(&change.table);
-        if !is_all_sealed || !is_of_row(change.op) || self.has_another_key(worker, &change.table)? {
+        if !self.is_all_sealed(change)
+            || !is_of_row(change.op)
+            || self.has_another_key(worker, &change.table)?
+        {
             return Ok(None);
         }
         let text = "the row that was changed was never sealed";

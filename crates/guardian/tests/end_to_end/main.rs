@@ -631,6 +631,39 @@ async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
     guardian.stop().await;
 }
 
+/// Nor one that was removed past capture by a row that takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_in_the_place_of_one_that_vanished_is_not_just_a_new_one() {
+    let site = Site::new();
+    install(&site).unwrap();
+    let (guardian, _) = site.start(None);
+    status_with(&guardian, "the baseline", |s| {
+        s.state == SourceState::Guarding
+    })
+    .await;
+    site.database()
+        .execute_batch(
+            "BEGIN;
+             CREATE TEMP TRIGGER quiet AFTER DELETE ON main.observation
+               BEGIN SELECT RAISE(IGNORE); END;
+             DELETE FROM observation WHERE id = 'obs-1';
+             DROP TRIGGER temp.quiet;
+             INSERT INTO pitser_begin (actor) VALUES ('x');
+             INSERT INTO observation VALUES ('obs-1', 'pt-1', 'forged');
+             DELETE FROM observation WHERE id = 'obs-2';
+             INSERT INTO observation VALUES ('obs-2', 'pt-2', 'entered anew');
+             INSERT INTO pitser_end DEFAULT VALUES;
+             COMMIT",
+        )
+        .unwrap();
+    status_with(&guardian, "ROW-04", |s| !s.findings.is_empty()).await;
+    assert_eq!(guardian.scan().await.unwrap().findings, []);
+    let open = guardian.status().findings;
+    let open: Vec<_> = open.iter().map(|f| (&*f.code, f.key.as_deref())).collect();
+    assert_eq!(open, [("ROW-04", Some("obs-1"))]);
+    guardian.stop().await;
+}
+
 /// A trigger of the writer's own connection ends ours before it has written anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_came_past_capture_cannot_be_laundered_by_a_later_change() {
