@@ -313,6 +313,14 @@ fn an_older_log_that_is_signed_again_breaks_no_chain() {
     fs::write(dir.join("log.ksistate"), monday).unwrap();
     sign("tue").exits(2);
     assert_eq!(fs::read(dir.join("log.ksistate")).unwrap(), tuesday);
+    // One that grew, and was signed without it: it stands at a block in the middle.
+    for text in ["grown\n", "grown again\n"] {
+        append(&dir.join("tue.log"), text);
+        run(dir, "log sign tue.log").exits(2);
+    }
+    append(&dir.join("tue.log"), "and again\n");
+    sign("tue").exits(2);
+    assert_ne!(fs::read(dir.join("log.ksistate")).unwrap(), tuesday);
     sign("wed").exits(2);
     run(dir, "log verify wed.log --after tue.log --policy internal")
         .exits(2)

@@ -162,13 +162,12 @@ impl Args {
     /// Brings the state file up to date; `true` if it is left as it is, since it has gone on
     /// to another log, which this one must not cut off.
     fn keep_state(&self, done: &Done) -> Result<bool, Failure> {
-        let (Some(path), Some(leaf)) = (&self.state, &done.last_leaf) else {
-            return Ok(false);
-        };
-        let known = [done.went_on_from, done.led_to, Some(*leaf)];
-        match previous::state(path)? {
-            Some(there) if !known.contains(&Some(there)) => Ok(true),
-            _ => files::write(path, &encode_state(leaf), true).map(|()| false),
+        match (&self.state, &done.last_leaf) {
+            (Some(path), Some(leaf)) if done.is_there(*leaf) => {
+                files::write(path, &encode_state(leaf), true).map(|()| false)
+            }
+            (Some(_), Some(_)) => Ok(true),
+            _ => Ok(false),
         }
     }
 
@@ -194,12 +193,19 @@ struct Done {
     failure: Option<Failure>,
     /// Unknown if the log is not there any more.
     last_leaf: Option<Imprint>,
-    /// What the first block goes on from.
-    went_on_from: Option<Imprint>,
-    /// The last leaf before anything was added.
-    led_to: Option<Imprint>,
+    /// What the state file has, if there is one.
+    state: Option<Imprint>,
+    /// That is a leaf of this log, or the one that it goes on from.
+    is_here: bool,
     /// A line without an end was left out.
     is_open: bool,
+}
+
+impl Done {
+    /// Whether the state stands in this log, one of whose blocks ends with `leaf`.
+    fn is_there(&self, leaf: Imprint) -> bool {
+        self.is_here || self.state.is_none_or(|state| state == leaf)
+    }
 }
 
 async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Done, Failure> {
@@ -220,17 +226,25 @@ async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Don
         source.as_ref().is_some_and(|it| it == output),
         format,
     )?;
-    let mut done = Done::default();
+    let mut done = Done {
+        state: args
+            .state
+            .as_deref()
+            .map(previous::state)
+            .transpose()?
+            .flatten(),
+        ..Done::default()
+    };
 
     let mut last: Option<OwnedBlock> = None;
     while let Some(blocks) = &mut blocks
         && let Some(block) = blocks.next()?
     {
-        if done.went_on_from.is_none() {
-            let began = block.get().header.previous_leaf;
-            args.is_beginning(&began)?;
-            done.went_on_from = Some(began);
+        let went_on_from = block.get().header.previous_leaf;
+        if last.is_none() {
+            args.is_beginning(&went_on_from)?;
         }
+        done.is_here = done.is_there(went_on_from);
         if let Some(before) = last.replace(block) {
             if let Some(log) = &mut log {
                 previous::skip(&before, log)?;
@@ -241,7 +255,7 @@ async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Don
     if let Some(block) = last {
         if let Some(log) = &mut log {
             done.last_leaf = Some(previous::check(&block, log, &args.log)?.last_leaf);
-            done.led_to = done.last_leaf;
+            done.is_here = done.last_leaf.is_some_and(|leaf| done.is_there(leaf));
         }
         push(&mut new, block, client, format, &mut done).await?;
     }
@@ -261,8 +275,9 @@ async fn sign(args: &Args, client: Option<&Client>, output: &Path) -> Result<Don
             }
             let start = match done.last_leaf {
                 Some(leaf) => leaf,
-                None => *done.went_on_from.insert(args.start()?),
+                None => args.start()?,
             };
+            done.is_here = done.is_there(start);
             let (block, leaf, lines) = build(args, start, log)?;
             done.last_leaf = Some(leaf);
             done.lines_added += lines;
