@@ -87,15 +87,19 @@ impl Roots {
         };
         let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
         let certificates = found.map_err(|_| none())?;
-        let read: Result<Vec<_>, _> = certificates.iter().map(|it| is_authority(it)).collect();
-        let are_authorities = read.map_err(|_| none())?;
-        if certificates.is_empty() {
+        let mut anchors = RootCertStore::empty();
+        let mut can_be_read = false;
+        for certificate in &certificates {
+            // Bundles have one or the other that nobody can read.
+            if let Ok(is_authority) = is_authority(certificate) {
+                can_be_read = true;
+                let authority = is_authority.then(|| certificate.clone());
+                anchors.add_parsable_certificates(authority);
+            }
+        }
+        if !can_be_read {
             return Err(none());
         }
-        let mut anchors = RootCertStore::empty();
-        let authorities = certificates.iter().zip(are_authorities);
-        let authorities = authorities.filter(|(_, is_one)| *is_one);
-        anchors.add_parsable_certificates(authorities.map(|(it, _)| it.clone()));
         Ok(Self(Some(Arc::new(Pinned {
             anchors,
             certificates,

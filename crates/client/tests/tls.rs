@@ -190,7 +190,8 @@ async fn a_service_that_is_pinned_vouches_for_no_other() {
     let (own, key) = params(&["localhost"], |_| ());
     let pinned = CertifiedIssuer::self_signed(own, key).unwrap();
     let alone = issuer.written("own.pem", &pem(pinned.der()));
-    let both = [pem(pinned.der()), pem(issuer.certified.der())].concat();
+    let unreadable = pem(b"no certificate");
+    let both = [pem(pinned.der()), unreadable, pem(issuer.certified.der())].concat();
     let with_authority = issuer.written("both.pem", &both);
     let (other, key) = params(&["localhost"], |_| ());
     let issued = other.signed_by(&key, &pinned).unwrap();

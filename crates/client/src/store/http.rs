@@ -287,3 +287,25 @@ const CONNECT: Duration = Duration::from_secs(5);
 const STALE: Duration = Duration::from_secs(10);
 /// Bytes of an error, or of an answer that announces no length.
 const MAX_ERROR: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_as_long_as_it_says() {
+        for (range, length) in [
+            ("bytes 10-19/100", Some(10)),
+            ("bytes 0-0/*", Some(1)),
+            ("bytes 19-10/100", None),
+            ("bytes 0-18446744073709551615/100", None),
+            ("bytes */100", None),
+            ("10-19/100", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_RANGE, HeaderValue::from_static(range));
+            assert_eq!(part(&headers), length, "{range}");
+        }
+        assert_eq!(part(&HeaderMap::new()), None);
+    }
+}
