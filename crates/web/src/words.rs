@@ -216,6 +216,12 @@ fn worst(status: &Status) -> (Tone, String) {
     if let Some(sentence) = rows(status) {
         return (Tone::Bad, sentence);
     }
+    let met = open(&[Code::RowReplaced]);
+    if met > 0 {
+        let changes = count(met, "change met a record", "changes met records");
+        let sentence = format!("{changes} written to behind the application’s back before.");
+        return (Tone::Bad, sentence);
+    }
     if open(TRAIL) > 0 {
         let sentence = "The trail itself was tampered with.";
         return (Tone::Bad, sentence.into());
@@ -445,6 +451,10 @@ mod tests {
             (
                 vec![row("ROW-01", "1"), row("ACT-01", "9"), row("TRL-01", "")],
                 "1 record was changed behind the application’s back.",
+            ),
+            (
+                vec![row("ROW-04", "1"), row("ROW-04", "1"), row("ACT-01", "9")],
+                "2 changes met records written to behind the application’s back before.",
             ),
         ] {
             check(&guarding(9, findings), Tone::Bad, sentence);
