@@ -806,6 +806,30 @@ fn keys_that_change_places() {
     world.run("trail verify").exits(0);
 }
 
+/// A change before anybody knows of the other key is not of the record that it names.
+#[test]
+fn a_change_at_once_under_keys_that_change_places() {
+    let Some(mut world) = world() else { return };
+    world.psql("postgres", "UPDATE visit SET n = 51 - id");
+    world.settle();
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (n);
+         UPDATE visit SET note = 'at once' WHERE n = 40",
+    );
+    let status = world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    assert!(
+        !status["findings"].to_string().contains("ROW-04"),
+        "{status}"
+    );
+    world.settle();
+    world.scan();
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 #[test]
 fn killed_while_records_go_on_under_another_key() {
     const ROWS: usize = 20_000;

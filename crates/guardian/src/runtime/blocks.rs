@@ -146,7 +146,7 @@ impl Session {
 
     /// Keeps for the next start what the source has forgotten. An older word of it does no
     /// harm.
-    fn keep_forgotten(&mut self) -> Result<(), Ended> {
+    pub(super) fn keep_forgotten(&mut self) -> Result<(), Ended> {
         let forgotten = self.source.forgotten();
         if let Some(upto) = forgotten
             && self.forgotten != forgotten

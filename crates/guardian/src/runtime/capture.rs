@@ -16,6 +16,18 @@ use pitser_trail::{Body, Draft, TrailError};
 use std::collections::HashSet;
 use std::sync::Arc;
 
+/// What the keys of tables were when that was asked last.
+pub(super) struct AskedKeys {
+    /// In this second, so often.
+    second: u64,
+    times: u32,
+    shapes: Vec<Shape>,
+}
+
+/// How often that is asked in a second: whoever changes rows that were never sealed may do
+/// it very often.
+const ASKED: u32 = 8;
+
 /// Of so many rows that have equals it is remembered how many there are.
 const COPIES: usize = 1 << 16;
 /// Lines of one truncation that are one event.
@@ -310,7 +322,9 @@ impl Session {
             _ => None,
         };
         let replaced = match replaced {
-            None if change.op == Changed::Create => self.compare_absent(&change, &record)?,
+            None if change.op == Changed::Create => {
+                self.compare_absent(worker, &change, &record)?
+            }
             None if is_of_row(change.op) && change.old.is_none() && sealed.is_none() => {
                 self.compare_known(worker, &change, &record)?
             }
@@ -585,14 +599,13 @@ impl Session {
                 Some(columns) => columns,
             },
         };
-        Ok(Some(Finding {
-            columns,
-            ..replaced(
-                change,
-                record,
-                "the row that was changed was not the one that was sealed",
-            )
-        }))
+        // The record may be that of another row.
+        if !change.keyless && self.is_under_other_keys(worker, &change.table)? {
+            return Ok(None);
+        }
+        let text = "the row that was changed was not the one that was sealed";
+        let finding = replaced(change, record, text);
+        Ok(Some(Finding { columns, ..finding }))
     }
 
     /// The same of a change that came without the row that it replaces: that there was one
@@ -615,67 +628,83 @@ impl Session {
     /// must have been removed past the engine.
     fn compare_absent(
         &mut self,
+        worker: &Worker,
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
         let leaf = self.trail.state().record_leaf(&change.table, record);
         let stands = leaf.map_err(TrailError::from)?;
-        if stands.is_none_or(|leaf| leaf.row.is_none()) || !self.is_all_sealed(change) {
+        if stands.is_none_or(|leaf| leaf.row.is_none()) || !self.are_all_sealed(worker, change)? {
             return Ok(None);
         }
-        let expected = expected(&mut self.trail, &change.table, record)?;
+        let Expected::Row { nonce, row } = expected(&mut self.trail, &change.table, record)? else {
+            return Ok(None);
+        };
+        let columns = self.columns.of(&change.table);
+        // An old copy tells again what it was when it was made.
+        let is_same = |new: &Row| columns.open(&nonce, &row, new);
+        if change.new.as_ref().is_some_and(is_same) {
+            return Ok(None);
+        }
         let text = "a row was created in the place of a sealed one, which nothing has removed";
-        let is_known = matches!(expected, Expected::Row { .. });
-        Ok(is_known.then(|| replaced(change, record, text)))
+        Ok(Some(replaced(change, record, text)))
     }
 
-    /// Whether each row of the table that a change is of has a sealed version, under the key
-    /// that the table has.
-    fn is_all_sealed(&self, change: &Change) -> bool {
-        self.live.contains(&change.table)
-            && !change.keyless
-            && !self.rekeyed.contains_key(&change.table)
-    }
-
-    /// What it means that a row was changed of which there is no sealed version. Nothing
-    /// where not all rows have one, or have it under other keys.
+    /// What it means that a row was changed of which there is no sealed version.
     fn never_sealed(
         &mut self,
         worker: &Worker,
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
-        if !self.is_all_sealed(change)
-            || !is_of_row(change.op)
-            || self.has_another_key(worker, &change.table)?
-        {
+        if !is_of_row(change.op) || !self.are_all_sealed(worker, change)? {
             return Ok(None);
         }
         let text = "the row that was changed was never sealed";
         Ok(Some(replaced(change, record, text)))
     }
 
-    /// Whether a table has another key than was noticed: the catalogue is looked at each
-    /// second only, and no more often for this.
-    fn has_another_key(&mut self, worker: &Worker, table: &str) -> Result<bool, Ended> {
-        let second = (worker.parts.clock)() / SECOND_US;
-        if let Some((asked, at, is_another)) = &self.asked_key
-            && asked == table
-            && *at == second
-        {
-            return Ok(*is_another);
+    /// Whether each row of the table that a change is of has a sealed version, under its key
+    /// and as the only one: SQLite takes several rows with the same key if that has a null.
+    fn are_all_sealed(&mut self, worker: &Worker, change: &Change) -> Result<bool, Ended> {
+        let has_null = change
+            .key
+            .cells()
+            .iter()
+            .any(|cell| cell.expose().is_none());
+        let are_known = self.live.contains(&change.table) && !change.keyless && !has_null;
+        Ok(are_known && !self.is_under_other_keys(worker, &change.table)?)
+    }
+
+    /// Whether what the trail has of a table stands under other keys than its rows have:
+    /// another key was noticed and not carried through, or was not noticed yet. The
+    /// catalogue is looked at each second only, and a few times more for this.
+    fn is_under_other_keys(&mut self, worker: &Worker, table: &str) -> Result<bool, Ended> {
+        if self.rekeyed.contains_key(table) {
+            return Ok(true);
         }
-        let now = self.source.fingerprint()?;
-        let before = self.source.shapes_in(&self.fingerprint);
-        let shapes = before.zip(self.source.shapes_in(&now));
-        let is_another = shapes.is_some_and(|(before, now)| {
-            let key = |shapes: &[Shape]| {
-                let shape = shapes.iter().find(|shape| shape.name == table);
-                shape.map(|shape| shape.key.clone())
-            };
-            key(&before) != key(&now)
-        });
-        self.asked_key = Some((table.to_owned(), second, is_another));
+        let Some(known) = self.source.shapes_in(&self.fingerprint) else {
+            return Ok(false);
+        };
+        let second = (worker.parts.clock)() / SECOND_US;
+        let asked = self.asked_keys.take().filter(|it| it.second == second);
+        let asked = match asked {
+            Some(asked) if asked.times >= ASKED => asked,
+            asked => {
+                let now = self.source.fingerprint()?;
+                AskedKeys {
+                    second,
+                    times: asked.map_or(0, |it| it.times) + 1,
+                    shapes: self.source.shapes_in(&now).unwrap_or_default(),
+                }
+            }
+        };
+        let key = |shapes: &[Shape]| {
+            let shape = shapes.iter().find(|shape| shape.name == table);
+            shape.map(|shape| shape.key.clone())
+        };
+        let is_another = key(&known) != key(&asked.shapes);
+        self.asked_keys = Some(asked);
         Ok(is_another)
     }
 
@@ -714,6 +743,7 @@ impl Session {
         }
         self.event_findings(worker, vec![draft], to, finding)?;
         self.position = to;
+        self.keep_forgotten()?;
         if self.position < self.kept {
             // The old file must not prevail over the line, should we be killed between.
             let _ = std::fs::remove_file(self.trail.layout().dir().join(POSITION));

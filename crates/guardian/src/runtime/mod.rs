@@ -778,8 +778,7 @@ struct Session {
     columns: Columns,
     /// Columns that the catalogue was asked about last.
     asked: Option<columns::Named>,
-    /// Whether a table has another key than was noticed, in which second that was asked.
-    asked_key: Option<(String, u64, bool)>,
+    asked_keys: Option<capture::AskedKeys>,
     /// Changes that cannot be read, until one can.
     unread: Option<Unread>,
     /// Tables without a key of which a change could not be told, as a finding says.

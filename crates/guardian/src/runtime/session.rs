@@ -87,7 +87,7 @@ impl Session {
             rekeyed: Rekeyed::new(),
             columns: super::columns::remembered(trail.layout()),
             asked: None,
-            asked_key: None,
+            asked_keys: None,
             unread: None,
             untold: HashSet::new(),
             unguarded: BTreeSet::new(),

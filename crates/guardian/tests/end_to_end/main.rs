@@ -235,6 +235,12 @@ async fn status_with(guardian: &Handle, what: &str, wanted: impl FnMut(&Status) 
     seen.unwrap_or_else(|| panic!("not within {limit:?}: {what}; {:?}", guardian.status()))
 }
 
+/// Waits until the rows that were there before have their lines.
+async fn guarding(guardian: &Handle) {
+    let is_guarding = |s: &Status| s.state == SourceState::Guarding;
+    status_with(guardian, "it guards", is_guarding).await;
+}
+
 /// A witness that answers when it is let.
 struct Slow {
     witness: Box<dyn Cosign>,
@@ -547,16 +553,18 @@ async fn export(
         .unwrap()
 }
 
+/// Asks at an address where nobody answers.
+fn nobody() -> Client {
+    let free = port::free_address();
+    let endpoint = Endpoint::parse(&format!("ksi+tcp://test:test@{free}"));
+    Client::new(endpoint.unwrap(), Default::default())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trail_goes_on_while_the_authority_is_down_and_after_a_restart() {
     let site = Site::new();
     install(&site).unwrap();
-    let free = port::free_address();
-    let nobody = Client::new(
-        Endpoint::parse(&format!("ksi+tcp://test:test@{free}")).unwrap(),
-        Default::default(),
-    );
-    let (guardian, _) = site.start(Some(nobody));
+    let (guardian, _) = site.start(Some(nobody()));
     site.database().execute_batch(CHANGES).unwrap();
     status_with(&guardian, "unsealed blocks and a reason", |s| {
         s.blocks >= 2
@@ -589,12 +597,7 @@ async fn an_authority_that_stays_down_is_a_finding() {
     site.tuning.seal_alarm_s = 2;
     site.tuning.heartbeat_s = 1;
     install(&site).unwrap();
-    let free = port::free_address();
-    let nobody = Client::new(
-        Endpoint::parse(&format!("ksi+tcp://test:test@{free}")).unwrap(),
-        Default::default(),
-    );
-    let (guardian, _) = site.start(Some(nobody));
+    let (guardian, _) = site.start(Some(nobody()));
     site.database().execute_batch(CHANGES).unwrap();
     status_with(&guardian, "SEAL-01", |s| {
         s.blocks > 2 && s.findings.iter().any(|found| found.code == "SEAL-01")
@@ -608,10 +611,7 @@ async fn an_edited_row_cannot_be_laundered_by_a_later_update() {
     let site = Site::new();
     install(&site).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| {
-        s.state == SourceState::Guarding
-    })
-    .await;
+    guarding(&guardian).await;
     site.edit_file(b"120 mmHg");
     site.database()
         .execute_batch(
@@ -637,10 +637,7 @@ async fn a_row_in_the_place_of_one_that_vanished_is_not_just_a_new_one() {
     let site = Site::new();
     install(&site).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| {
-        s.state == SourceState::Guarding
-    })
-    .await;
+    guarding(&guardian).await;
     site.database()
         .execute_batch(
             "BEGIN;
@@ -670,10 +667,7 @@ async fn a_row_that_came_past_capture_cannot_be_laundered_by_a_later_change() {
     let site = Site::new();
     install(&site).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| {
-        s.state == SourceState::Guarding
-    })
-    .await;
+    guarding(&guardian).await;
     for (at, change) in [
         "UPDATE observation SET value = 'as if it were old'",
         "DELETE FROM observation",
@@ -721,10 +715,7 @@ async fn dropped_triggers_missing_and_unknown_rows_are_found() {
     let site = Site::new();
     install(&site).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| {
-        s.state == SourceState::Guarding
-    })
-    .await;
+    guarding(&guardian).await;
     let db = site.database();
     drop_triggers(&db, "observation");
     db.execute_batch("DELETE FROM observation WHERE id = 'obs-1'; INSERT INTO observation VALUES ('obs-9', 'pt-1', 'x');").unwrap();
@@ -828,10 +819,7 @@ async fn a_damaged_file_is_said_to_be_damaged_and_guarding_goes_on() {
     let site = Site::new();
     install(&site).unwrap();
     let (guardian, _) = site.start(None);
-    status_with(&guardian, "the baseline", |s| {
-        s.state == SourceState::Guarding
-    })
-    .await;
+    guarding(&guardian).await;
     let page: u64 = site
         .database()
         .query_row(

@@ -9,11 +9,6 @@ fn site() -> Site {
     site
 }
 
-async fn guarding(guardian: &Handle) {
-    let is_guarding = |s: &Status| s.state == SourceState::Guarding;
-    status_with(guardian, "it guards", is_guarding).await;
-}
-
 /// Attributed changes of `obs-1`, so many; each is an update.
 fn change(site: &Site, times: usize) {
     let db = site.database();
