@@ -148,10 +148,13 @@ pub fn can_accept(code: Code) -> Result<(), NotAccepted> {
     }
 }
 
+/// What can be wrong with a row as it is now.
+pub const OF_LIVE_ROWS: [Code; 3] = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown];
+
 /// True if a later scan can find that it is so no longer; other findings are
 /// events, and stay.
 pub fn can_close(code: Code) -> bool {
-    matches!(code, Code::RowDiffers | Code::RowMissing | Code::RowUnknown)
+    OF_LIVE_ROWS.contains(&code)
 }
 
 /// A key's cells as trail drafts carry them; NULL as no bytes, which no value has.

@@ -16,7 +16,9 @@ mod rows;
 mod scan;
 
 pub use columns::{Columns, Versions};
-pub use finding::{Finding, NotAccepted, can_accept, can_close, key_cells, key_of, show_key};
+pub use finding::{
+    Finding, NotAccepted, OF_LIVE_ROWS, can_accept, can_close, key_cells, key_of, show_key,
+};
 pub use incidents::{Accepted, Incident, Incidents, Noted};
 pub use newest::{KEPT, KEPT_BYTES, KEPT_EARLIER, Keep, Kind, More, Newest};
 pub use rows::Lines;

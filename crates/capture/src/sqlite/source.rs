@@ -76,9 +76,10 @@ impl Source for SqliteSource {
     }
 
     fn replaced(&self) -> Result<Option<SourceError>, SourceError> {
-        let path = || self.path.clone();
-        let error = Self::is_replaced(self)?.then(|| SqliteError::Replaced { path: path() });
-        Ok(error.map(SourceError::from))
+        let error = || SqliteError::Replaced {
+            path: self.path.clone(),
+        };
+        Ok(self.is_replaced()?.then(|| error().into()))
     }
 
     fn unguarded(&mut self) -> Result<Vec<String>, SourceError> {

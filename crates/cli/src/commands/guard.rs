@@ -422,9 +422,7 @@ async fn embedded_authority(config: &Config) -> Result<AuthorityHandle, Failure>
 
 async fn status(args: &Asking) -> Outcome {
     let config = Config::read(&args.common.config)?;
-    if let Some(name) = &args.source {
-        config.source(Some(name))?;
-    }
+    let wanted = asked(&config, args)?;
     let mut answer = ask(&config, "GET", "/api/status").await?;
     let Value::Array(told) = answer["sources"].take() else {
         let address = &config.guard.listen;
@@ -433,10 +431,7 @@ async fn status(args: &Asking) -> Outcome {
         )));
     };
     let tuning = config.tuning();
-    let sources: Vec<Value> = config
-        .sources
-        .iter()
-        .filter(|source| args.source.as_ref().is_none_or(|name| *name == source.name))
+    let sources: Vec<Value> = wanted
         .map(|source| {
             let origin = tuning.origin(source);
             let mut told = told.iter();
@@ -479,18 +474,11 @@ async fn status(args: &Asking) -> Outcome {
 
 async fn scan(args: &Asking) -> Outcome {
     let config = Config::read(&args.common.config)?;
-    if let Some(name) = &args.source {
-        config.source(Some(name))?;
-    }
     let mut open = 0;
     let mut goes_on = Vec::new();
     let mut unread = Vec::new();
     let mut reports = Vec::new();
-    for source in config
-        .sources
-        .iter()
-        .filter(|s| args.source.as_ref().is_none_or(|name| *name == s.name))
-    {
+    for source in asked(&config, args)? {
         let report = ask(&config, "POST", &format!("/api/scan/{}", source.name)).await?;
         if report["running"] == true {
             goes_on.push(source.name.as_str());
@@ -562,6 +550,17 @@ async fn test_alert(config: &Config) -> Outcome {
             output::plural(receivers.len() as u64, "receiver")
         ))),
     }
+}
+
+/// The sources that are asked about; a name that none has is refused.
+fn asked<'c>(
+    config: &'c Config,
+    args: &Asking,
+) -> Result<impl Iterator<Item = &'c Source>, Failure> {
+    let only = args.source.as_deref();
+    let only = only.map(|name| config.source(Some(name))).transpose()?;
+    let is_asked = move |source: &&Source| only.is_none_or(|only| only.name == source.name);
+    Ok(config.sources.iter().filter(is_asked))
 }
 
 /// State of a source of the configuration that the guardian who answers does not have.

@@ -70,57 +70,38 @@ pub(crate) fn run(args: Args) -> Outcome {
             )));
         }
     }
-    if matches!(kind, Some(Kind::Evidence)) {
-        // Whoever gives what is not looked at would take the verdict for an answer to it.
-        let given = [
-            (args.document.is_some(), "--document"),
-            (args.hash.is_some(), "--hash"),
-            (args.level != 0, "--level"),
-        ];
-        let given = given.into_iter().chain(args.trust.given());
-        if let Some((_, option)) = given.into_iter().find(|(is_given, _)| *is_given) {
-            return Err(Failure::Input(format!(
-                "{name}: {option} says nothing about an evidence file: what you trust stands in the file that --anchors \
-                 names (publication codes, keys, trails, witnesses, auditors)"
-            )));
-        }
-    } else if args.anchors.is_some() {
+    if args.anchors.is_some() && !matches!(kind, Some(Kind::Evidence)) {
         return Err(Failure::Input(format!(
             "{name}: --anchors is about an evidence file, which this is not"
         )));
     }
-    if matches!(kind, Some(Kind::PublicationsFile)) {
-        let given = [
-            (args.document.is_some(), "--document"),
-            (args.hash.is_some(), "--hash"),
-            (args.level != 0, "--level"),
-        ];
-        let asked = ["--trust", "--constraint"];
-        let trust = args
-            .trust
-            .given()
-            .filter(|(_, option)| !asked.contains(option));
-        if let Some((_, option)) = given
-            .into_iter()
-            .chain(trust)
-            .find(|(is_given, _)| *is_given)
-        {
-            return Err(Failure::Input(format!(
-                "{name}: {option} says nothing about a publications file, which is judged by who signed it. \
-                 pitser inspect shows the codes in it"
-            )));
-        }
-    }
-    if matches!(kind, Some(Kind::Log(_))) {
-        let given = [
-            (args.hash.is_some(), "--hash"),
-            (args.level != 0, "--level"),
-        ];
-        if let Some((_, option)) = given.into_iter().find(|(is_given, _)| *is_given) {
-            return Err(Failure::Input(format!(
-                "{name}: {option} says nothing about the signature of a log: name the log with --document"
-            )));
-        }
+    // Whoever gives what is not looked at would take the verdict for an answer to it.
+    let (is_used, what): (fn(&str) -> bool, _) = match kind {
+        Some(Kind::Evidence) => (
+            |_| false,
+            "an evidence file: what you trust stands in the file that --anchors names (publication codes, keys, \
+             trails, witnesses, auditors)",
+        ),
+        Some(Kind::PublicationsFile) => (
+            |option| ["--trust", "--constraint"].contains(&option),
+            "a publications file, which is judged by who signed it. pitser inspect shows the codes in it",
+        ),
+        Some(Kind::Log(_)) => (
+            |option| !["--hash", "--level"].contains(&option),
+            "the signature of a log: name the log with --document",
+        ),
+        _ => (|_| true, ""),
+    };
+    let given = [
+        (args.document.is_some(), "--document"),
+        (args.hash.is_some(), "--hash"),
+        (args.level != 0, "--level"),
+    ];
+    let mut given = given.into_iter().chain(args.trust.given());
+    if let Some((_, option)) = given.find(|(is_given, option)| *is_given && !is_used(option)) {
+        return Err(Failure::Input(format!(
+            "{name}: {option} says nothing about {what}"
+        )));
     }
     match kind {
         Some(Kind::Signature) => signature::run(&bytes, &args),

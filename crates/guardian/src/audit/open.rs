@@ -4,13 +4,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use pitser_evidence::Code;
 use pitser_evidence::codec::{Blob, Bytes32};
 use pitser_evidence::commit::{LineNonce, column_leaf};
 use pitser_evidence::file::OpenColumn;
 use pitser_evidence::line::{Genesis, Line, Patient};
 use pitser_evidence::sample::{Live, OpenedRow, Shown, ShownRow, Via};
-use pitser_monitor::{key_of, show_key};
+use pitser_monitor::{OF_LIVE_ROWS, key_of, show_key};
 use pitser_trail::export::{ExportError, Exporter};
 use pitser_trail::{Layout, Row};
 
@@ -259,18 +258,21 @@ impl<'a> Opener<'a> {
     ) -> Result<Option<Live>, ExportError> {
         // Of a record that is gone there is no live row.
         let newest = self.exporter.standing_row_line(table, cells, |_| true)?;
-        let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown];
         let key = show_key(&key_of(cells.to_vec()));
         let findings = self.status.findings.iter();
         let wrong = findings.filter(|finding| {
             let is_here = finding.table.as_deref() == Some(table)
                 && finding.key.as_deref() == Some(key.as_str());
-            is_here && finding.open && codes.iter().any(|code| code.as_str() == finding.code)
+            is_here
+                && finding.open
+                && OF_LIVE_ROWS
+                    .iter()
+                    .any(|code| code.as_str() == finding.code)
         });
         let mut wrong: BTreeSet<String> = wrong.map(|finding| finding.code.to_string()).collect();
         // Those that are only counted are known by their lines.
         let counted = &self.status.counted_rows;
-        for code in codes {
+        for code in OF_LIVE_ROWS {
             let is_it = |line: &Line| {
                 let body = line.finding.as_ref();
                 body.is_some_and(|body| body.code == code) && counted.contains(line.seq)
@@ -311,6 +313,7 @@ fn is_whole(cells: usize, columns: Option<usize>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pitser_evidence::Code;
     use pitser_evidence::codec::Digest;
     use pitser_evidence::line::{Finding, Op, Timestamp};
     use pitser_trail::{Body, Draft, GenesisDraft, TableDraft, Trail};

@@ -616,12 +616,16 @@ impl Session {
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
-        let leaf = self.trail.state().record_leaf(&change.table, record);
-        let is_known = leaf.map_err(TrailError::from)?;
-        match is_known.is_some_and(|leaf| leaf.row.is_some()) {
+        match self.stands(change, record)? {
             true => Ok(None),
             false => self.never_sealed(worker, change, record),
         }
+    }
+
+    /// Whether a sealed row stands where a change is.
+    fn stands(&self, change: &Change, record: &Bytes32) -> Result<bool, TrailError> {
+        let leaf = self.trail.state().record_leaf(&change.table, record)?;
+        Ok(leaf.is_some_and(|leaf| leaf.row.is_some()))
     }
 
     /// A row that comes to be takes the place of none: one that was sealed and stands there
@@ -632,9 +636,7 @@ impl Session {
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
-        let leaf = self.trail.state().record_leaf(&change.table, record);
-        let stands = leaf.map_err(TrailError::from)?;
-        if stands.is_none_or(|leaf| leaf.row.is_none()) || !self.are_all_sealed(worker, change)? {
+        if !self.stands(change, record)? || !self.are_all_sealed(worker, change)? {
             return Ok(None);
         }
         let Expected::Row { nonce, row } = expected(&mut self.trail, &change.table, record)? else {

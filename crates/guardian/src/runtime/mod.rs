@@ -778,6 +778,7 @@ struct Session {
     columns: Columns,
     /// Columns that the catalogue was asked about last.
     asked: Option<columns::Named>,
+    /// The keys of all tables, as they were asked for lately.
     asked_keys: Option<capture::AskedKeys>,
     /// Changes that cannot be read, until one can.
     unread: Option<Unread>,

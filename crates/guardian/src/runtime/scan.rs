@@ -6,7 +6,9 @@ use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_ksi::time::Second;
-use pitser_monitor::{Expected, Finding, Judge, Look, ScanTable, Suspects, Touched, look};
+use pitser_monitor::{
+    Expected, Finding, Judge, Look, OF_LIVE_ROWS, ScanTable, Suspects, Touched, look,
+};
 use std::sync::mpsc::{Sender, channel};
 
 /// Findings that are written of what a pass saw in all, before other things are done: some
@@ -301,13 +303,12 @@ impl Session {
             }
             s.unread.clone_from(&unread);
         });
-        let codes = [Code::RowDiffers, Code::RowMissing, Code::RowUnknown];
-        let is_row = |f: &FindingStatus| codes.iter().any(|code| code.as_str() == f.code);
+        let is_row = |f: &FindingStatus| OF_LIVE_ROWS.iter().any(|code| code.as_str() == f.code);
         let open = self.findings().into_iter().filter(|f| f.open && is_row(f));
         let findings: Vec<_> = open.collect();
         let summary = ScanSummary {
             rows,
-            more: self.incidents.open(&codes) - findings.len() as u64,
+            more: self.incidents.open(&OF_LIVE_ROWS) - findings.len() as u64,
             findings,
             unread,
         };
