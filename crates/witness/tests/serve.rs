@@ -215,6 +215,37 @@ fn a_clock_that_went_back_is_told_and_cosigns_nothing() {
     world.stop();
 }
 
+/// All logs are read for `/` and `/metrics`, however often somebody asks.
+#[test]
+fn who_asks_for_everything_is_told_what_was_read_last() {
+    let limits = Limits {
+        survey: Duration::from_secs(3600),
+        ..Limits::default()
+    };
+    let world = World::with(limits, |witness| witness);
+    let told = |size: &str| {
+        says(&world.get("/"), 200, &[size]);
+        let metrics = world.get("/metrics");
+        let newest = metrics
+            .lines()
+            .find(|line| line.contains("_cosigned_timestamp_seconds "));
+        newest.map(str::to_owned)
+    };
+    world.ask(&world.tree, 0, 5).unwrap();
+    let before = told("<td>5</td>");
+    assert!(before.is_some());
+    world.clock.store(NOW + 1, Ordering::Relaxed);
+    world.ask(&world.tree, 5, 9).unwrap();
+    assert_eq!(told("<td>5</td>"), before);
+    // Requests are counted all the same, and the store is not asked for them.
+    says(
+        &world.get("/metrics"),
+        200,
+        &["pitser_witness_requests_total{status=\"200\"} 2\n"],
+    );
+    world.stop();
+}
+
 #[test]
 fn hostile_requests_are_refused_before_they_cost_anything() {
     let world = World::new();

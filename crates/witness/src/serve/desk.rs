@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
@@ -26,6 +27,9 @@ pub(super) struct Desk<S, C> {
     witness: Arc<tokio::sync::Mutex<Witness<S>>>,
     /// Those that have the witness or wait for it.
     waiting: AtomicUsize,
+    /// What was surveyed last, and when. Locked until there is a new one, so that those who
+    /// ask meanwhile share it, and only one of them waits for the witness.
+    surveyed: Arc<tokio::sync::Mutex<Option<(Survey, Instant)>>>,
     limits: Limits,
     clock: Arc<C>,
     /// Locked to count one request.
@@ -43,6 +47,7 @@ where
         Self {
             witness: Arc::new(tokio::sync::Mutex::new(witness)),
             waiting: AtomicUsize::new(0),
+            surveyed: Arc::default(),
             peers: Mutex::new(Limiter::new(limits.of_peer, PEERS)),
             limits,
             clock: Arc::new(clock),
@@ -87,7 +92,7 @@ where
             (&Method::GET | &Method::HEAD, "/health") => self.health().await,
             (&Method::GET | &Method::HEAD, "/metrics") => {
                 let (answered, connections) = (self.answered(), place.connections());
-                let text = |survey: Survey| survey.metrics(&answered, connections);
+                let text = |survey: &Survey| survey.metrics(&answered, connections);
                 let kind = "text/plain; version=0.0.4";
                 self.survey(|survey| plain(StatusCode::OK, text(survey), kind))
                     .await
@@ -148,11 +153,24 @@ where
         }
     }
 
-    async fn survey(&self, answer: impl FnOnce(Survey) -> Answer) -> Answer {
+    async fn survey(&self, answer: impl FnOnce(&Survey) -> Answer) -> Answer {
+        let mut kept = Arc::clone(&self.surveyed).lock_owned().await;
+        let is_new = |(_, at): &&(_, Instant)| at.elapsed() < self.limits.survey;
+        if let Some((survey, _)) = kept.as_ref().filter(is_new) {
+            return answer(survey);
+        }
         let clock = Arc::clone(&self.clock);
-        let look = move |witness: &mut Witness<S>| page::survey(witness, clock());
+        // Kept where it is made, also if whoever asked has gone.
+        let look = move |witness: &mut Witness<S>| {
+            let survey = page::survey(witness, clock())?;
+            *kept = Some((survey, Instant::now()));
+            Ok(kept)
+        };
         match self.with_witness(look).await {
-            Some(Ok(survey)) => answer(survey),
+            Some(Ok(kept)) => match kept.as_ref() {
+                Some((survey, _)) => answer(survey),
+                None => busy(),
+            },
             Some(Err(error)) => unreadable(&error),
             None => busy(),
         }

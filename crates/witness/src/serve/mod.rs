@@ -49,6 +49,9 @@ pub struct Limits {
     pub body: Duration,
     /// The age at which a connection is closed, between two requests.
     pub age: Duration,
+    /// How old what `/` and `/metrics` say may be: all logs are read for it, and nothing
+    /// is cosigned meanwhile.
+    pub survey: Duration,
 }
 
 impl Default for Limits {
@@ -62,6 +65,7 @@ impl Default for Limits {
             head: Duration::from_secs(15),
             body: Duration::from_secs(10),
             age: Duration::from_secs(120),
+            survey: Duration::from_secs(1),
         }
     }
 }
