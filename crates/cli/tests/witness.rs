@@ -275,6 +275,30 @@ fn evidence_rests_on_a_witness_across_the_network() {
         .says("no cosigned head is kept here");
 }
 
+/// Evidence can do without the authority, if that is asked for.
+#[test]
+fn evidence_is_exported_while_the_authority_is_away() {
+    let hospital = Hospital::new();
+    let guardian = hospital.guard();
+    hospital.status(witnessed(1));
+    guardian.stop();
+    hospital.anchors();
+    let Hospital { dir, dev, .. } = hospital;
+    dev.kill();
+    let dir = dir.path();
+    let export = "evidence export --patient pt-1 -o e.pitser";
+    run(dir, export).exits(4).says("--offline");
+    assert!(!dir.join("e.pitser").exists());
+    let said = run(dir, &format!("{export} --offline --json"));
+    assert_eq!(said.exits(0).json()["published"], 0);
+    let report = run(dir, "verify e.pitser --anchors anchors.toml --json");
+    let report = report.exits(2).json();
+    let mut steps = report["steps"].as_array().unwrap().iter();
+    let seals = steps.find(|step| step["name"] == "seals").unwrap();
+    assert_eq!(seals["state"], "waiting", "{report}");
+    assert_eq!(report["code"], "GEN-02");
+}
+
 /// Two witnesses, one of each algorithm, and a verifier who wants both.
 #[cfg(feature = "ml-dsa")]
 #[test]

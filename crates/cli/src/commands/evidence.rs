@@ -54,6 +54,10 @@ struct Export {
     /// completeness cannot be confirmed yet
     #[arg(long)]
     newest: bool,
+    /// Ask nobody, while the authority is away: seals go as they are, neither extended to a
+    /// publication nor shown to be witnessed, so that they cannot all be confirmed yet
+    #[arg(long)]
+    offline: bool,
     /// Overwrite the file if it is there
     #[arg(long)]
     force: bool,
@@ -86,14 +90,22 @@ pub(crate) async fn run(args: Args) -> Outcome {
     };
     let listed = exporter.list(asked).map_err(Failure::input)?;
     let seals = exporter.seals(&listed).map_err(Failure::input)?;
-    let (publications, longer) = extended(&config, seals).await?;
+    let (publications, longer) = match args.offline {
+        true => (None, HashMap::new()),
+        false => extended(&config, seals).await.map_err(away)?,
+    };
     let publications = publications.or_else(|| std::fs::read(layout.publications()).ok());
     let mut evidence = exporter
         .evidence_of(listed, audit, publications, |block, seal| {
             longer.get(&block).cloned().unwrap_or_else(|| seal.to_vec())
         })
         .map_err(Failure::input)?;
-    let witnessed = witnessed(&config, &exporter, &mut evidence).await?;
+    let witnessed = match args.offline {
+        true => None,
+        false => witnessed(&config, &exporter, &mut evidence)
+            .await
+            .map_err(away)?,
+    };
     let file = evidence.encode_readable().map_err(Failure::input)?;
     let apart = write_apart(&evidence, &mut exporter, &values)?;
     disk::replace(&args.output, &file).map_err(Failure::service)?;
@@ -277,8 +289,18 @@ fn as_of(audited: bool, after: u64) -> String {
     }
 }
 
+/// What to do while the authority, or the calendar's log, does not answer.
+fn away(failure: Failure) -> Failure {
+    match failure {
+        Failure::Service(text) => Failure::Service(format!(
+            "{text}. Try again, or export with --offline: seals go as they are then, and cannot all be confirmed yet"
+        )),
+        other => other,
+    }
+}
+
 /// The publications file and seals extended to its newest publication, if the
-/// authority answers; evidence can do without, resting on the authority's key.
+/// configuration says where they are.
 async fn extended(
     config: &Config,
     seals: Vec<(u64, Vec<u8>)>,
