@@ -11,12 +11,15 @@ mod tls;
 
 use common::copy_folder::copy_folder;
 use common::{Process, Said, pitser};
+use data_encoding::{BASE64, HEXLOWER};
 use hospital::{Hospital, ORIGIN, witness_in, witnessed, word_after};
+use pitser_evidence::audit::Statement;
 use pitser_evidence::codec::Digest;
 use pitser_evidence::line::{Line, Op};
+use pitser_tlog::note::{Note, SigningKey};
 use pitser_trail::export::Exporter;
 use pitser_trail::{Draft, Layout, PatientId, Row, Trail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -268,13 +271,24 @@ fn size_of(line: &str) -> u64 {
 
 /// One request by hand: status and body.
 fn ask(listen: &str, method: &str, target: &str, authorization: &str) -> (String, String) {
+    ask_with(listen, method, target, authorization, "")
+}
+
+fn ask_with(
+    listen: &str,
+    method: &str,
+    target: &str,
+    authorization: &str,
+    body: &str,
+) -> (String, String) {
     let mut stream = TcpStream::connect(listen).unwrap();
     let authorization = match authorization {
         "" => String::new(),
         header => format!("Authorization: {header}\r\n"),
     };
     let request = format!(
-        "{method} {target} HTTP/1.1\r\nHost: {listen}\r\n{authorization}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {target} HTTP/1.1\r\nHost: {listen}\r\n{authorization}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
     );
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
@@ -1044,6 +1058,52 @@ fn he_says_which_trail_he_means() {
     // A question about one trail is none to the guardian of another.
     let elsewhere = format!("{} --origin other.example/ehr", audit.follow());
     audit.run(&elsewhere).exits(4).says("[[auditor]]");
+    guardian.stop();
+}
+
+/// Whoever replayed another trail says so to the site, and all who watch it hear of that.
+#[test]
+fn a_statement_about_another_trail_is_a_finding() {
+    let mut audit = Audit::new();
+    let guardian = audit.hospital.guard();
+    audit.goes_on("b");
+    audit.run(&audit.follow()).exits(0);
+    let key = fs::read_to_string(audit.path("a/key")).unwrap();
+    let key = SigningKey::parse(key.trim_end()).unwrap();
+    let layout = Layout::new(audit.path("guard/ehr"));
+    let head = fs::read_to_string(layout.audited()).unwrap();
+    let note = Note::parse(&fs::read(layout.audit()).unwrap()).unwrap();
+    let mut statement = Statement::parse(note.text()).unwrap();
+    statement.map_root = statement.genesis;
+    let note = Note::sign(&statement.text(), &key).unwrap().to_string();
+    let body = json!({ "head": head, "note": note }).to_string();
+
+    let target = "/audit/ehr/statement";
+    let stranger = ask(&audit.hospital.listen, "GET", "/audit/ehr/state", "").1;
+    let stranger: Value = serde_json::from_str(&stranger).unwrap();
+    let at = &stranger["now_ms"];
+    let nonce = "00112233445566778899aabbccddeeff";
+    let digest = Digest::of(&[body.as_bytes()]);
+    let digest = HEXLOWER.encode(digest.0.digest());
+    let text =
+        format!("pitser-audit-request/1\n{ORIGIN}\nPOST {target}\n{digest}\n{at}\n{nonce}\n");
+    let signature = BASE64.encode(key.sign(&text).signature());
+    let authorization = format!("Pitser-Audit {at} {nonce} {signature}");
+    let listen = &audit.hospital.listen;
+    let (status, said) = ask_with(listen, "POST", target, &authorization, &body);
+    assert_eq!(status, "HTTP/1.1 409 Conflict", "{said}");
+    assert!(said.contains("TRL-04"), "{said}");
+
+    let is_told = |found: &Value| {
+        let text = found["text"].as_str().unwrap();
+        found["code"] == "TRL-04"
+            && text.contains("auditor.example/auditor")
+            && found["line"].is_u64()
+    };
+    audit.hospital.status(|status| {
+        let mut findings = status["findings"].as_array().unwrap().iter();
+        findings.any(is_told)
+    });
     guardian.stop();
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pitser_evidence::Code;
 use pitser_evidence::sample::{MAX_ANSWER, MAX_ROWS, Question};
 use pitser_trail::Layout;
 use pitser_trail::export::ExportError;
@@ -117,6 +118,9 @@ pub(super) fn name_of(part: Part) -> &'static str {
     }
 }
 
+/// Told what an auditor's statement says against the trail.
+pub(crate) type Accuse = Box<dyn Fn(Code, String) + Send + Sync>;
+
 /// Answers the auditors of one trail.
 pub struct Desk {
     source: String,
@@ -124,6 +128,7 @@ pub struct Desk {
     auditors: Vec<Admitted>,
     clock: Clock,
     status: watch::Receiver<Status>,
+    accuse: Accuse,
     /// Locked to look at or count a request.
     pace: Mutex<Pace>,
     reads: Arc<Semaphore>,
@@ -174,6 +179,7 @@ impl Desk {
         auditors: Vec<Admitted>,
         clock: Clock,
         status: watch::Receiver<Status>,
+        accuse: Accuse,
     ) -> Self {
         let gate = Gate::new(origin.to_owned(), clock() / 1000);
         Self {
@@ -182,6 +188,7 @@ impl Desk {
             auditors,
             clock,
             status,
+            accuse,
             pace: Mutex::new(Pace {
                 gate,
                 spent: HashMap::new(),
@@ -353,7 +360,9 @@ impl Desk {
             }
             Err(error @ NotTaken::Forked { .. }) => {
                 tracing::error!(source = %self.source, auditor = %name, %error, "an auditor has another trail");
-                Ok(said(409, &json!({ "error": error.to_string() })))
+                (self.accuse)(Code::TrailForked, error.to_string());
+                let why = format!("{} {error}", Code::TrailForked);
+                Ok(said(409, &json!({ "error": why })))
             }
             Err(error @ (NotTaken::Statement(_) | NotTaken::Head)) => {
                 Err(No::Unfit(error.to_string()))

@@ -21,7 +21,8 @@ pub enum NotTaken {
     Head,
     /// The auditor has replayed another trail.
     #[error(
-        "TRL-04 {auditor} replayed another trail than the one here: its log or map of {blocks} blocks is not ours. Keep both"
+        "auditor {auditor} replayed another trail than the one here: its log or map of {blocks} blocks is not ours. \
+         Keep both"
     )]
     Forked {
         /// Who.

@@ -280,6 +280,7 @@ impl Session {
                 Command::Cosigned { witness, answer } => self.heard(worker, witness, answer)?,
                 // It becomes a finding when the baseline is there.
                 Command::Fleet(told) => worker.told(told),
+                Command::Accused(code, text) => worker.accuse(code, text),
                 Command::Scan { reply } => self.scan_replies.push(reply),
                 Command::Submit { .. }
                 | Command::Settle { .. }

@@ -1,4 +1,4 @@
-//! What the authority's fleet says about the trail.
+//! What the authority's fleet and auditors say about the trail.
 
 use super::{Ended, Session, Worker};
 use crate::fleet::{Sent, Told};
@@ -37,15 +37,21 @@ impl Worker {
         self.publish
             .send_modify(|status| change(status.fleet.get_or_insert_default()));
         if let Told::Against(code, text) = told {
-            self.against.push((code, text));
+            self.accuse(code, text);
         }
+    }
+
+    /// Remembers what somebody outside knows against the trail, until the trail can be
+    /// written; of one code once, however often it is said.
+    pub(super) fn accuse(&mut self, code: Code, text: String) {
+        self.against.entry(code).or_insert(text);
     }
 }
 
 impl Session {
-    /// Makes findings of what the authority knows against the trail.
+    /// Makes findings of what is known outside against the trail.
     pub(super) fn accused(&mut self, worker: &mut Worker) -> Result<(), Ended> {
-        let against: Vec<(Code, String)> = std::mem::take(&mut worker.against);
+        let against = std::mem::take(&mut worker.against);
         if against.is_empty() {
             return Ok(());
         }

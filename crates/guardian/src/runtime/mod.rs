@@ -225,6 +225,8 @@ enum Command {
     },
     /// The authority's fleet has said something.
     Fleet(Told),
+    /// Somebody outside knows something against the trail.
+    Accused(Code, String),
     /// A pass wants to know what the trail expects of these records.
     Expect {
         pass: u64,
@@ -458,8 +460,8 @@ struct Worker {
     cosigners: Vec<Cosigner>,
     /// Where the newest head goes, if there is a fleet.
     fleet: Option<watch::Sender<Option<Sent>>>,
-    /// What the authority knows against the trail, until it is a finding.
-    against: Vec<(Code, String)>,
+    /// What is known outside against the trail, until it is a finding.
+    against: BTreeMap<Code, String>,
     inbox: Receiver<Command>,
     publish: watch::Sender<Status>,
     /// Why the oldest unsealed block still waits.
@@ -488,6 +490,11 @@ impl Worker {
             origin: parts.tuning.origin(&parts.source),
             ..Status::default()
         });
+        let accused = commands.clone();
+        let accuse = move |code, text| {
+            // The guardian is gone only when the process ends.
+            let _ = accused.send(Command::Accused(code, text));
+        };
         let desk = Arc::new(Desk::new(
             &parts.source.name,
             &parts.tuning.origin(&parts.source),
@@ -495,6 +502,7 @@ impl Worker {
             parts.tuning.auditors.clone(),
             parts.clock.clone(),
             status.clone(),
+            Box::new(accuse),
         ));
         let seals = seals(parts.client.take(), &commands);
         let witnesses = std::mem::take(&mut parts.witnesses).into_iter().enumerate();
@@ -509,7 +517,7 @@ impl Worker {
             seals,
             cosigners,
             fleet: None,
-            against: Vec::new(),
+            against: BTreeMap::new(),
             inbox,
             publish,
             delayed: None,
@@ -679,6 +687,7 @@ impl Worker {
                     }
                 }
                 Ok(Command::Fleet(told)) => self.told(told),
+                Ok(Command::Accused(code, text)) => self.accuse(code, text),
                 Ok(
                     Command::Seal(_)
                     | Command::Expect { .. }

@@ -471,6 +471,10 @@ impl Session {
                 worker.told(told);
                 self.accused(worker)
             }
+            Command::Accused(code, text) => {
+                worker.accuse(code, text);
+                self.accused(worker)
+            }
             Command::Stop { patience, reply } => {
                 if let Err(Ended::Failed(error)) = self.finish(worker, patience) {
                     tracing::warn!(source = %worker.parts.source.name, error = %error, "the last block was not finished");

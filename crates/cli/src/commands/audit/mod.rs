@@ -5,6 +5,7 @@ mod follow;
 
 use std::path::{Path, PathBuf};
 
+use pitser_evidence::Code;
 use pitser_guardian::audit::{AuditError, Auditor, NotTaken, Proper};
 use pitser_tlog::note::VerifierKey;
 use pitser_trail::ReadError;
@@ -102,7 +103,7 @@ fn give(args: &Give) -> Outcome {
     let proper = Proper::new(&layout, &args.key, &note, &head).map_err(|error| match error {
         NotTaken::Head => Failure::Input(format!("{}: {error}", head_path.display())),
         NotTaken::Statement(what) => Failure::Input(format!("{}: {what}", args.note.display())),
-        NotTaken::Forked { .. } => Failure::Tampered(error.to_string()),
+        NotTaken::Forked { .. } => Failure::Tampered(format!("{} {error}", Code::TrailForked)),
         NotTaken::Trail(error) => unreadable(error),
         NotTaken::Disk(error) => Failure::service(error),
     })?;
