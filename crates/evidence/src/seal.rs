@@ -65,6 +65,19 @@ impl SealKeys {
     }
 }
 
+impl SealKeys {
+    /// Whether one of the trusted publications covers second `at`.
+    pub(crate) fn covers(&self, at: Second) -> bool {
+        let publications = self
+            .publications
+            .iter()
+            .flat_map(|file| file.publications());
+        let publications = publications.map(|record| record.data.time);
+        let codes = self.codes.iter().map(|code| code.time);
+        codes.chain(publications).any(|time| time >= at)
+    }
+}
+
 /// Judges `signature` as the seal on `root` at `level`.
 pub fn check(signature: &[u8], root: Imprint, level: u8, keys: &SealKeys) -> Seal {
     let signature = match Signature::decode(signature) {

@@ -375,6 +375,14 @@ impl<'a> Examination<'a> {
                 None => Seal::Waiting("no seal has come yet".into()),
                 Some(bytes) => {
                     let seal = seal::check(&bytes.0, leaf.root.0, leaf.level, &keys);
+                    // Whoever has the key can sign any second, but not change one that is
+                    // published.
+                    let seal = match seal {
+                        Seal::Keyed { at } if keys.covers(at) => Seal::Waiting(format!(
+                            "a publication of yours covers {at}, and the seal is not extended to it: ask for a newer export"
+                        )),
+                        other => other,
+                    };
                     match &calendar {
                         Some(proofs) => seconds.add(proof.block, &bytes.0, seal, proofs)?,
                         None => seal,

@@ -7,7 +7,7 @@
 mod world;
 
 use pitser_evidence::Evidence;
-use pitser_evidence::anchors::{Anchors, KeyAnchor, TrailAnchor};
+use pitser_evidence::anchors::{Anchors, KeyAnchor, PublicationAnchor, TrailAnchor};
 use pitser_evidence::apart::is_file_name;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest, MAX_INTEGER};
@@ -512,10 +512,18 @@ fn the_authoritys_key_is_enough_until_a_publication() {
     let mut world = World::new();
     let calendar = world.calendar();
     let mut evidence = world.evidence("pt-1");
+    let before = SEALED[2] - 1;
+    for (block, second) in [(0, SEALED[0]), (1, SEALED[1])] {
+        evidence.blocks[block].seal = Some(Blob(calendar.published(second, before)));
+    }
     evidence.blocks[2].seal = Some(Blob(calendar.keyed(SEALED[2])));
-    evidence.publications = Some(Blob(calendar.file(PUBLISHED)));
+    evidence.publications = Some(Blob(calendar.file(before)));
     world.sign(&mut evidence);
     let mut anchors = world.anchors();
+    let code = |second| PublicationAnchor {
+        code: calendar.publication(second),
+    };
+    anchors.publications = vec![code(before)];
     assert_eq!(
         judge(&evidence, Some(&anchors)),
         "unconfirmed at seals",
@@ -526,6 +534,15 @@ fn the_authoritys_key_is_enough_until_a_publication() {
         constraints: vec![CONSTRAINT.into()],
     }];
     assert_eq!(judge(&evidence, Some(&anchors)), "intact");
+    // Then the key is no longer needed, and whoever has it proves nothing by it.
+    anchors.publications.push(code(SEALED[2]));
+    assert_eq!(judge(&evidence, Some(&anchors)), "unconfirmed at seals");
+    evidence.publications = Some(Blob(calendar.file(PUBLISHED)));
+    anchors.publications = vec![code(before)];
+    world.sign(&mut evidence);
+    assert_eq!(judge(&evidence, Some(&anchors)), "unconfirmed at seals");
+    evidence.publications = Some(Blob(calendar.file(before)));
+    world.sign(&mut evidence);
     anchors.publications.clear();
     assert_eq!(
         judge(&evidence, Some(&anchors)),
