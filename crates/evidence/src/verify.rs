@@ -76,9 +76,12 @@ pub struct Step {
 pub struct Report {
     /// The outcome.
     pub verdict: Verdict,
-    /// When a quorum of witnesses had cosigned the head. The evidence says
-    /// nothing about what came later.
+    /// When the last block under the head was sealed, if that is confirmed. The evidence
+    /// says nothing about what came later, whenever the head was cosigned: witnesses cosign
+    /// an old one again.
     pub as_of: Option<Second>,
+    /// When a quorum of witnesses had cosigned the head.
+    pub witnessed_at: Option<Second>,
     /// What is known to be missing at the beginning of the shared lists.
     pub left_out: Vec<LeftOut>,
     /// The steps in their order; the last one broken if the verdict is.
@@ -149,6 +152,7 @@ fn judge(
         at,
         shared_since,
         as_of: None,
+        witnessed_at: None,
         left_out: Vec::new(),
         steps: Vec::new(),
     };
@@ -170,6 +174,7 @@ fn judge(
     Report {
         verdict,
         as_of: examination.as_of,
+        witnessed_at: examination.witnessed_at,
         left_out: examination.left_out,
         steps: examination.steps,
     }
@@ -196,6 +201,7 @@ struct Examination<'a> {
     /// Since when the shared lists are asked for; `None` from their beginning.
     shared_since: Option<Second>,
     as_of: Option<Second>,
+    witnessed_at: Option<Second>,
     left_out: Vec<LeftOut>,
     steps: Vec<Step>,
 }
@@ -334,7 +340,7 @@ impl<'a> Examination<'a> {
         let trusted = trusted(witnesses, &note);
         match verify_quorum(&note, log_key, &trusted, quorum) {
             Ok(seen) => {
-                self.as_of = Some(Second(seen.cosigned_at));
+                self.witnessed_at = Some(Second(seen.cosigned_at));
                 let text = format!(
                     "{} blocks, cosigned by {} at {}",
                     head.size,
@@ -561,6 +567,7 @@ impl<'a> Examination<'a> {
         let last = blocks
             .get(&map.block)
             .ok_or_else(|| missing("the head's last block is not in the file".into()))?;
+        self.as_of = last.sealed_at;
         let root = last.leaf.map;
         let lists = [
             (subject, &map.patient),
@@ -738,7 +745,7 @@ impl<'a> Examination<'a> {
         };
         // Nobody has seen a head before it was cosigned: an expired key cannot
         // reach it by stating an earlier time.
-        let made_at = statement.made_at.max(self.as_of.unwrap_or_default());
+        let made_at = statement.made_at.max(self.witnessed_at.unwrap_or_default());
         let mut trusted = None;
         for auditor in self.anchors.iter().flat_map(|a| &a.auditors) {
             match note.verify(&auditor.key) {
@@ -780,8 +787,8 @@ impl<'a> Examination<'a> {
             }
         }
         Ok(Ok(format!(
-            "{name} replayed every line up to {}",
-            statement.made_at
+            "{name} replayed every line up to block {}, and said so at {}",
+            statement.block, statement.made_at
         )))
     }
 

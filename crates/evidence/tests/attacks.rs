@@ -80,7 +80,8 @@ fn sound_evidence_is_intact() {
             "values",
         ];
         assert_eq!(steps, expected);
-        assert_eq!(report.as_of, Some(Second(COSIGNED[1])));
+        assert_eq!(report.as_of, Some(Second(SEALED[2])));
+        assert_eq!(report.witnessed_at, Some(Second(COSIGNED[1])));
     }
 }
 
@@ -1129,7 +1130,12 @@ fn a_stale_head_is_shown_as_what_it_is() {
             .to_string(),
     );
     world.sign(&mut evidence);
-    assert_eq!(judge(&evidence, Some(&anchors)), "intact");
+    // Witnesses cosign a head again whenever they are asked: that proves nothing about
+    // what came after its last block.
+    let report = verify(&evidence, Some(&anchors), JUDGED);
+    assert_eq!(outcome(&report), "intact");
+    assert_eq!(report.as_of, Some(Second(SEALED[1])));
+    assert_eq!(report.witnessed_at, Some(Second(COSIGNED[1])));
 }
 
 #[test]

@@ -70,13 +70,13 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
                     "all checks so far agree; but lines are left out of this file that you have not said \
                      you can do without (--shared-since), or something else is waiting"
                 }
-                Some(_) => "all checks so far agree; what is waiting has no anchor of yours",
+                Some(_) => "all checks so far agree, but for what is waiting",
                 None => "all checks so far agree; give what you trust with --anchors",
             };
             (
                 Verdict::Unconfirmed,
                 Some("GEN-02".to_owned()),
-                summary.to_owned(),
+                format!("{summary}: {}", waiting(&report)),
             )
         }
         Examined::Broken(code) => (
@@ -92,6 +92,7 @@ pub(super) fn run(bytes: &[u8], args: &Args) -> Outcome {
         .with("origin", &evidence.origin)
         .with("patient", &evidence.subject.id)
         .maybe("as_of", report.as_of.map(|at| at.to_string()))
+        .maybe("witnessed_at", report.witnessed_at.map(|at| at.to_string()))
         .list("claims", claims.clone())
         .maybe("files", beside.as_ref().map(Compared::details))
         .list("left_out", report.left_out.iter().map(left_out));
@@ -135,14 +136,28 @@ fn step(step: &pitser_evidence::Step) -> Step {
     Step::new(step.name, state, step.text.clone())
 }
 
+/// The steps that wait.
+fn waiting(report: &Report) -> String {
+    let waiting = report
+        .steps
+        .iter()
+        .filter(|step| step.state == StepState::Waiting);
+    let names: Vec<&str> = waiting.map(|step| step.name).collect();
+    names.join(", ")
+}
+
 /// What is claimed, exactly (DESIGN §2). Of broken evidence nothing is.
 fn claims(verdict: Verdict, evidence: &Evidence, report: &Report) -> Vec<String> {
+    // Nothing shows it: its line is in no patient's list.
     let genesis = &evidence.genesis.at;
     // Quoted, and with nothing in it that looks like something else.
     let person = &evidence.subject.id;
-    let end = match report.as_of {
-        Some(at) => format!("to {at}, when witnesses had seen it"),
-        None => "to its head, whose time no witness of yours confirms".to_owned(),
+    let end = match (report.as_of, report.witnessed_at) {
+        (Some(at), Some(seen)) => {
+            format!("to {at}, when the last block was sealed; witnesses had seen it by {seen}")
+        }
+        (Some(at), None) => format!("to {at}, when the last block was sealed"),
+        (None, _) => "to its last block, whose seal is not confirmed".to_owned(),
     };
     let claimed = match verdict {
         Verdict::Intact => "claimed",
@@ -156,8 +171,8 @@ fn claims(verdict: Verdict, evidence: &Evidence, report: &Report) -> Vec<String>
     let mut claims = vec![
         format!("{claimed}: any change to these lines after they were sealed would show"),
         format!(
-            "{claimed}: these are all events captured about patient {person:?} from the trail's genesis, {genesis}, \
-             {end}{but_for}"
+            "{claimed}: these are all events captured about patient {person:?} from the trail's genesis, {genesis} by \
+             its operator's word, {end}{but_for}"
         ),
     ];
     claims.extend(report.left_out.iter().map(|left_out| {
@@ -167,8 +182,9 @@ fn claims(verdict: Verdict, evidence: &Evidence, report: &Report) -> Vec<String>
         )
     }));
     claims.push(
-        "not claimed: anything before the genesis, that what was entered was true, \
-         or reads outside the engine (backups, replicas, files, screens)"
+        "not claimed: anything before the genesis, or while capture was interrupted or weakened, which the trail \
+         says and no patient's list shows; that what was entered was true; or reads outside the engine (backups, \
+         replicas, files, screens)"
             .to_owned(),
     );
     claims
