@@ -351,6 +351,54 @@ async fn keys_are_left_out() {
         fs::copy(from, to).unwrap();
     }
     let told = copy(&written.layout(), target.path(), options, &mut |_| {}).unwrap();
+    assert!(told.has_keys);
+    is_whole(target.path(), told);
+}
+
+/// A copy that ends among the keys says which it may have left.
+#[tokio::test]
+async fn keys_of_a_copy_that_was_cut_off_are_left_out() {
+    let mut written = Written::new().await;
+    written.block();
+    let target = tempfile::tempdir().unwrap();
+    let to = Layout::new(target.path());
+    fs::create_dir(to.vault_key()).unwrap();
+    written.copy(target.path()).unwrap_err();
+    assert!(to.keys().exists());
+    fs::remove_dir(to.vault_key()).unwrap();
+    let options = CopyOptions { without_keys: true };
+    let told = copy(&written.layout(), target.path(), options, &mut |_| {}).unwrap();
+    assert!(!told.has_keys);
+    assert!(!to.keys().exists() && !to.vault_key().exists());
+}
+
+/// Whoever may write into the copy has nothing of ours removed.
+#[tokio::test]
+async fn what_a_copy_says_of_itself_leads_nowhere_else() {
+    let mut written = Written::new().await;
+    written.block();
+    let target = tempfile::tempdir().unwrap();
+    written.copy(target.path()).unwrap();
+    let (key, beside) = (written.layout().vault_key(), target.path().join("mine"));
+    fs::write(&beside, "not of the copy").unwrap();
+    std::os::unix::fs::symlink(&key, target.path().join("link")).unwrap();
+    let record = target.path().join("copied");
+    let mut said: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let up = format!("../{}/mine", target.path().file_name().unwrap().display());
+    let files = said["files"].as_array_mut().unwrap();
+    let names = [
+        key.display().to_string(),
+        up,
+        "..".into(),
+        "link".into(),
+        "vault".into(),
+    ];
+    files.extend(names.into_iter().map(Into::into));
+    fs::write(&record, said.to_string()).unwrap();
+    let before = fs::read(&key).unwrap();
+    let told = written.copy(target.path()).unwrap();
+    assert_eq!(fs::read(&key).unwrap(), before);
+    assert!(beside.exists());
     is_whole(target.path(), told);
 }
 

@@ -49,7 +49,7 @@ fn facts(args: &Args, copied: Copied) -> Map {
         .with("sealed_blocks", copied.sealed)
         .with("replayed_blocks", copied.replayed)
         .with("copied_bytes", copied.bytes)
-        .with("keys", !args.without_keys)
+        .with("keys", copied.has_keys)
 }
 
 fn text(args: &Args, copied: Copied) -> String {
@@ -65,9 +65,11 @@ fn text(args: &Args, copied: Copied) -> String {
         },
         plural(copied.replayed, "block"),
         copied.bytes,
-        match args.without_keys {
-            true => "the secret keys are not in it\n",
-            false => "the secret keys are in it: whoever has it opens what it holds\n",
+        match (copied.has_keys, args.without_keys) {
+            (false, _) => "the secret keys are not in it\n",
+            (true, false) => "the secret keys are in it: whoever has it opens what it holds\n",
+            (true, true) =>
+                "secret keys are in it that somebody else put there, and that stay: take them away before others get it\n",
         }
     )
 }

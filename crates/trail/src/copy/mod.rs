@@ -78,6 +78,8 @@ pub struct Copied {
     pub replayed: u64,
     /// Bytes that were copied this time.
     pub bytes: u64,
+    /// Whether secret keys are there, also such as somebody else has put there.
+    pub has_keys: bool,
 }
 
 /// Why there is no copy of the trail as it is now. What the target had, it has.
@@ -238,8 +240,10 @@ impl Copying<'_> {
         notes.write(&self.to, &mut self.record)?;
         disk::replace(&self.to.erasures(), erasures.as_bytes())?;
         self.record.write(self.to.dir())?;
+        let keys = [self.to.keys(), self.to.vault_key(), self.to.wrapped_key()];
         Ok(Copied {
             bytes: self.bytes,
+            has_keys: keys.iter().any(|key| key.exists()),
             ..copied
         })
     }
@@ -271,6 +275,7 @@ impl Copying<'_> {
             lines,
             replayed: blocks - replayed.known,
             bytes: 0,
+            has_keys: false,
         })
     }
 

@@ -1,9 +1,9 @@
 //! The small files beside a trail, and what a copy says of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use pitser_ksi::time::Second;
 use serde::{Deserialize, Serialize};
@@ -54,14 +54,18 @@ impl Notes {
 
     /// Writes them, and removes those of an earlier copy that are there no more.
     pub(super) fn write(self, to: &Layout, record: &mut Record) -> Result<(), DiskError> {
-        for name in record
-            .files
-            .iter()
-            .filter(|name| !self.0.contains_key(*name))
-        {
+        let earlier: BTreeSet<String> = record.files.drain(..).collect();
+        let all = earlier.iter().chain(self.0.keys());
+        // Whatever a copy that is killed leaves, the next one knows of.
+        record.files = all.filter(|name| is_name(name)).cloned().collect();
+        record.write(to.dir())?;
+        for name in &record.files {
+            if self.0.contains_key(name) {
+                continue;
+            }
             let path = to.dir().join(name);
-            // It may be a key.
-            if path.exists() {
+            // It may be a key. A link leads elsewhere.
+            if fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
                 disk::destroy(&path)?;
             }
         }
@@ -71,6 +75,16 @@ impl Notes {
         record.files = self.0.into_keys().collect();
         Ok(())
     }
+}
+
+/// Whether it is that of a file of the copy itself. Whoever may write into the copy could
+/// name any file.
+fn is_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(only)), None) if only == name
+    )
 }
 
 /// Files that stand for locks.
