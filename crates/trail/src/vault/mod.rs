@@ -131,6 +131,9 @@ pub enum VaultError {
     /// What was erased still stands in the write-ahead log, for somebody reads it.
     #[error("{}: what was erased cannot be wiped from its write-ahead log while another program reads it. End that program; it is tried again", .0.display())]
     Read(PathBuf),
+    /// The key of somebody who is erased is younger than the line that erases.
+    #[error("{}: the key of the patient is not older than the line that says that it is destroyed, and is still there: the vault is of another day than the trail. Restore both from the same backup", .0.display())]
+    Younger(PathBuf),
     /// No random numbers.
     #[error(transparent)]
     Random(#[from] crate::keys::KeyError),
@@ -690,14 +693,15 @@ impl Vault {
         Ok(())
     }
 
-    /// Forgets contents of lines that never became durable.
+    /// Forgets contents of lines that never became durable, and keys that were made for
+    /// them: nothing else is under those, and whoever erased the patient since would take
+    /// them for those of somebody who came back.
     ///
     /// # Errors
     /// [`VaultError`].
     pub fn discard_from(&mut self, seq: u64) -> Result<(), VaultError> {
-        // A compartment that was made for one of them is for whatever comes instead.
         self.db
-            .execute("UPDATE compartment SET since = ?1 WHERE since > ?1", [seq])
+            .execute("DELETE FROM compartment WHERE since >= ?1", [seq])
             .map_err(|e| self.failed(e))?;
         self.known = Recent::default();
         self.message = None;
@@ -741,7 +745,7 @@ impl Vault {
     ///
     /// # Errors
     /// [`VaultError`].
-    pub fn is_older(&mut self, id: &str, seq: u64) -> Result<bool, VaultError> {
+    pub(crate) fn is_older(&mut self, id: &str, seq: u64) -> Result<bool, VaultError> {
         Ok(self.compartment(id)?.is_some_and(|found| found.since < seq))
     }
 
@@ -1276,14 +1280,24 @@ mod tests {
     }
 
     #[test]
-    fn a_key_for_a_line_that_was_cut_off_serves_the_one_that_comes_instead() {
+    fn a_key_for_a_line_that_was_cut_off_goes_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut vault = populated(dir.path());
-        vault.compartment_or_new("late", None, 305).unwrap();
+        let known = [("next", "pt-next", 303), ("late", "pt-late", 305)];
+        for (name, id, seq) in known {
+            vault.compartment_or_new(name, Some(id), seq).unwrap();
+        }
+        vault.compartment_or_new("before", None, 302).unwrap();
         vault.commit().unwrap();
         vault.discard_from(303).unwrap();
-        assert!(vault.key("late", 302).unwrap().is_none());
-        assert!(vault.key("late", 303).unwrap().is_some());
+        for (name, _, seq) in known {
+            assert!(!vault.has_key(name).unwrap(), "{name}");
+            assert_eq!(vault.identifier(name).unwrap(), None);
+            // Whoever comes instead has another one, which an erasure finds.
+            vault.compartment_or_new(name, Some("pt-new"), seq).unwrap();
+            assert!(vault.erase(name, seq + 1).unwrap());
+        }
+        assert!(vault.has_key("before").unwrap());
     }
 
     /// Stops an erasure at each of its steps: it has not begun, or it is finished

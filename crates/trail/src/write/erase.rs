@@ -51,7 +51,12 @@ impl Trail {
             ..Draft::new(Op::Erase, at, "guardian", pos)
         }])?;
         self.commit()?;
-        self.checked(|trail| Ok(trail.vault.erase(&patient.to_string(), seq)?))?;
+        self.checked(
+            |trail| match trail.vault.erase(&patient.to_string(), seq)? {
+                true => Ok(()),
+                false => Err(VaultError::Younger(trail.layout.vault()).into()),
+            },
+        )?;
         self.keys.forget(identifier);
         Ok(seq)
     }
