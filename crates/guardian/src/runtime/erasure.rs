@@ -1,8 +1,9 @@
 //! Approvers ask the thread that owns the trail.
 
+use super::session::NOT_ALL_TAKEN;
 use super::{Ended, Session, Worker};
 use crate::approver::Refused;
-use crate::erasure::{Answer, Asked, answer};
+use crate::erasure::{Answer, Ask, Asked, answer};
 use crate::status::SourceState;
 use pitser_trail::hold::Hold;
 use tokio::sync::oneshot;
@@ -18,7 +19,11 @@ impl Session {
     ) -> Result<(), Ended> {
         // What was committed before comes before: rows that were deleted for this
         // erasure must not bring the patient back.
-        self.capture_all(worker)?;
+        let is_all_taken = self.capture_all(worker)?;
+        if !is_all_taken && matches!(asked.ask, Ask::Confirm { .. }) {
+            let _ = reply.send(Err(Refused::Unavailable(NOT_ALL_TAKEN.into())));
+            return Ok(());
+        }
         // It is written past the queue, which is empty by now.
         self.make_room(worker, 1)?;
         let (now, pos) = (self.now(worker), self.position.to_string());

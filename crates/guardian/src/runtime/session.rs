@@ -23,6 +23,9 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+/// What somebody is told who wanted everything to be taken first.
+pub(super) const NOT_ALL_TAKEN: &str = "the database is slow to tell what was committed before: nothing is done \
+    until all of that is in the trail. Try again in a minute; `pitser guard status` says how far it is behind";
 /// How long a stream may take to tell what was committed, in microseconds.
 const PATIENCE_US: u64 = 10 * SECOND_US;
 
@@ -313,8 +316,9 @@ impl Session {
     }
 
     /// Takes everything that was committed so far, however much it is; what is
-    /// committed meanwhile can wait, or there might be no end to it.
-    pub(super) fn capture_all(&mut self, worker: &mut Worker) -> Result<(), Ended> {
+    /// committed meanwhile can wait, or there might be no end to it. `false` if the
+    /// database is slow to tell all of it.
+    pub(super) fn capture_all(&mut self, worker: &mut Worker) -> Result<bool, Ended> {
         let newest = self.source.newest()?;
         let until = (worker.parts.clock)() + PATIENCE_US;
         self.capture(worker)?;
@@ -326,7 +330,8 @@ impl Session {
             self.capture(worker)?;
             self.regular(worker)?;
         }
-        self.commit(worker)
+        self.commit(worker)?;
+        Ok(self.position >= newest)
     }
 
     pub(super) fn regular(&mut self, worker: &mut Worker) -> Result<(), Ended> {
@@ -455,7 +460,10 @@ impl Session {
                 Ok(())
             }
             Command::Settle { reply } => {
-                self.capture_all(worker)?;
+                if !self.capture_all(worker)? {
+                    let _ = reply.send(Err(NOT_ALL_TAKEN.into()));
+                    return Ok(());
+                }
                 if self.trail.open_lines() > 0 {
                     self.close(worker)?;
                 }
