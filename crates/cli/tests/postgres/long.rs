@@ -79,6 +79,38 @@ fn killed_within_a_long_transaction_that_was_logged_first_or_last() {
     assert_eq!(world.scan(), Vec::<Value>::new());
     let status = world.status_when("guards", |_| true);
     assert_eq!(status["findings"].as_array().unwrap().len(), 1);
+
+    // Each row changes other columns than the one before: the same is found as of somebody
+    // who is not killed.
+    let changes = |from: usize| {
+        let by = |bit: usize, column: &str, to: &str| {
+            format!("{column} = CASE WHEN id & {bit} > 0 THEN {to} ELSE {column} END")
+        };
+        let set = [
+            by(1, "note", "note || 'y'"),
+            by(2, "create_uid", "7"),
+            by(4, "create_date", "now()"),
+            by(8, "write_date", "now()"),
+            by(16, "patient", "2"),
+            by(32, "write_uid", "2"),
+        ];
+        let (set, to) = (set.join(", "), from + ROWS);
+        format!("BEGIN; UPDATE visit SET {set} WHERE id >= {from} AND id < {to}; COMMIT")
+    };
+    let told = |findings: &[Value], known: usize| {
+        let new = findings.iter().rev().take(findings.len() - known);
+        new.map(|found| (found["code"].clone(), found["text"].clone()))
+            .collect::<Vec<_>>()
+    };
+    world.psql_as("ehr", "ehr", &changes(100_000));
+    world.settle();
+    let status = world.status_when("guards", |_| true);
+    let findings = status["findings"].as_array().unwrap();
+    let whole = told(findings, 1);
+    let found = killed_within(&mut world, &changes(200_000));
+    assert_eq!(told(&found, findings.len()), whole);
+    let text = whole[0].1.as_str().unwrap();
+    assert!(text.contains(&format!("(and {} more", ROWS - 1)), "{text}");
     world.stop_guardian();
     world.run("trail verify").exits(0);
     let mut places: Vec<String> = world

@@ -174,6 +174,11 @@ impl Transaction {
     }
 }
 
+/// Different lists of columns that are remembered of one transaction, and runs of changes:
+/// whoever has each row change other columns than the one before makes a run of each.
+const LISTS: usize = 32;
+const RUNS: usize = 1 << 14;
+
 /// The lines that the trail has of the transaction at its end. Its end may not
 /// have been reached: its changes come again then, and what may be wrong with
 /// those that have their lines follows from both.
@@ -188,6 +193,19 @@ pub(crate) struct Written {
     /// In their order.
     runs: Vec<Run>,
     first: u64,
+    /// What there are too many runs for: it is looked up in the trail.
+    #[serde(default)]
+    rest: Option<Rest>,
+}
+
+/// Changes of the transaction that are in no run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rest {
+    /// The first one's place in the transaction.
+    place: u32,
+    /// A line before which none is that is still looked for.
+    line: u64,
 }
 
 /// Changes that follow one another in the transaction, and so do their lines: of millions
@@ -236,10 +254,7 @@ impl Run {
 impl Written {
     /// Notes a line; those of transactions before it are forgotten.
     pub(crate) fn note(&mut self, line: &Line, pos: Position) {
-        if !matches!(line.op, Op::Create | Op::Update | Op::Delete) {
-            return;
-        }
-        let Some((of, place)) = line.tx.and_then(|tx| place(pos, tx)) else {
+        let Some((of, place)) = place_of(line, pos) else {
             return;
         };
         if self.of != of {
@@ -247,6 +262,7 @@ impl Written {
             self.first = line.seq;
             self.lists.clear();
             self.runs.clear();
+            self.rest = None;
         }
         let columns = line.columns.as_deref().unwrap_or_default();
         if let Ok(line) = u32::try_from(line.seq - self.first) {
@@ -257,27 +273,39 @@ impl Written {
     fn change(&mut self, place: u32, line: u32, columns: &[String]) {
         // The first of several lines of an event stands for it. Positions rise: those that
         // are left out are of changes that could not be read.
-        if self.runs.last().is_some_and(|run| place < run.end()) {
+        if self.rest.is_some() || self.runs.last().is_some_and(|run| place < run.end()) {
             return;
         }
         let known = self.lists.iter().rposition(|list| list == columns);
-        let list = known.unwrap_or_else(|| {
-            self.lists.push(columns.to_vec());
-            self.lists.len() - 1
-        });
-        let Ok(list) = u32::try_from(list) else {
-            return;
-        };
+        let list = known.unwrap_or(self.lists.len());
+        let as_number = u32::try_from(list).unwrap_or(u32::MAX);
         let last = self.runs.last_mut();
-        if !last.is_some_and(|run| run.takes(place, line, list)) {
-            self.runs.push(Run {
-                place,
-                changes: 1,
-                line,
-                step: 0,
-                list,
-            });
+        if last.is_some_and(|run| run.takes(place, line, as_number)) {
+            return;
         }
+        if list >= LISTS || self.runs.len() >= RUNS {
+            let line = self.first + u64::from(line);
+            self.rest = Some(Rest { place, line });
+            return;
+        }
+        if known.is_none() {
+            self.lists.push(columns.to_vec());
+        }
+        self.runs.push(Run {
+            place,
+            changes: 1,
+            line,
+            step: 0,
+            list: as_number,
+        });
+    }
+
+    /// Where to look in the trail for the line of a change of transaction `tx` that is in
+    /// no run, and its place.
+    fn rest(&mut self, pos: Position, tx: u64) -> Option<(&mut Rest, u32)> {
+        let (_, place) = place(pos, tx).filter(|(of, _)| *of == self.of)?;
+        let rest = self.rest.as_mut().filter(|rest| rest.place <= place)?;
+        Some((rest, place))
     }
 
     /// The line of a change of transaction `tx`, and the columns that it says were changed.
@@ -290,6 +318,12 @@ impl Written {
         let columns = self.lists.get(usize::try_from(run.list).ok()?)?;
         Some((self.first + u64::from(line), columns))
     }
+}
+
+/// The same of a change that has this line.
+fn place_of(line: &Line, pos: Position) -> Option<(u64, u32)> {
+    let is_change = matches!(line.op, Op::Create | Op::Update | Op::Delete);
+    line.tx.filter(|_| is_change).and_then(|tx| place(pos, tx))
 }
 
 /// What tells transaction `tx` from others, and the place in it of the change at `pos`.
@@ -310,19 +344,41 @@ impl Session {
         pos <= self.position
     }
 
+    /// The line of a change that has one already, and the columns that it says were changed.
+    fn written_line(&mut self, change: &Change) -> Result<Option<(u64, Vec<String>)>, Ended> {
+        let written = &mut self.open.written;
+        let of_it = written.of;
+        let Some((rest, wanted)) = written.rest(change.pos, change.tx) else {
+            let found = written.line(change.pos, change.tx);
+            return Ok(found.map(|(seq, columns)| (seq, columns.to_vec())));
+        };
+        // Changes are told in their order, which is that of their lines.
+        while let Some(line) = self.trail.line(rest.line)? {
+            let pos = line.pos.parse().ok();
+            if let Some((of, at)) = pos.and_then(|pos| place_of(&line, pos))
+                && (of != of_it || at >= wanted)
+            {
+                let is_it = of == of_it && at == wanted;
+                let columns = line.columns.map_or(Vec::new(), |columns| columns.to_vec());
+                return Ok(is_it.then_some((line.seq, columns)));
+            }
+            rest.line += 1;
+        }
+        Ok(None)
+    }
+
     /// Hears again what a change says that has its line already.
     pub(super) fn recall(&mut self, change: &Change) -> Result<(), Ended> {
-        let Some((seq, columns)) = self.open.written.line(change.pos, change.tx) else {
+        let Some((seq, columns)) = self.written_line(change)? else {
             return Ok(());
         };
-        let changed = (change.op == Changed::Update).then_some(columns);
+        let changed = (change.op == Changed::Update).then_some(&columns[..]);
         let actors = &self.actors;
         actors.witness(&mut self.open.witness, change, changed);
         let judged = actors.judge(change, changed, &self.open.witness);
         let Some(doubt) = judged.doubt else {
             return Ok(());
         };
-        let columns = columns.to_vec();
         if self.open.is_doubted(&change.table, &doubt) {
             return Ok(());
         }
@@ -369,6 +425,31 @@ mod tests {
         }
         assert_eq!(written.line(log(9, 1_000_001), 0), None);
         assert_eq!(written.line(log(8, 1), 0), None);
+    }
+
+    /// Whoever has each row change other columns than the one before.
+    #[test]
+    fn what_is_remembered_of_a_transaction_has_an_end() {
+        let name = |n: u32| vec![format!("c{n}")];
+        for (lists, runs, from) in [(100, 32, 32), (2, RUNS, RUNS as u32)] {
+            let mut written = Written {
+                of: 9,
+                first: 7,
+                ..Written::default()
+            };
+            for place in 0..100_000 {
+                written.change(place, place, &name(place % lists));
+            }
+            assert_eq!(written.runs.len(), runs);
+            assert!(written.lists.len() <= LISTS);
+            let place = from - 1;
+            assert!(written.rest(log(9, place.into()), 0).is_none());
+            let found = written.line(log(9, u64::from(place) + 1), 0).unwrap();
+            assert_eq!(found, (7 + u64::from(place), &name(place % lists)[..]));
+            let (rest, place) = written.rest(log(9, u64::from(from) + 1), 0).unwrap();
+            assert_eq!((rest.line, place), (7 + u64::from(from), from));
+            assert!(written.rest(log(8, 99_999), 0).is_none());
+        }
     }
 
     /// Against a list with a place for each change.
