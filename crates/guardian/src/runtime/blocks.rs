@@ -7,6 +7,9 @@ use pitser_evidence::Code;
 use pitser_monitor::Finding;
 use pitser_trail::TrailError;
 
+/// How long an authority may take to start, in seconds.
+const STARTING_S: u64 = 60;
+
 impl Session {
     pub(super) fn close(&mut self, worker: &Worker) -> Result<(), Ended> {
         let began = (worker.parts.clock)();
@@ -77,12 +80,15 @@ impl Session {
     }
 
     /// Says so if the block that has waited longest, about which the authority was just
-    /// asked in vain, has waited too long.
+    /// asked in vain, has waited too long. An authority that starts along with the guardian
+    /// has some time for it.
     pub(super) fn overdue(&mut self, worker: &Worker, block: u64) -> Result<(), Ended> {
         let now = (worker.parts.clock)();
         let oldest = self.waiting.front().filter(|oldest| oldest.block == block);
-        let waited = oldest.map(|oldest| now.saturating_sub(oldest.since) / SECOND_US);
-        if waited.is_some_and(|waited| waited >= worker.parts.tuning.seal_alarm_s) {
+        let waits = |since: u64, most_s: u64| now.saturating_sub(since) / SECOND_US >= most_s;
+        let alarm_s = worker.parts.tuning.seal_alarm_s;
+        let is_overdue = oldest.is_some_and(|oldest| waits(oldest.since, alarm_s));
+        if is_overdue && waits(self.opened_at, alarm_s.min(STARTING_S)) {
             let text = format!(
                 "block {block} and those after it are unsealed: the authority does not answer"
             );
@@ -97,6 +103,7 @@ impl Session {
         let back = self.next.look(now);
         if back > 0 {
             self.closed_at = self.closed_at.saturating_sub(back);
+            self.opened_at = self.opened_at.saturating_sub(back);
             for waiting in &mut self.waiting {
                 waiting.since = waiting.since.saturating_sub(back);
             }

@@ -817,6 +817,8 @@ struct Session {
     recent: VecDeque<BlockStatus>,
     settling: Vec<(u64, oneshot::Sender<Result<u64, String>>)>,
     closed_at: u64,
+    /// When this session began.
+    opened_at: u64,
     /// How long closing a block took lately, in microseconds.
     closing_us: u64,
     /// The source can forget what stands up to here.
@@ -853,7 +855,7 @@ struct Pass {
 /// A block that waits for its seal. Times are in microseconds since 1970.
 struct Waiting {
     block: u64,
-    /// Since it was closed, or this guardian took the trail over.
+    /// Since it was closed.
     since: u64,
     /// When its lines were committed.
     times: Vec<u64>,

@@ -105,6 +105,7 @@ impl Session {
             recent: VecDeque::new(),
             settling: Vec::new(),
             closed_at: now,
+            opened_at: now,
             closing_us: 0,
             ack_due: None,
             forgotten: None,
@@ -145,9 +146,15 @@ impl Session {
         session.learn_owners()?;
         for block in session.trail.unsealed() {
             let wanted = Wanted::of(&session.trail, block);
+            // Only the oldest is asked for how long it waits, and the others are younger.
+            let closed_at = match session.waiting.is_empty() {
+                true => session.trail.line(block.first_seq + block.count - 1)?,
+                false => None,
+            };
+            let closed_at = closed_at.map(|line| line.at.micros());
             session.waiting.push_back(Waiting {
                 block: block.block,
-                since: now,
+                since: closed_at.map_or(now, |at| at.min(now)),
                 times: Vec::new(),
             });
             worker.seals.as_ref().map(|seals| seals.send(wanted));

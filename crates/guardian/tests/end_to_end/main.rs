@@ -179,10 +179,18 @@ impl Site {
 
     /// Guards by this clock, with nobody who signs or cosigns.
     fn start_alone(&self, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Handle {
+        self.start_asking(None, clock)
+    }
+
+    fn start_asking(
+        &self,
+        client: Option<Client>,
+        clock: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Handle {
         let parts = Parts {
             source: self.source.clone(),
             tuning: self.tuning.clone(),
-            client: None,
+            client,
             witnesses: Vec::new(),
             fleet: None,
             clock: Arc::new(clock),
@@ -603,6 +611,29 @@ async fn an_authority_that_stays_down_is_a_finding() {
         s.blocks > 2 && s.findings.iter().any(|found| found.code == "SEAL-01")
     })
     .await;
+    guardian.stop().await;
+}
+
+/// Whoever restarts a guardian does not begin to count anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_were_unsealed_before_a_start_are_overdue() {
+    let mut site = Site::new();
+    site.tuning.seal_alarm_s = 1800;
+    site.tuning.heartbeat_s = 1;
+    install(&site).unwrap();
+    let guardian = site.start_asking(Some(nobody()), || micros() - 3_600_000_000);
+    status_with(&guardian, "a block", |s| s.blocks > 0).await;
+    guardian.stop().await;
+
+    let ahead = Arc::new(AtomicU64::new(0));
+    let by = Arc::clone(&ahead);
+    let guardian = site.start_asking(Some(nobody()), move || micros() + by.load(Ordering::SeqCst));
+    let is_overdue = |s: &Status| s.findings.iter().any(|found| found.code == "SEAL-01");
+    // The authority may be about to start, too.
+    let status = status_with(&guardian, "asked in vain", |s| s.trouble.is_some()).await;
+    assert!(!is_overdue(&status), "{status:?}");
+    ahead.store(60_000_000, Ordering::SeqCst);
+    status_with(&guardian, "SEAL-01", is_overdue).await;
     guardian.stop().await;
 }
 
