@@ -69,6 +69,9 @@ pub struct Status {
     /// Lines of findings of rows that are open and only counted, for auditors.
     #[serde(skip)]
     pub counted_rows: Arc<Lines>,
+    /// The newest complete pass over the live rows has seen all lines before this one.
+    #[serde(skip)]
+    pub compared_before: u64,
     /// How findings are delivered to receivers, if any are configured.
     pub alerts: Vec<AlertStatus>,
     /// The mapping from tables to patients (spec 32 §1), for auditors.

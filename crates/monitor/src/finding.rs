@@ -88,6 +88,7 @@ impl Finding {
             | Code::CaptureWeakened
             | Code::Truncated
             | Code::SchemaChanged
+            | Code::Unsealed
             | Code::ClockDisagrees => self.about,
             _ => None,
         }

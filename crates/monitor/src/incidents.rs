@@ -238,6 +238,18 @@ impl Incidents {
         self.newest.get(line).is_some()
     }
 
+    /// Whether the finding of a line, which is of this kind, is open: of one that is only
+    /// counted, also if it may be, before a scan has looked after a start.
+    pub fn is_open(&self, kind: &Kind, line: u64) -> bool {
+        if let Some((_, _, is_open)) = self.newest.get(line) {
+            return is_open;
+        }
+        let rows = self.rows.get(kind);
+        let known = rows.map_or(0, Rows::len) as u64;
+        rows.is_some_and(|rows| rows.lines().any(|it| it == line))
+            || self.newest.more_than(kind).open > known
+    }
+
     /// Of one kind that is no longer kept in full, and of which there is room for some
     /// that are only counted: where the trail is to be read backwards from.
     pub fn wanted(&self) -> Option<(Kind, u64)> {
@@ -452,6 +464,20 @@ mod tests {
             .map(|it| it.line)
             .collect();
         assert_eq!(open, [6]);
+    }
+
+    /// The authority is away on Monday, and again on Friday.
+    #[test]
+    fn blocks_that_are_unsealed_are_told_of_each_outage() {
+        let mut incidents = Incidents::default();
+        let unsealed = |first_line| Finding {
+            about: Some(first_line),
+            ..Finding::general(Code::Unsealed, "the authority does not answer")
+        };
+        assert!(incidents.tell(&unsealed(5), 10));
+        assert_eq!(incidents.note(&unsealed(5)), Noted::Known);
+        assert!(incidents.tell(&unsealed(90), 100));
+        assert_eq!(incidents.open(&[Code::Unsealed]), 2);
     }
 
     /// Far more than are kept: each is told once, the count is exact, and what was

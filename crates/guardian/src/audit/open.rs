@@ -282,16 +282,14 @@ impl<'a> Opener<'a> {
                 wrong.insert(code.to_string());
             }
         }
-        // Not what came since, nor what the pass could not read. Its time is told in whole
-        // seconds, which both begin with.
-        let line_at = line.at.to_string();
-        let compared_at = self.status.verified_up_to.as_ref().filter(|at| {
+        // Not what came since the pass began, nor what it could not read.
+        let compared_at = self.status.verified_up_to.as_ref().filter(|_| {
             let is_unread = self
                 .status
                 .unread
                 .iter()
                 .any(|unread| unread.table == table);
-            at.get(..SECONDS) >= line_at.get(..SECONDS) && !is_unread
+            line.seq < self.status.compared_before && !is_unread
         });
         Ok(Some(Live {
             compared_at: compared_at.cloned(),
@@ -300,9 +298,6 @@ impl<'a> Opener<'a> {
         }))
     }
 }
-
-/// Of an instant in RFC 3339, its letters up to the second.
-const SECONDS: usize = "2026-03-14T09:26:53".len();
 
 /// Whether a key of so many cells is a row of so many columns, with or without its number
 /// among equal ones. Of a row of which nothing is known, it may be.

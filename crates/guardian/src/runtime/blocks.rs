@@ -7,6 +7,8 @@ use pitser_evidence::Code;
 use pitser_monitor::Finding;
 use pitser_trail::TrailError;
 
+/// Blocks that wait of which it is kept when their lines were committed.
+const TIMED: usize = 64;
 /// How long an authority may take to start, in seconds.
 const STARTING_S: u64 = 60;
 
@@ -19,11 +21,18 @@ impl Session {
             .trail
             .close_block(at, &written.to_string(), self.mapping, reason)?;
         self.closed_at = (worker.parts.clock)();
+        let times = std::mem::take(&mut self.open_times);
+        let every = times.len() / LATENCIES + 1;
         self.waiting.push_back(Waiting {
             block: block.block,
             since: self.closed_at,
-            times: std::mem::take(&mut self.open_times),
+            times: times.into_iter().step_by(every).collect(),
         });
+        // The authority may be away for days.
+        let kept = self.waiting.len().saturating_sub(TIMED);
+        if let Some(oldest) = kept.checked_sub(1).and_then(|at| self.waiting.get_mut(at)) {
+            oldest.times = Vec::new();
+        }
         self.recent.push_front(BlockStatus {
             block: block.block,
             lines: block.count,
@@ -92,7 +101,13 @@ impl Session {
             let text = format!(
                 "block {block} and those after it are unsealed: the authority does not answer"
             );
-            self.finding(worker, Finding::general(Code::Unsealed, text))?;
+            // The same as long as this block waits.
+            let unsealed = self.trail.unsealed().next();
+            let finding = Finding {
+                about: unsealed.map(|block| block.first_seq),
+                ..Finding::general(Code::Unsealed, text)
+            };
+            self.finding(worker, finding)?;
             self.trail.commit()?;
         }
         Ok(())
@@ -159,8 +174,13 @@ impl Session {
             && self.forgotten != forgotten
         {
             let path = self.trail.layout().dir().join(FORGOTTEN);
-            pitser_trail::disk::replace_unsynced(&path, format!("{upto}\n").as_bytes())
-                .map_err(TrailError::from)?;
+            let text = format!("{upto}\n");
+            // An older copy of the database counts from lower down: that has to last.
+            match forgotten < self.forgotten {
+                true => pitser_trail::disk::replace(&path, text.as_bytes()),
+                false => pitser_trail::disk::replace_unsynced(&path, text.as_bytes()),
+            }
+            .map_err(TrailError::from)?;
             self.forgotten = forgotten;
         }
         Ok(())
