@@ -470,6 +470,8 @@ struct Worker {
     uncosigned: Option<String>,
     /// Why the last pass over the live rows came to nothing, or did not see all tables.
     unscanned: Option<String>,
+    /// No pass has come to its end lately.
+    failing: Option<scan::Failing>,
     /// Another guardian was capturing: what it wrote may not be in this copy.
     stood_by: bool,
     /// What guarding failed for last.
@@ -523,6 +525,7 @@ impl Worker {
             delayed: None,
             uncosigned: None,
             unscanned: None,
+            failing: None,
             stood_by: false,
             failed: None,
             outage: None,
@@ -841,6 +844,10 @@ type ScanReply = oneshot::Sender<Result<ScanSummary, String>>;
 /// A pass over the live rows that is under way on its own thread.
 struct Pass {
     number: u64,
+    /// The number of the line that came next when it began.
+    begun_at: u64,
+    /// Tables that it looks at.
+    scanned: HashSet<String>,
     touched: Touched,
     replies: Vec<ScanReply>,
     /// Guarded tables that it leaves out. What was wrong with their rows still is.

@@ -1,5 +1,6 @@
 //! Passes over the live rows, on threads of their own.
 
+use super::failed::words;
 use super::{Command, Ended, Pass, SECOND_US, ScanSummary, Session, StartError, Worker};
 use crate::status::{FindingStatus, UnreadStatus};
 use pitser_capture::{Position, Row, SourceError};
@@ -9,11 +10,19 @@ use pitser_ksi::time::Second;
 use pitser_monitor::{
     Expected, Finding, Judge, Look, OF_LIVE_ROWS, ScanTable, Suspects, Touched, look,
 };
+use std::collections::HashSet;
 use std::sync::mpsc::{Sender, channel};
 
 /// Findings that are written of what a pass saw in all, before other things are done: some
 /// tenths of a second.
 const JUDGED: usize = 2048;
+
+/// Passes fail one after the other.
+pub(super) struct Failing {
+    /// Since then, in microseconds since 1970.
+    since: u64,
+    is_told: bool,
+}
 
 /// What a pass asks of the guardian's own thread.
 struct AtTrail<'a> {
@@ -110,6 +119,7 @@ impl Session {
                 name: shape.name.clone(),
             })
             .collect();
+        let scanned = tables.iter().map(|table| table.name.clone()).collect();
         let commands = worker.commands.clone();
         let look = move || {
             let mut judge = AtTrail {
@@ -125,6 +135,8 @@ impl Session {
         let replies = std::mem::take(&mut self.scan_replies);
         self.scanning = Some(Pass {
             number: pass,
+            begun_at: self.trail.state().next_seq(),
+            scanned,
             touched: Touched::since(self.rewound_at()),
             replies,
             incomparable,
@@ -196,6 +208,7 @@ impl Session {
             Err(error) => why(&error),
         };
         tracing::warn!(error = %trouble, "scan failed");
+        self.cannot_scan(worker, &trouble)?;
         worker.unscanned = Some(trouble.clone());
         self.try_again();
         self.show(worker);
@@ -207,6 +220,33 @@ impl Session {
         {
             let _ = reply.send(Err(trouble.clone()));
         }
+        Ok(())
+    }
+
+    /// A pass failed as a whole: it is tried again soon, and if that goes on for as long as
+    /// a source may be unwatched, it is a finding. Whoever has each pass fail wants something
+    /// not to be looked at.
+    fn cannot_scan(&mut self, worker: &mut Worker, trouble: &str) -> Result<(), Ended> {
+        let now = (worker.parts.clock)();
+        let alarm_us = worker.parts.tuning.unwatched_alarm_s * SECOND_US;
+        // Some times before it is one.
+        self.next.scan = self.next.scan.min(now + alarm_us / 6);
+        let failing = worker.failing.get_or_insert(Failing {
+            since: now,
+            is_told: false,
+        });
+        if failing.is_told || now.saturating_sub(failing.since) < alarm_us {
+            return Ok(());
+        }
+        failing.is_told = true;
+        let since = Second(failing.since / SECOND_US);
+        let text = format!("rows are not compared any more, since {since}: {trouble}");
+        let finding = Finding {
+            about: self.trail.state().next_seq().checked_sub(1),
+            ..Finding::general(Code::CaptureWeakened, text)
+        };
+        self.finding(worker, finding)?;
+        self.trail.commit()?;
         Ok(())
     }
 
@@ -285,8 +325,9 @@ impl Session {
             table: table.clone(),
             why: why(error),
         }));
-        self.settle(&unread)?;
+        self.settle(&pass.scanned, &unread)?;
         self.try_again();
+        worker.failing = None;
         let troubles = unread.iter().map(|unread| {
             let UnreadStatus { table, why } = unread;
             format!("rows of {table} are not compared: {why}")
@@ -300,6 +341,7 @@ impl Session {
             if unread.is_empty() {
                 s.verified_up_to = Some(Second(now / SECOND_US).to_string());
                 s.rows_verified = rows;
+                s.compared_before = pass.begun_at;
             }
             s.unread.clone_from(&unread);
         });
@@ -318,9 +360,11 @@ impl Session {
         Ok(())
     }
 
-    /// Closes what a pass no longer found, of the tables that it could read.
-    fn settle(&mut self, unread: &[UnreadStatus]) -> Result<(), Ended> {
-        let is_judged = |table: &str| unread.iter().all(|unread| unread.table != table);
+    /// Closes what a pass no longer found, of the tables that it looked at and could read.
+    fn settle(&mut self, scanned: &HashSet<String>, unread: &[UnreadStatus]) -> Result<(), Ended> {
+        let is_judged = |table: &str| {
+            scanned.contains(table) && unread.iter().all(|unread| unread.table != table)
+        };
         for seq in self.incidents.settle(is_judged) {
             match self.open_finding(seq) {
                 Ok(Some((finding, found_at))) => self.incidents.show(finding, found_at, seq),
@@ -342,6 +386,6 @@ fn why(error: &SourceError) -> String {
         true => format!(
             "{error}. The database's files are damaged: restore the table from a backup and scan again"
         ),
-        false => error.to_string(),
+        false => words(error),
     }
 }

@@ -39,6 +39,11 @@ impl Session {
                 s.events = self.events;
                 s.lines = self.trail.state().next_seq();
                 s.patients = self.trail.state().patients();
+                s.findings = self.findings();
+                s.more_findings = self.more_findings();
+                s.counted_rows = Arc::clone(&self.counted_rows);
+            } else {
+                s.findings.retain(|finding| finding.line.is_some());
             }
             s.blocks = self.trail.blocks();
             s.unsealed = unsealed;
@@ -48,10 +53,7 @@ impl Session {
             s.is_opened = true;
             s.seal_latency_ms = latency(&self.latencies);
             s.recent = self.recent.iter().cloned().collect();
-            s.findings = self.findings();
             s.findings.extend(unwatched);
-            s.more_findings = self.more_findings();
-            s.counted_rows = Arc::clone(&self.counted_rows);
             s.witnesses = worker.cosigners.iter().map(|c| c.shown.clone()).collect();
             more(s);
         });

@@ -734,6 +734,42 @@ async fn one_table_that_cannot_be_read_blinds_no_other() {
     guardian.stop().await;
 }
 
+/// Whoever keeps all passes from coming to their end has something to hide.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_cannot_be_compared_for_long_are_a_finding() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let mut sql = server.sql();
+    sql.query(SCHEMA).unwrap();
+    sql.query(
+        "CREATE ROLE reader LOGIN REPLICATION PASSWORD 'secret'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader",
+    )
+    .unwrap();
+    let mut site = site(&server);
+    site.tuning.unwatched_alarm_s = 2;
+    install(&site).unwrap();
+    let port = server.port();
+    site.source.url = format!("postgres://reader:secret@127.0.0.1:{port}/postgres");
+    let (guardian, _) = site.start(None);
+    guarding(&guardian).await;
+    guardian.scan().await.unwrap();
+    let told = |s: &Status| {
+        let mut found = s.findings.iter().filter(|f| f.code == "CAP-03");
+        found.any(|f| f.text.starts_with("rows are not compared any more, since "))
+    };
+    assert!(!told(&guardian.status()));
+    sql.query("ALTER ROLE reader CONNECTION LIMIT 1").unwrap();
+    guardian.scan().await.unwrap_err();
+    let status = status_with(&guardian, "CAP-03", told).await;
+    assert_eq!(status.state, SourceState::Guarding);
+    // It is done without anybody asking for it.
+    let before = status.verified_up_to;
+    sql.query("ALTER ROLE reader CONNECTION LIMIT -1").unwrap();
+    status_with(&guardian, "a scan", |s| s.verified_up_to != before).await;
+    guardian.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_attribution_a_row_may_still_name_its_writer() {
     let off = |site: &mut Site| site.source.attribution = Attribution::Off;
