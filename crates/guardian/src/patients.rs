@@ -228,6 +228,17 @@ impl Patients {
         }
     }
 
+    /// Forgets a row that is no more: whose a row is that still leads there, nobody can tell.
+    pub(crate) fn forget(&mut self, table: &str, key: &[u8]) {
+        if let Some(owners) = self.owners.get_mut(table) {
+            owners.remove(key);
+        }
+        if let Some(closed) = self.closed.get_mut(table) {
+            let record = closed.record(key);
+            closed.owners.remove(&record);
+        }
+    }
+
     /// Remembers whose a `record` of `table` is that the vault does not open. `key` makes
     /// the names of that table's records. What is learnt of a row later prevails.
     pub(crate) fn learn_closed(
@@ -250,8 +261,11 @@ impl Patients {
 
 impl Closed {
     fn owner(&self, value: &[u8]) -> Option<&Owner> {
-        self.owners
-            .get(&record_key(&self.key, std::iter::once(value)))
+        self.owners.get(&self.record(value))
+    }
+
+    fn record(&self, value: &[u8]) -> Bytes32 {
+        record_key(&self.key, std::iter::once(value))
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use pitser_evidence::line::Op;
 use serde_json::{Value, json};
 
-use crate::hospital::SOURCE;
+use crate::hospital::{SOURCE, stamp};
 use crate::world::{PATIENCE, World, lsn, signal};
 
 /// Changes rows so that the stream tells nothing of it: the table leaves the
@@ -66,6 +66,116 @@ fn rows_changed_added_and_removed_past_capture() {
     );
     assert_eq!(codes(&world.scan()), [("ROW-02", "public.result", "200")]);
     world.run("history public.visit 10").exits(1).says("ROW-01");
+}
+
+/// Where the engine does not send the row that a change replaces, nobody can compare it any
+/// more: what was found before stays known.
+#[test]
+fn a_row_that_was_found_altered_cannot_be_laundered_by_a_change() {
+    let Some(world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    let forge = |table: &str, column: &str, to: &str, id: u32| {
+        let sql = format!("UPDATE {table} SET {column} = {to} WHERE id = {id}");
+        unseen(&world, table, &sql);
+    };
+    forge("visit", "note", "'forged'", 10);
+    forge("visit", "note", "'forged'", 20);
+    forge("result", "value", "1", 100);
+    assert_eq!(world.scan().len(), 3);
+    // Put right past capture as well, it is as it was sealed.
+    forge("visit", "note", "'fever'", 20);
+    assert_eq!(world.scan().len(), 2);
+    let stamp = stamp(2);
+    for change in [
+        format!("UPDATE visit SET {stamp} WHERE id IN (10, 20)"),
+        "DELETE FROM result WHERE id = 100".to_owned(),
+    ] {
+        world.psql_as("ehr", "ehr", &change);
+    }
+    world.finding("ROW-04", "public.visit");
+    world.finding("ROW-04", "public.result");
+    let expected = [
+        ("ROW-04", "public.result", "100"),
+        ("ROW-04", "public.visit", "10"),
+    ];
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    let status = world.status_when("tells it", |_| true);
+    let found = status["findings"].as_array().unwrap().iter();
+    let found = found.filter(|f| f["open"] == true && f["code"].as_str() >= Some("ROW"));
+    let mut found: Vec<Value> = found.cloned().collect();
+    found.sort_by_key(|f| f["table"].as_str().unwrap().to_owned());
+    assert_eq!(codes(&found), expected);
+}
+
+/// Nobody has looked at the rows of a table that nobody guards any more.
+#[test]
+fn what_is_wrong_with_a_table_stays_wrong_while_it_is_not_guarded() {
+    let Some(world) = World::hospital("scan_every_s = 0", SOURCE) else {
+        return;
+    };
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 10; INSERT INTO visit VALUES (99, 1, 'forged')",
+    );
+    assert_eq!(world.scan().len(), 2);
+    let publication = "ALTER PUBLICATION pitser_hospital";
+    world.psql("postgres", &format!("{publication} DROP TABLE visit"));
+    world.status_when("tells it", |s| s["findings"].to_string().contains("CAP-03"));
+    let of_rows = |found: &[Value]| {
+        let mut found: Vec<String> = found
+            .iter()
+            .filter(|f| f["table"] == "public.visit" && !f["key"].is_null())
+            .map(|f| format!("{} {}", f["code"], f["key"]))
+            .collect();
+        found.sort();
+        found
+    };
+    let before = [r#""ROW-01" "10""#, r#""ROW-03" "99""#];
+    assert_eq!(of_rows(&world.scan()), before);
+    world.psql("postgres", &format!("{publication} ADD TABLE visit"));
+    world.settle();
+    let lines = world.lines().len();
+    assert_eq!(of_rows(&world.scan()), before);
+    let again = world.lines().into_iter().skip(lines);
+    let mut again = again.filter_map(|line| line.finding);
+    assert!(again.all(|found| !found.code.as_str().starts_with("ROW-")));
+}
+
+#[test]
+fn a_row_without_a_key_that_came_past_capture_is_told_by_its_next_change() {
+    let Some(mut world) = World::new("clinic") else {
+        return;
+    };
+    world.psql(
+        "postgres",
+        "CREATE TABLE log (who text, what text); INSERT INTO log VALUES ('a', 'x'), ('a', 'x'), ('b', NULL)",
+    );
+    let tables = "tables = [\"public.log\"]\nkeyless = \"full\"\n";
+    world.configure("scan_every_s = 0", tables);
+    world.run("guard init").exits(0).says("1 tables guarded");
+    world.guard();
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    // As anybody may.
+    world.psql(
+        "postgres",
+        "UPDATE log SET what = 'y' WHERE who = 'b'; UPDATE log SET what = 'z' WHERE who = 'a'; \
+         DELETE FROM log WHERE what = 'z'; INSERT INTO log VALUES ('a', 'x')",
+    );
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.psql("postgres", "ALTER TABLE log ADD n int");
+    world.finding("CAP-05", "public.log");
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    world.psql("postgres", "UPDATE log SET n = 1");
+    assert_eq!(world.scan(), Vec::<Value>::new());
+    unseen(&world, "log", "INSERT INTO log VALUES ('eve', 'forged', 7)");
+    world.psql(
+        "postgres",
+        "UPDATE log SET what = 'as if it were old' WHERE who = 'eve'",
+    );
+    world.finding("ROW-04", "public.log");
+    assert_eq!(world.scan(), Vec::<Value>::new());
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub(super) struct AskedKeys {
     /// In this second, so often.
     second: u64,
     times: u32,
+    /// As they were noticed, and as they are.
+    known: Vec<Shape>,
     shapes: Vec<Shape>,
 }
 
@@ -325,7 +327,7 @@ impl Session {
             None if change.op == Changed::Create => {
                 self.compare_absent(worker, &change, &record)?
             }
-            None if is_of_row(change.op) && change.old.is_none() && sealed.is_none() => {
+            None if is_of_row(change.op) && change.old.is_none() => {
                 self.compare_known(worker, &change, &record)?
             }
             replaced => replaced,
@@ -502,8 +504,10 @@ impl Session {
             && let Some(value) = translate::key_value(key)
         {
             // Whose a row is that still leads to one that is gone, nobody can tell.
-            let owner = row.map_or(Owner::Unknown, |row| self.patients.of(table, row));
-            self.patients.learn(table, value, owner);
+            match row.map(|row| self.patients.of(table, row)) {
+                Some(owner) => self.patients.learn(table, value, owner),
+                None => self.patients.forget(table, value),
+            }
         }
     }
 
@@ -600,7 +604,7 @@ impl Session {
             },
         };
         // The record may be that of another row.
-        if !change.keyless && self.is_under_other_keys(worker, &change.table)? {
+        if !change.keyless && (has_null(change) || self.is_under_other_keys(worker, change)?) {
             return Ok(None);
         }
         let text = "the row that was changed was not the one that was sealed";
@@ -608,18 +612,44 @@ impl Session {
         Ok(Some(Finding { columns, ..finding }))
     }
 
-    /// The same of a change that came without the row that it replaces: that there was one
-    /// is all that can be said.
+    /// The same of a change that came without the row that it replaces: what can be said is
+    /// that there was one, and whether it had been found to be another than the one that was
+    /// sealed, which nobody could find any more.
     fn compare_known(
         &mut self,
         worker: &Worker,
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
-        match self.stands(change, record)? {
-            true => Ok(None),
-            false => self.never_sealed(worker, change, record),
+        let leaf = self.trail.state().record_leaf(&change.table, record);
+        let leaf = leaf.map_err(TrailError::from)?;
+        let Some((leaf, row)) = leaf.and_then(|leaf| Some((leaf, leaf.row?))) else {
+            return self.never_sealed(worker, change, record);
+        };
+        // Nearly always.
+        if leaf.last_seq == row.seq || !self.is_found_altered(change, record)? {
+            return Ok(None);
         }
+        let text = "the row that was changed had been found not to be the one that was sealed";
+        Ok(Some(replaced(change, record, text)))
+    }
+
+    /// Whether a finding says that a row is not as it was sealed, and no scan has found it
+    /// mended since.
+    fn is_found_altered(&self, change: &Change, record: &Bytes32) -> Result<bool, TrailError> {
+        for line in self.trail.record_lines(&change.table, record)? {
+            let line = line?;
+            let code = line.finding.as_ref().map(|finding| finding.code);
+            match line.op {
+                Op::Finding if code == Some(Code::RowDiffers) => {
+                    let kind = (Code::RowDiffers, Some(change.table.clone()));
+                    return Ok(self.incidents.is_open(&kind, line.seq));
+                }
+                Op::Finding | Op::Accept | Op::Read => {}
+                _ => break,
+            }
+        }
+        Ok(false)
     }
 
     /// Whether a sealed row stands where a change is.
@@ -667,45 +697,45 @@ impl Session {
     }
 
     /// Whether each row of the table that a change is of has a sealed version, under its key
-    /// and as the only one: SQLite takes several rows with the same key if that has a null.
+    /// and as the only one.
     fn are_all_sealed(&mut self, worker: &Worker, change: &Change) -> Result<bool, Ended> {
-        let has_null = change
-            .key
-            .cells()
-            .iter()
-            .any(|cell| cell.expose().is_none());
-        let are_known = self.live.contains(&change.table) && !change.keyless && !has_null;
-        Ok(are_known && !self.is_under_other_keys(worker, &change.table)?)
+        let are_known = self.live.contains(&change.table) && (change.keyless || !has_null(change));
+        Ok(are_known && !self.is_under_other_keys(worker, change)?)
     }
 
     /// Whether what the trail has of a table stands under other keys than its rows have:
     /// another key was noticed and not carried through, or was not noticed yet. The
     /// catalogue is looked at each second only, and a few times more for this.
-    fn is_under_other_keys(&mut self, worker: &Worker, table: &str) -> Result<bool, Ended> {
-        if self.rekeyed.contains_key(table) {
+    fn is_under_other_keys(&mut self, worker: &Worker, change: &Change) -> Result<bool, Ended> {
+        if self.rekeyed.contains_key(&change.table) {
             return Ok(true);
         }
-        let Some(known) = self.source.shapes_in(&self.fingerprint) else {
-            return Ok(false);
-        };
         let second = (worker.parts.clock)() / SECOND_US;
         let asked = self.asked_keys.take().filter(|it| it.second == second);
         let asked = match asked {
             Some(asked) if asked.times >= ASKED => asked,
             asked => {
                 let now = self.source.fingerprint()?;
+                let shapes_in = |fingerprint: &[u8]| {
+                    let shapes = self.source.shapes_in(fingerprint);
+                    shapes.unwrap_or_default()
+                };
                 AskedKeys {
                     second,
                     times: asked.map_or(0, |it| it.times) + 1,
-                    shapes: self.source.shapes_in(&now).unwrap_or_default(),
+                    known: shapes_in(&self.fingerprint),
+                    shapes: shapes_in(&now),
                 }
             }
         };
-        let key = |shapes: &[Shape]| {
-            let shape = shapes.iter().find(|shape| shape.name == table);
+        let key = |shapes: &'_ [Shape]| {
+            let shape = shapes.iter().find(|shape| shape.name == change.table);
             shape.map(|shape| shape.key.clone())
         };
-        let is_another = key(&known) != key(&asked.shapes);
+        // A table that left the publication has not got another one.
+        let is_another = key(&asked.known)
+            .zip(key(&asked.shapes))
+            .is_some_and(|(known, now)| known != now);
         self.asked_keys = Some(asked);
         Ok(is_another)
     }
@@ -745,6 +775,8 @@ impl Session {
         }
         self.event_findings(worker, vec![draft], to, finding)?;
         self.position = to;
+        // Whoever starts with the lower number that it may have is not told of this again.
+        self.trail.commit()?;
         self.keep_forgotten()?;
         if self.position < self.kept {
             // The old file must not prevail over the line, should we be killed between.
@@ -887,6 +919,13 @@ impl Session {
             patient,
         })
     }
+}
+
+/// Whether several rows may have the key of a changed one: SQLite takes them if that has a
+/// null.
+fn has_null(change: &Change) -> bool {
+    let mut cells = change.key.cells().iter();
+    cells.any(|cell| cell.expose().is_none())
 }
 
 /// Whether there was a row before such a change.
