@@ -831,6 +831,37 @@ fn a_change_at_once_under_keys_that_change_places() {
     world.run("trail verify").exits(0);
 }
 
+/// Nor does another key make a row that came past capture one of those that were sealed.
+#[test]
+fn a_change_at_once_under_another_key_launders_nothing() {
+    let Some(mut world) = world() else { return };
+    world.psql("postgres", "ALTER TABLE visit REPLICA IDENTITY FULL");
+    world.settle();
+    unseen(
+        &world,
+        "visit",
+        "UPDATE visit SET note = 'forged' WHERE id = 9; INSERT INTO visit (id, n, note) VALUES (99, 99, 'forged')",
+    );
+    world.psql(
+        "postgres",
+        "ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (id, n);
+         UPDATE visit SET note = 'at once' WHERE id IN (9, 10, 99); UPDATE visit SET note = 'again' WHERE id = 10;
+         DELETE FROM visit WHERE id = 11",
+    );
+    world.finding("ROW-04", "public.visit");
+    world.settle();
+    let status = world.status_when("says so", |s| {
+        s["findings"].to_string().contains("has another key")
+    });
+    let found = status["findings"].as_array().unwrap().iter();
+    let found = found.filter(|f| f["code"] == "ROW-04");
+    let found: Vec<&str> = found.map(|f| f["key"].as_str().unwrap()).collect();
+    assert_eq!(found, ["9,1009", "99,99"]);
+    world.scan();
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 #[test]
 fn killed_while_records_go_on_under_another_key() {
     const ROWS: usize = 20_000;

@@ -26,6 +26,17 @@ pub(super) struct AskedKeys {
     shapes: Vec<Shape>,
 }
 
+/// Of a table, columns of the key under which the trail has its rows, and of the one that
+/// they have.
+struct OtherKeys {
+    former: Vec<String>,
+    now: Vec<String>,
+}
+
+/// What was wrong with a row that was changed.
+const NOT_THE_SEALED: &str = "the row that was changed was not the one that was sealed";
+const NEVER_SEALED: &str = "the row that was changed was never sealed";
+
 /// How often that is asked in a second: whoever changes rows that were never sealed may do
 /// it very often.
 const ASKED: u32 = 8;
@@ -604,12 +615,56 @@ impl Session {
             },
         };
         // The record may be that of another row.
-        if !change.keyless && (has_null(change) || self.is_under_other_keys(worker, change)?) {
+        if !change.keyless && has_null(change) {
             return Ok(None);
         }
-        let text = "the row that was changed was not the one that was sealed";
-        let finding = replaced(change, record, text);
+        if !change.keyless
+            && let Some(keys) = self.other_keys(worker, change)?
+        {
+            return self.compare_former(change, record, &keys);
+        }
+        let finding = replaced(change, record, NOT_THE_SEALED);
         Ok(Some(Finding { columns, ..finding }))
+    }
+
+    /// The same of a table of which the trail has the rows under other keys: a row that is
+    /// sealed under neither, though its former key can be told, is not one of them.
+    fn compare_former(
+        &mut self,
+        change: &Change,
+        record: &Bytes32,
+        keys: &OtherKeys,
+    ) -> Result<Option<Finding>, Ended> {
+        let cell = |column: &String| match &change.old {
+            Some(old) => old.get(column).cloned(),
+            // Columns that are in no key may just have been changed.
+            None => {
+                let at = keys.now.iter().position(|it| it == column)?;
+                change.key.cells().get(at).cloned()
+            }
+        };
+        let former = keys.former.iter().map(cell).collect::<Option<Vec<_>>>();
+        let is_known = |cells: &Vec<Cell>| cells.iter().all(|cell| cell.expose().is_some());
+        let Some(former) = former.filter(is_known) else {
+            return Ok(None);
+        };
+        let was = self.record_under(&change.table, &Key::new(former));
+        let columns = self.columns.of(&change.table);
+        let text = match (expected(&mut self.trail, &change.table, &was)?, &change.old) {
+            (Expected::Unknown, _) => NEVER_SEALED,
+            (Expected::Erased, _) | (Expected::Row { .. }, None) => return Ok(None),
+            (Expected::Row { nonce, row }, Some(old)) => {
+                if columns.open(&nonce, &row, old) {
+                    return Ok(None);
+                }
+                let sealed = Sealed::of(&mut self.trail, &change.table, &was)?;
+                if sealed.is_some_and(|sealed| sealed.altered(old, columns).is_none()) {
+                    return Ok(None);
+                }
+                NOT_THE_SEALED
+            }
+        };
+        Ok(Some(replaced(change, record, text)))
     }
 
     /// The same of a change that came without the row that it replaces: what can be said is
@@ -627,7 +682,10 @@ impl Session {
             return self.never_sealed(worker, change, record);
         };
         // Nearly always.
-        if leaf.last_seq == row.seq || !self.is_found_altered(change, record)? {
+        if leaf.last_seq == row.seq
+            || !self.is_found_altered(change, record)?
+            || self.other_keys(worker, change)?.is_some()
+        {
             return Ok(None);
         }
         let text = "the row that was changed had been found not to be the one that was sealed";
@@ -666,7 +724,10 @@ impl Session {
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
-        if !self.stands(change, record)? || !self.are_all_sealed(worker, change)? {
+        if !self.stands(change, record)?
+            || !self.are_all_sealed(change)
+            || self.other_keys(worker, change)?.is_some()
+        {
             return Ok(None);
         }
         let Expected::Row { nonce, row } = expected(&mut self.trail, &change.table, record)? else {
@@ -689,26 +750,30 @@ impl Session {
         change: &Change,
         record: &Bytes32,
     ) -> Result<Option<Finding>, Ended> {
-        if !is_of_row(change.op) || !self.are_all_sealed(worker, change)? {
+        if !is_of_row(change.op) || !self.are_all_sealed(change) {
             return Ok(None);
         }
-        let text = "the row that was changed was never sealed";
-        Ok(Some(replaced(change, record, text)))
+        match self.other_keys(worker, change)? {
+            Some(keys) => self.compare_former(change, record, &keys),
+            None => Ok(Some(replaced(change, record, NEVER_SEALED))),
+        }
     }
 
-    /// Whether each row of the table that a change is of has a sealed version, under its key
-    /// and as the only one.
-    fn are_all_sealed(&mut self, worker: &Worker, change: &Change) -> Result<bool, Ended> {
-        let are_known = self.live.contains(&change.table) && (change.keyless || !has_null(change));
-        Ok(are_known && !self.is_under_other_keys(worker, change)?)
+    /// Whether each row of the table that a change is of has a sealed version, as the only
+    /// one of its key.
+    fn are_all_sealed(&self, change: &Change) -> bool {
+        self.live.contains(&change.table) && (change.keyless || !has_null(change))
     }
 
-    /// Whether what the trail has of a table stands under other keys than its rows have:
+    /// Where what the trail has of a table stands under other keys than its rows have:
     /// another key was noticed and not carried through, or was not noticed yet. The
     /// catalogue is looked at each second only, and a few times more for this.
-    fn is_under_other_keys(&mut self, worker: &Worker, change: &Change) -> Result<bool, Ended> {
-        if self.rekeyed.contains_key(&change.table) {
-            return Ok(true);
+    fn other_keys(&mut self, worker: &Worker, change: &Change) -> Result<Option<OtherKeys>, Ended> {
+        if let Some(former) = self.rekeyed.get(&change.table) {
+            return Ok(Some(OtherKeys {
+                former: former.clone(),
+                now: self.key_of(&change.table).unwrap_or_default().to_vec(),
+            }));
         }
         let second = (worker.parts.clock)() / SECOND_US;
         let asked = self.asked_keys.take().filter(|it| it.second == second);
@@ -733,11 +798,10 @@ impl Session {
             shape.map(|shape| shape.key.clone())
         };
         // A table that left the publication has not got another one.
-        let is_another = key(&asked.known)
-            .zip(key(&asked.shapes))
-            .is_some_and(|(known, now)| known != now);
+        let keys = key(&asked.known).zip(key(&asked.shapes));
+        let keys = keys.map(|(former, now)| OtherKeys { former, now });
         self.asked_keys = Some(asked);
-        Ok(is_another)
+        Ok(keys.filter(|keys| keys.former != keys.now))
     }
 
     /// A hole in the source's account, or in that of one table: noted, with the finding that

@@ -160,7 +160,7 @@ impl Session {
 
     /// The columns of a table's key, of which there may be none; `None` if the table is
     /// not guarded.
-    fn key_of(&self, table: &str) -> Option<&[String]> {
+    pub(super) fn key_of(&self, table: &str) -> Option<&[String]> {
         let shapes = self.source.shapes();
         let shape = shapes.iter().find(|shape| shape.name == table)?;
         Some(&shape.key)
@@ -433,7 +433,7 @@ impl Session {
         Ok(None)
     }
 
-    fn record_under(&self, table: &str, key: &Key) -> Bytes32 {
+    pub(super) fn record_under(&self, table: &str, key: &Key) -> Bytes32 {
         self.trail.record_key(Some(table), &key_cells(key))
     }
 
