@@ -829,27 +829,41 @@ fn publish(
         draft.run(format!("DROP PUBLICATION {name}"));
         kept = None;
     }
-    let before = draft.plan.statements.len();
-    match kept {
-        None => draft.run(format!(
-            "CREATE PUBLICATION {name} FOR TABLE {list} WITH ({options})"
-        )),
+    // Tables whose changes are published otherwise from now on, if any statement is needed.
+    let altered: Option<BTreeSet<u32>> = match kept {
+        None => {
+            draft.run(format!(
+                "CREATE PUBLICATION {name} FOR TABLE {list} WITH ({options})"
+            ));
+            Some(is_wanted.keys().copied().collect())
+        }
         Some(kept) => {
             if !kept.options_sound {
                 draft.run(format!("ALTER PUBLICATION {name} SET ({options})"));
             }
             let has = catalogue::published(sql, server, request.publication)?;
-            if kept.schemas || has != is_wanted {
+            let is_set = kept.schemas || has != is_wanted;
+            if is_set {
                 draft.run(format!("ALTER PUBLICATION {name} SET TABLE {list}"));
             }
+            let is_other = |(oid, published): &(&u32, &Published)| {
+                !kept.options_sound || has.get(oid) != Some(published)
+            };
+            let altered = is_wanted.iter().filter(is_other).map(|(oid, _)| *oid);
+            (is_set || !kept.options_sound).then(|| altered.collect())
         }
-    }
-    if draft.plan.statements.len() > before {
-        for relation in relations
-            .iter()
-            .filter(|it| is_wanted.contains_key(&it.oid))
-        {
-            draft.lock(relation, Mode::Maintenance);
+    };
+    for relation in relations.iter().filter(|it| it.can_trigger()) {
+        match (&altered, relation.root) {
+            // A transaction that wrote to one of these before is decoded by the catalogue of
+            // then, even if it commits after: nobody would be told its changes.
+            (Some(altered), Some(root)) if altered.contains(&root) => {
+                draft.lock(relation, Mode::Writers);
+            }
+            (Some(_), _) if is_wanted.contains_key(&relation.oid) => {
+                draft.lock(relation, Mode::Maintenance);
+            }
+            _ => {}
         }
     }
     if !server.recorded {

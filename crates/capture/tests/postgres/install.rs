@@ -909,6 +909,55 @@ fn a_busy_table_is_named_and_nobody_is_made_a_victim() {
     );
 }
 
+/// Its changes would be decoded by a catalogue in which the table was not published yet.
+#[test]
+fn a_table_that_is_added_without_attribution_waits_for_who_writes_to_it() {
+    let Some(mut world) = World::new(
+        "CREATE TABLE visit(id int PRIMARY KEY); CREATE TABLE bed(id int PRIMARY KEY);
+         CREATE TABLE lab(id int PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE lab_1 PARTITION OF lab FOR VALUES FROM (0) TO (10)",
+    ) else {
+        return;
+    };
+    let (before, after) = (
+        world.wanted(&["visit"]),
+        world.wanted(&["visit", "bed", "lab"]),
+    );
+    let off = |tables| Request {
+        attribution: false,
+        ..request(tables)
+    };
+    install::install(&mut world.sql, &off(&before)).unwrap();
+    let mut replication = world.server.replication();
+    let made = slot::create(&mut replication, &name()).unwrap();
+    let start = boundary(made.consistent_point());
+    drop(made);
+    let mut busy = world.server.sql();
+    // A partition is written to by its own name, and its root not locked.
+    for (table, row) in [("bed", 1), ("lab_1", 2)] {
+        run(
+            &mut busy,
+            &format!("BEGIN; INSERT INTO {table} VALUES ({row}); INSERT INTO visit VALUES ({row})"),
+        );
+        let refused = install::install(&mut world.sql, &off(&after));
+        says(refused, true, &[&format!("public.{table}"), "try again"]);
+        run(&mut busy, "COMMIT");
+    }
+    // Who writes to a table that stays as it was is not waited for.
+    run(&mut busy, "BEGIN; INSERT INTO visit VALUES (3)");
+    install::install(&mut world.sql, &off(&after)).unwrap();
+    run(
+        &mut busy,
+        "INSERT INTO bed VALUES (3); INSERT INTO lab VALUES (3); COMMIT",
+    );
+    let mut stream = Stream::start(replication, &name(), &name(), start).unwrap();
+    let told: Vec<usize> = transactions(&mut stream, 3)
+        .iter()
+        .map(|(events, _)| events.len())
+        .collect();
+    assert_eq!(told, [1, 1, 3]);
+}
+
 #[test]
 fn the_stream_and_the_baseline_agree_with_what_was_installed() {
     let Some(server) = Server::start(&[], &[]) else {
