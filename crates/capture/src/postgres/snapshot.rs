@@ -73,6 +73,15 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// and one that is frozen, or gone, does not hold whoever reads for ever.
 const SILENCE: Duration = Duration::from_secs(600);
 
+/// No index is asked instead of the heap, whatever the database has set: an index answers
+/// for a heap that somebody edited on disk. Parts of a table are not each read as a whole.
+const FROM_HEAP: &str = "SET enable_indexscan = off; SET enable_indexonlyscan = off; \
+     SET enable_bitmapscan = off; SET enable_seqscan = on; SET enable_tidscan = on";
+
+/// The condition for all of a table. It holds for each row, and no index has a `ctid`: none
+/// can answer for the heap, however dear the database's settings make that.
+const EACH_ROW: &str = " WHERE ctid >= '(0,0)'";
+
 /// Rows of a table's first chunk, before their size is known.
 const FIRST_CHUNK: usize = 50;
 
@@ -104,6 +113,7 @@ impl Snapshot {
             "SET row_security = off; SET statement_timeout = 0; \
              SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '60s'",
         )?;
+        sql.query(FROM_HEAP)?;
         let encoding = Encoding::ask(&mut sql)?;
         sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
         Ok(Self {
@@ -207,7 +217,7 @@ impl Snapshot {
             }
             _ => {
                 let sql = &mut snapshot.sql;
-                read(sql, &snapshot.encoding, table, "", chunk, &mut each).map(drop)
+                read(sql, &snapshot.encoding, table, EACH_ROW, chunk, &mut each).map(drop)
             }
         });
         match scanned {

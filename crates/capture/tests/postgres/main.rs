@@ -832,6 +832,49 @@ fn rows_that_a_policy_hides_are_not_left_out_in_silence() {
     );
 }
 
+/// An index that holds all columns would answer for a heap that was edited on disk.
+#[test]
+fn rows_are_read_from_the_heap_and_from_no_index() {
+    let Some(mut world) = World::new(
+        "CREATE TABLE visit(id int PRIMARY KEY, note text); INSERT INTO visit VALUES (1, 'cough');
+         CREATE INDEX ON visit(id, note)",
+        &["visit"],
+    ) else {
+        return;
+    };
+    world.run("VACUUM visit");
+    for set in [
+        "enable_seqscan = off",
+        "enable_tidscan = off",
+        "enable_indexonlyscan = on",
+        "seq_page_cost = 1e100",
+        "cpu_tuple_cost = 1e100",
+    ] {
+        world.run(&format!("ALTER DATABASE postgres SET {set}"));
+    }
+    world.run("CHECKPOINT");
+    let path = world.sql.query("SELECT pg_relation_filepath('visit')");
+    let path = install::column(&path.unwrap()).remove(0);
+    let file = world.server.data().join(path);
+    world.server.stop();
+    let mut page = std::fs::read(&file).unwrap();
+    let at = page.windows(5).position(|it| it == b"cough").unwrap();
+    page[at] = b'd';
+    std::fs::write(&file, page).unwrap();
+    world.server.start_again();
+    let asked = world.server.sql().query("SELECT note, id FROM visit");
+    assert_eq!(install::column(&asked.unwrap()), ["cough"], "the premise");
+    let mut snapshot = Snapshot::open(&world.server.config()).unwrap();
+    let table = snapshot.tables(&name()).unwrap().remove(0);
+    let mut rows = Vec::new();
+    let each = |chunk| {
+        rows.extend(chunk);
+        ControlFlow::Continue(())
+    };
+    snapshot.scan(&table, 10, each).unwrap();
+    assert_eq!(shown(Some(&rows[0].1)), "1,dough");
+}
+
 #[test]
 fn a_transaction_that_is_larger_than_any_buffer() {
     let Some(mut world) = World::new(
