@@ -591,6 +591,55 @@ fn partitions_that_come_and_go() {
 }
 
 #[test]
+fn a_partition_of_which_nothing_is_logged_or_too_little() {
+    let Some(mut world) = World::new(
+        "CREATE TABLE lab(id int, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+         CREATE TABLE lab_0 PARTITION OF lab FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+         CREATE TABLE free(id int, at int) PARTITION BY LIST (at); ALTER TABLE free REPLICA IDENTITY FULL;
+         CREATE TABLE free_0 PARTITION OF free FOR VALUES IN (0);
+         CREATE TABLE bed(id int, at int, code int NOT NULL, PRIMARY KEY (id, at), UNIQUE (code, at))
+           PARTITION BY LIST (at);
+         CREATE TABLE bed_0 PARTITION OF bed FOR VALUES IN (0);
+         CREATE FOREIGN DATA WRAPPER none; CREATE SERVER elsewhere FOREIGN DATA WRAPPER none",
+        &["lab", "free", "bed"],
+    ) else {
+        return;
+    };
+    let year = "FOR VALUES FROM ('2027-01-01') TO ('2028-01-01')";
+    world.check(
+        &format!("CREATE UNLOGGED TABLE lab_1 PARTITION OF lab {year}"),
+        &["CAP-03 partition public.lab_1 was added, and is unlogged"],
+    );
+    world.check(
+        "CREATE FOREIGN TABLE free_1 PARTITION OF free FOR VALUES IN (1) SERVER elsewhere",
+        &["CAP-03 partition public.free_1 was added, and is a foreign table"],
+    );
+    let less = "CAP-03 partition public.free_2 was added, and its replica identity says less than that of public.free";
+    world.check(
+        "CREATE TABLE free_2 PARTITION OF free FOR VALUES IN (2)",
+        &[less],
+    );
+    world.check(
+        "BEGIN; CREATE TABLE free_3 PARTITION OF free FOR VALUES IN (3) PARTITION BY LIST (id);
+         CREATE TABLE free_4 PARTITION OF free_3 DEFAULT; ALTER TABLE free_4 REPLICA IDENTITY FULL; COMMIT",
+        &[
+            "CAP-05 partition public.free_3 was added",
+            "CAP-05 partition public.free_4 was added",
+        ],
+    );
+    world.check(
+        "BEGIN; CREATE TABLE bed_1 PARTITION OF bed FOR VALUES IN (1);
+         ALTER TABLE bed_1 REPLICA IDENTITY USING INDEX bed_1_code_at_key; COMMIT",
+        &["CAP-03 partition public.bed_1 was added, and its replica identity says less than that of public.bed"],
+    );
+    world.check(
+        "BEGIN; CREATE TABLE bed_2 PARTITION OF bed FOR VALUES IN (2);
+         ALTER TABLE bed_2 REPLICA IDENTITY USING INDEX bed_2_pkey; COMMIT",
+        &["CAP-05 partition public.bed_2 was added"],
+    );
+}
+
+#[test]
 fn tables_that_inherit_from_a_guarded_one() {
     let Some(mut world) = World::new(VISIT, &["visit"]) else {
         return;

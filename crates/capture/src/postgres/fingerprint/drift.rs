@@ -36,9 +36,9 @@ pub(super) fn compare(was: &Entries, now: &Entries) -> Vec<Drift> {
         {
             continue;
         }
-        if let Some(found) = object.judge(before, after) {
-            let list = match object.kind {
-                "storage" => &mut touched,
+        if let Some(found) = object.judge(before, after, now) {
+            let list = match (object.kind, found.code) {
+                ("storage", TOUCHED) => &mut touched,
                 _ => &mut drifts,
             };
             list.push(found);
@@ -170,14 +170,19 @@ impl<'a> Object<'a> {
         entries.contains_key(&format!("table\t{}", self.name))
     }
 
-    /// What it means that this object was so and is now so.
-    fn judge(&self, was: Option<Entry<'_>>, now: Option<Entry<'_>>) -> Option<Drift> {
+    /// What it means that this object was so and is now so, among all that is there now.
+    fn judge(
+        &self,
+        was: Option<Entry<'_>>,
+        now: Option<Entry<'_>>,
+        all: &Entries,
+    ) -> Option<Drift> {
         let name = self.name;
         let (code, text) = match self.kind {
             "system" => self.system(was, now),
             "publication" => self.relied_on("publication", was, now),
             "published" => published(name, was, now),
-            "partition" => partition(name, was, now),
+            "partition" => partition(name, was, now, all),
             "heir" => heir(name, now),
             "table" => table(name, was?, now?),
             "storage" => storage(name, was?, now?),
@@ -370,14 +375,25 @@ fn published(name: &str, was: Option<Entry<'_>>, now: Option<Entry<'_>>) -> (&'s
     }
 }
 
-fn partition(name: &str, was: Option<Entry<'_>>, now: Option<Entry<'_>>) -> (&'static str, String) {
+fn partition(
+    name: &str,
+    was: Option<Entry<'_>>,
+    now: Option<Entry<'_>>,
+    all: &Entries,
+) -> (&'static str, String) {
     match (was, now) {
-        (None, _) => (
-            SCHEMA,
-            format!(
-                "partition {name} was added: run guard init, and scan for rows that it brought along"
+        (None, _) => match unlogged(name, all) {
+            Some(why) => (
+                WEAKENED,
+                format!("partition {name} was added, and {why}, and scan"),
             ),
-        ),
+            None => (
+                SCHEMA,
+                format!(
+                    "partition {name} was added: run guard init, and scan for rows that it brought along"
+                ),
+            ),
+        },
         (_, None) => (
             WEAKENED,
             format!(
@@ -389,6 +405,68 @@ fn partition(name: &str, was: Option<Entry<'_>>, now: Option<Entry<'_>>) -> (&'s
             format!("partition {name} was detached and attached again: scan it"),
         ),
     }
+}
+
+/// Why the log holds nothing of a partition, or less than its root promises, and what to do.
+fn unlogged(name: &str, all: &Entries) -> Option<String> {
+    let table = |name: &str| {
+        all.get(&format!("table\t{name}"))
+            .map(|it| Entry::parse(it))
+    };
+    let fact = |fact: &str| table(name).and_then(|it| it.fact(fact));
+    if fact("kind") == Some("f") {
+        return Some("is a foreign table: its rows are stored elsewhere and nothing of them is captured; detach it".to_owned());
+    }
+    if fact("persistence") == Some("u") {
+        return Some("is unlogged: nothing of its rows is captured; make it logged".to_owned());
+    }
+    let root = root(name, all)?;
+    // Its own partitions hold its rows.
+    let holds_rows = fact("kind") == Some("r");
+    let says_less = fact("identity") != Some("f") && identity(name, all) != identity(root, all);
+    (holds_rows && says_less).then(|| {
+        format!(
+            "its replica identity says less than that of {root}: what is changed there may be told without its old \
+             row or under no key; run guard init"
+        )
+    })
+}
+
+/// The published table that a partition belongs to.
+fn root<'a>(name: &'a str, all: &'a Entries) -> Option<&'a str> {
+    let names = numbers(all);
+    let mut root = name;
+    // As deep as there are tables: whatever the catalogue says, it ends.
+    for _ in 0..names.len() {
+        let Some(entry) = all.get(&format!("partition\t{root}")) else {
+            return Some(root);
+        };
+        let parent = Entry::parse(entry).fact("parent")?;
+        root = names.get(parent)?;
+    }
+    None
+}
+
+/// The names of the columns by which a table's rows are told apart in the log; `None` for all.
+fn identity<'a>(name: &str, all: &'a Entries) -> Option<BTreeSet<&'a str>> {
+    let entry = |kind: &str| {
+        all.get(&format!("{kind}\t{name}"))
+            .map(|it| Entry::parse(it))
+    };
+    let identity = entry("table")?.fact("identity")?;
+    let key = entry("key").filter(|_| matches!(identity, "d" | "i"));
+    let listed = key.map(|key| key_numbers(key)).unwrap_or_default();
+    let columns = entry("columns").map(shape).unwrap_or_default();
+    let names = columns.iter().filter(|(number, _)| listed.contains(number));
+    (identity != "f").then(|| names.map(|(_, column)| column.name).collect())
+}
+
+/// The numbers of an index's columns, without those that it only carries along.
+pub(super) fn key_numbers(index: Entry<'_>) -> BTreeSet<u32> {
+    let count = index.fact("count").and_then(|count| count.parse().ok());
+    let listed = index.fact("columns").unwrap_or_default().split(',');
+    let listed = listed.take(count.unwrap_or(usize::MAX));
+    listed.filter_map(|number| number.parse().ok()).collect()
 }
 
 /// A table that inherits from a guarded one: whoever reads that reads its rows too.

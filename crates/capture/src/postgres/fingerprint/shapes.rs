@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::drift::{Column, Entries, Entry, Object, shape};
+use super::drift::{Column, Entries, Entry, Object, key_numbers, shape};
 use crate::source::Shape;
 
 pub(super) fn shapes(entries: &Entries) -> Vec<Shape> {
@@ -54,10 +54,7 @@ fn of_table(entries: &Entries, name: &str, published: Entry<'_>) -> Option<Shape
 /// Names of an index's columns, in the table's order; those that it only carries along
 /// are none of the key.
 fn key_of(index: Entry<'_>, columns: &BTreeMap<u32, Column<'_>>) -> Vec<String> {
-    let count = index.fact("count").and_then(|count| count.parse().ok());
-    let listed = index.fact("columns").unwrap_or_default().split(',');
-    let listed = listed.take(count.unwrap_or(usize::MAX));
-    let listed: BTreeSet<u32> = listed.filter_map(|number| number.parse().ok()).collect();
+    let listed = key_numbers(index);
     let named = columns.iter().filter(|(number, _)| listed.contains(number));
     named.map(|(_, column)| column.name.to_owned()).collect()
 }
