@@ -640,6 +640,37 @@ fn a_partition_of_which_nothing_is_logged_or_too_little() {
 }
 
 #[test]
+fn a_key_that_was_another_for_a_moment() {
+    let Some(mut world) = World::new(
+        "CREATE TABLE visit(id int PRIMARY KEY, code int NOT NULL UNIQUE); INSERT INTO visit VALUES (1, 1);
+         CREATE TABLE bed(id int NOT NULL, code int NOT NULL); CREATE UNIQUE INDEX one ON bed(id);
+         CREATE UNIQUE INDEX two ON bed(code); ALTER TABLE bed REPLICA IDENTITY USING INDEX one",
+        &["visit", "bed"],
+    ) else {
+        return;
+    };
+    world.check(
+        "BEGIN; ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (code); UPDATE visit SET code = 2;
+         ALTER TABLE visit DROP CONSTRAINT visit_pkey, ADD PRIMARY KEY (id); COMMIT",
+        &["CAP-05 table public.visit had no key or another one for a while, and has its key again"],
+    );
+    let touched = " the index that is the key of table public.bed was altered or made anew";
+    world.check(
+        "BEGIN; ALTER TABLE bed REPLICA IDENTITY USING INDEX two; UPDATE bed SET id = 2;
+         ALTER TABLE bed REPLICA IDENTITY USING INDEX one; COMMIT",
+        &[touched],
+    );
+    world.check(
+        "BEGIN; DROP INDEX one; CREATE UNIQUE INDEX one ON bed(id);
+         ALTER TABLE bed REPLICA IDENTITY USING INDEX one; COMMIT",
+        &[touched],
+    );
+    world.check("REINDEX TABLE CONCURRENTLY bed", &[touched]);
+    world.check("ALTER TABLE visit CLUSTER ON visit_pkey", &[]);
+    world.check("REINDEX TABLE CONCURRENTLY visit", &[]);
+}
+
+#[test]
 fn tables_that_inherit_from_a_guarded_one() {
     let Some(mut world) = World::new(VISIT, &["visit"]) else {
         return;

@@ -38,7 +38,7 @@ pub(super) fn compare(was: &Entries, now: &Entries) -> Vec<Drift> {
         }
         if let Some(found) = object.judge(before, after, now) {
             let list = match (object.kind, found.code) {
-                ("storage", TOUCHED) => &mut touched,
+                ("storage" | "key", TOUCHED) => &mut touched,
                 _ => &mut drifts,
             };
             list.push(found);
@@ -187,7 +187,10 @@ impl<'a> Object<'a> {
             "table" => table(name, was?, now?),
             "storage" => storage(name, was?, now?),
             "columns" => columns(name, was?, now?),
-            "key" => key(name, now),
+            "key" => match (was, now) {
+                (Some(was), Some(now)) if was.facts == now.facts => remade_key(name, was, now)?,
+                _ => key(name, now),
+            },
             "trigger" => self.trigger(was, now),
             "policy" | "rule" => {
                 let part = self.part.unwrap_or_default();
@@ -605,6 +608,31 @@ fn key(name: &str, now: Option<Entry<'_>>) -> (&'static str, String) {
     }
 }
 
+/// A key that is as it was, and may not have been between. Its constraint is another one only
+/// if it was dropped; an index without one is another after `REINDEX CONCURRENTLY`, too.
+fn remade_key(name: &str, was: Entry<'_>, now: Entry<'_>) -> Option<(&'static str, String)> {
+    // Before there was a stamp.
+    if was.stamp.is_empty() || now.stamp.is_empty() {
+        return None;
+    }
+    let constraint = |entry: Entry<'_>| entry.stamp.split('.').next().map(str::to_owned);
+    Some(match constraint(was) == constraint(now) {
+        true => (
+            TOUCHED,
+            format!(
+                "the index that is the key of table {name} was altered or made anew, and looks as before: scan it"
+            ),
+        ),
+        false => (
+            SCHEMA,
+            format!(
+                "table {name} had no key or another one for a while, and has its key again: what was changed \
+                 meanwhile may have been told under another key, scan it"
+            ),
+        ),
+    })
+}
+
 fn emitter(name: &str, was: Option<Entry<'_>>, now: Option<Entry<'_>>) -> (&'static str, String) {
     let roles = |entry: Option<Entry<'_>>| -> BTreeSet<String> {
         let facts = entry.map(|entry| entry.facts.split(' ').map(str::to_owned));
@@ -805,6 +833,24 @@ mod tests {
             &now,
             &[("CAP-05", "table p.visit was altered (owner 10 -> 11)")],
         );
+    }
+
+    #[test]
+    fn a_key_is_noticed_that_was_gone_unless_the_look_before_could_not_tell() {
+        #[track_caller]
+        fn key(was: &str, now: &str, expected: &[(&str, &str)]) {
+            let value = |stamp: &str| format!("columns=1 count=1 sound=t\t{stamp}");
+            let (was, now) = (value(was), value(now));
+            let of = |value| [&VISIT[..], &[("key\tp.visit", value)]].concat();
+            check(&of(&was), &of(&now), expected);
+        }
+        let again = "table p.visit had no key or another one for a while, and has its key again";
+        let anew = "the index that is the key of table p.visit was altered or made anew, and looks as before";
+        key("", "16390", &[]);
+        key("16390", "", &[]);
+        key("16390", "16391", &[("CAP-05", again)]);
+        key("0.16390.700", "0.16392.701", &[("", anew)]);
+        key("16390.16391.700", "16390.16392.701", &[("", anew)]);
     }
 
     #[test]

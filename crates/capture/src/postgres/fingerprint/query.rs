@@ -81,7 +81,9 @@ pub(super) fn query(version: Version, permitted: bool, publication: &Name, slot:
          UNION ALL SELECT 'key', g.nspname, g.relname, NULL, \
            concat('columns=', replace(i.indkey::text, ' ', ','), ' count=', i.indnkeyatts, \
              ' sound=', i.indisvalid AND i.indisready AND i.indisunique AND i.indimmediate, \
-             CASE WHEN NOT i.indimmediate THEN ' deferred=t' END), '' \
+             CASE WHEN NOT i.indimmediate THEN ' deferred=t' END), \
+           concat(coalesce((SELECT k.oid FROM pg_constraint k WHERE k.conrelid = g.oid AND k.conindid = i.indexrelid \
+               AND k.contype IN ('p', 'u')), 0), CASE g.relreplident WHEN 'i' THEN concat('.', i.indexrelid, '.', i.xmin) END) \
          FROM guarded g JOIN pg_index i ON i.indrelid = g.oid \
            AND CASE g.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END \
          UNION ALL SELECT 'trigger', g.nspname, g.relname, t.tgname, \
