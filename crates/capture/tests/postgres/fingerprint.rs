@@ -671,6 +671,38 @@ fn a_key_that_was_another_for_a_moment() {
 }
 
 #[test]
+fn what_a_type_is_made_of() {
+    let Some(mut world) = World::new(
+        "CREATE TYPE one AS ENUM ('a', 'b'); CREATE DOMAIN in_domain AS one[];
+         CREATE TYPE two AS ENUM ('a', 'b'); CREATE TYPE inner_one AS (label two, n int);
+         CREATE TYPE outer_one AS (parts inner_one[]);
+         CREATE TYPE three AS ENUM ('a', 'b'); CREATE TYPE from_to AS RANGE (subtype = three);
+         CREATE TYPE other AS ENUM ('a', 'b'); CREATE TYPE other_one AS (label other);
+         CREATE TABLE visit(id int PRIMARY KEY, a in_domain, b outer_one, c from_to);
+         CREATE TABLE bed(id int PRIMARY KEY, a other_one)",
+        &["visit"],
+    ) else {
+        return;
+    };
+    for of in ["one", "two", "three"] {
+        let labels = format!("CAP-05 the labels of type public.{of} were changed");
+        let rename = format!("ALTER TYPE {of} RENAME VALUE 'b' TO 'c'");
+        world.check(&rename, &[&labels]);
+    }
+    let attributes = "CAP-05 the attributes of type public.inner_one were changed";
+    world.check(
+        "ALTER TYPE inner_one RENAME ATTRIBUTE n TO m",
+        &[attributes],
+    );
+    world.check(
+        "ALTER TYPE inner_one ADD ATTRIBUTE more text",
+        &[attributes],
+    );
+    world.check("ALTER TYPE other RENAME VALUE 'b' TO 'c'", &[]);
+    world.check("ALTER TYPE other_one RENAME ATTRIBUTE label TO name", &[]);
+}
+
+#[test]
 fn tables_that_inherit_from_a_guarded_one() {
     let Some(mut world) = World::new(VISIT, &["visit"]) else {
         return;

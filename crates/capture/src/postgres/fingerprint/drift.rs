@@ -199,7 +199,7 @@ impl<'a> Object<'a> {
                 (SCHEMA, text)
             }
             // Used by a guarded table for the first or the last time: its columns say so.
-            "labels" if was.is_none() || now.is_none() => return None,
+            "labels" | "attributes" if was.is_none() || now.is_none() => return None,
             "labels" => (
                 SCHEMA,
                 format!(
@@ -207,6 +207,16 @@ impl<'a> Object<'a> {
                     verb(was, now)
                 ),
             ),
+            "attributes" => {
+                let facts = |entry: Option<Entry<'_>>| entry.map_or("", |it| it.facts).to_owned();
+                let text = format!(
+                    "the attributes of type {name} were {}: old values may read otherwise now, scan. Before: {}; now: {}",
+                    verb(was, now),
+                    facts(was),
+                    facts(now)
+                );
+                (SCHEMA, text)
+            }
             ATTRIBUTION if now.is_some() => (
                 WEAKENED,
                 "attribution is off in the guardian's configuration: lines do not say who acted from here on, \

@@ -6,6 +6,9 @@ use crate::postgres::version::Version;
 
 /// Rows of `(kind, schema, name, part, facts, stamp)`.
 ///
+/// `made_of` are the types that columns have, and those that these are made of: a domain of
+/// its base, an array of its elements, a composite of its attributes, a range of its bounds.
+///
 /// Facts are words, mostly `name=value`; stamps are numbers. What `VACUUM`,
 /// `ANALYZE` and `CREATE INDEX` write in place leaves `xmin` alone; what they
 /// write there (`reltuples`, `relhasindex`) is not among the facts.
@@ -44,6 +47,13 @@ pub(super) fn query(version: Version, permitted: bool, publication: &Name, slot:
            SELECT c.*, c.xmin AS stamp, n.nspname, t.relfilenode AS toast \
            FROM (SELECT DISTINCT oid FROM rel) r JOIN pg_class c ON c.oid = r.oid \
            JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_class t ON t.oid = c.reltoastrelid), \
+         made_of(oid) AS ( \
+           SELECT a.atttypid FROM guarded g JOIN pg_attribute a ON a.attrelid = g.oid AND a.attnum > 0 AND a.atttypid <> 0 \
+           UNION SELECT part.oid FROM made_of m JOIN pg_type y ON y.oid = m.oid CROSS JOIN LATERAL ( \
+             SELECT y.typbasetype UNION ALL SELECT y.typelem \
+             UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE y.typrelid <> 0 AND a.attrelid = y.typrelid AND a.attnum > 0 \
+             UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE y.oid IN (r.rngtypid, r.rngmultitypid)) part(oid) \
+           WHERE part.oid <> 0), \
          power(oid) AS ( \
            SELECT oid FROM pg_roles WHERE rolsuper \
              OR rolname IN ('pg_execute_server_program', 'pg_write_server_files') \
@@ -100,8 +110,14 @@ pub(super) fn query(version: Version, permitted: bool, publication: &Name, slot:
              getdatabaseencoding())), 'hex'), 32), \
            concat(sum(e.xmin::text::bigint), '.', sum(e.oid::bigint)) \
          FROM pg_type y JOIN pg_namespace n ON n.oid = y.typnamespace JOIN pg_enum e ON e.enumtypid = y.oid \
-         WHERE EXISTS (SELECT FROM guarded g JOIN pg_attribute a ON a.attrelid = g.oid AND a.attnum > 0 \
-           AND a.atttypid IN (y.oid, y.typarray)) GROUP BY n.nspname, y.typname \
+         WHERE y.oid IN (SELECT oid FROM made_of) GROUP BY n.nspname, y.typname \
+         UNION ALL SELECT 'attributes', n.nspname, y.typname, NULL, \
+           concat('(', string_agg(concat(a.attname, ' ', format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum), ')'), \
+           left(encode(sha256(convert_to(string_agg(concat(a.atttypid, '.', a.xmin), ' ' ORDER BY a.attnum), \
+             'SQL_ASCII')), 'hex'), 16) \
+         FROM pg_type y JOIN pg_namespace n ON n.oid = y.typnamespace \
+         JOIN pg_attribute a ON a.attrelid = y.typrelid AND a.attnum > 0 AND NOT a.attisdropped \
+         WHERE y.typrelid <> 0 AND y.oid IN (SELECT oid FROM made_of) GROUP BY n.nspname, y.typname \
          UNION ALL SELECT 'function', n.nspname, concat(f.proname, '(', oidvectortypes(f.proargtypes), ')'), NULL, \
            concat('owner=', f.proowner, ' definer=', f.prosecdef, ' language=', f.prolang, ' text=', \
              left(encode(sha256(convert_to(concat_ws(chr(10), f.prosrc, f.proconfig), getdatabaseencoding())), 'hex'), 32), \
