@@ -1,5 +1,6 @@
 //! From the server's messages to events, in commit order.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -272,26 +273,37 @@ fn refuse_unsound(slot: &Name, durable: Lsn, state: State) -> Result<(), PgError
     }
 }
 
+/// The primary key of a table, as the catalogue has it.
+#[derive(Debug, Default)]
+struct Primary {
+    columns: Vec<String>,
+    /// Whether the table has partitions, which decide themselves what is logged.
+    is_partitioned: bool,
+}
+
 /// Primary keys by table number, of all tables or of one. A deferrable one, which rows may
 /// share until the commit, is none.
 fn primary_keys(
     sql: &mut Connection,
     table: Option<u32>,
-) -> Result<HashMap<u32, Vec<String>>, PgError> {
+) -> Result<HashMap<u32, Primary>, PgError> {
     let which = table.map_or_else(String::new, |table| format!("AND i.indrelid = {table}"));
     let rows = sql.query(&format!(
-        "SELECT i.indrelid, a.attname FROM pg_catalog.pg_index i \
+        "SELECT i.indrelid, a.attname, c.relkind FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_class c ON c.oid = i.indrelid \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
          AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
          WHERE i.indisprimary AND i.indimmediate {which}"
     ))?;
-    let mut keys: HashMap<u32, Vec<String>> = HashMap::new();
+    let mut keys: HashMap<u32, Primary> = HashMap::new();
     for row in &rows {
-        if let [table, column] = &row[..]
+        if let [table, column, kind] = &row[..]
             && let Some(table) = text(table).and_then(|oid| oid.parse().ok())
             && let Some(column) = text(column)
         {
-            keys.entry(table).or_default().push(column.to_owned());
+            let key = keys.entry(table).or_default();
+            key.columns.push(column.to_owned());
+            key.is_partitioned = text(kind) == Some("p");
         }
     }
     Ok(keys)
@@ -315,7 +327,7 @@ fn name_of(sql: &mut Connection, table: u32) -> Result<Option<String>, PgError> 
 #[derive(Debug)]
 struct Assembler {
     encoding: Encoding,
-    keys: HashMap<u32, Vec<String>>,
+    keys: HashMap<u32, Primary>,
     /// What the table is called now that is described next.
     name: Option<String>,
     tables: HashMap<u32, Table>,
@@ -335,6 +347,10 @@ struct Table {
     key: Result<Vec<usize>, &'static str>,
     /// Those are all of them, for want of a better key.
     keyless: bool,
+    /// Whatever the stream calls an old row is one, with all of its columns. A partition's
+    /// holds what that one's replica identity had logged, while the stream says of it what
+    /// the root's promises; the columns that are missing are null.
+    is_whole: bool,
     encoding: Encoding,
 }
 
@@ -410,10 +426,11 @@ const LONGEST_CLAIM: usize = 1 << 16;
 const NOT_SENT: &str =
     "a large value in the key was not sent: the table needs REPLICA IDENTITY FULL";
 const NO_KEY: &str = "the table has no primary key and no REPLICA IDENTITY FULL";
+const KEY_NOT_LOGGED: &str = "the row's partition has another replica identity than its root, which says less: run guard init";
 const KEY_RENAMED: &str = "the primary key is not the one that the table had when this was written";
 
 impl Assembler {
-    fn new(keys: HashMap<u32, Vec<String>>, near_xid: u64, encoding: Encoding) -> Self {
+    fn new(keys: HashMap<u32, Primary>, near_xid: u64, encoding: Encoding) -> Self {
         Self {
             encoding,
             keys,
@@ -500,7 +517,7 @@ impl Assembler {
     }
 
     fn describe(&mut self, relation: Relation) {
-        let primary = self.keys.get(&relation.id).map(Vec::as_slice);
+        let primary = self.keys.get(&relation.id);
         let id = relation.id;
         let mut table = Table::of(relation, primary, self.encoding.clone());
         // Who renames a table for the time of a change does not hide whose rows it has.
@@ -588,13 +605,15 @@ impl Assembler {
 }
 
 impl Table {
-    fn of(relation: Relation, primary: Option<&[String]>, encoding: Encoding) -> Self {
+    fn of(relation: Relation, primary: Option<&Primary>, encoding: Encoding) -> Self {
         let name = spelled(&relation.schema, &relation.table);
         let place = |column: &String| relation.columns.iter().position(|name| name == column);
         let keyless = relation.full && primary.is_none();
+        let is_whole = relation.full && !primary.is_some_and(|primary| primary.is_partitioned);
         let key = match primary {
             _ if relation.key.is_empty() => Err(NO_KEY),
             Some(primary) if relation.full => primary
+                .columns
                 .iter()
                 .map(place)
                 .collect::<Option<Vec<usize>>>()
@@ -610,6 +629,7 @@ impl Table {
             columns: relation.columns.into(),
             key,
             keyless,
+            is_whole,
             encoding,
         }
     }
@@ -619,16 +639,38 @@ impl Table {
     }
 
     fn deleted(&self, old: &Old<'_>) -> Event {
-        self.event(Op::Delete, Some(old), None)
+        self.event(Op::Delete, Some(&self.known(old)), None)
     }
 
     /// A changed key is another record: delete of the old one, create of the new.
     fn updated(&self, old: Option<&Old<'_>>, new: &Tuple<'_>) -> Vec<Event> {
+        let old = old.map(|old| self.known(old));
+        let old = old.as_deref();
         let new = self.filled(old, new);
-        let moved = old.is_some_and(|old| self.key(old.tuple()) != self.key(&new));
-        match old {
-            Some(old) if moved => vec![self.deleted(old), self.created(&new)],
+        let (before, after) = (old.map(|old| self.key_before(old)), self.key(&new));
+        match (old, before) {
+            (_, Some(Err(KEY_NOT_LOGGED))) => vec![self.unreadable(KEY_NOT_LOGGED)],
+            (Some(old), Some(before)) if before != after => {
+                vec![self.deleted(old), self.created(&new)]
+            }
             _ => vec![self.event(Op::Update, old, Some(&new))],
+        }
+    }
+
+    /// What is known of the row before: its key alone, if all else of it that may not have
+    /// been logged is null. That may be a row in which it is.
+    fn known<'o, 't>(&self, old: &'o Old<'t>) -> Cow<'o, Old<'t>> {
+        let key = self.key.as_deref().unwrap_or_default();
+        let mut others = (0..self.columns.len()).filter(|place| !key.contains(place));
+        match old {
+            Old::Row(row)
+                if !self.is_whole
+                    && key.len() < row.len()
+                    && others.all(|place| row.get(place) == Some(&Value::Null)) =>
+            {
+                Cow::Owned(Old::Key(row.clone()))
+            }
+            other => Cow::Borrowed(other),
         }
     }
 
@@ -663,8 +705,11 @@ impl Table {
 
     fn event(&self, op: Op, old: Option<&Old<'_>>, new: Option<&Tuple<'_>>) -> Event {
         let read = || {
-            let identified = new.or(old.map(Old::tuple)).ok_or(NO_KEY)?;
-            let key = self.key(identified)?;
+            let key = match (new, old) {
+                (Some(new), _) => self.key(new),
+                (None, Some(old)) => self.key_before(old),
+                (None, None) => Err(NO_KEY),
+            }?;
             let old = match old {
                 Some(Old::Row(row)) => Some(self.row(row)),
                 Some(Old::Key(_)) | None => None,
@@ -681,10 +726,25 @@ impl Table {
                 unsent: unsent.map(|(place, _)| place).collect(),
             })
         };
-        read().unwrap_or_else(|why| Event::Unreadable {
+        read().unwrap_or_else(|why| self.unreadable(why))
+    }
+
+    fn unreadable(&self, why: &'static str) -> Event {
+        Event::Unreadable {
             table: self.name.clone(),
             why,
-        })
+        }
+    }
+
+    /// The key that a row had. No column of it can be null, but where a partition did not
+    /// log it.
+    fn key_before(&self, old: &Old<'_>) -> Result<Key, &'static str> {
+        let places = self.key.as_ref().map_err(|why| *why)?;
+        let is_null = |place: &usize| old.tuple()[*place] == Value::Null;
+        match !self.is_whole && !self.keyless && places.iter().any(is_null) {
+            true => Err(KEY_NOT_LOGGED),
+            false => self.key(old.tuple()),
+        }
     }
 
     fn key(&self, tuple: &Tuple<'_>) -> Result<Key, &'static str> {

@@ -9,7 +9,11 @@ use crate::postgres::pgoutput::tests::recorded;
 const NOTE: u32 = 0x400a;
 
 fn assembler() -> Assembler {
-    let keys = HashMap::from([(NOTE, vec!["id".to_owned()])]);
+    let key = Primary {
+        columns: vec!["id".to_owned()],
+        is_partitioned: false,
+    };
+    let keys = HashMap::from([(NOTE, key)]);
     Assembler::new(keys, (5 << 32) + 700, Encoding::Sent)
 }
 
@@ -77,6 +81,51 @@ fn the_whole_old_row_and_its_key() {
         );
         assert_eq!((&change.actor, &change.purpose), (&None, &None));
     }
+}
+
+/// What is not in the log of a partition is null in its old row; of a table without
+/// partitions all of it is.
+#[test]
+fn an_old_row_of_nulls_may_be_a_key_where_there_are_partitions() {
+    let told = |is_partitioned, key: &'static [u8], old: Old<'static>| {
+        let relation = Relation {
+            id: NOTE,
+            schema: "public".to_owned(),
+            table: "note".to_owned(),
+            full: true,
+            columns: ["id", "body"].map(str::to_owned).into(),
+            key: vec![0, 1],
+        };
+        let primary = Primary {
+            columns: vec!["id".to_owned()],
+            is_partitioned,
+        };
+        let table = Table::of(relation, Some(&primary), Encoding::Sent);
+        let new = vec![Value::Text(key), Value::Unchanged];
+        let events = table.updated(Some(&old), &new);
+        let shown = events.iter().map(|event| match event {
+            Event::Change {
+                op, old, unsent, ..
+            } => {
+                format!("{op:?} {} {unsent:?}", old.is_some())
+            }
+            Event::Unreadable { .. } => "unreadable".to_owned(),
+        });
+        shown.collect::<Vec<_>>()
+    };
+    let id = Value::Text(b"7");
+    let of_nulls = || Old::Row(vec![id, Value::Null]);
+    assert_eq!(told(false, b"7", of_nulls()), ["Update true []"]);
+    assert_eq!(told(true, b"7", of_nulls()), ["Update false [1]"]);
+    assert_eq!(
+        told(true, b"8", of_nulls()),
+        ["Delete false []", "Create false [1]"]
+    );
+    let body = Value::Text(b"x");
+    let row = || Old::Row(vec![id, body]);
+    assert_eq!(told(true, b"7", row()), ["Update true []"]);
+    let without_key = || Old::Row(vec![Value::Null, body]);
+    assert_eq!(told(true, b"7", without_key()), ["unreadable"]);
 }
 
 #[test]
