@@ -493,6 +493,19 @@ fn refuse(
                 server.version
             )));
         }
+        let root = relations.iter().find(|it| Some(it.oid) == relation.root);
+        let is_leaf = relation.kind == 'r' && !full;
+        if let Some(root) = root.filter(|root| is_leaf && root.key != relation.key) {
+            let columns = |relation: &Relation| relation.key.clone().unwrap_or_default();
+            return Err(unfit(format!(
+                "partition {name}: its replica identity ({}) is not that of {} ({}), by which its changes are told: \
+                 ALTER TABLE {} REPLICA IDENTITY USING INDEX, or DEFAULT, so that both have the same columns",
+                columns(relation),
+                root.name(),
+                columns(root),
+                relation.sql(),
+            )));
+        }
         if relation.identity == 'f' && wanted.is_some_and(|wanted| wanted.columns.is_some()) {
             return Err(unfit(format!(
                 "table {name}: with REPLICA IDENTITY FULL all columns must be published"

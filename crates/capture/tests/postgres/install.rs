@@ -816,6 +816,49 @@ fn what_cannot_be_guarded_is_refused_before_anything_is_changed() {
     );
 }
 
+/// The stream tells of a partition's rows by the key that the root has, and the log has them
+/// by the partition's.
+#[test]
+fn a_partition_with_another_replica_identity_than_its_root() {
+    let Some(mut world) = World::new(
+        "CREATE TABLE bed(id int, at int, code int NOT NULL, PRIMARY KEY (id, at), UNIQUE (code, at))
+           PARTITION BY LIST (at);
+         CREATE TABLE bed_1 PARTITION OF bed FOR VALUES IN (1);
+         CREATE TABLE bed_2 PARTITION OF bed DEFAULT PARTITION BY LIST (at);
+         CREATE TABLE bed_3 PARTITION OF bed_2 FOR VALUES IN (3);
+         ALTER TABLE bed_3 REPLICA IDENTITY USING INDEX bed_3_code_at_key",
+    ) else {
+        return;
+    };
+    let tables = world.wanted(&["bed"]);
+    let refused = |world: &mut World, name: &str| {
+        let asked = plan(&mut world.sql, &request(&tables));
+        says(
+            asked,
+            false,
+            &[name, "public.bed", "(at, code)", "(at, id)"],
+        );
+    };
+    refused(&mut world, "public.bed_3");
+    world.run("ALTER TABLE bed_3 REPLICA IDENTITY FULL");
+    plan(&mut world.sql, &request(&tables)).unwrap();
+    world.run("ALTER TABLE bed REPLICA IDENTITY USING INDEX bed_code_at_key");
+    let tables = world.wanted(&["bed"]);
+    let asked = plan(&mut world.sql, &request(&tables));
+    says(asked, false, &["public.bed_1", "(at, id)", "(at, code)"]);
+    world.run("ALTER TABLE bed_1 REPLICA IDENTITY USING INDEX bed_1_code_at_key");
+    plan(&mut world.sql, &request(&tables)).unwrap();
+    // Under one that says all, partitions are to say all too.
+    world.run("ALTER TABLE bed REPLICA IDENTITY FULL");
+    let tables = world.wanted(&["bed"]);
+    let full = plan(&mut world.sql, &request(&tables)).unwrap().statements;
+    let full: Vec<&String> = full
+        .iter()
+        .filter(|it| it.contains("IDENTITY FULL"))
+        .collect();
+    assert_eq!(full.len(), 2, "bed_1 and bed_2: {full:?}");
+}
+
 #[test]
 fn a_role_that_is_no_superuser_says_what_it_could_not_close() {
     let Some(mut world) = World::new(&format!(

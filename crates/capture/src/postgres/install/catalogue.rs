@@ -385,6 +385,9 @@ pub(super) struct Relation {
     pub(super) identity_index: Option<String>,
     /// Whether an index identifies its rows.
     pub(super) keyed: bool,
+    /// The names of the columns of that index, or of the primary key under `REPLICA IDENTITY
+    /// FULL`, in a stable order.
+    pub(super) key: Option<String>,
     /// Whether it has generated columns.
     pub(super) generates: bool,
     /// Whether that index, or the primary key, has a generated column: such a
@@ -494,6 +497,7 @@ impl Relation {
             of_superuser: flag(row, 15),
             reading: Reading::read(row, 16),
             generates: flag(row, 19),
+            key: maybe(row, 20),
             trigger: match (flag(row, 12), maybe(row, 13).as_deref()) {
                 (true, Some("A")) => TriggerState::Sound,
                 (true, _) => TriggerState::Silenced,
@@ -523,7 +527,11 @@ fn relation_columns(server: &Server) -> String {
          t.tgenabled, pg_has_role(c.relowner, 'MEMBER'), \
          (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = c.relowner), {}, \
          EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
-           AND NOT a.attisdropped AND a.attgenerated <> '')",
+           AND NOT a.attisdropped AND a.attgenerated <> ''), \
+         (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname) FROM pg_index i \
+           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
+           WHERE i.indrelid = c.oid AND CASE c.relreplident \
+             WHEN 'i' THEN i.indisreplident ELSE i.indisprimary AND i.indimmediate END)",
         literal(UNSAID_PRINTED),
         Reading::COLUMNS
     )
@@ -622,7 +630,7 @@ pub(super) fn altered(
         ),
     )?;
     // After the relation's columns come two of the subquery's own.
-    const OWN: usize = 22;
+    const OWN: usize = 23;
     rows.iter()
         .map(|row| {
             Ok(Altered {
