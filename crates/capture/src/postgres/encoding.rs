@@ -18,8 +18,10 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::slot::text;
-use super::wire::RAW;
+use super::wire::{CONVERTED, Field, RAW};
 use super::{Connection, PgError, cell};
 use crate::event::Cell;
 
@@ -79,6 +81,8 @@ impl Form {
     }
 }
 
+/// What stands before the digits of a byte of a name that is no character.
+const NO_TEXT: char = char::REPLACEMENT_CHARACTER;
 /// Bytes of characters in encodings of several bytes.
 const GRAPHIC: RangeInclusive<u8> = 0xA1..=0xFE;
 /// What stands before the two bytes of a character in `EUC_TW`.
@@ -154,12 +158,51 @@ impl Encoding {
         }
     }
 
-    /// What is sent for a name. One that is no text is none of ours.
-    pub(super) fn name<'a>(&self, sent: &'a [u8]) -> Option<Cow<'a, str>> {
+    /// What is sent for a name, in which a byte that is no character stands as [`NO_TEXT`]
+    /// and two hexadecimal digits. No two names read alike: where names are any bytes, those
+    /// of that character stand so, too, and no encoding but UTF-8, where all are text, has it.
+    pub(super) fn name<'a>(&self, sent: &'a [u8]) -> Cow<'a, str> {
         match self {
-            Self::Characters(table) if !sent.is_ascii() => table.text(sent).map(Cow::Owned),
-            _ => std::str::from_utf8(sent).ok().map(Cow::Borrowed),
+            _ if sent.is_ascii() => String::from_utf8_lossy(sent),
+            Self::Characters(table) => Cow::Owned(table.name(sent)),
+            Self::Sent | Self::Bytes => match std::str::from_utf8(sent) {
+                Ok(text) if *self == Self::Sent || !text.contains(NO_TEXT) => Cow::Borrowed(text),
+                _ => Cow::Owned(escaped(sent)),
+            },
         }
+    }
+
+    /// Runs a question about names, of which one that is no text keeps no other from being
+    /// told: where the server cannot convert it, it is asked for the bytes from then on.
+    ///
+    /// # Errors
+    /// Those of a query.
+    pub(super) fn names(sql: &mut Connection, question: &str) -> Result<Vec<Vec<Field>>, PgError> {
+        if let Some(encoding) = sql.names() {
+            return encoding.raw(sql, question);
+        }
+        match sql.query(question) {
+            Err(PgError::Server { code, .. }) if matches!(code.as_str(), "22021" | "22P05") => {
+                let encoding = Self::ask(sql)?;
+                let answer = encoding.raw(sql, question);
+                sql.set_names(encoding);
+                answer
+            }
+            answer => answer,
+        }
+    }
+
+    fn raw(&self, sql: &mut Connection, question: &str) -> Result<Vec<Vec<Field>>, PgError> {
+        let Some(setting) = self.setting() else {
+            return sql.query(question);
+        };
+        let mut rows = sql.query(&format!("{setting}; {question}; {CONVERTED}"))?;
+        for field in rows.iter_mut().flatten().flatten() {
+            if !field.is_ascii() {
+                *field = Bytes::from(self.name(field).into_owned());
+            }
+        }
+        Ok(rows)
     }
 
     /// The values of a row, of which null is `None`.
@@ -168,6 +211,28 @@ impl Encoding {
             Self::Characters(table) => sent.map(|value| table.cell(value)).collect(),
             Self::Sent | Self::Bytes => sent.map(cell).collect(),
         }
+    }
+}
+
+/// A name that is to be in UTF-8.
+fn escaped(name: &[u8]) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                NO_TEXT => escape(&mut text, character.encode_utf8(&mut [0; 4]).as_bytes()),
+                character => text.push(character),
+            }
+        }
+        escape(&mut text, chunk.invalid());
+    }
+    text
+}
+
+fn escape(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        text.push(NO_TEXT);
+        text.push_str(&data_encoding::HEXLOWER.encode(&[*byte]));
     }
 }
 
@@ -234,6 +299,28 @@ impl Characters {
             };
         }
         Some(text)
+    }
+
+    /// In UTF-8, with what is no character spelled out.
+    fn name(&self, mut bytes: &[u8]) -> String {
+        let mut name = String::with_capacity(bytes.len() * 2);
+        while let Some((first, rest)) = bytes.split_first() {
+            bytes = match self.first_of(bytes) {
+                _ if first.is_ascii() => {
+                    name.push(char::from(*first));
+                    rest
+                }
+                Some((character, rest)) => {
+                    name.push_str(character);
+                    rest
+                }
+                None => {
+                    escape(&mut name, &[*first]);
+                    rest
+                }
+            };
+        }
+        name
     }
 
     /// The character that bytes begin with, and those after it.
@@ -325,8 +412,19 @@ mod tests {
         assert_eq!(shown("ä".as_bytes()), [b"b", "ä".as_bytes()].concat());
         assert_eq!(characters.cell(None), Cell::NULL);
         let encoding = Encoding::Characters(Arc::new(characters));
-        assert_eq!(encoding.name(b"t\xF5").as_deref(), Some("tõ"));
-        assert_eq!(encoding.name(b"t\x81"), None);
+        assert_eq!(encoding.name(b"t\xF5"), "tõ");
+        assert_eq!(encoding.name(b"t\x81\xF5"), "t\u{FFFD}81õ");
+    }
+
+    #[test]
+    fn no_two_names_read_alike() {
+        let name = |bytes: &'static [u8]| Encoding::Bytes.name(bytes).into_owned();
+        assert_eq!(name("tõ".as_bytes()), "tõ");
+        assert_eq!(name(b"t\x81\xC3\xB5"), "t\u{FFFD}81õ");
+        let spelled = "t\u{FFFD}81õ";
+        let bytes = "t\u{FFFD}ef\u{FFFD}bf\u{FFFD}bd81õ";
+        assert_eq!(name(spelled.as_bytes()), bytes);
+        assert_eq!(Encoding::Sent.name(spelled.as_bytes()), spelled);
     }
 
     #[test]

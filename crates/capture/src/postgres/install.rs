@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::encoding::Encoding;
 use super::error::quote;
 use super::slot::text;
 use super::version::Version;
@@ -1004,7 +1005,7 @@ fn removal(sql: &mut Connection, publication: &Name) -> Result<Draft, PgError> {
 
 /// Runs a question whose names and operators are the system's.
 pub(super) fn ask(sql: &mut Connection, query: &str) -> Result<Vec<Vec<Field>>, PgError> {
-    sql.query(&format!("{}; {query}", PREAMBLE[0]))
+    Encoding::names(sql, &format!("{}; {query}", PREAMBLE[0]))
 }
 
 pub(super) fn string(row: &[Field], place: usize) -> Result<String, PgError> {

@@ -184,9 +184,6 @@ pub enum DecodeErrorKind {
     /// No part of a message begins so.
     #[error("unknown mark {:?}", char::from(*.0))]
     Mark(u8),
-    /// A name is not UTF-8.
-    #[error("a name that is not UTF-8")]
-    Name,
     /// More columns than a table may have.
     #[error("too many columns")]
     Columns,
@@ -376,9 +373,8 @@ impl<'a> Reader<'a> {
     }
 
     fn name(&mut self, encoding: &Encoding) -> Result<String, DecodeError> {
-        let at = self.at;
         let name = encoding.name(self.text()?);
-        Ok(name.ok_or(fail(DecodeErrorKind::Name, at))?.into_owned())
+        Ok(name.into_owned())
     }
 
     /// Bytes up to a zero byte, which is behind them.

@@ -115,6 +115,8 @@ impl Snapshot {
         )?;
         sql.query(FROM_HEAP)?;
         let encoding = Encoding::ask(&mut sql)?;
+        // A question that is refused would be the snapshot's end.
+        sql.set_names(encoding.clone());
         sql.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
         Ok(Self {
             sql,
@@ -166,7 +168,7 @@ impl Snapshot {
             true => "AND a.attname = ANY (p.attnames)",
             false => "",
         };
-        let rows = sql.query(&format!(
+        let question = format!(
             "SELECT n.nspname, c.relname, a.attname, \
                coalesce(a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]), c.relreplident = 'f'), \
                c.relkind = 'p', i.indexrelid IS NULL AND c.relreplident = 'f', a.attnum \
@@ -180,7 +182,8 @@ impl Snapshot {
                WHEN 'i' THEN i.indisreplident \
                WHEN 'f' THEN i.indisprimary AND i.indimmediate ELSE false END \
              WHERE p.pubname = '{publication}' ORDER BY 1, 2, a.attnum"
-        ))?;
+        );
+        let rows = Encoding::names(sql, &question)?;
         grouped(&rows).ok_or(PgError::Protocol("a catalogue that cannot be read"))
     }
 

@@ -73,6 +73,7 @@ impl Stream {
     ) -> Result<Self, PgError> {
         let from = lsn(after)?;
         refuse_unsound(slot, from, slot::state(&mut connection, slot, from)?)?;
+        connection.set_names(encoding.clone());
         let keys = primary_keys(&mut connection, None)?;
         let near_xid = unseen_by(&mut connection)?.next();
         if let Some(setting) = encoding.setting() {
@@ -288,13 +289,14 @@ fn primary_keys(
     table: Option<u32>,
 ) -> Result<HashMap<u32, Primary>, PgError> {
     let which = table.map_or_else(String::new, |table| format!("AND i.indrelid = {table}"));
-    let rows = sql.query(&format!(
+    let question = format!(
         "SELECT i.indrelid, a.attname, c.relkind FROM pg_catalog.pg_index i \
          JOIN pg_catalog.pg_class c ON c.oid = i.indrelid \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid \
          AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
          WHERE i.indisprimary AND i.indimmediate {which}"
-    ))?;
+    );
+    let rows = Encoding::names(sql, &question)?;
     let mut keys: HashMap<u32, Primary> = HashMap::new();
     for row in &rows {
         if let [table, column, kind] = &row[..]
@@ -311,10 +313,11 @@ fn primary_keys(
 
 /// What a table is called now; `None` if it is no more.
 fn name_of(sql: &mut Connection, table: u32) -> Result<Option<String>, PgError> {
-    let rows = sql.query(&format!(
+    let question = format!(
         "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c \
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {table}"
-    ))?;
+    );
+    let rows = Encoding::names(sql, &question)?;
     let Some([schema, table]) = rows.first().map(|row| &row[..]) else {
         return Ok(None);
     };

@@ -17,6 +17,7 @@ use postgres_protocol::authentication::sasl::{
 };
 use postgres_protocol::message::frontend;
 
+use super::encoding::Encoding;
 use super::error::{Doing, Refusal};
 use super::tls::{self, Binding, Transport};
 use super::{Config, Lsn, PgError};
@@ -43,6 +44,9 @@ const LONG_TRANSACTIONS: &str = "SET transaction_timeout = 0";
 
 /// The `client_encoding` under which the server converts nothing.
 pub(super) const RAW: &str = "SQL_ASCII";
+
+/// What the server says of itself where all bytes are text.
+const ANY_BYTES: &[u8] = b"server_encoding\0SQL_ASCII\0";
 
 /// That of every session but while it hands out rows as bytes.
 pub(super) const CONVERTED: &str = "SET client_encoding = UTF8";
@@ -87,6 +91,8 @@ pub struct Connection {
     database: String,
     /// The server's major version, by its own word; 0 if it gives none.
     major: u32,
+    /// How names are to be asked for, where they may be no text, or once one was none.
+    names: Option<Encoding>,
 }
 
 /// One column of an answer: null, or the server's text.
@@ -191,6 +197,16 @@ impl Connection {
         &self.database
     }
 
+    /// How names are asked for, if not in UTF-8.
+    pub(super) fn names(&self) -> Option<Encoding> {
+        self.names.clone()
+    }
+
+    /// From now on names come as this encoding has them.
+    pub(super) fn set_names(&mut self, encoding: Encoding) {
+        self.names = Some(encoding);
+    }
+
     fn start(config: &Config, mode: &[(&str, &str)]) -> Result<Self, PgError> {
         let until = Instant::now() + config.patience();
         let (transport, binding) = Transport::open(config, until)?;
@@ -208,6 +224,7 @@ impl Connection {
             user: config.user.clone(),
             database: config.database.clone(),
             major: 0,
+            names: None,
         };
         let who = [
             ("user", config.user.as_str()),
@@ -252,7 +269,12 @@ impl Connection {
                         _ => refusal.explain(doing),
                     });
                 }
-                b'S' => self.major = major(&frame.body).unwrap_or(self.major),
+                b'S' => {
+                    self.major = major(&frame.body).unwrap_or(self.major);
+                    if *frame.body == *ANY_BYTES {
+                        self.names = Some(Encoding::Bytes);
+                    }
+                }
                 b'K' | b'N' => {}
                 b'Z' if matches!(scram, Scram::LetIn) => return Ok(()),
                 _ => return Err(PgError::Protocol("an unexpected message while logging in")),

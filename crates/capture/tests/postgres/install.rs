@@ -74,7 +74,7 @@ fn run(sql: &mut Connection, statement: &str) {
         .unwrap_or_else(|error| panic!("{statement}: {error}"));
 }
 
-fn wanted(sql: &mut Connection, names: &[&str]) -> Vec<Wanted> {
+pub(crate) fn wanted(sql: &mut Connection, names: &[&str]) -> Vec<Wanted> {
     let found = install::tables(sql).unwrap();
     let one = |name: &&str| Wanted {
         found: found
@@ -88,7 +88,7 @@ fn wanted(sql: &mut Connection, names: &[&str]) -> Vec<Wanted> {
     names.iter().map(one).collect()
 }
 
-fn request<'a>(tables: &'a [Wanted]) -> Request<'a> {
+pub(crate) fn request<'a>(tables: &'a [Wanted]) -> Request<'a> {
     static NAME: std::sync::LazyLock<Name> = std::sync::LazyLock::new(name);
     Request {
         publication: &NAME,

@@ -16,8 +16,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use harness::Server;
+use pitser_capture::postgres::install::{Request, install as set_up, unguarded};
 use pitser_capture::postgres::slot::{self, State};
-use pitser_capture::postgres::{Connection, Lsn, Name, PgError, PgSource, Place, Snapshot, Stream};
+use pitser_capture::postgres::{
+    Connection, Fingerprint, Lsn, Name, PgError, PgSource, Place, Snapshot, Stream,
+};
 use pitser_capture::{
     Binding, Captured, Cell, Change, Key, Op, Position, Row, Source as _, SourceError,
 };
@@ -939,6 +942,97 @@ fn a_partition_that_logs_less_than_its_root_says() {
             "Unreadable Some(\"public.bed\")",
         ]
     );
+}
+
+/// Bytes that are no character of the database's encoding may be part of a name.
+#[test]
+fn a_name_that_is_no_text_ends_nothing() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    for (database, encoding, bytes, read) in [
+        ("baltic", "WIN1257", "f581", "õ\u{FFFD}81"),
+        ("japan", "EUC_JP", "c6fcfdfe", "日\u{FFFD}fd\u{FFFD}fe"),
+        ("bytes", "SQL_ASCII", "c3b5ff", "õ\u{FFFD}ff"),
+    ] {
+        let create = format!(
+            "CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+        );
+        server.sql().query(&create).unwrap();
+        let mut config = server.config();
+        config.database = database.to_owned();
+        let mut sql = Connection::open_application(&config).unwrap();
+        let mut run = |statement: &str| {
+            let statement = statement.replace('@', "%1$I").replace('\'', "''");
+            let named = format!(
+                "DO $$ BEGIN EXECUTE format('{statement}', convert_from('\\x{bytes}', '{encoding}')); END $$"
+            );
+            sql.query(&named)
+                .unwrap_or_else(|error| panic!("{named}: {error}"));
+        };
+        run("CREATE TABLE visit(id int PRIMARY KEY, note text)");
+        run("CREATE TABLE @(@ int PRIMARY KEY)");
+        // With such a table beside it.
+        let mut guarding = Connection::open(&config).unwrap();
+        let guarded = install::wanted(&mut guarding, &["visit"]);
+        let request = Request {
+            slot: &Name::new(database).unwrap(),
+            ..install::request(&guarded)
+        };
+        set_up(&mut guarding, &request).unwrap();
+        let mut replication = Connection::open_replication(&config).unwrap();
+        let made = slot::create(&mut replication, request.slot).unwrap();
+        let start = boundary(made.consistent_point());
+        drop(made);
+        run("ALTER TABLE visit RENAME note TO @");
+        run("INSERT INTO visit VALUES (1, 'a')");
+
+        let mut asking = Connection::open(&config).unwrap();
+        let others = unguarded(&mut asking, &name());
+        assert_eq!(others.unwrap(), [format!("public.{read}")]);
+        let mut snapshot = Snapshot::open(&config).unwrap();
+        let tables = snapshot.tables(&name()).unwrap();
+        assert_eq!(*tables[0].columns, ["id".to_owned(), read.to_owned()]);
+        drop(snapshot);
+        let take = |sql: &mut Connection| Fingerprint::take(sql, &name(), request.slot).unwrap();
+        let before = take(&mut asking);
+        let place = Place {
+            config: config.clone(),
+            publication: name(),
+            slot: request.slot.clone(),
+            attribution: true,
+        };
+        let mut source = PgSource::open(&place).unwrap();
+        let mut told = Vec::new();
+        while !told.iter().any(|step| matches!(step, Captured::Change(_))) {
+            told.extend(source.poll(start, 10).unwrap());
+        }
+        run("ALTER TABLE visit RENAME @ TO note");
+        run("INSERT INTO visit VALUES (2, 'b')");
+        while told
+            .iter()
+            .filter(|step| matches!(step, Captured::Change(_)))
+            .count()
+            < 2
+        {
+            told.extend(source.poll(start, 10).unwrap());
+        }
+        let named: Vec<String> = told
+            .iter()
+            .filter_map(|step| match step {
+                Captured::Change(change) => Some(change.new.as_ref().unwrap().columns[1].clone()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(named, [read, "note"]);
+        let drifts = before.compare(&take(&mut asking));
+        assert!(
+            drifts[0]
+                .text
+                .contains(&format!("{read} is now called note")),
+            "{drifts:?}"
+        );
+    }
 }
 
 #[test]
