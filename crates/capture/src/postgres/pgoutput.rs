@@ -30,6 +30,9 @@ use super::encoding::Encoding;
 /// Most columns that PostgreSQL allows in a table.
 const MOST_COLUMNS: usize = 1600;
 
+/// Most tables that are emptied at once.
+const MOST_TABLES: u32 = 1 << 20;
+
 /// One message of the output plugin, borrowed from its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -187,6 +190,9 @@ pub enum DecodeErrorKind {
     /// More columns than a table may have.
     #[error("too many columns")]
     Columns,
+    /// More tables than anybody empties at once.
+    #[error("too many tables")]
+    Tables,
     /// A row of another shape than its table, or of a table never described.
     #[error("a row that does not fit its table")]
     Shape,
@@ -331,7 +337,11 @@ impl<'a> Reader<'a> {
     }
 
     fn truncate(&mut self) -> Result<Message<'a>, DecodeError> {
+        let at = self.at;
         let count = self.u32()?;
+        if count > MOST_TABLES {
+            return Err(fail(DecodeErrorKind::Tables, at));
+        }
         self.u8()?;
         let mut relations = Vec::new();
         for _ in 0..count {

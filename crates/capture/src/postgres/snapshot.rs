@@ -427,7 +427,7 @@ fn read(
     let mut count = chunk.clamp(1, FIRST_CHUNK);
     let mut flow = ControlFlow::Continue(());
     while flow.is_continue() {
-        let rows = sql.query(&format!("FETCH FORWARD {count} FROM pitser"))?;
+        let rows = sql.query_at_most(&format!("FETCH FORWARD {count} FROM pitser"), count)?;
         if rows.is_empty() {
             break;
         }

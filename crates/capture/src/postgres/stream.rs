@@ -477,6 +477,10 @@ impl Assembler {
                 let event = self.table(relation, &[old.tuple()])?.deleted(&old);
                 self.tell(event)
             }
+            // Each that was described is named once.
+            Message::Truncate { relations } if relations.len() > self.tables.len() => {
+                Err(fault(DecodeErrorKind::Shape))
+            }
             Message::Truncate { relations } => relations.into_iter().try_for_each(|relation| {
                 let event = self.table(relation, &[])?.emptied();
                 self.tell(event)

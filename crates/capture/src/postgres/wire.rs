@@ -98,6 +98,20 @@ pub struct Connection {
 /// One column of an answer: null, or the server's text.
 pub type Field = Option<Bytes>;
 
+/// How much may come as an answer.
+#[derive(Clone, Copy)]
+struct Most {
+    rows: usize,
+    bytes: usize,
+}
+
+/// What a question about the catalogue is answered by at most.
+const ANSWER: Most = Most {
+    rows: 1 << 22,
+    bytes: MESSAGE_LIMIT,
+};
+const TOO_MUCH: PgError = PgError::Protocol("more rows than were asked for");
+
 /// One message: its tag and its body.
 pub(super) struct Frame {
     pub(super) tag: u8,
@@ -185,6 +199,23 @@ impl Connection {
     pub fn query(&mut self, sql: &str) -> Result<Vec<Vec<Field>>, PgError> {
         let user = self.user.clone();
         self.query_doing(sql, Doing::Asking { user: &user })
+    }
+
+    /// The same, of which so many rows at most can be the answer, of any size.
+    ///
+    /// # Errors
+    /// As [`Self::query`]; [`PgError::Protocol`] for more rows.
+    pub(super) fn query_at_most(
+        &mut self,
+        sql: &str,
+        rows: usize,
+    ) -> Result<Vec<Vec<Field>>, PgError> {
+        let user = self.user.clone();
+        let most = Most {
+            rows,
+            bytes: usize::MAX,
+        };
+        self.query_for(sql, Doing::Asking { user: &user }, most)
     }
 
     /// The role that this session runs as.
@@ -342,16 +373,30 @@ impl Connection {
         sql: &str,
         doing: Doing<'_>,
     ) -> Result<Vec<Vec<Field>>, PgError> {
+        self.query_for(sql, doing, ANSWER)
+    }
+
+    fn query_for(
+        &mut self,
+        sql: &str,
+        doing: Doing<'_>,
+        most: Most,
+    ) -> Result<Vec<Vec<Field>>, PgError> {
         self.send(|out| frontend::query(sql, out))?;
         self.until = self.longest.map(|longest| Instant::now() + longest);
-        let answered = self.answers(doing);
+        let answered = self.answers(doing, most);
         self.until = None;
+        if matches!(answered, Err(PgError::Protocol(_))) {
+            // What else it sends is no answer to anything.
+            self.limit = 0;
+        }
         answered
     }
 
     /// The answers to a question, up to the last one.
-    fn answers(&mut self, doing: Doing<'_>) -> Result<Vec<Vec<Field>>, PgError> {
+    fn answers(&mut self, doing: Doing<'_>, most: Most) -> Result<Vec<Vec<Field>>, PgError> {
         let mut rows = Vec::new();
+        let mut left = most.bytes;
         let mut refusal: Option<Refusal> = None;
         loop {
             let frame = match (self.read_frame(self.silence), &refusal) {
@@ -362,7 +407,11 @@ impl Connection {
                 (frame, _) => frame?.ok_or(PgError::Lost(ErrorKind::TimedOut))?,
             };
             match frame.tag {
-                b'D' => rows.push(data_row(frame.body)?),
+                b'D' => {
+                    let size = left.checked_sub(frame.body.len());
+                    left = size.filter(|_| rows.len() < most.rows).ok_or(TOO_MUCH)?;
+                    rows.push(data_row(frame.body)?);
+                }
                 b'E' => refusal = Some(Refusal::read(&frame.body)),
                 b'T' | b'C' | b'I' | b'N' | b'S' | b'A' => {}
                 b'Z' => break,
@@ -767,6 +816,41 @@ mod tests {
             matches!(error, PgError::Lost(ErrorKind::TimedOut)),
             "{error}"
         );
+        drop(connection);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn more_rows_than_were_asked_for_are_refused() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut heard = [0; 4096];
+            let row: &[u8] = b"D\0\0\0\x06\0\0";
+            let end: &[u8] = b"Z\0\0\0\x05I";
+            let greeting = [&authentication(0, b"")[..], end].concat();
+            let answers = [
+                greeting,
+                [row, row, end].concat(),
+                [row, row, row, end].concat(),
+            ];
+            for answer in answers {
+                assert_ne!(socket.read(&mut heard).unwrap(), 0);
+                socket.write_all(&answer).unwrap();
+            }
+            // Until the client has gone.
+            while socket.read(&mut heard).is_ok_and(|count| count > 0) {}
+        });
+        let url = format!("postgres://a@127.0.0.1:{port}/d?sslmode=disable");
+        let connection = Connection::open(&Config::parse(&url).unwrap()).unwrap();
+        let mut connection = connection.silent_for(Duration::from_secs(10));
+        assert_eq!(connection.query_at_most("FETCH 2", 2).unwrap().len(), 2);
+        let refused =
+            |error: PgError| assert!(matches!(error, PgError::Protocol(_)), "{error}");
+        refused(connection.query_at_most("FETCH 2", 2).unwrap_err());
+        // Nor is what is left of it the answer to another question.
+        refused(connection.query("SELECT 1").unwrap_err());
         drop(connection);
         server.join().unwrap();
     }

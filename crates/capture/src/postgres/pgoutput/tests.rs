@@ -167,7 +167,8 @@ fn errors_say_what_and_where() {
     assert_eq!(said(b"I\0\0\0\x01X"), "unknown mark 'X' at byte 5");
     assert_eq!(said(b"I\0\0\0\x01N\0\x01b"), "unknown mark 'b' at byte 8");
     assert_eq!(said(b"I\0\0\0\x01N\xFF\xFF"), "too many columns at byte 6");
-    assert_eq!(said(b"T\xFF\xFF\xFF\xFF\0"), "unexpected end at byte 6");
+    assert_eq!(said(b"T\0\x10\0\0\0"), "unexpected end at byte 6");
+    assert_eq!(said(b"T\0\x10\0\x01\0"), "too many tables at byte 1");
 }
 
 #[test]

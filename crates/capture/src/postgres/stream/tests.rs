@@ -159,6 +159,27 @@ fn truncation_is_told_for_each_table() {
     );
 }
 
+/// A server could name one table as often as a message is long.
+#[test]
+fn a_truncation_names_no_more_tables_than_were_described() {
+    let truncation = |ids: &[u32]| {
+        let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
+        let count = u32::try_from(ids.len() / 4).unwrap().to_be_bytes();
+        [b"T", &count[..], b"\0", &ids].concat()
+    };
+    let take = |ids: &[u32]| {
+        let mut assembler = assembler();
+        for message in [&recorded()[21], &recorded()[10], &truncation(ids)] {
+            assembler.take(pgoutput::decode(message)?)?;
+        }
+        Ok(assembler.told.len())
+    };
+    assert_eq!(take(&[NOTE]), Ok(1));
+    let shape = Err(fault(DecodeErrorKind::Shape));
+    assert_eq!(take(&[NOTE, NOTE]), shape);
+    assert_eq!(take(&[1]), shape);
+}
+
 #[test]
 fn contradicting_claims_count_for_nothing() {
     let mut claims = Vec::new();
