@@ -23,9 +23,9 @@ use super::tls::{self, Binding, Transport};
 use super::{Config, Lsn, PgError};
 
 /// The settings under which every value is printed (DESIGN §4), in the order
-/// in which they are sent, and a limit that we have none of. They override what role and
+/// in which they are sent, and what else is not theirs to choose: they override what role and
 /// database have set.
-const SESSION: [(&str, &str); 9] = [
+const SESSION: [(&str, &str); 10] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
     ("TimeZone", "UTC"),
@@ -34,6 +34,9 @@ const SESSION: [(&str, &str); 9] = [
     ("bytea_output", "hex"),
     ("lc_monetary", "C"),
     ("xmloption", "content"),
+    // A look at the catalogue is a long query that takes a moment, once a second: compiling
+    // it takes twenty times as long.
+    ("jit", "off"),
     // Questions may be far apart.
     ("idle_session_timeout", "0"),
 ];
@@ -846,8 +849,7 @@ mod tests {
         let connection = Connection::open(&Config::parse(&url).unwrap()).unwrap();
         let mut connection = connection.silent_for(Duration::from_secs(10));
         assert_eq!(connection.query_at_most("FETCH 2", 2).unwrap().len(), 2);
-        let refused =
-            |error: PgError| assert!(matches!(error, PgError::Protocol(_)), "{error}");
+        let refused = |error: PgError| assert!(matches!(error, PgError::Protocol(_)), "{error}");
         refused(connection.query_at_most("FETCH 2", 2).unwrap_err());
         // Nor is what is left of it the answer to another question.
         refused(connection.query("SELECT 1").unwrap_err());

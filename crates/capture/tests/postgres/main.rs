@@ -835,6 +835,24 @@ fn rows_that_a_policy_hides_are_not_left_out_in_silence() {
     );
 }
 
+#[test]
+fn no_question_of_ours_is_compiled() {
+    let Some(mut world) = World::new("CREATE TABLE visit(id int PRIMARY KEY)", &["visit"]) else {
+        return;
+    };
+    world.run(
+        "ALTER DATABASE postgres SET jit = on; ALTER DATABASE postgres SET jit_above_cost = 0",
+    );
+    let config = world.server.config();
+    for mut session in [
+        Connection::open(&config).unwrap(),
+        world.server.replication(),
+    ] {
+        let shown = session.query("SHOW jit").unwrap();
+        assert_eq!(install::column(&shown), ["off"]);
+    }
+}
+
 /// An index that holds all columns would answer for a heap that was edited on disk.
 #[test]
 fn rows_are_read_from_the_heap_and_from_no_index() {

@@ -8,6 +8,7 @@ use crate::postgres::version::Version;
 ///
 /// `made_of` are the types that columns have, and those that these are made of: a domain of
 /// its base, an array of its elements, a composite of its attributes, a range of its bounds.
+/// The system's own, below 16384, are made of none of those.
 ///
 /// Facts are words, mostly `name=value`; stamps are numbers. What `VACUUM`,
 /// `ANALYZE` and `CREATE INDEX` write in place leaves `xmin` alone; what they
@@ -48,12 +49,12 @@ pub(super) fn query(version: Version, permitted: bool, publication: &Name, slot:
            FROM (SELECT DISTINCT oid FROM rel) r JOIN pg_class c ON c.oid = r.oid \
            JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_class t ON t.oid = c.reltoastrelid), \
          made_of(oid) AS ( \
-           SELECT a.atttypid FROM guarded g JOIN pg_attribute a ON a.attrelid = g.oid AND a.attnum > 0 AND a.atttypid <> 0 \
+           SELECT a.atttypid FROM guarded g JOIN pg_attribute a ON a.attrelid = g.oid AND a.attnum > 0 AND a.atttypid >= 16384 \
            UNION SELECT part.oid FROM made_of m JOIN pg_type y ON y.oid = m.oid CROSS JOIN LATERAL ( \
              SELECT y.typbasetype UNION ALL SELECT y.typelem \
              UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE y.typrelid <> 0 AND a.attrelid = y.typrelid AND a.attnum > 0 \
              UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE y.oid IN (r.rngtypid, r.rngmultitypid)) part(oid) \
-           WHERE part.oid <> 0), \
+           WHERE part.oid >= 16384), \
          power(oid) AS ( \
            SELECT oid FROM pg_roles WHERE rolsuper \
              OR rolname IN ('pg_execute_server_program', 'pg_write_server_files') \
