@@ -96,6 +96,32 @@ fn bytes_of_any_encoding() {
     assert_eq!(kept(&world, "note"), [each, each, each].concat());
 }
 
+/// The log keeps the name for ever: whoever reads it must not end there each time.
+#[test]
+fn a_column_that_is_called_no_text_for_one_change() {
+    let names = ("entry", "note");
+    let Some(mut world) = guarded("WIN1257", names, "Jüri Õun €") else {
+        return;
+    };
+    let no_text = "convert_from('\\x6e81'::bytea, 'WIN1257')";
+    let rename = |world: &World, from: &str, to: &str| {
+        let rename = format!("format('ALTER TABLE entry RENAME %I TO %I', {from}, {to})");
+        world.psql("postgres", &format!("DO $$ BEGIN EXECUTE {rename}; END $$"));
+    };
+    rename(&world, "'note'", no_text);
+    world.psql("postgres", "INSERT INTO entry VALUES (5, 'x')");
+    rename(&world, no_text, "'note'");
+    world.psql("postgres", "INSERT INTO entry VALUES (6, 'y')");
+    world.settle();
+    world.finding("CAP-05", "public.entry");
+    let changes = world.lines();
+    let rows: Vec<_> = changes.iter().filter(|line| line.row.is_some()).collect();
+    assert_eq!(rows.len(), 8);
+    assert_eq!(world.wrong(), Vec::<String>::new());
+    world.stop_guardian();
+    world.run("trail verify").exits(0);
+}
+
 /// In encodings of several bytes, the same characters as the server's own, and for what is
 /// none its bytes.
 #[test]
