@@ -3,11 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+#[path = "../../trail/tests/common/copy_folder.rs"]
+mod copy_folder;
+#[path = "../../authority/tests/common/port.rs"]
+mod port;
+
+use copy_folder::copy_folder;
+use port::free_address;
 use rusqlite::Connection;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 const CONFIG: &str = "[authority]\naggregator = \"embedded\"\n[guard]\ndata = \"guard\"\nlisten = \"127.0.0.1:0\"\n\
     [[source]]\nname = \"h\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\ntables = [\"*\"]\n";
@@ -50,6 +58,22 @@ fn pitser(dir: &Path, args: &[&str]) -> std::process::Output {
         .args(args)
         .output()
         .unwrap()
+}
+
+/// A running guardian, and the first line that it says.
+fn start(dir: &Path) -> (Child, String) {
+    let mut guardian = Command::new(env!("CARGO_BIN_EXE_pitser"))
+        .current_dir(dir)
+        .args(["guard", "run"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(guardian.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    (guardian, line)
 }
 
 #[test]
@@ -206,16 +230,8 @@ fn a_source_that_nobody_guards_is_not_well() {
     stranger.join().unwrap();
 
     site.says(&["guard", "init"], 0, &[]);
-    let mut guardian = Command::new(env!("CARGO_BIN_EXE_pitser"))
-        .current_dir(site.0.path())
-        .args(["guard", "run"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(guardian.stdout.take().unwrap()).lines();
-    let mut lines = lines.map(Result::unwrap);
-    assert!(lines.any(|line| line.contains(&address)), "it listens");
+    let (mut guardian, line) = start(site.0.path());
+    assert!(line.contains(&address), "it listens");
     let status = |config: &str, source: &[&str], code, parts: &[&str]| {
         let args = [&["guard", "status", "--config", config], source].concat();
         site.says(&args, code, parts)
@@ -228,4 +244,109 @@ fn a_source_that_nobody_guards_is_not_well() {
     status("else.toml", &["--json"], 2, &["\"state\":\"not-guarded\""]);
     guardian.kill().unwrap();
     guardian.wait().unwrap();
+}
+
+/// Two databases under one guardian.
+fn two_sources() -> (Site, String) {
+    let address = free_address().to_string();
+    let site = Site::with_database();
+    let config = CONFIG.replace("127.0.0.1:0", &address);
+    let two = format!(
+        "{config}[[source]]\nname = \"other\"\nkind = \"sqlite\"\nurl = \"other.db\"\ntables = [\"*\"]\n"
+    );
+    std::fs::write(site.path("pitser.toml"), two).unwrap();
+    std::fs::copy(site.path("hospital.db"), site.path("other.db")).unwrap();
+    site.says(&["guard", "init"], 0, &[]);
+    (site, address)
+}
+
+/// Waits until a source is in this state.
+fn comes_to(address: &str, source: &str, state: &str) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let limit = Some(Duration::from_secs(60));
+    stream.set_read_timeout(limit).unwrap();
+    let request = format!("GET /api/events HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let (name, state) = (
+        format!("\"name\":\"{source}\""),
+        format!("\"state\":\"{state}\""),
+    );
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    let found = lines.find(|line| line.contains(&name) && line.contains(&state));
+    assert!(found.is_some(), "the guardian is gone");
+}
+
+/// What somebody does to one database, or to its trail, must leave the others guarded.
+#[test]
+fn a_source_that_cannot_be_opened_leaves_the_others_guarded() {
+    type Harm = fn(&Site);
+    let letter: Harm = |site| {
+        let letter = "this is a letter, not a database, and long enough to be sure";
+        std::fs::write(site.path("other.db"), letter).unwrap();
+    };
+    let missing: Harm = |site| std::fs::remove_file(site.path("other.db")).unwrap();
+    let stripped: Harm = |site| {
+        let db = Connection::open(site.path("other.db")).unwrap();
+        db.execute_batch("DROP TABLE pitser_outbox").unwrap();
+    };
+    let replaced: Harm = |site| {
+        std::fs::copy(site.path("hospital.db"), site.path("other.db")).unwrap();
+    };
+    let damaged: Harm = |site| {
+        let segment = site.path("guard/other/trail/000000.jsonl");
+        let text = std::fs::read_to_string(&segment).unwrap();
+        let edited = text.replacen("predecess", "Predecess", 1);
+        assert_ne!(text, edited);
+        std::fs::write(segment, edited).unwrap();
+    };
+    let unavailable = "database-unavailable";
+    for (harm, state, trouble) in [
+        (letter, unavailable, "not an SQLite database"),
+        (missing, unavailable, "other.db"),
+        (stripped, unavailable, "pitser guard init"),
+        (replaced, unavailable, "CAP-02"),
+        (damaged, "damaged", "TRL-01"),
+    ] {
+        let (site, address) = two_sources();
+        let kept = tempfile::tempdir().unwrap();
+        copy_folder(site.0.path(), kept.path());
+        harm(&site);
+        let (mut guardian, line) = start(site.0.path());
+        let told = "guarding h, and other as soon as it can be opened; status page";
+        assert!(line.starts_with(told), "{line}");
+        comes_to(&address, "h", "guarding");
+        let parts = [
+            "h (localhost/h)\n  state      guarding",
+            &format!("other (localhost/other)\n  state      {state}"),
+            trouble,
+        ];
+        site.says(&["guard", "status"], 2, &parts);
+        site.says(&["guard", "status", "--source", "h"], 0, &[]);
+        site.says(&["guard", "scan", "--source", "h"], 0, &["1 rows compared"]);
+
+        // It is guarded as soon as that is mended.
+        for file in ["other.db", "guard/other/trail/000000.jsonl"] {
+            std::fs::copy(kept.path().join(file), site.path(file)).unwrap();
+        }
+        comes_to(&address, "other", "guarding");
+        site.says(&["guard", "scan"], 0, &[]);
+        guardian.kill().unwrap();
+        guardian.wait().unwrap();
+    }
+}
+
+/// Where nothing can be guarded, or the configuration is wrong, a supervisor sees it.
+#[test]
+fn a_guardian_that_can_guard_nothing_ends() {
+    let (site, _) = two_sources();
+    let config = site.path("pitser.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let wrong = format!("{text}[source.patient]\nentry = \"pasient\"\n");
+    std::fs::write(&config, wrong).unwrap();
+    site.says(&["guard", "run"], 3, &["no column pasient"]);
+    std::fs::write(&config, text).unwrap();
+
+    std::fs::remove_file(site.path("hospital.db")).unwrap();
+    std::fs::remove_file(site.path("other.db")).unwrap();
+    site.says(&["guard", "run"], 4, &["pitser: ", "hospital.db"]);
 }

@@ -32,7 +32,9 @@ mod status;
 mod translate;
 
 pub use rebuild::{Rebuilt, rebuild};
-pub use runtime::{Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError};
+pub use runtime::{
+    Guardian, Handle, Parts, Receipt, ScanSummary, StartError, SubmitError, Unopened,
+};
 pub use status::{
     AcceptedStatus, AlertStatus, BaselineStatus, BlockStatus, FindingStatus, FleetStatus, Latency,
     MoreStatus, SourceState, Status, UnreadStatus, WitnessStatus,

@@ -19,7 +19,9 @@ use pitser_guardian::config::Source;
 use pitser_guardian::erasure::{Answer, Asked};
 use pitser_guardian::fleet::{RegisterError, register};
 use pitser_guardian::init::{self, InitError, Plan};
-use pitser_guardian::{Guardian, Handle, Parts, ScanSummary, StartError, Status, SubmitError};
+use pitser_guardian::{
+    Guardian, Handle, Parts, ScanSummary, SourceState, StartError, Status, SubmitError, Unopened,
+};
 use pitser_ksi::pki::Subject;
 use pitser_ksi::time::Second;
 use pitser_trail::Keys;
@@ -275,10 +277,7 @@ async fn guard(config: &Config) -> Outcome {
         Some(authority) => own(authority.tcp_address())?,
         None => config.aggregator()?,
     };
-    let mut handles = Vec::new();
-    for source in &config.sources {
-        handles.push(start(config, source, &client)?);
-    }
+    let handles = start_all(config, &client)?;
     let shown: Vec<_> = handles.iter().map(Handle::watch).collect();
     let around = Surroundings {
         data: config.guard.data.clone(),
@@ -303,10 +302,9 @@ async fn guard(config: &Config) -> Outcome {
             web.address()
         );
     }
-    let names: Vec<&str> = config.sources.iter().map(|s| s.name.as_str()).collect();
     print(&format!(
         "guarding {}; status page http://{}/\n",
-        names.join(", "),
+        guarded(&handles),
         web.address()
     ))?;
     let supervisor = Supervisor::from_environment();
@@ -327,6 +325,31 @@ async fn guard(config: &Config) -> Outcome {
         authority.shutdown().await.map_err(Failure::service)?;
     }
     Ok(Exit::Intact)
+}
+
+/// `a, b, and c as soon as it can be opened`
+fn guarded(handles: &[Handle]) -> String {
+    let (mut open, mut later) = (Vec::new(), Vec::new());
+    for status in handles.iter().map(Handle::status) {
+        match status.state {
+            SourceState::Starting | SourceState::Baseline | SourceState::Guarding => {
+                open.push(status.name);
+            }
+            _ => later.push(status.name),
+        }
+    }
+    let (it, later) = match later.len() {
+        1 => ("it", later.join(", ")),
+        _ => ("they", later.join(", ")),
+    };
+    match (open.is_empty(), later.is_empty()) {
+        (_, true) => open.join(", "),
+        (true, _) => format!("{later} as soon as {it} can be opened"),
+        (false, false) => format!(
+            "{}, and {later} as soon as {it} can be opened",
+            open.join(", ")
+        ),
+    }
 }
 
 /// A client of the authority in this process.
@@ -377,20 +400,48 @@ impl Guarded for Overseen {
     }
 }
 
-fn start(config: &Config, source: &Source, client: &Client) -> Result<Handle, Failure> {
-    Guardian::start(Parts {
-        source: source.clone(),
-        tuning: config.tuning(),
-        client: Some(client.clone()),
-        witnesses: config.witnesses()?,
-        fleet: config.fleet()?,
-        clock: clock::shared(),
-    })
-    .map_err(|error| match error {
+/// Starts a guardian of each source. One that cannot guard now is tried again, as long as
+/// another one can; a mistake of the configuration ends them all.
+fn start_all(config: &Config, client: &Client) -> Result<Vec<Handle>, Failure> {
+    let mut started = Vec::new();
+    for source in &config.sources {
+        let parts = Parts {
+            source: source.clone(),
+            tuning: config.tuning(),
+            client: Some(client.clone()),
+            witnesses: config.witnesses()?,
+            fleet: config.fleet()?,
+            clock: clock::shared(),
+        };
+        match Guardian::open(parts) {
+            Err(unopened) if unopened.error().is_configuration() => {
+                return Err(not_started(unopened.into_error()));
+            }
+            opened => started.push(opened),
+        }
+    }
+    let is_any = started.iter().any(Result::is_ok);
+    if !is_any && started.len() > 1 {
+        // The end tells of the first of them.
+        for (source, opened) in config.sources.iter().zip(&started) {
+            let error = opened.as_ref().map_err(Unopened::error).err();
+            let error = error.map(tracing::field::display);
+            tracing::error!(source = source.name, error, "it cannot be opened");
+        }
+    }
+    let handles = started.into_iter().map(|opened| match opened {
+        Err(unopened) if is_any => unopened.try_again(),
+        opened => opened.map_err(Unopened::into_error),
+    });
+    handles.collect::<Result<_, _>>().map_err(not_started)
+}
+
+fn not_started(error: StartError) -> Failure {
+    match error {
         StartError::Init(error) => refused(error),
         StartError::Trail(error) => Failure::opening(error),
         other => Failure::service(other),
-    })
+    }
 }
 
 /// Whose move it is: the configuration's, the trail's, or a service's.

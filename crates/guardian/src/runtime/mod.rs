@@ -56,6 +56,7 @@ use pitser_evidence::codec::{Bytes32, Digest};
 use pitser_monitor::{Columns, Expected, Incidents, Lines, Look, Suspects, Touched};
 use pitser_tlog::note::SignatureLine;
 use pitser_tlog::witness_protocol::Refusal;
+use pitser_trail::keys::KeyError;
 use pitser_trail::{Trail, TrailError};
 use pitser_witness::Peer;
 use pulse::Pulse;
@@ -148,6 +149,21 @@ impl StartError {
         match self {
             Self::Init(error) => error.is_passing(),
             Self::Database(SourceError::Postgres(error)) => error.is_passing(),
+            _ => false,
+        }
+    }
+
+    /// Whether the configuration cannot be followed as it is written. What somebody may have
+    /// done to a database or a trail since they were prepared is none of its faults.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Init(InitError::NotInitialised(_) | InitError::OtherDatabase { .. }) => false,
+            Self::Init(InitError::Trail(error)) | Self::Trail(error) => matches!(
+                error,
+                TrailError::Keys(KeyError::NoKeeper | KeyError::Absent(_))
+            ),
+            Self::Init(error) => error.is_configuration(),
+            Self::Database(SourceError::Postgres(error)) => error.is_configuration(),
             _ => false,
         }
     }
@@ -264,6 +280,15 @@ impl Guardian {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub fn start(parts: Parts) -> Result<Handle, StartError> {
+        Self::open(parts).map_err(Unopened::into_error)
+    }
+
+    /// The same, for one of several: if it cannot guard now, the others can, and it can be
+    /// had to try again until it does.
+    ///
+    /// # Errors
+    /// [`Unopened`]; nothing guards yet.
+    pub fn open(parts: Parts) -> Result<Handle, Unopened> {
         let seals = |client: Option<Client>, commands: &Sender<Command>| {
             client.map(|client| {
                 let (wanted, requests) = mpsc::unbounded_channel();
@@ -276,21 +301,21 @@ impl Guardian {
                 wanted
             })
         };
-        let (mut worker, handle) = Worker::new(parts, seals)?;
+        let alone = |error| Unopened { error, rest: None };
+        let (mut worker, handle) = Worker::new(parts, seals).map_err(alone)?;
         worker.join_fleet();
-        let session = match Session::open(&mut worker) {
-            Ok(session) => Some(session),
+        match Session::open(&mut worker) {
+            Ok(session) => worker.spawn(Some(session)).map_err(alone)?,
             // A server that is starting too: the thread tries again.
             Err(error) if error.is_passing() => {
                 worker.interrupted(&error);
-                None
+                worker.spawn(None).map_err(alone)?;
             }
-            Err(error) => return Err(error),
-        };
-        std::thread::Builder::new()
-            .name(format!("guard-{}", worker.parts.source.name))
-            .spawn(move || worker.run(session))
-            .map_err(StartError::Thread)?;
+            Err(error) => {
+                let rest = Some(Box::new((worker, handle)));
+                return Err(Unopened { error, rest });
+            }
+        }
         Ok(handle)
     }
 
@@ -312,6 +337,40 @@ impl Guardian {
             Ok(()) | Err(Ended::Stopped(_) | Ended::Erased) => Ok(()),
             Err(Ended::Failed(error)) => Err(error),
         }
+    }
+}
+
+/// A guardian whose source or trail could not be opened.
+pub struct Unopened {
+    error: StartError,
+    /// Nothing if it could not even be made.
+    rest: Option<Box<(Worker, Handle)>>,
+}
+
+impl Unopened {
+    /// Why.
+    pub fn error(&self) -> &StartError {
+        &self.error
+    }
+
+    /// Why, for whoever leaves it at that.
+    pub fn into_error(self) -> StartError {
+        self.error
+    }
+
+    /// Starts its thread all the same, which shows why nothing is guarded, and tries again
+    /// as after a failure later on.
+    ///
+    /// # Errors
+    /// [`StartError`], if there can be no thread; nothing is left running.
+    pub fn try_again(self) -> Result<Handle, StartError> {
+        let Some(rest) = self.rest else {
+            return Err(self.error);
+        };
+        let (mut worker, handle) = *rest;
+        worker.interrupted(&self.error);
+        worker.spawn(None)?;
+        Ok(handle)
     }
 }
 
@@ -568,6 +627,14 @@ impl Worker {
         };
         tokio::spawn(reporter.run());
         self.fleet = Some(newest);
+    }
+
+    fn spawn(self, session: Option<Session>) -> Result<(), StartError> {
+        std::thread::Builder::new()
+            .name(format!("guard-{}", self.parts.source.name))
+            .spawn(move || self.run(session))
+            .map_err(StartError::Thread)?;
+        Ok(())
     }
 
     fn run(mut self, mut session: Option<Session>) {
