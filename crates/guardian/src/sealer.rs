@@ -1,6 +1,7 @@
 //! Has closed blocks sealed: requests go out at once, several in flight, and
 //! signatures come back in the order of the blocks. While the service is
-//! down, each request is tried again until it succeeds.
+//! down, each request is tried again until it succeeds. A block that is asked for again is
+//! not signed twice.
 //!
 //! A block whose request failed may be sealed seconds after the one that continues it.
 //! No seal may be older than that of the block before (SEAL-02): whatever was sealed too
@@ -12,7 +13,7 @@ use pitser_evidence::seal;
 use pitser_ksi::Second;
 use pitser_ksi::hash::Imprint;
 use pitser_trail::{BlockSummary, Trail};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,6 +22,8 @@ use tokio::task::JoinHandle;
 const IN_FLIGHT: usize = 256;
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Before a request is made again that broke off by a fault of ours.
+const AFTER_FAULT: Duration = Duration::from_secs(1);
 
 /// A block that wants a seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,10 @@ impl Wanted {
             level: block.level,
             kept_at: trail.sealed_at(),
         }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.block, self.root, self.level) == (other.block, other.root, other.level)
     }
 }
 
@@ -81,19 +88,22 @@ pub(crate) async fn run<A: Future<Output = Result<Seal, String>> + Send + 'stati
         let task = tokio::spawn(sign(ask.clone(), wanted, report.clone()));
         InFlight { wanted, task }
     };
-    let mut in_flight: VecDeque<InFlight> = VecDeque::new();
+    let mut requests = Requests::default();
     let mut newest = None;
     loop {
-        let full = in_flight.len() >= IN_FLIGHT;
+        requests.fill(begin);
         tokio::select! {
-            next = wanted.recv(), if !full => match next {
+            // What is wanted again is known to be so before it is answered.
+            biased;
+            next = wanted.recv() => match next {
                 Some(next) => {
                     newest = newest.max(next.kept_at);
-                    in_flight.push_back(begin(next));
+                    requests.add(next);
                 }
                 None => break,
             },
-            signed = first(&mut in_flight), if !in_flight.is_empty() => {
+            signed = first(&mut requests.in_flight), if !requests.in_flight.is_empty() => {
+                let in_flight = &mut requests.in_flight;
                 let Some(InFlight { wanted, .. }) = in_flight.pop_front() else { continue };
                 let block = wanted.block;
                 match signed {
@@ -111,18 +121,80 @@ pub(crate) async fn run<A: Future<Output = Result<Seal, String>> + Send + 'stati
                         newest = at;
                         report(Outcome::Sealed { block, signature });
                     }
-                    Err(_) => {}
+                    Err(error) => {
+                        tracing::error!(block, %error, "a request for a seal broke off");
+                        report(Outcome::Delayed { block, why: BROKE_OFF.to_owned() });
+                        let (ask, report) = (ask.clone(), report.clone());
+                        let task = tokio::spawn(async move {
+                            tokio::time::sleep(AFTER_FAULT).await;
+                            sign(ask, wanted, report).await
+                        });
+                        in_flight.push_front(InFlight { wanted, task });
+                    }
                 }
             }
         }
     }
-    for InFlight { task, .. } in in_flight {
+    for InFlight { task, .. } in requests.in_flight {
         task.abort();
+    }
+}
+
+/// What was asked for and not answered yet: each block once, however often the guardian
+/// asks, which it does for all that are unsealed whenever it opens the trail again.
+///
+/// It may have dropped what was reported while the trail was closed. Such a block is none
+/// of these any more, is asked for once more, and goes before all that continue it: they
+/// are of no use to the guardian without it.
+#[derive(Default)]
+struct Requests {
+    /// In the order of the blocks, at most [`IN_FLIGHT`].
+    in_flight: VecDeque<InFlight>,
+    /// Those that wait for room.
+    queued: BTreeMap<u64, Wanted>,
+}
+
+impl Requests {
+    fn add(&mut self, wanted: Wanted) {
+        let is_same = |it: &InFlight| it.wanted.is_same(&wanted);
+        match self.find(wanted.block) {
+            Ok(at) if self.in_flight.get(at).is_some_and(is_same) => return,
+            // The trail has another one in its place.
+            Ok(at) => self.in_flight.remove(at).map(|it| it.task.abort()),
+            Err(_) => None,
+        };
+        self.queued.insert(wanted.block, wanted);
+    }
+
+    /// Begins what there is room for; what was begun makes room for what comes before it.
+    fn fill(&mut self, begin: impl Fn(Wanted) -> InFlight) {
+        while let Some(next) = self.queued.first_entry() {
+            let last = self.in_flight.back().map(|it| it.wanted.block);
+            let is_full = self.in_flight.len() >= IN_FLIGHT;
+            if is_full && last < Some(*next.key()) {
+                return;
+            }
+            let next = next.remove();
+            if is_full && let Some(InFlight { wanted, task }) = self.in_flight.pop_back() {
+                task.abort();
+                self.queued.insert(wanted.block, wanted);
+            }
+            let (Ok(at) | Err(at)) = self.find(next.block);
+            self.in_flight.insert(at, begin(next));
+        }
+    }
+
+    /// Where a block is in flight, or would be.
+    fn find(&self, block: u64) -> Result<usize, usize> {
+        self.in_flight
+            .binary_search_by_key(&block, |it| it.wanted.block)
     }
 }
 
 const TOO_EARLY: &str = "it was sealed before the block that it continues, and is sealed again. \
     If that goes on, the authority's clock was set back";
+
+const BROKE_OFF: &str = "the request broke off by a fault of ours, and is made again";
 
 /// A block whose seal was asked for.
 struct InFlight {
@@ -262,5 +334,135 @@ mod tests {
         again.retain(|block| *block != 3);
         again.sort_unstable();
         assert_eq!(again, [1, 2]);
+    }
+
+    /// Requests as they are made, to be answered in any order.
+    type Asked = mpsc::UnboundedReceiver<(u64, oneshot::Sender<Result<Seal, String>>)>;
+
+    /// A sealer: where blocks are wanted, what it asks, and what it reports.
+    fn start() -> (
+        mpsc::UnboundedSender<Wanted>,
+        Asked,
+        mpsc::UnboundedReceiver<Outcome>,
+        JoinHandle<()>,
+    ) {
+        let (asked, requests) = mpsc::unbounded_channel();
+        let ask = move |wanted: Wanted| {
+            let (answer, answered) = oneshot::channel();
+            asked.send((wanted.block, answer)).unwrap();
+            async { answered.await.unwrap() }
+        };
+        let (report, told) = mpsc::unbounded_channel();
+        let (want, wanted) = mpsc::unbounded_channel();
+        let report = move |outcome| report.send(outcome).unwrap();
+        (want, requests, told, tokio::spawn(run(ask, wanted, report)))
+    }
+
+    /// Something has gone wrong if a test waits so long.
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    async fn next<T>(from: &mut mpsc::UnboundedReceiver<T>) -> T {
+        let next = tokio::time::timeout(LIMIT, from.recv()).await;
+        next.expect("in time").unwrap()
+    }
+
+    async fn ended(running: JoinHandle<()>) {
+        tokio::time::timeout(LIMIT, running)
+            .await
+            .expect("in time")
+            .unwrap();
+    }
+
+    fn sealed(block: u64, second: u64) -> Outcome {
+        Outcome::Sealed {
+            block,
+            signature: vec![second as u8],
+        }
+    }
+
+    /// A guardian that opens its trail again and again wants all that is unsealed each time.
+    #[tokio::test]
+    async fn a_block_that_is_wanted_again_is_asked_for_once() {
+        let (want, mut requests, mut told, running) = start();
+        let blocks = IN_FLIGHT as u64 + 3;
+        for _ in 0..5 {
+            for block in 0..blocks {
+                want.send(of(block, None)).unwrap();
+            }
+        }
+        for block in 0..blocks {
+            let (asked, answer) = next(&mut requests).await;
+            assert_eq!(asked, block);
+            assert!(answer.send(Ok(seal(7))).is_ok());
+            assert_eq!(next(&mut told).await, sealed(block, 7));
+        }
+        drop(want);
+        ended(running).await;
+        assert!(requests.recv().await.is_none(), "nothing was asked twice");
+        assert!(told.recv().await.is_none());
+    }
+
+    /// What was reported while the trail was closed is lost: the guardian wants that block
+    /// again, and can do nothing with the next one before.
+    #[tokio::test]
+    async fn a_seal_that_the_guardian_lost_comes_before_those_that_continue_it() {
+        let (want, mut requests, mut told, running) = start();
+        let blocks = IN_FLIGHT as u64 + 1;
+        for block in 0..blocks {
+            want.send(of(block, None)).unwrap();
+        }
+        let (_, answer) = next(&mut requests).await;
+        assert!(answer.send(Ok(seal(7))).is_ok());
+        // The guardian is idle.
+        assert_eq!(next(&mut told).await, sealed(0, 7));
+        // As many as there can be, and the first once more.
+        let mut waiting = Vec::new();
+        while waiting.len() < IN_FLIGHT {
+            waiting.push(next(&mut requests).await);
+        }
+        for block in 0..blocks {
+            want.send(of(block, None)).unwrap();
+        }
+        let (block, again) = next(&mut requests).await;
+        assert_eq!(block, 0);
+        for (_, answer) in waiting.drain(..IN_FLIGHT - 1) {
+            assert!(answer.send(Ok(seal(8))).is_ok());
+        }
+        assert!(again.send(Ok(seal(8))).is_ok());
+        for block in 0..IN_FLIGHT as u64 {
+            assert_eq!(next(&mut told).await, sealed(block, 8));
+        }
+        // The last one had made room.
+        let (block, answer) = next(&mut requests).await;
+        assert_eq!(block, blocks - 1);
+        assert!(answer.send(Ok(seal(9))).is_ok());
+        assert_eq!(next(&mut told).await, sealed(blocks - 1, 9));
+        drop(want);
+        ended(running).await;
+    }
+
+    #[tokio::test]
+    async fn a_request_that_breaks_off_is_made_again() {
+        let (report, mut told) = mpsc::unbounded_channel();
+        let (want, wanted) = mpsc::unbounded_channel();
+        let report = move |outcome| report.send(outcome).unwrap();
+        let times = Arc::new(AtomicU64::new(0));
+        let ask = move |_| {
+            let times = times.fetch_add(1, Ordering::Relaxed);
+            async move {
+                assert_ne!(times, 0, "the first one breaks off");
+                Ok(seal(7))
+            }
+        };
+        let running = tokio::spawn(run(ask, wanted, report));
+        want.send(of(0, None)).unwrap();
+        let broken = Outcome::Delayed {
+            block: 0,
+            why: BROKE_OFF.to_owned(),
+        };
+        assert_eq!(next(&mut told).await, broken);
+        assert_eq!(next(&mut told).await, sealed(0, 7));
+        drop(want);
+        ended(running).await;
     }
 }
