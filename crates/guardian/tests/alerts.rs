@@ -16,7 +16,6 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -136,6 +135,9 @@ impl Seen {
     }
 }
 
+/// No answer at all.
+const CUT_OFF: u16 = 0;
+
 /// A receiver: an HTTP server that answers as it is told, then 204.
 struct Hook {
     address: SocketAddr,
@@ -212,18 +214,21 @@ async fn converse(
             let headers = request.headers().clone();
             let body = request.into_body().collect().await.unwrap().to_bytes();
             let status = answers.lock().unwrap().pop_front().unwrap_or(204);
-            let response = Response::builder()
-                .status(status)
-                .header("location", "http://127.0.0.1:1/elsewhere")
-                .body(Full::<Bytes>::default())
-                .unwrap();
             // The test may have what it wanted.
             let _ = sender.send(Seen {
                 path,
                 headers,
                 body,
             });
-            Ok::<_, Infallible>(response)
+            if status == CUT_OFF {
+                return Err(std::io::Error::other("cut off"));
+            }
+            let response = Response::builder()
+                .status(status)
+                .header("location", "http://127.0.0.1:1/elsewhere")
+                .body(Full::<Bytes>::default())
+                .unwrap();
+            Ok(response)
         }
     };
     let _ = hyper::server::conn::http1::Builder::new()
@@ -359,6 +364,46 @@ async fn a_message_that_is_refused_does_not_hold_up_the_others() {
         ("+9".into(), &"patient".into())
     );
     alerts.stop().await;
+}
+
+/// A receiver that falls over a message, or whoever stands before it: the first is held up
+/// for a while, and the others with it, but not for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_always_fails_does_not_hold_up_the_others() {
+    for (answers, bare) in [
+        (vec![500, 502, 500, 503, CUT_OFF, 500, 500, 500], vec![8]),
+        (vec![CUT_OFF; 8], vec![8]),
+        (
+            vec![500, 500, 429, 500, 302, 500, 500, 408, 500, 500],
+            vec![8, 10],
+        ),
+        (vec![400, 400, 400, 500, 500], vec![3, 5]),
+        (
+            vec![400, 400, 400, CUT_OFF, CUT_OFF, 400, 500],
+            vec![3, 5, 7],
+        ),
+    ] {
+        let (world, mut hook) = (World::new(), Hook::start(&answers).await);
+        world.shows([finding(7), finding(9)]);
+        let alerts = world.start(&[hook.alert()]);
+        let id = hook.next().await.header("webhook-id").to_owned();
+        for nth in 1..=answers.len() {
+            let seen = hook.next().await;
+            assert_eq!(
+                (seen.header("webhook-id"), seen.short()),
+                (&*id, "+7".into())
+            );
+            let is_bare = seen.json()["data"]["table"].is_null();
+            assert_eq!(is_bare, bare.contains(&nth), "{nth} of {answers:?}");
+        }
+        let next = hook.next().await;
+        assert_eq!(
+            (next.short(), &next.json()["data"]["table"]),
+            ("+9".into(), &"patient".into())
+        );
+        alerts.stop().await;
+        hook.saw_nothing_else();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -171,10 +171,22 @@ pub(crate) enum PostError {
     Tls(std::io::Error),
     #[error("the connection was lost: {0}")]
     Lost(#[from] hyper::Error),
+    #[error("no connection within {} s", .0.as_secs_f32())]
+    Unconnected(Duration),
     #[error("no answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),
     #[error("the request cannot be built: {0}")]
     Request(#[from] hyper::http::Error),
+}
+
+impl PostError {
+    /// Whether nothing of the message was sent.
+    pub(crate) fn is_before_sending(&self) -> bool {
+        match self {
+            Self::Unconnected(_) | Self::Connect(_) | Self::Tls(_) | Self::Request(_) => true,
+            Self::TimedOut(_) | Self::Lost(_) => false,
+        }
+    }
 }
 
 /// One receiver that can be sent to.
@@ -222,7 +234,7 @@ impl Post {
     ) -> Result<StatusCode, PostError> {
         let request = self.request(id, now, body)?;
         let until = Instant::now() + self.attempt;
-        let late = |_| PostError::TimedOut(self.attempt);
+        let late = |_| PostError::Unconnected(self.attempt);
         let address = format!("{}:{}", self.url.host, self.url.port);
         let stream = timeout_at(until, TcpStream::connect(address)).await;
         let stream = stream.map_err(late)?.map_err(PostError::Connect)?;

@@ -3,7 +3,7 @@
 use super::message::Kind;
 use super::pace::Health;
 use super::plan::{Choice, Event, Memory, Sight, due};
-use super::post::Post;
+use super::post::{Post, PostError};
 use super::{Surroundings, second};
 use crate::status::Status;
 use hyper::StatusCode;
@@ -26,18 +26,65 @@ pub(super) enum Phase {
     Halt,
 }
 
-/// So many times a message is sent as it is before every other attempt leaves out what the
-/// receiver may not want. An odd number.
-const REFUSALS: u32 = 3;
+/// What an attempt failed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// What was sent, as a rule.
+    Message,
+    /// It may have been that.
+    Any,
+    /// There was no connection: nothing was sent.
+    Connection,
+}
 
-/// Whether an answer may be about what was sent, and not about when it was.
-fn refuses(status: StatusCode) -> bool {
-    let is_of_time = [
-        StatusCode::REQUEST_TIMEOUT,
-        StatusCode::TOO_EARLY,
-        StatusCode::TOO_MANY_REQUESTS,
-    ];
-    status.is_client_error() && !is_of_time.contains(&status)
+impl Fault {
+    fn of_answer(status: StatusCode) -> Self {
+        let is_of_time = [
+            StatusCode::REQUEST_TIMEOUT,
+            StatusCode::TOO_EARLY,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        match status.is_client_error() && !is_of_time.contains(&status) {
+            true => Self::Message,
+            false => Self::Any,
+        }
+    }
+
+    fn of(error: &PostError) -> Self {
+        match error.is_before_sending() {
+            true => Self::Connection,
+            false => Self::Any,
+        }
+    }
+}
+
+/// So many times a message is refused, or sent in vain however that may be, before every
+/// other attempt leaves out what others chose: whoever names things in a database could
+/// hold up all that comes after.
+const REFUSALS: u32 = 3;
+const FAILURES: u32 = 8;
+
+/// How one message has fared.
+#[derive(Default)]
+struct Tries {
+    refusals: u32,
+    failures: u32,
+    /// The next attempt leaves out what others chose.
+    is_bare: bool,
+}
+
+impl Tries {
+    fn failed(&mut self, fault: Fault) {
+        if fault == Fault::Connection {
+            return;
+        }
+        self.refusals = self
+            .refusals
+            .saturating_add(u32::from(fault == Fault::Message));
+        self.failures = self.failures.saturating_add(1);
+        let is_doubtful = self.refusals >= REFUSALS || self.failures >= FAILURES;
+        self.is_bare = is_doubtful && !self.is_bare;
+    }
 }
 
 /// How one receiver is doing.
@@ -201,15 +248,14 @@ impl Runner {
     /// Sends one message until the receiver takes it.
     async fn deliver(&mut self, event: &Event) -> Outcome {
         let body = event.body(self.parts.keys);
-        let (mut failures, mut refusals) = (0, 0);
+        let (mut tries, mut failures) = (Tries::default(), 0);
         loop {
             let now = second((self.parts.around.clock)());
-            // Whoever names things in a database could hold up all that comes after.
-            let body = match refusals >= REFUSALS && refusals % 2 == 1 {
+            let body = match tries.is_bare {
                 true => event.bare_body(),
                 false => body.clone(),
             };
-            let why = match self.parts.post.send(&event.id, now, body).await {
+            let (fault, why) = match self.parts.post.send(&event.id, now, body).await {
                 Ok(status) if status.is_success() => {
                     self.delivered(event);
                     return Outcome::Delivered;
@@ -218,12 +264,10 @@ impl Runner {
                     self.gone();
                     return Outcome::Gone;
                 }
-                Ok(status) => {
-                    refusals += u32::from(refuses(status));
-                    format!("it answered {status}")
-                }
-                Err(error) => error.to_string(),
+                Ok(status) => (Fault::of_answer(status), format!("it answered {status}")),
+                Err(error) => (Fault::of(&error), error.to_string()),
             };
+            tries.failed(fault);
             failures += 1;
             self.failed(event, &why);
             let wait = self.parts.around.pace.back_off(failures, chance());
@@ -403,3 +447,36 @@ const HASTE: Duration = Duration::from_millis(250);
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// In a long row of deliveries, what was told is written this often.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of the attempts after these faults are bare.
+    fn bare(faults: impl IntoIterator<Item = Fault>) -> Vec<bool> {
+        let mut tries = Tries::default();
+        let after = |fault| {
+            tries.failed(fault);
+            tries.is_bare
+        };
+        faults.into_iter().map(after).collect()
+    }
+
+    #[test]
+    fn every_other_attempt_is_bare_after_some_refusals_or_more_failures() {
+        use Fault::{Any, Connection, Message};
+        let refused = bare([Message, Message, Message, Message, Message]);
+        assert_eq!(refused, [false, false, true, false, true]);
+        // Whatever the answers are from then on.
+        let mixed = bare([Message, Any, Message, Message, Any, Any, Message]);
+        assert_eq!(mixed, [false, false, false, true, false, true, false]);
+        let failed = bare([Any; 10]);
+        assert_eq!(failed[..7], [false; 7]);
+        assert_eq!(failed[7..], [true, false, true]);
+        // A receiver that falls over has to come up before it can take the bare one.
+        let mut falls = vec![Any; 8];
+        falls.extend([Connection, Connection, Any]);
+        assert_eq!(bare(falls)[7..], [true, true, true, false]);
+        assert_eq!(bare([Connection; 20]), [false; 20]);
+    }
+}
