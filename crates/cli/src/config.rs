@@ -255,6 +255,13 @@ impl Alert {
     /// The receiver, its secret still unread if that is in a file.
     fn receiver(&self, dir: &Path) -> Result<Receiver, String> {
         let mut receiver = Receiver::new(Url::parse(&self.url.0).map_err(|e| format!("url: {e}"))?);
+        if self.codes.as_ref().is_some_and(Vec::is_empty) {
+            return Err(
+                "codes: with an empty list it would be told nothing: name codes, as in [\"ROW-*\"], or leave codes out \
+                 for all"
+                    .into(),
+            );
+        }
         for pattern in self.codes.iter().flatten() {
             if !Code::ALL.iter().any(|code| matches(pattern, code.as_str())) {
                 return Err(format!(
@@ -779,6 +786,10 @@ mod tests {
         alert_refused(
             "url = \"https://a.example/T0KEN\"\ncodes = [\"ATC-*\"]",
             "ROW-01",
+        );
+        alert_refused(
+            "url = \"https://a.example/T0KEN\"\ncodes = []",
+            "[[alert]] 1: codes: with an empty list it would be told nothing",
         );
         alert_refused(
             &format!(
