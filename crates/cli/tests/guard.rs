@@ -7,6 +7,8 @@
 mod copy_folder;
 #[path = "../../authority/tests/common/port.rs"]
 mod port;
+#[path = "../../guardian/tests/end_to_end/triggers.rs"]
+mod triggers;
 
 use copy_folder::copy_folder;
 use port::free_address;
@@ -16,6 +18,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use triggers::past_triggers;
 
 const CONFIG: &str = "[authority]\naggregator = \"embedded\"\n[guard]\ndata = \"guard\"\nlisten = \"127.0.0.1:0\"\n\
     [[source]]\nname = \"h\"\nkind = \"sqlite\"\nurl = \"hospital.db\"\ntables = [\"*\"]\n";
@@ -349,4 +352,41 @@ fn a_guardian_that_can_guard_nothing_ends() {
     std::fs::remove_file(site.path("hospital.db")).unwrap();
     std::fs::remove_file(site.path("other.db")).unwrap();
     site.says(&["guard", "run"], 4, &["pitser: ", "hospital.db"]);
+}
+
+/// What is found in one source is told, whatever keeps another one from being looked at.
+#[test]
+fn a_source_that_cannot_be_scanned_hides_no_finding_of_another() {
+    for (scanned, away) in [("h", "other"), ("other", "h")] {
+        let file = |source| match source {
+            "h" => "hospital.db",
+            _ => "other.db",
+        };
+        let (site, address) = two_sources();
+        std::fs::remove_file(site.path(file(away))).unwrap();
+        let (mut guardian, _) = start(site.0.path());
+        comes_to(&address, scanned, "guarding");
+        let compared = format!("{scanned}: 1 rows compared");
+        let not_compared = format!("{away}: not compared: the guardian at {address} cannot do it");
+        site.says(
+            &["guard", "scan"],
+            4,
+            &[&compared, &not_compared, "pitser: "],
+        );
+        let one = ["guard", "scan", "--source", away];
+        let told = site.says(&one, 4, &["pitser: the guardian at"]);
+        assert!(!told.contains("not compared"), "{told}");
+
+        let db = Connection::open(site.path(file(scanned))).unwrap();
+        past_triggers(&db, "entry", "UPDATE entry SET note = 'b'");
+        drop(db);
+        site.says(&["guard", "scan"], 1, &[&compared, "ROW-01", &not_compared]);
+        let parts = [
+            "\"code\":\"ROW-01\"",
+            &format!("\"error\":\"the guardian at {address} cannot do it now"),
+        ];
+        site.says(&["guard", "scan", "--json"], 1, &parts);
+        guardian.kill().unwrap();
+        guardian.wait().unwrap();
+    }
 }

@@ -51,8 +51,8 @@ enum Command {
     /// How things stand, asked of the running guardian; exit code 1 while a finding is open, 2 while
     /// database or trail are out of reach
     Status(Asking),
-    /// Compare every live row with its seal now; exit code 1 if one differs, 4 if a table cannot be
-    /// read
+    /// Compare every live row with its seal now; exit code 1 if one differs, 4 if a source or a
+    /// table cannot be read
     Scan(Asking),
     /// Answer for findings that were looked into: they are open no more, and the trail says who says
     /// so and why
@@ -529,8 +529,22 @@ async fn scan(args: &Asking) -> Outcome {
     let mut goes_on = Vec::new();
     let mut unread = Vec::new();
     let mut reports = Vec::new();
-    for source in asked(&config, args)? {
-        let report = ask(&config, "POST", &format!("/api/scan/{}", source.name)).await?;
+    let mut failed = None;
+    let sources: Vec<&Source> = asked(&config, args)?.collect();
+    for source in &sources {
+        let report = ask(&config, "POST", &format!("/api/scan/{}", source.name)).await;
+        let report = match report {
+            Ok(report) => report,
+            // What the others show counts all the same.
+            Err(failure) => {
+                reports.push(json!({ "name": source.name, "error": failure.to_string() }));
+                if !args.json && sources.len() > 1 {
+                    print(&line(&format!("{}: not compared: {failure}", source.name)))?;
+                }
+                failed.get_or_insert(failure);
+                continue;
+            }
+        };
         if report["running"] == true {
             goes_on.push(source.name.as_str());
             reports.push(json!({ "name": source.name, "running": true }));
@@ -567,6 +581,9 @@ async fn scan(args: &Asking) -> Outcome {
     }
     if args.json {
         print_json(&json!({ "sources": reports }))?;
+    }
+    if let Some(failure) = failed.filter(|_| open == 0) {
+        return Err(failure);
     }
     match unread.is_empty() {
         _ if open > 0 => Ok(Exit::Broken),
