@@ -424,9 +424,10 @@ fn start_all(config: &Config, client: &Client) -> Result<Vec<Handle>, Failure> {
     if !is_any && started.len() > 1 {
         // The end tells of the first of them.
         for (source, opened) in config.sources.iter().zip(&started) {
-            let error = opened.as_ref().map_err(Unopened::error).err();
-            let error = error.map(tracing::field::display);
-            tracing::error!(source = source.name, error, "it cannot be opened");
+            if let Err(unopened) = opened {
+                let (source, error) = (&source.name, unopened.error().words());
+                tracing::error!(source, error, "it cannot be opened");
+            }
         }
     }
     let handles = started.into_iter().map(|opened| match opened {
@@ -437,10 +438,13 @@ fn start_all(config: &Config, client: &Client) -> Result<Vec<Handle>, Failure> {
 }
 
 fn not_started(error: StartError) -> Failure {
+    let words = error.words();
     match error {
-        StartError::Init(error) => refused(error),
-        StartError::Trail(error) => Failure::opening(error),
-        other => Failure::service(other),
+        StartError::Init(InitError::Trail(error)) | StartError::Trail(error) => {
+            Failure::opening(error)
+        }
+        StartError::Init(error) if error.is_configuration() => Failure::Input(words),
+        _ => Failure::Service(words),
     }
 }
 

@@ -4,7 +4,7 @@
 //! a gap, and the scan says what it changed. For whatever else keeps a source from being
 //! captured there is a finding, so that nobody has to read the log to learn of it.
 
-use super::{Ended, Session, StartError, Worker};
+use super::{Ended, InitError, Session, StartError, Worker};
 use pitser_capture::postgres::PgError;
 use pitser_capture::{Position, SourceError};
 use pitser_evidence::Code;
@@ -90,6 +90,17 @@ impl Session {
     }
 }
 
+impl StartError {
+    /// What it is, for logs and whoever asks: without the server's words where these may hold
+    /// a value.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Database(error) | Self::Init(InitError::Database(error)) => words(error),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// What went wrong, without the server's words where these may hold a value.
 pub(super) fn words(error: &SourceError) -> String {
     match error {
@@ -97,5 +108,50 @@ pub(super) fn words(error: &SourceError) -> String {
             format!("PostgreSQL cannot say what it was asked for (SQLSTATE {code}): see its log")
         }
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Kind, Source, Tuning};
+    use crate::runtime::Parts;
+    use std::sync::Arc;
+
+    fn refused(code: &str) -> SourceError {
+        PgError::Server {
+            code: code.to_owned(),
+            message: "invalid input syntax for type date: \"Jane Doe\"".to_owned(),
+        }
+        .into()
+    }
+
+    #[test]
+    fn a_value_that_the_server_repeats_is_not_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = || Parts {
+            source: Source::new("h", Kind::Postgres, "postgres://127.0.0.1:1/h", &["*"]),
+            tuning: Tuning::new("test.example", dir.path()),
+            client: None,
+            witnesses: Vec::new(),
+            fleet: None,
+            clock: Arc::new(|| 1),
+        };
+        let errors: [fn(SourceError) -> StartError; 2] =
+            [StartError::Database, |error| InitError::from(error).into()];
+        for error in errors {
+            let (mut worker, handle) = Worker::new(parts(), |_, _| None).unwrap();
+            let told = |worker: &mut Worker, code| {
+                worker.interrupted(&error(refused(code)));
+                handle.status().trouble.unwrap()
+            };
+            let trouble = told(&mut worker, "22007");
+            let why = Ended::Failed(error(refused("22007"))).why();
+            for text in [trouble, why] {
+                assert!(text.contains("22007") && !text.contains("Jane"), "{text}");
+            }
+            let trouble = told(&mut worker, "XX000");
+            assert!(trouble.contains("invalid input syntax"), "{trouble}");
+        }
     }
 }

@@ -690,7 +690,8 @@ impl Worker {
     fn interrupted(&mut self, error: &StartError) {
         self.note_outage(error);
         self.stood_by |= error.is_taken();
-        tracing::error!(source = %self.parts.source.name, error = %error, "guarding is interrupted");
+        let words = error.words();
+        tracing::error!(source = %self.parts.source.name, error = words, "guarding is interrupted");
         let state = match error {
             StartError::Database(_) | StartError::Init(_) | StartError::Thread(_) => {
                 SourceState::DatabaseUnavailable
@@ -705,7 +706,7 @@ impl Worker {
         let unwatched = self.unwatched().filter(|_| !error.is_taken());
         self.publish.send_modify(|s| {
             s.state = state;
-            s.trouble = Some(error.to_string());
+            s.trouble = Some(words);
             s.genesis = genesis;
             // It has no line yet: the next session shows those that have.
             s.findings.retain(|finding| finding.line.is_some());
@@ -788,7 +789,7 @@ impl Ended {
     /// What to say to somebody who waits for something.
     fn why(&self) -> String {
         match self {
-            Self::Failed(error) => error.to_string(),
+            Self::Failed(error) => error.words(),
             Self::Stopped(_) | Self::Erased => "the guardian has stopped".into(),
         }
     }

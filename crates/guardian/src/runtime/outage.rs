@@ -6,8 +6,7 @@
 //! the database hands something over again, be it changes or rows. A session that was
 //! opened and ends before that has not ended it.
 
-use super::failed::words;
-use super::{Ended, InitError, SECOND_US, Session, StartError, Worker};
+use super::{Ended, SECOND_US, Session, StartError, Worker};
 use crate::status::FindingStatus;
 use pitser_evidence::Code;
 use pitser_ksi::time::Second;
@@ -38,7 +37,7 @@ impl Worker {
         let since = self.pulse.began().unwrap_or_else(|| (self.parts.clock)());
         self.outage.get_or_insert_with(|| Outage {
             since,
-            why: why(error),
+            why: error.words(),
         });
     }
 
@@ -99,12 +98,5 @@ impl Session {
         worker.outage = None;
         self.show(worker);
         Ok(())
-    }
-}
-
-fn why(error: &StartError) -> String {
-    match error {
-        StartError::Database(error) | StartError::Init(InitError::Database(error)) => words(error),
-        other => other.to_string(),
     }
 }
