@@ -11,6 +11,7 @@ mod config;
 mod demo;
 mod files;
 mod kind;
+mod listener;
 mod notify;
 mod ntp;
 mod outcome;

@@ -15,6 +15,7 @@ use port::free_address;
 use rusqlite::Connection;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -389,4 +390,64 @@ fn a_source_that_cannot_be_scanned_hides_no_finding_of_another() {
         guardian.kill().unwrap();
         guardian.wait().unwrap();
     }
+}
+
+/// Run by the next test, as another user: listens, and says how much it was sent.
+#[test]
+fn a_stranger_listens() {
+    if std::env::var_os(STRANGER).is_none() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    eprintln!("{}", listener.local_addr().unwrap());
+    let (mut stream, _) = listener.accept().unwrap();
+    let sent = stream.read(&mut [0; 1024]).unwrap();
+    eprintln!("{sent} bytes");
+}
+
+const STRANGER: &str = "PITSER_TEST_STRANGER";
+
+/// While no guardian runs, any user of the machine can listen where it would.
+#[test]
+fn a_token_is_not_sent_to_whoever_listens_there() {
+    const NOBODY: u32 = 65534;
+    let stranger = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_stranger_listens", "--nocapture"])
+        .env(STRANGER, "")
+        .current_dir("/")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .uid(NOBODY)
+        .spawn();
+    let Ok(mut stranger) = stranger else {
+        println!("not run: only root can be another user");
+        return;
+    };
+    let mut told = BufReader::new(stranger.stderr.take().unwrap()).lines();
+    let address = told.next().unwrap().unwrap();
+
+    let site = Site::with_database();
+    let token = ["erase", "--new-token", "mari.token", "--by", "Mari"];
+    let approver = site.says(&token, 0, &["token_sha256"]);
+    let config = CONFIG.replace("127.0.0.1:0", &address);
+    std::fs::write(site.path("pitser.toml"), config + &approver).unwrap();
+    site.says(&["guard", "init"], 0, &[]);
+    let accept = [
+        "guard",
+        "accept",
+        "--finding",
+        "7",
+        "--reason",
+        "seen",
+        "--token",
+        "mari.token",
+    ];
+    let parts = [
+        &format!("what listens at {address} is no guardian of"),
+        &format!("it belongs to user {NOBODY}, and that folder to user"),
+        "Nothing was sent",
+    ];
+    site.says(&accept, 4, &parts);
+    assert_eq!(told.next().unwrap().unwrap(), "0 bytes");
+    stranger.wait().unwrap();
 }

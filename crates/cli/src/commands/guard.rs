@@ -3,6 +3,7 @@
 use super::{accept, attend};
 use crate::clock;
 use crate::config::{Config, EXAMPLE};
+use crate::listener;
 use crate::notify::Supervisor;
 use crate::outcome::{Exit, Failure, Outcome};
 use crate::output::{self, Progress, print, print_json};
@@ -863,7 +864,7 @@ pub(super) async fn send(
         "GET" => PATIENCE,
         _ => PATIENCE_WORK,
     };
-    let sent = tokio::time::timeout(patience, exchange(address, method, path, body));
+    let sent = tokio::time::timeout(patience, exchange(config, method, path, body));
     sent.await.unwrap_or_else(|_| {
         Err(Failure::Service(format!(
             "the guardian at {address} has not answered for {} s: what it was asked for may be done all the same",
@@ -873,18 +874,25 @@ pub(super) async fn send(
 }
 
 async fn exchange(
-    address: &str,
+    config: &Config,
     method: &str,
     path: &str,
     body: &[u8],
 ) -> Result<Option<(u16, Value)>, Failure> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = &config.guard.listen;
     let silent =
         |e: std::io::Error| Failure::Service(format!("no guardian answers at {address}: {e}"));
     let mut stream = match tokio::net::TcpStream::connect(address).await {
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(None),
         connected => connected.map_err(silent)?,
     };
+    // What has a body shows a token.
+    if !body.is_empty() {
+        let (ours, theirs) = (stream.local_addr(), stream.peer_addr());
+        let (ours, theirs) = (ours.map_err(silent)?, theirs.map_err(silent)?);
+        listener::check(ours, theirs, &config.guard.data)?;
+    }
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
