@@ -292,7 +292,7 @@ impl Session {
     fn finish(&mut self, worker: &mut Worker, patience: Duration) -> Result<(), Ended> {
         if let Err(Ended::Failed(error)) = self.capture_all(worker) {
             // What is in the trail can be sealed all the same.
-            tracing::warn!(source = %worker.parts.source.name, error = %error, "stopping before everything was taken");
+            tracing::warn!(source = %worker.parts.source.name, error = error.words(), "stopping before everything was taken");
         }
         if self.trail.open_lines() > 0 {
             self.close(worker)?;
@@ -492,7 +492,7 @@ impl Session {
             }
             Command::Stop { patience, reply } => {
                 if let Err(Ended::Failed(error)) = self.finish(worker, patience) {
-                    tracing::warn!(source = %worker.parts.source.name, error = %error, "the last block was not finished");
+                    tracing::warn!(source = %worker.parts.source.name, error = error.words(), "the last block was not finished");
                 }
                 Err(Ended::Stopped(Some(reply)))
             }
