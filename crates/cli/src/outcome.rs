@@ -1,8 +1,10 @@
 //! How commands end: exit codes that scripts rely on, and failures that tell
 //! a person what to do.
 
+use pitser_evidence::Code;
 use pitser_trail::export::ExportError;
 use pitser_trail::keys::KeyError;
+use pitser_trail::map::MapError;
 use pitser_trail::{ReadError, TrailError};
 use std::fmt;
 use std::process::ExitCode;
@@ -56,6 +58,7 @@ impl Failure {
             ReadError::Damaged(_) => Self::Tampered(format!(
                 "{error}. Keep these files as they are: they are evidence. `pitser trail verify` says more"
             )),
+            ReadError::Map(MapError::Segment(error)) => Self::reading(error),
             ReadError::Nothing(_) | ReadError::CutOff(_) | ReadError::Elsewhere(_) => {
                 Self::input(error)
             }
@@ -95,7 +98,11 @@ pub(crate) fn unreadable(error: ExportError) -> Failure {
     match error {
         ExportError::Read(read) => Failure::reading(&read),
         ExportError::Keys(key) => Failure::keys(key),
-        ExportError::UnknownPatient | ExportError::UnknownRecord(_) => Failure::input(error),
+        ExportError::Map(MapError::Segment(error)) => Failure::reading(&error),
+        ExportError::UnknownPatient | ExportError::UnknownRecord(_) | ExportError::TooLarge(_) => {
+            Failure::input(error)
+        }
+        ExportError::Block(_) => Failure::Tampered(format!("{} {error}", Code::SealInvalid)),
         other => Failure::service(other),
     }
 }

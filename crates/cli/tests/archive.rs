@@ -195,11 +195,22 @@ fn a_folder() {
     bytes[20] ^= 1;
     fs::write(lines.unwrap(), bytes).unwrap();
     fs::remove_dir_all(hospital.layout().dir().join("archive-cache")).unwrap();
-    for verify in ["trail verify", "trail verify guard/h"] {
+    let export = "evidence export --patient pt-1 -o e.pitser --force";
+    for reads in [
+        "trail verify",
+        "trail verify guard/h",
+        "history --patient pt-1",
+        export,
+    ] {
         hospital
-            .run(verify)
+            .run(reads)
             .exits(1)
             .says("is not what was archived");
+    }
+    // That nobody can read it says nothing of the trail, nor of whoever asks.
+    fs::rename(&folder, hospital.dir.path().join("away")).unwrap();
+    for reads in ["history --patient pt-1", export] {
+        hospital.run(reads).exits(4).says("archive");
     }
 }
 

@@ -88,8 +88,8 @@ pub(crate) async fn run(args: Args) -> Outcome {
         patient: &args.patient,
         shared_since: args.shared_since,
     };
-    let listed = exporter.list(asked).map_err(Failure::input)?;
-    let seals = exporter.seals(&listed).map_err(Failure::input)?;
+    let listed = exporter.list(asked).map_err(unreadable)?;
+    let seals = exporter.seals(&listed).map_err(unreadable)?;
     let (publications, longer) = match args.offline {
         true => (None, HashMap::new()),
         false => extended(&config, seals).await.map_err(away)?,
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: Args) -> Outcome {
         .evidence_of(listed, audit, publications, |block, seal| {
             longer.get(&block).cloned().unwrap_or_else(|| seal.to_vec())
         })
-        .map_err(Failure::input)?;
+        .map_err(unreadable)?;
     let witnessed = match args.offline {
         true => None,
         false => witnessed(&config, &exporter, &mut evidence)
@@ -189,7 +189,7 @@ fn write_into(
                 "what line {line} commits to cannot be had any more: was the patient erased just now? Export once more"
             ))
         };
-        let bytes = exporter.apart(&part).map_err(Failure::input)?;
+        let bytes = exporter.apart(&part).map_err(unreadable)?;
         let bytes = bytes.ok_or_else(gone)?;
         let path = folder.join(part.file_name());
         disk::replace(&path, &bytes).map_err(Failure::service)?;
