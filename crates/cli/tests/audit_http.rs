@@ -1061,6 +1061,38 @@ fn he_says_which_trail_he_means() {
     guardian.stop();
 }
 
+/// What the trail says of everybody stands in nobody's list: whoever replays all of it hears.
+#[test]
+fn holes_in_capture_are_told_to_an_auditor() {
+    let mut audit = Audit::new();
+    let guardian = audit.hospital.guard();
+    audit.goes_on("b");
+    let follow = audit.follow();
+    let said = audit.run(&follow).exits(0).json();
+    assert_eq!(said["holes"], 0, "{said}");
+    let db = rusqlite::Connection::open(audit.path("hospital.db")).unwrap();
+    let any = "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'entry'";
+    let trigger: String = db.query_row(any, [], |row| row.get(0)).unwrap();
+    db.busy_timeout(Duration::from_secs(20)).unwrap();
+    db.execute_batch(&format!("DROP TRIGGER \"{trigger}\""))
+        .unwrap();
+    let weakened = |status: &Value| {
+        let mut findings = status["findings"].as_array().unwrap().iter();
+        let found = findings.find(|found| found["code"] == "CAP-03");
+        found.map(|found| (found["line"].clone(), status["blocks"].as_u64().unwrap()))
+    };
+    let status = audit.hospital.status(|status| weakened(status).is_some());
+    let (line, blocks) = weakened(&status).unwrap();
+    audit
+        .hospital
+        .status(|status| witnessed(blocks + 1)(status) && status["unsealed"] == 0);
+    let said = audit.run(&follow).exits(0).json();
+    assert_eq!(said["hole_lines"], json!([line]), "{said}");
+    let mut steps = said["steps"].as_array().unwrap().iter();
+    assert!(steps.any(|step| step["name"] == "capture"), "{said}");
+    guardian.stop();
+}
+
 /// Whoever replayed another trail says so to the site, and all who watch it hear of that.
 #[test]
 fn a_statement_about_another_trail_is_a_finding() {

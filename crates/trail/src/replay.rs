@@ -12,6 +12,7 @@ use crate::layout::Layout;
 use crate::map::{self, Commit, DiskMap, DiskPages, MapError, OsFolder, Store};
 use crate::read::{self, Follow, Place, ReadError, Start, View};
 use crate::write::{COMMIT_LINES, PROGRESS_LINES, commit_map};
+use pitser_evidence::Code;
 use pitser_evidence::block::LogLeaf;
 use pitser_evidence::codec::{Blob, Bytes32, Digest};
 use pitser_evidence::line::{Line, Op};
@@ -39,6 +40,11 @@ pub trait Watch {
     /// The mapping from tables to patients that block `block` was closed under.
     fn mapping(&mut self, block: u64, mapping: Digest) {
         let _ = (block, mapping);
+    }
+
+    /// Line `seq` says that capture was interrupted, or weakened.
+    fn hole(&mut self, seq: u64) {
+        let _ = seq;
     }
 
     /// The seal of a block, consistent in itself and with the block.
@@ -194,6 +200,14 @@ impl Follow<DiskPages<OsFolder>> for Keeping<'_> {
         }
         if let Some(checkpoint) = &line.checkpoint {
             self.watch.mapping(checkpoint.block, checkpoint.mapping);
+        }
+        let code = line.finding.as_ref().map(|finding| finding.code);
+        let is_hole = matches!(
+            code,
+            Some(Code::CaptureGap | Code::DatabaseRewound | Code::CaptureWeakened)
+        );
+        if is_hole || line.op == Op::Gap {
+            self.watch.hole(line.seq);
         }
         if line.seq.is_multiple_of(PROGRESS_LINES) {
             self.watch.lines(line.seq);

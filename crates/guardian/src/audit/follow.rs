@@ -113,31 +113,33 @@ pub struct Audited {
     pub seals: SealCounts,
     /// What came of a sample of rows, if one was due.
     pub sampled: Option<Sampled>,
-    /// Where the mapping from tables to patients changed among the blocks that were
-    /// replayed now.
-    pub mappings: MappingChanges,
+    /// Blocks, of those that were replayed now, that were closed under another mapping from
+    /// tables to patients than the one before them, or, of the first, than the genesis has.
+    pub mappings: Places,
+    /// Lines, of those that were replayed now, that say that capture was interrupted or
+    /// weakened. They are about everybody, and in nobody's list.
+    pub holes: Places,
     /// The last statement about another trail of the same name, if there is one.
     pub namesake: Option<Statement>,
 }
 
-/// Blocks that were closed under another mapping from tables to patients than the one
-/// before them, or, of the first, than the genesis has.
+/// Blocks or lines of a trail, by their numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MappingChanges {
+pub struct Places {
     /// How many they are.
     pub count: u64,
     /// The first of them, [`Self::TOLD`] at most.
-    pub blocks: Vec<u64>,
+    pub first: Vec<u64>,
 }
 
-impl MappingChanges {
+impl Places {
     /// So many are named.
     pub const TOLD: usize = 16;
 
-    fn note(&mut self, block: u64) {
+    fn note(&mut self, number: u64) {
         self.count += 1;
-        if self.blocks.len() < Self::TOLD {
-            self.blocks.push(block);
+        if self.first.len() < Self::TOLD {
+            self.first.push(number);
         }
     }
 }
@@ -297,6 +299,7 @@ impl Auditor {
             seals,
             sampled,
             mappings: attempted.mappings,
+            holes: counting.holes,
             namesake,
         })
     }
@@ -358,7 +361,7 @@ struct Attempted {
     statement: Statement,
     known: u64,
     view: View<DiskPages<OsFolder>>,
-    mappings: MappingChanges,
+    mappings: Places,
 }
 
 fn attempt(
@@ -396,7 +399,7 @@ fn mapping_changes(
     replayed: u64,
     known: &Known,
     counting: &mut Counting<'_>,
-) -> Result<MappingChanges, AuditError> {
+) -> Result<Places, AuditError> {
     let mut changes = std::mem::take(&mut counting.mappings);
     let Some((block, first)) = counting.first_mapping else {
         return Ok(changes);
@@ -412,8 +415,8 @@ fn mapping_changes(
     };
     if before != Some(first) {
         changes.count += 1;
-        changes.blocks.insert(0, block);
-        changes.blocks.truncate(MappingChanges::TOLD);
+        changes.first.insert(0, block);
+        changes.first.truncate(Places::TOLD);
     }
     Ok(changes)
 }
@@ -453,7 +456,8 @@ struct Counting<'a> {
     /// The first block that was replayed, and the mapping that it was closed under.
     first_mapping: Option<(u64, Digest)>,
     last_mapping: Option<Digest>,
-    mappings: MappingChanges,
+    mappings: Places,
+    holes: Places,
     progress: &'a mut dyn FnMut(u64),
 }
 
@@ -467,7 +471,8 @@ impl<'a> Counting<'a> {
             seals: SealCounts::default(),
             first_mapping: None,
             last_mapping: None,
-            mappings: MappingChanges::default(),
+            mappings: Places::default(),
+            holes: Places::default(),
             progress,
         }
     }
@@ -492,6 +497,10 @@ impl Watch for Counting<'_> {
         if before.is_some_and(|before| before != mapping) {
             self.mappings.note(block);
         }
+    }
+
+    fn hole(&mut self, seq: u64) {
+        self.holes.note(seq);
     }
 
     fn seal(&mut self, leaf: &LogLeaf, bytes: &[u8]) -> Result<(), String> {

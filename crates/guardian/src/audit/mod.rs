@@ -17,7 +17,7 @@ mod take;
 
 pub use desk::{Answer, BODY, Desk, Request};
 pub use folder::{Auditor, Signed};
-pub use follow::{Audited, Doubt, Judge, MappingChanges, SealCounts};
+pub use follow::{Audited, Doubt, Judge, Places, SealCounts};
 pub use remote::{Given, Look, RemoteError, Site, Step};
 pub use request::Admitted;
 pub use sampling::{Sampled, Sampling};

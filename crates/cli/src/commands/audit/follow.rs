@@ -11,7 +11,7 @@ use pitser_evidence::{Anchors, Code};
 use pitser_guardian::archive::StoreArchive;
 use pitser_guardian::audit as look;
 use pitser_guardian::audit::{
-    AuditError, Audited, Auditor, Doubt, Given, Judge, Look, MappingChanges, RemoteError, Sampled,
+    AuditError, Audited, Auditor, Doubt, Given, Judge, Look, Places, RemoteError, Sampled,
     SealCounts, Site,
 };
 use pitser_trail::{Layout, ReadError, disk};
@@ -302,6 +302,9 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
     if audited.mappings.count > 0 {
         steps.push(mapping_step(&audited.mappings));
     }
+    if audited.holes.count > 0 {
+        steps.push(holes_step(&audited.holes));
+    }
     if let Some(namesake) = &audited.namesake {
         steps.push(namesake_step(namesake));
     }
@@ -328,7 +331,9 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
         details: details
             .with("given", matches!(given, Some(Given::Taken)))
             .with("mapping_changes", audited.mappings.count)
-            .list("mapping_changed", audited.mappings.blocks.iter().copied())
+            .list("mapping_changed", audited.mappings.first.iter().copied())
+            .with("holes", audited.holes.count)
+            .list("hole_lines", audited.holes.first.iter().copied())
             .maybe(
                 "namesake",
                 audited.namesake.as_ref().map(|of| of.genesis.to_string()),
@@ -348,18 +353,31 @@ fn signed(audited: &Audited, given: Option<&Given>, auditor: &Auditor) -> Judgem
     }
 }
 
-fn mapping_step(changes: &MappingChanges) -> Step {
-    let blocks: Vec<String> = changes.blocks.iter().map(u64::to_string).collect();
-    let more = changes.count - changes.blocks.len() as u64;
+/// `3, 5 and 2 more`
+fn named(places: &Places) -> String {
+    let first: Vec<String> = places.first.iter().map(u64::to_string).collect();
+    let more = places.count - places.first.len() as u64;
     let more = match more {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let text = format!(
-        "the site changed how a row's patient is found with block {}{more}: ask why",
-        blocks.join(", ")
-    );
+    format!("{}{more}", first.join(", "))
+}
+
+fn mapping_step(changes: &Places) -> Step {
+    let blocks = named(changes);
+    let text =
+        format!("the site changed how a row's patient is found with block {blocks}: ask why");
     Step::new("mapping", State::Waiting, text)
+}
+
+fn holes_step(holes: &Places) -> Step {
+    let lines = named(holes);
+    let text = format!(
+        "the trail says itself that capture was interrupted or weakened, in line {lines}: what happened meanwhile may be \
+         in no patient's list. Ask why"
+    );
+    Step::new("capture", State::Waiting, text)
 }
 
 fn namesake_step(namesake: &Statement) -> Step {
