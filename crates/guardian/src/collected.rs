@@ -252,10 +252,14 @@ impl Gather for Collected {
                 let tables = line.genesis.iter().flat_map(|genesis| &genesis.tables);
                 self.first = tables.map(|table| table.name.clone()).collect();
             }
-            Op::Live => match &line.table {
-                Some(table) => drop(self.live.insert(table.clone())),
-                None => self.live.extend(std::mem::take(&mut self.first)),
-            },
+            Op::Live => {
+                match &line.table {
+                    Some(table) => drop(self.live.insert(table.clone())),
+                    None => self.live.extend(std::mem::take(&mut self.first)),
+                }
+                let live = &self.live;
+                self.gone.retain(|(table, _)| !live.contains(table));
+            }
             Op::Finding => self.finding(line),
             Op::Accept => self.accept(line),
             // The database may be an older copy of itself, which counts on from there.
@@ -383,6 +387,25 @@ mod tests {
         // Base64 within base64.
         let saved = collected.save().len();
         assert!(saved < 2 * KEPT_BYTES, "{saved} bytes");
+    }
+
+    /// What was deleted before a table's rows had their lines matters until they have them.
+    #[test]
+    fn rows_that_are_gone_are_forgotten_once_their_table_is_live() {
+        let mut collected = Collected::default();
+        let of = |op, seq, table: &str| Line {
+            table: Some(table.to_owned()),
+            key: (op == Op::Delete).then_some(Bytes32([7; 32])),
+            ..Line::new(op, seq, at(1), "s", "1")
+        };
+        for (seq, table) in [(1, "entry"), (2, "letter")] {
+            collected.line(&of(Op::Delete, seq, table));
+        }
+        collected.line(&of(Op::Live, 3, "entry"));
+        let left = HashSet::from([("letter".to_owned(), Bytes32([7; 32]))]);
+        assert_eq!(collected.gone, left);
+        collected.line(&of(Op::Delete, 4, "entry"));
+        assert_eq!(collected.gone, left);
     }
 
     /// A row that was mended and is wrong again, time after time: of the scans between,
