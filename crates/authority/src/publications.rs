@@ -22,7 +22,7 @@ use crate::calendar::{CalendarError, CalendarReader};
 #[cfg(feature = "cluster")]
 use crate::handover::added;
 use crate::handover::{Examiner, HandedIn, Refusal};
-use crate::identity::Identity;
+use crate::identity::{Identity, IdentityError};
 use crate::publicity::Schedule;
 use crate::signatory::Signatory;
 
@@ -314,6 +314,16 @@ impl Publications {
             };
             return Ok((again, None));
         }
+        // It takes the place of one that verifies, and cannot be taken back.
+        self.identity
+            .check_valid(now)
+            .map_err(PublicationsError::NotValid)?;
+        if now < newest.created_at() {
+            return Err(PublicationsError::Earlier {
+                now,
+                newest: newest.created_at(),
+            });
+        }
         let file = build(&self.with(newest, data, now), &self.identity)?;
         Ok((published, Some(file)))
     }
@@ -469,6 +479,20 @@ pub enum PublicationsError {
          data folder (docs/publications.md)"
     )]
     NotOurs(#[source] PkiError),
+    /// Nobody would believe a file that is signed now.
+    #[error("no publications file is made: {0}")]
+    NotValid(#[source] IdentityError),
+    /// The clock is behind the newest file.
+    #[error(
+        "no publications file is made: by this clock it is {now}, and the newest was made at \
+         {newest}. Set the clock right"
+    )]
+    Earlier {
+        /// The clock's time.
+        now: Second,
+        /// When the newest file was made.
+        newest: Second,
+    },
     /// A file was handed to an authority that makes its own.
     #[error(
         "this authority signs its publications file itself, so none is handed in: `pitser \

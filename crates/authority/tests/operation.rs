@@ -201,6 +201,27 @@ async fn publishes_on_schedule() {
     assert_eq!(times, [1_773_480_420, 1_773_480_430, 1_773_480_440]);
 }
 
+/// It would take the place of one that everybody believes, and all later ones follow it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_nobody_would_believe_is_not_published() {
+    let world = World::new().await;
+    world.ticks(3).await;
+    world.authority.publish().await.unwrap();
+    world.ticks(3).await;
+    let before = world.authority.publications_file();
+    let now = world.clock.now();
+    let century = Duration::from_secs(100 * 366 * 86_400);
+    for (clock, expected) in [
+        (now.0 + u64::try_from(century.as_micros()).unwrap(), "valid"),
+        (now.0 - 4_000_000, "Set the clock right"),
+    ] {
+        world.clock.set(Micros(clock));
+        let refused = world.authority.publish().await.unwrap_err().to_string();
+        assert!(refused.contains(expected), "{refused}");
+        assert_eq!(world.authority.publications_file(), before);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_copy_of_the_calendar_is_noticed() {
     let world = World::new().await;

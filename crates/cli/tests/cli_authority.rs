@@ -234,6 +234,10 @@ fn an_authority_from_its_first_day_to_its_audit() {
         fs::write(path, bytes).unwrap();
     }
     at("audit").exits(0);
+    let publications = dir.join("auth/data/publications.bin");
+    let bytes = fs::read(&publications).unwrap();
+    fs::write(&publications, &bytes[..bytes.len() / 2]).unwrap();
+    at("audit").exits(1).says("PKI-01");
 }
 
 /// What `run` says when it does not start.

@@ -56,14 +56,19 @@ impl Spent {
         self.missing = self.missing.saturating_sub(WHOLE);
     }
 
-    /// Begins a new day or month. A clock that was set back begins none.
+    /// Begins a new day or month. A clock that was set back begins none; if it had been days
+    /// ahead, what was spent counts for today, or nothing would be had until then.
     fn turn(&mut self, now: Micros) {
         let day = now.0 / MICROS_PER_DAY;
-        if day <= self.day {
+        if day <= self.day && self.day - day <= 1 {
             return;
         }
         let (year, month, _) = Second(day * 86_400).date();
         let month = year * 12 + month - 1;
+        if day < self.day {
+            (self.day, self.month) = (day, month);
+            return;
+        }
         if month > self.month {
             (self.month, self.in_month) = (month, 0);
         }
@@ -145,6 +150,25 @@ mod tests {
         // A day back is no new day.
         assert_eq!(taken(&mut spent, &allowance, 5, day(1)), 0);
         assert_eq!(taken(&mut spent, &allowance, 5, day(17)), 0, "31 March");
+        assert_eq!(taken(&mut spent, &allowance, 5, day(18)), 3, "1 April");
+    }
+
+    /// A clock that was years ahead for a moment takes nobody's quota for years.
+    #[test]
+    fn a_clock_that_was_far_ahead_is_forgotten_by_the_next_midnight() {
+        let allowance = Allowance {
+            per_day: Some(3),
+            per_month: Some(5),
+            ..Allowance::default()
+        };
+        let mut spent = Spent::default();
+        let day = |n: u64| T + n * MICROS_PER_DAY;
+        assert_eq!(taken(&mut spent, &allowance, 2, day(0)), 2);
+        assert_eq!(taken(&mut spent, &allowance, 5, day(1100)), 3);
+        // Nothing is given back by it.
+        assert_eq!(taken(&mut spent, &allowance, 5, day(0)), 0);
+        assert_eq!(taken(&mut spent, &allowance, 5, day(1)), 2);
+        assert_eq!(taken(&mut spent, &allowance, 5, day(2)), 0, "the month");
         assert_eq!(taken(&mut spent, &allowance, 5, day(18)), 3, "1 April");
     }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use pitser_authority::calendar::{Audit, CalendarError, CalendarReader};
-use pitser_authority::{Authority, AuthorityError, Examined};
+use pitser_authority::{Authority, AuthorityError, Examined, PublicationsError};
 use pitser_ksi::pki::{Constraint, TrustAnchors};
 use pitser_ksi::publication::PublicationData;
 use pitser_ksi::publications_file::PublicationsFile;
@@ -44,6 +44,9 @@ pub(super) fn run(args: &Args) -> Outcome {
         Ok(examined) => examined,
         Err(AuthorityError::Calendar(e @ CalendarError::Corrupt { .. })) => {
             return broken("CAL-01", e.to_string(), Vec::new(), Map::new()).show(args.form);
+        }
+        Err(AuthorityError::Publications(e @ PublicationsError::Malformed { .. })) => {
+            return broken("PKI-01", e.to_string(), Vec::new(), Map::new()).show(args.form);
         }
         Err(e @ AuthorityError::Calendar(CalendarError::NotACalendar { .. })) => {
             return Err(Failure::input(e));

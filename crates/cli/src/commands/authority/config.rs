@@ -204,6 +204,9 @@ impl Config {
             cluster.check()?;
         }
         self.publish.check()?;
+        if self.clock.max_jump_s == Some(0) {
+            return Err("clock.max_jump_s is 0: any second would be a jump".into());
+        }
         if let Some(signer) = &self.signer {
             is_command("signer.command", &signer.command)?;
             if signer.timeout_ms == Some(0) {
@@ -593,6 +596,7 @@ mod tests {
         refused("monitor =", "monitr =", "Did you mean `monitor`?");
         refused("idle_s = 60", "idle_s = 0", "limits.idle_s is 0");
         refused("idle_s = 60", "idle_s = 1", "idle_s is below 5");
+        refused("max_jump_s = 30", "max_jump_s = 0", "max_jump_s is 0");
         refused("grace_ms = 0", "grace_ms = 900", "grace_ms is at most 500");
         let line = EXAMPLE
             .lines()
