@@ -18,6 +18,9 @@ pub(crate) fn check(ours: SocketAddr, theirs: SocketAddr, data: &Path) -> Result
     let Ok(owner) = fs::metadata(data).map(|it| it.uid()) else {
         return Ok(());
     };
+    // Those who may write there; the folder itself may be somebody else's.
+    let within = fs::read_dir(data).into_iter().flatten().flatten();
+    let within = within.filter_map(|entry| Some(entry.metadata().ok()?.uid()));
     if !theirs.ip().to_canonical().is_loopback() {
         return Ok(());
     }
@@ -25,7 +28,8 @@ pub(crate) fn check(ours: SocketAddr, theirs: SocketAddr, data: &Path) -> Result
     let tables: Vec<String> = tables.into_iter().flatten().collect();
     let sockets = tables.iter().flat_map(|table| table.lines());
     let sockets: Vec<Socket> = sockets.filter_map(Socket::read).collect();
-    let known = [0, owner, rustix::process::geteuid().as_raw()];
+    let own = [0, owner, rustix::process::geteuid().as_raw()];
+    let known: Vec<u32> = own.into_iter().chain(within).collect();
     match stranger(&sockets, ours, theirs, &known) {
         None => Ok(()),
         Some(uid) => Err(Failure::Service(format!(

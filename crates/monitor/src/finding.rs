@@ -62,7 +62,8 @@ impl Finding {
 
     /// Whether it tells of something that happened once.
     pub fn is_event(&self) -> bool {
-        self.event().is_some()
+        // Blocks wait until they are sealed, whoever answers for it.
+        self.event().is_some() && self.code != Code::Unsealed
     }
 
     /// Whether a scan can say of one row that it is so no longer.

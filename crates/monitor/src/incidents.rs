@@ -478,6 +478,15 @@ mod tests {
         assert_eq!(incidents.note(&unsealed(5)), Noted::Known);
         assert!(incidents.tell(&unsealed(90), 100));
         assert_eq!(incidents.open(&[Code::Unsealed]), 2);
+        // As long as it lasts, nobody can answer for it in advance.
+        let by = Accepted {
+            line: 101,
+            at: 0,
+            by: None,
+            reason: None,
+        };
+        assert!(incidents.accept(100, &by));
+        assert_eq!(incidents.note(&unsealed(90)), Noted::New);
     }
 
     /// Far more than are kept: each is told once, the count is exact, and what was

@@ -31,6 +31,8 @@ pub(super) struct AskedKeys {
 struct OtherKeys {
     former: Vec<String>,
     now: Vec<String>,
+    /// There was no other one between the two.
+    is_first: bool,
 }
 
 /// What was wrong with a row that was changed.
@@ -628,13 +630,18 @@ impl Session {
     }
 
     /// The same of a table of which the trail has the rows under other keys: a row that is
-    /// sealed under neither, though its former key can be told, is not one of them.
+    /// sealed under neither, though its former key can be told, is not one of them. Keys of as
+    /// many columns may name each other's records, and of one that was there for a moment
+    /// nothing is known.
     fn compare_former(
         &mut self,
         change: &Change,
         record: &Bytes32,
         keys: &OtherKeys,
     ) -> Result<Option<Finding>, Ended> {
+        if !keys.is_first || keys.former.len() == keys.now.len() {
+            return Ok(None);
+        }
         let cell = |column: &String| match &change.old {
             Some(old) => old.get(column).cloned(),
             // Columns that are in no key may just have been changed.
@@ -773,6 +780,7 @@ impl Session {
             return Ok(Some(OtherKeys {
                 former: former.clone(),
                 now: self.key_of(&change.table).unwrap_or_default().to_vec(),
+                is_first: !self.rekeyed_again.contains(&change.table),
             }));
         }
         let second = (worker.parts.clock)() / SECOND_US;
@@ -780,16 +788,15 @@ impl Session {
         let asked = match asked {
             Some(asked) if asked.times >= ASKED => asked,
             asked => {
-                let now = self.source.fingerprint()?;
-                let shapes_in = |fingerprint: &[u8]| {
-                    let shapes = self.source.shapes_in(fingerprint);
-                    shapes.unwrap_or_default()
+                let Some(known) = self.source.shapes_in(&self.fingerprint) else {
+                    return Ok(None);
                 };
+                let now = self.source.fingerprint()?;
                 AskedKeys {
                     second,
                     times: asked.map_or(0, |it| it.times) + 1,
-                    known: shapes_in(&self.fingerprint),
-                    shapes: shapes_in(&now),
+                    known,
+                    shapes: self.source.shapes_in(&now).unwrap_or_default(),
                 }
             }
         };
@@ -799,7 +806,11 @@ impl Session {
         };
         // A table that left the publication has not got another one.
         let keys = key(&asked.known).zip(key(&asked.shapes));
-        let keys = keys.map(|(former, now)| OtherKeys { former, now });
+        let keys = keys.map(|(former, now)| OtherKeys {
+            former,
+            now,
+            is_first: true,
+        });
         self.asked_keys = Some(asked);
         Ok(keys.filter(|keys| keys.former != keys.now))
     }

@@ -854,6 +854,8 @@ struct Session {
     /// Tables whose records are yet to go on under another key, those included that have
     /// none now.
     rekeyed: Rekeyed,
+    /// Those of them that may have had a third one in between.
+    rekeyed_again: HashSet<String>,
     /// What the columns of tables were called.
     columns: Columns,
     /// Columns that the catalogue was asked about last.

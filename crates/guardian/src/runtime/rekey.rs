@@ -116,6 +116,9 @@ impl Session {
             if let Some(waiting) = self.rekeyed.get_mut(&was.name) {
                 // A key that was there for a moment named nothing yet.
                 *waiting = called_now(waiting);
+                if now.key != was.key {
+                    self.rekeyed_again.insert(was.name.clone());
+                }
                 continue;
             }
             let former = called_now(&was.key);
@@ -202,6 +205,7 @@ impl Session {
                 }
             }
             self.rekeyed.remove(&table);
+            self.rekeyed_again.remove(&table);
             self.trail.commit()?;
             self.remember_keys()?;
         }

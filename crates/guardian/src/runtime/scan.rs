@@ -6,6 +6,7 @@ use crate::status::{FindingStatus, UnreadStatus};
 use pitser_capture::{Position, Row, SourceError};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
+use pitser_evidence::map::Leaf;
 use pitser_ksi::time::Second;
 use pitser_monitor::{
     Expected, Finding, Judge, Look, OF_LIVE_ROWS, ScanTable, Suspects, Touched, look,
@@ -17,10 +18,14 @@ use std::sync::mpsc::{Sender, channel};
 /// tenths of a second.
 const JUDGED: usize = 2048;
 
+/// Passes that fail in a row before that is a finding, however long they take.
+const FAILED: u32 = 3;
+
 /// Passes fail one after the other.
 pub(super) struct Failing {
     /// Since then, in microseconds since 1970.
     since: u64,
+    times: u32,
     is_told: bool,
 }
 
@@ -228,14 +233,17 @@ impl Session {
     /// not to be looked at.
     fn cannot_scan(&mut self, worker: &mut Worker, trouble: &str) -> Result<(), Ended> {
         let now = (worker.parts.clock)();
-        let alarm_us = worker.parts.tuning.unwatched_alarm_s * SECOND_US;
+        let alarm_us = worker.parts.tuning.unwatched_alarm_s.max(1) * SECOND_US;
         // Some times before it is one.
         self.next.scan = self.next.scan.min(now + alarm_us / 6);
         let failing = worker.failing.get_or_insert(Failing {
             since: now,
+            times: 0,
             is_told: false,
         });
-        if failing.is_told || now.saturating_sub(failing.since) < alarm_us {
+        failing.times += 1;
+        let lasts = failing.times >= FAILED && now.saturating_sub(failing.since) >= alarm_us;
+        if failing.is_told || !lasts {
             return Ok(());
         }
         failing.is_told = true;
@@ -362,8 +370,16 @@ impl Session {
 
     /// Closes what a pass no longer found, of the tables that it looked at and could read.
     fn settle(&mut self, scanned: &HashSet<String>, unread: &[UnreadStatus]) -> Result<(), Ended> {
+        // Of a table that is no more, and of which nothing sealed is left, nothing can be.
+        let is_over = |table: &str| {
+            let is_left = |_: &_, leaf: &Leaf| leaf.row.is_some().then_some(());
+            let is_guarded = self.source.shapes().iter().any(|shape| shape.name == table);
+            let left = self.trail.state().records(table, is_left);
+            !is_guarded && left.is_ok_and(|left| left.is_empty())
+        };
         let is_judged = |table: &str| {
-            scanned.contains(table) && unread.iter().all(|unread| unread.table != table)
+            is_over(table)
+                || (scanned.contains(table) && unread.iter().all(|unread| unread.table != table))
         };
         for seq in self.incidents.settle(is_judged) {
             match self.open_finding(seq) {

@@ -88,6 +88,7 @@ impl Session {
             is_in_danger: false,
             live: collected.live,
             rekeyed: Rekeyed::new(),
+            rekeyed_again: HashSet::new(),
             columns: super::columns::remembered(trail.layout()),
             asked: None,
             asked_keys: None,
@@ -142,6 +143,8 @@ impl Session {
         session.next.scan = session.scan_time(&worker.parts.tuning, now);
         session.unbaselined = session.lacking();
         session.rekeyed = session.remembered_keys();
+        // What happened before this session is not known.
+        session.rekeyed_again = session.rekeyed.keys().cloned().collect();
         session.scan_due = session.unbaselined.is_empty();
         session.learn_owners()?;
         for block in session.trail.unsealed() {
