@@ -40,6 +40,7 @@
 //! ```
 
 mod aggregator;
+mod aside;
 mod authority;
 mod beat;
 pub mod calendar;

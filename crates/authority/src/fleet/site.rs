@@ -27,6 +27,7 @@ use pitser_tlog::tiles::{Content, Tile, encode_bundle, tile_bytes};
 
 use super::show::page;
 use super::{Fleet, FleetError, Heard, NotTaken, Registered, SKEW_S, Signed, is_near};
+use crate::aside::Aside;
 use crate::clock::Micros;
 use crate::metrics::Reason;
 use crate::service::Service;
@@ -69,11 +70,11 @@ pub(crate) async fn post(
         }
     };
     let (service, fleet) = (Arc::clone(service), Arc::clone(fleet));
-    let judged = tokio::task::spawn_blocking(move || match call {
+    let judge = move || match call {
         Call::Register => register(&service, &fleet, &credentials, &body, now),
         Call::Head => head(&service, &fleet, &credentials, &body, now),
-    });
-    match judged.await {
+    };
+    match TAKING.run(judge).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             tracing::error!(%error, "the fleet cannot be written");
@@ -190,13 +191,18 @@ fn head(
     })
 }
 
+static TAKING: Aside = Aside::new();
+static SHOWING: Aside = Aside::new();
+
 /// Answers GET of `/fleet`, `/fleet.json` and paths below `/fleet/log/`.
 pub(crate) async fn get(fleet: &Arc<Fleet>, path: &str, now: Micros, is_operator: bool) -> Answer {
     let (fleet, path) = (Arc::clone(fleet), path.to_owned());
     // The lock may be held by somebody who waits for the disk.
-    let shown = tokio::task::spawn_blocking(move || show(&fleet, &path, now, is_operator));
+    let shown = SHOWING
+        .run(move || show(&fleet, &path, now, is_operator))
+        .await;
     let failed = |_| told(StatusCode::INTERNAL_SERVER_ERROR, "the fleet failed");
-    shown.await.unwrap_or_else(failed)
+    shown.unwrap_or_else(failed)
 }
 
 fn show(fleet: &Fleet, path: &str, now: Micros, is_operator: bool) -> Answer {

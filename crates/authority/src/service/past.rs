@@ -9,6 +9,7 @@ use pitser_ksi::pdu::{
 use pitser_ksi::time::Second;
 
 use super::invalid;
+use crate::aside::Aside;
 use crate::calendar::{CalendarError, CalendarReader};
 use crate::fleet::Fleet;
 use crate::log::Site;
@@ -149,16 +150,17 @@ impl Past {
         async move {
             match source {
                 // The calendar may have to be read from a slow disk.
-                Source::Own(calendar) => tokio::task::spawn_blocking(move || {
-                    from_calendar(&calendar, payloads, bounds, counted)
-                })
-                .await
-                .unwrap_or_else(|_| vec![failed()]),
+                Source::Own(calendar) => EXTENDING
+                    .run(move || from_calendar(&calendar, payloads, bounds, counted))
+                    .await
+                    .unwrap_or_else(|_| vec![failed()]),
                 Source::Parent(parent) => from_parent(&parent, payloads, counted).await,
             }
         }
     }
 }
+
+static EXTENDING: Aside = Aside::new();
 
 enum Source {
     Own(CalendarReader),

@@ -9,6 +9,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use pitser_ksi::{publications_file, tlv};
 
+use crate::aside::Aside;
 use crate::fleet;
 use crate::publications::{PublicationsError, Published};
 use crate::publicity::{Page, Publicity};
@@ -103,13 +104,15 @@ fn page(service: &Service, audience: Audience, path: &str) -> Answer {
     }
 }
 
+static SHOWING: Aside = Aside::new();
+
 /// Something about publications for people, off the runtime's threads.
 async fn shown(service: &Service, path: &str) -> Answer {
     let Some(own) = service.past.own() else {
         return text(StatusCode::NOT_FOUND, ABOVE);
     };
     let (publicity, path) = (Arc::clone(&own.publicity), path.to_owned());
-    let page = tokio::task::spawn_blocking(move || publicity.answer(&path)).await;
+    let page = SHOWING.run(move || publicity.answer(&path)).await;
     match page {
         Ok(Page::Html(page)) => reply(StatusCode::OK, "text/html; charset=utf-8", page),
         Ok(Page::Pdf(page)) => reply(StatusCode::OK, "application/pdf", page),
