@@ -57,7 +57,7 @@ impl Aggregator {
         clock: impl Clock,
     ) -> Result<AggregatorHandle, AuthorityError> {
         let clock: Arc<dyn Clock> = Arc::new(clock);
-        let now = clock.now();
+        let (now, started_at) = (clock.now(), Instant::now());
         let closed = now.ended();
         let pace = Pace::start(now, closed, config.max_clock_jump, u64::MAX)?;
         let listeners = Listeners::bind(&config).await?;
@@ -78,7 +78,7 @@ impl Aggregator {
         });
         let engine = Engine {
             service: Arc::clone(&service),
-            beat: Beat::start(clock, pace, config.grace),
+            beat: Beat::start(clock, pace, config.grace, started_at),
             closed,
             press: Press {
                 parent,

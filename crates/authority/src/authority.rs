@@ -12,6 +12,7 @@ use pitser_ksi::publications_file::PublicationsFile;
 use pitser_ksi::time::Second;
 use pitser_tlog::note::VerifierKey;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::beat::Beat;
 use crate::calendar::{Calendar, CalendarError, CalendarReader};
@@ -188,7 +189,7 @@ impl Authority {
         clock: impl Clock,
     ) -> Result<AuthorityHandle, AuthorityError> {
         let clock: Arc<dyn Clock> = Arc::new(clock);
-        let now = clock.now();
+        let (now, started_at) = (clock.now(), Instant::now());
         let calendar = Calendar::open(&config.dir.join(CALENDAR))?;
         let newest = calendar
             .head()
@@ -284,7 +285,7 @@ impl Authority {
         let genesis = reader.genesis();
         let engine = Engine {
             service: Arc::clone(&service),
-            beat: Beat::start(clock, pace, config.grace),
+            beat: Beat::start(clock, pace, config.grace, started_at),
             press: Press {
                 ledger: calendar,
                 identity: Arc::clone(&identity),

@@ -30,13 +30,19 @@ pub(crate) enum Woken<T> {
 }
 
 impl Beat {
-    /// Begins now, at the time that `pace` was started with.
-    pub(crate) fn start(clock: Arc<dyn Clock>, pace: Pace, grace: Duration) -> Self {
+    /// Begins with a `pace` that was started at `started_at`: what has taken time since is
+    /// no jump of the clock.
+    pub(crate) fn start(
+        clock: Arc<dyn Clock>,
+        pace: Pace,
+        grace: Duration,
+        started_at: Instant,
+    ) -> Self {
         Self {
             clock,
             pace,
             grace,
-            woke_at: Instant::now(),
+            woke_at: started_at,
         }
     }
 

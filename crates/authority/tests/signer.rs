@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use common::{GENESIS, World, config, document, init, tick};
 use pitser_authority::{
-    Authority, AuthorityError, Brought, BroughtKey, ManualClock, Micros, SignerCommand,
+    Allowance, Authority, AuthorityError, Brought, BroughtKey, Config, ManualClock, Micros,
+    SignerCommand, User,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -61,12 +62,22 @@ impl Pair {
 
     /// An authority that signs by `signer`; it has been started once with `sound`.
     async fn world(&self, sound: &SignerCommand, signer: SignerCommand) -> World {
+        self.world_with(sound, signer, |_| {}).await
+    }
+
+    async fn world_with(
+        &self,
+        sound: &SignerCommand,
+        signer: SignerCommand,
+        change: impl FnOnce(&mut Config),
+    ) -> World {
         let dir = TempDir::new().unwrap();
         self.init_with(dir.path(), sound).unwrap();
         assert!(!dir.path().join("signing-key.pem").exists());
         let clock = Arc::new(ManualClock::new(Micros::boundary(GENESIS)));
         let mut config = config(&dir);
         config.signer = Some(signer);
+        change(&mut config);
         config.operations.monitor = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         let authority = Authority::start(config, Arc::clone(&clock)).await.unwrap();
         World {
@@ -178,6 +189,47 @@ async fn a_program_that_fails_costs_its_round_and_no_other() {
         // What merely refused goes on and works.
         signs(&world, 20 + number as u64).await;
     }
+    world.authority.shutdown().await.unwrap();
+}
+
+/// Whoever asks while the device is away has asked in vain, and paid nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_without_signatures_costs_nobodys_quota() {
+    if !is_there("openssl") {
+        return;
+    }
+    let pair = Pair::new();
+    let (mood, pid) = (pair.path("mood"), pair.path("pid"));
+    let moody = pair.command(&format!(
+        "echo $$ > {pid}; while test -s {mood} && read -r line; do . {mood}; done"
+    ));
+    let two_a_day = |config: &mut Config| {
+        let allowance = Allowance {
+            per_day: Some(2),
+            ..Allowance::default()
+        };
+        config.users = vec![User {
+            allowance,
+            ..User::new("anon", "anon")
+        }];
+    };
+    let world = pair.world_with(&moody, moody.clone(), two_a_day).await;
+    fs::write(&mood, "echo error the token was pulled out\n").unwrap();
+    kill(pair.text("pid").trim());
+    let sign = async |number| {
+        let signed = world.run(world.tcp().sign(document(number), 0)).await;
+        signed.map_err(|error| error.to_string())
+    };
+    for number in 0..5 {
+        let refused = sign(number).await.unwrap_err();
+        assert!(refused.contains("the token was pulled out"), "{refused}");
+    }
+    fs::remove_file(&mood).unwrap();
+    for number in 5..7 {
+        sign(number).await.unwrap();
+    }
+    let refused = sign(7).await.unwrap_err();
+    assert!(refused.contains("day's 2 signatures"), "{refused}");
     world.authority.shutdown().await.unwrap();
 }
 

@@ -121,6 +121,9 @@ impl Answered {
         });
         for batch in round.batches {
             let Caller { member, outlet } = batch.by;
+            if matches!(answered.outcome, Outcome::Refused { .. }) {
+                member.forgive(batch.numbers.len() as u64);
+            }
             outlet.send(Reply::Portion(Portion {
                 round: Arc::clone(&answered),
                 member,

@@ -56,6 +56,13 @@ impl Spent {
         self.missing = self.missing.saturating_sub(WHOLE);
     }
 
+    /// Takes `requests` out of the quotas again, which got no signature. Of the rate they
+    /// stay: whoever asks again at once is as many.
+    pub(super) fn forgive(&mut self, requests: u64) {
+        self.in_day = self.in_day.saturating_sub(requests);
+        self.in_month = self.in_month.saturating_sub(requests);
+    }
+
     /// Begins a new day or month. A clock that was set back begins none; if it had been days
     /// ahead, what was spent counts for today, or nothing would be had until then.
     fn turn(&mut self, now: Micros) {

@@ -120,6 +120,13 @@ impl Member {
         self.meter.accepted.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Requests that came into a round, and got no signature of it, cost nothing.
+    pub(crate) fn forgive(&self, requests: u64) {
+        if self.allowance.is_metered() {
+            self.meter.spent().forgive(requests);
+        }
+    }
+
     /// What this user is told of rounds that take `requests` each: as many requests,
     /// or as many as their rate allows.
     pub(crate) fn most_requests(&self, requests: usize) -> u64 {
