@@ -114,8 +114,12 @@ impl Incidents {
         let kind = finding.kind();
         let mut open = self.newest.open_of_mut(&kind);
         if let Some(incident) = open.find(|it| it.finding.is_same(finding)) {
-            let key = &mut incident.finding.key;
-            *key = key.take().or_else(|| finding.key.clone());
+            // Of an event, which may be told again after a start, the trail alone says what may
+            // be shown: somebody may have been erased.
+            if !finding.is_event() {
+                let key = &mut incident.finding.key;
+                *key = key.take().or_else(|| finding.key.clone());
+            }
             incident.is_met = true;
             return Noted::Known;
         }
@@ -329,6 +333,7 @@ impl Incidents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pitser_capture::{Cell, Key};
     use pitser_evidence::codec::Bytes32;
 
     impl Incidents {
@@ -464,6 +469,21 @@ mod tests {
             .map(|it| it.line)
             .collect();
         assert_eq!(open, [6]);
+    }
+
+    /// A transaction that is told again after an erasure brings nobody's key back.
+    #[test]
+    fn an_event_that_is_told_again_shows_what_the_trail_shows() {
+        let mut incidents = Incidents::default();
+        let told = |key| Finding {
+            about: Some(5),
+            key,
+            ..Finding::general(Code::Unattributed, "update without an attributed actor")
+        };
+        assert!(incidents.tell(&told(None), 10));
+        let key = Key::new(vec![Cell::new(b"t1".to_vec())]);
+        assert_eq!(incidents.note(&told(Some(key))), Noted::Known);
+        assert_eq!(incidents.kept()[0].finding.key, None);
     }
 
     /// The authority is away on Monday, and again on Friday.
