@@ -1243,7 +1243,13 @@ fn recover<T: Gather>(
     let numbers = layout
         .segment_numbers()
         .map_err(|_| ReadError::Nothing(layout.dir().to_owned()))?;
-    let last = numbers.last().copied().unwrap_or(0);
+    // A copy that was made while its last segment was closed ends with that: what comes next
+    // stands in another one, or its blocks would take the place of those that are there.
+    let last = match numbers.last() {
+        None => 0,
+        Some(last) if layout.logsig(*last).exists() || layout.receipt(*last).exists() => last + 1,
+        Some(last) => *last,
+    };
     loop {
         let mut files = SegmentFiles::open(layout, last)?;
         let recovered = read_on_from_map::<T>(layout, progress)?;

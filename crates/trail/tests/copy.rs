@@ -247,6 +247,39 @@ async fn a_copy_knows_whom_its_vault_has_lost() {
     copied_while(Meanwhile::Erases).await;
 }
 
+/// A guardian goes on with a copy that ends with a segment that was just closed.
+#[tokio::test]
+async fn a_trail_goes_on_after_a_closed_segment() {
+    let mut written = Written::new().await;
+    let small = SegmentLimits {
+        bytes: 1,
+        age_s: u64::MAX,
+    };
+    written.trail.set_segment_limits(small);
+    written.blocks(3).await;
+    (0..3).for_each(|_| written.seal());
+    let target = tempfile::tempdir().unwrap();
+    written.copy(target.path()).unwrap();
+    let layout = Layout::new(target.path());
+    let numbers = layout.segment_numbers().unwrap();
+    let [.., closed, open] = numbers[..] else {
+        panic!("{numbers:?}")
+    };
+    assert!(layout.logsig(closed).exists());
+    assert_eq!(fs::metadata(layout.segment(open)).unwrap().len(), 0);
+    fs::remove_file(layout.segment(open)).unwrap();
+    fs::remove_dir_all(layout.parts(open)).unwrap();
+    let signature = fs::read(layout.logsig(closed)).unwrap();
+    let (trail, (), _) = Trail::open::<()>(layout.clone()).unwrap();
+    written.trail = trail;
+    written.trail.set_segment_limits(small);
+    written.blocks(2).await;
+    (0..2).for_each(|_| written.seal());
+    assert!(fs::read(layout.logsig(closed)).unwrap() == signature);
+    let view = check(&layout).unwrap();
+    assert_eq!((view.log().size(), view.seals.waiting.len()), (5, 0));
+}
+
 /// A thread that writes as fast as it can, and copies one after the other: each into a new
 /// folder, and all into one.
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,19 @@ pub(super) fn stage(
     stage.remove_others(&numbers)?;
     let mut open = Vec::new();
     for number in &numbers {
-        match stage.kind(*number) {
+        let kind = stage.kind(*number);
+        // Others have come since they were listed.
+        if Some(number) == numbers.last()
+            && !matches!(kind, Kind::Open)
+            && from
+                .segment_numbers()
+                .at(&from.segments(), "cannot list")?
+                .last()
+                != Some(number)
+        {
+            return Err(stage.moving());
+        }
+        match kind {
             Kind::Archived => stage.archived(*number)?,
             Kind::Closed => stage.closed(*number)?,
             Kind::Open => open.push(stage.open(*number)?),
