@@ -215,7 +215,7 @@ impl Bracket {
                     return Ok(None);
                 };
                 let [actor, app, role, client, purpose] =
-                    [2, 3, 4, 5, 6].map(|column| optional_text(row, column));
+                    [2, 3, 4, 5, 6].map(|column| said(row, column));
                 Ok(Self::is_closed(db, begin)?.then(|| Self {
                     begin,
                     actor: asserted(actor, app, role, client),
@@ -260,6 +260,15 @@ fn asserted(
         person: person.map(Person::new),
         binding,
     }
+}
+
+/// Characters of what an application says of a transaction, at most: it stands in each of
+/// its lines, which have a longest.
+const SAID: usize = 1000;
+
+fn said(row: &rusqlite::Row<'_>, column: usize) -> Option<String> {
+    let text = row.get_ref(column).ok()?.as_str().ok()?;
+    Some(text.chars().take(SAID).collect())
 }
 
 fn optional_text(row: &rusqlite::Row<'_>, column: usize) -> Option<String> {

@@ -663,6 +663,29 @@ fn check_actors(sql: &str, actors: &str) {
     }
 }
 
+/// One writer's text cannot make lines that are longer than lines may be: nothing would be
+/// captured any more.
+#[test]
+fn what_is_said_of_a_transaction_is_cut() {
+    let mut world = World::new(PATIENT, &["patient"]);
+    let long = "printf('%.*c', 1200000, 'õ')";
+    let begin = format!(
+        "INSERT INTO pitser_begin(actor, app, role, client, purpose) VALUES({long}, {long}, {long}, {long}, {long})"
+    );
+    world.run(&format!(
+        "BEGIN; {begin}; INSERT INTO patient(id) VALUES(1); {END}; COMMIT"
+    ));
+    let [change] = &world.changes()[..] else {
+        panic!("one change")
+    };
+    let actor = change.actor.as_ref().unwrap();
+    let person = actor.person.as_ref().unwrap().expose();
+    let said = [&actor.app, &actor.role, &actor.client, &change.purpose];
+    for text in said.map(Option::as_deref).into_iter().chain([Some(person)]) {
+        assert_eq!(text.unwrap().chars().count(), 1000);
+    }
+}
+
 #[test]
 fn a_bracket_attributes_what_is_in_it() {
     let work = "INSERT INTO patient(id) VALUES(1), (2), (3)";
