@@ -481,7 +481,7 @@ mod tests {
             ..Finding::general(Code::Unattributed, "update without an attributed actor")
         };
         assert!(incidents.tell(&told(None), 10));
-        let key = Key::new(vec![Cell::new(b"t1".to_vec())]);
+        let key = Key::new(vec![Cell::new(b"t1")]);
         assert_eq!(incidents.note(&told(Some(key))), Noted::Known);
         assert_eq!(incidents.kept()[0].finding.key, None);
     }
