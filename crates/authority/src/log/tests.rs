@@ -384,7 +384,7 @@ fn the_key_is_its_owners_alone() {
     let secret = fs::read_to_string(&path).unwrap();
     for bad in [
         "",
-        "zz",
+        "no hexadecimal digits",
         &secret[..62],
         &secret.to_uppercase().replace('0', "A"),
     ] {
