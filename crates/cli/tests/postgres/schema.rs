@@ -855,8 +855,9 @@ fn a_change_at_once_under_another_key_launders_nothing() {
     });
     let found = status["findings"].as_array().unwrap().iter();
     let found = found.filter(|f| f["code"] == "ROW-04");
-    let found: Vec<&str> = found.map(|f| f["key"].as_str().unwrap()).collect();
-    assert_eq!(found, ["9,1009", "99,99"]);
+    // By the key that was known when the stream came to it.
+    let ids = found.map(|f| f["key"].as_str().unwrap().split(',').next().unwrap());
+    assert_eq!(ids.collect::<Vec<_>>(), ["9", "99"]);
     world.scan();
     world.stop_guardian();
     world.run("trail verify").exits(0);
