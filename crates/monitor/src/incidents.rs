@@ -242,6 +242,11 @@ impl Incidents {
         self.newest.get(line).is_some()
     }
 
+    /// Whether any finding of this kind is open.
+    pub fn has_open(&self, kind: &Kind) -> bool {
+        self.newest.open_of(kind).next().is_some() || self.newest.more_than(kind).open > 0
+    }
+
     /// Whether the finding of a line, which is of this kind, is open: of one that is only
     /// counted, also if it may be, before a scan has looked after a start.
     pub fn is_open(&self, kind: &Kind, line: u64) -> bool {

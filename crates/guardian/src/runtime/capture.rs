@@ -11,7 +11,7 @@ use pitser_capture::{Cell, Key, Position, Shape};
 use pitser_evidence::Code;
 use pitser_evidence::codec::Bytes32;
 use pitser_evidence::line::{Gap, Op, Patient, Timestamp};
-use pitser_monitor::{Expected, Finding, Sealed, Versions, expected, key_cells, key_of};
+use pitser_monitor::{Expected, Finding, Kind, Sealed, Versions, expected, key_cells, key_of};
 use pitser_trail::{Body, Draft, TrailError};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -340,7 +340,11 @@ impl Session {
             None if change.op == Changed::Create => {
                 self.compare_absent(worker, &change, &record)?
             }
-            None if is_of_row(change.op) && change.old.is_none() => {
+            // Nearly always there is a sealed row, and nothing was found in the table.
+            None if is_of_row(change.op)
+                && change.old.is_none()
+                && (sealed.is_none() || self.incidents.has_open(&altered_in(&change))) =>
+            {
                 self.compare_known(worker, &change, &record)?
             }
             replaced => replaced,
@@ -707,8 +711,7 @@ impl Session {
             let code = line.finding.as_ref().map(|finding| finding.code);
             match line.op {
                 Op::Finding if code == Some(Code::RowDiffers) => {
-                    let kind = (Code::RowDiffers, Some(change.table.clone()));
-                    return Ok(self.incidents.is_open(&kind, line.seq));
+                    return Ok(self.incidents.is_open(&altered_in(change), line.seq));
                 }
                 Op::Finding | Op::Accept | Op::Read => {}
                 _ => break,
@@ -1001,6 +1004,11 @@ impl Session {
 fn has_null(change: &Change) -> bool {
     let mut cells = change.key.cells().iter();
     cells.any(|cell| cell.expose().is_none())
+}
+
+/// Findings of rows of a change's table that are not as they were sealed.
+fn altered_in(change: &Change) -> Kind {
+    (Code::RowDiffers, Some(change.table.clone()))
 }
 
 /// Whether there was a row before such a change.
