@@ -61,6 +61,16 @@ impl Pair {
     }
 
     /// An authority that signs by `signer`; it has been started once with `sound`.
+    /// One that each start answers what a file says before it works, and tells its number in
+    /// `pid`; and that file.
+    fn moody(&self) -> (String, SignerCommand) {
+        let (mood, pid) = (self.path("mood"), self.path("pid"));
+        let command = self.command(&format!(
+            "echo $$ > {pid}; while test -s {mood} && read -r line; do . {mood}; done"
+        ));
+        (mood, command)
+    }
+
     async fn world(&self, sound: &SignerCommand, signer: SignerCommand) -> World {
         self.world_with(sound, signer, |_| {}).await
     }
@@ -150,11 +160,7 @@ async fn a_program_that_fails_costs_its_round_and_no_other() {
         return;
     }
     let pair = Pair::new();
-    // Each start, it answers what `mood` says before it works.
-    let (mood, pid) = (pair.path("mood"), pair.path("pid"));
-    let moody = pair.command(&format!(
-        "echo $$ > {pid}; while test -s {mood} && read -r line; do . {mood}; done"
-    ));
+    let (mood, moody) = pair.moody();
     let mut moody_and_quick = moody.clone();
     moody_and_quick.timeout = Duration::from_millis(500);
     let world = pair.world(&moody, moody_and_quick).await;
@@ -199,10 +205,7 @@ async fn a_round_without_signatures_costs_nobodys_quota() {
         return;
     }
     let pair = Pair::new();
-    let (mood, pid) = (pair.path("mood"), pair.path("pid"));
-    let moody = pair.command(&format!(
-        "echo $$ > {pid}; while test -s {mood} && read -r line; do . {mood}; done"
-    ));
+    let (mood, moody) = pair.moody();
     let two_a_day = |config: &mut Config| {
         let allowance = Allowance {
             per_day: Some(2),

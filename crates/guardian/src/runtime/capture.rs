@@ -659,21 +659,16 @@ impl Session {
         let Some(former) = former.filter(is_known) else {
             return Ok(None);
         };
-        let was = self.record_under(&change.table, &Key::new(former));
-        let columns = self.columns.of(&change.table);
+        let former = Key::new(former);
+        let was = self.record_under(&change.table, &former);
         let text = match (expected(&mut self.trail, &change.table, &was)?, &change.old) {
             (Expected::Unknown, _) => NEVER_SEALED,
-            (Expected::Erased, _) | (Expected::Row { .. }, None) => return Ok(None),
-            (Expected::Row { nonce, row }, Some(old)) => {
-                if columns.open(&nonce, &row, old) {
-                    return Ok(None);
-                }
-                let sealed = Sealed::of(&mut self.trail, &change.table, &was)?;
-                if sealed.is_some_and(|sealed| sealed.altered(old, columns).is_none()) {
-                    return Ok(None);
-                }
+            (Expected::Row { .. }, Some(old))
+                if !self.is_sealed_as(&change.table, &former, old)? =>
+            {
                 NOT_THE_SEALED
             }
+            (Expected::Row { .. } | Expected::Erased, _) => return Ok(None),
         };
         Ok(Some(replaced(change, record, text)))
     }

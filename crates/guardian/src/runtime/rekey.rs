@@ -459,7 +459,12 @@ impl Session {
     }
 
     /// Whether the row is the one that was sealed under this key.
-    fn is_sealed_as(&mut self, table: &str, key: &Key, row: &Row) -> Result<bool, Ended> {
+    pub(super) fn is_sealed_as(
+        &mut self,
+        table: &str,
+        key: &Key,
+        row: &Row,
+    ) -> Result<bool, Ended> {
         let record = self.record_under(table, key);
         let sealed = expected(&mut self.trail, table, &record)?;
         let (nonce, commitment) = match sealed {
